@@ -1,0 +1,22 @@
+"""CA-UReID for FastReID: unsupervised person re-identification from camera labels alone.
+
+Importing the plugin first makes FastReID importable and mends its defects on today's stack
+(:mod:`caureid_plugin.compat`), then registers the plugin's parts. Import it before FastReID.
+"""
+
+from . import compat  # isort: skip  (before everything that imports fastreid)
+
+from .compat import launch
+from .config import add_caureid_config
+from .config_files import get_config_file
+from .data import ClusterSampler, SyntheticCameras, UnlabelledImages
+from .engine import EvalAtStart, UnsupervisedHook, extract_features
+from .modeling import LOSS_REGISTRY, CamSepHead, CAUReID, MemoryBank, build_losses, needs_memory
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CAUReID", "CamSepHead", "ClusterSampler", "EvalAtStart", "LOSS_REGISTRY", "MemoryBank",
+    "SyntheticCameras", "UnlabelledImages", "UnsupervisedHook", "add_caureid_config",
+    "build_losses", "compat", "extract_features", "get_config_file", "launch", "needs_memory",
+]

@@ -1,0 +1,1052 @@
+"""Makes FastReID 1.4.0, unmodified, run on current Python, PyTorch and NumPy, with or without CUDA.
+
+This is the only module that touches the toolbox's internals. Each defect has one repair: a
+function under ``@_repair`` that names the upstream location, the symptom and the versions where
+it was seen, together with a probe that shows the defect by *behaviour*. A repair is applied when
+the plugin is imported and its probe reports the defect, so a clone of the toolbox in which a
+defect has been mended is left alone. ``docs/compatibility.md`` lists the repairs;
+``tests/test_compat.py`` switches each off in turn and watches the defect come back.
+
+``REPAIRS[name].revert()`` and ``.apply()`` switch one repair; :func:`without` does both around a
+block.
+"""
+
+from __future__ import annotations
+
+import collections
+import collections.abc
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import importlib
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import types
+import warnings
+from pathlib import Path
+from typing import Callable, Iterator
+
+import numpy as np
+import torch
+
+logger = logging.getLogger("fastreid.caureid")
+
+_INSTALL_HINT = (
+    "install it with `pip install --no-deps fastreid==1.4.0` "
+    "(--no-deps, because its own pins ask for torch 1.13.1)"
+)
+_FAISS_HINT = (
+    "install exactly one of `pip install faiss-cpu` or `pip install faiss-gpu` "
+    "(the extras [faiss-cpu] and [faiss-gpu] of caureid-plugin); both provide the module `faiss`"
+)
+
+
+# --------------------------------------------------------------------------- import ----
+
+
+@contextlib.contextmanager
+def legacy_names() -> Iterator[None]:
+    """Provides the two names that the toolbox imports and that no longer exist.
+
+    Upstream: ``data/build.py:10-11`` (``torch._six.string_classes``, ``collections.Mapping``) and
+    ``evaluation/testing.py:5`` (``collections.Mapping``). Symptom: ``import fastreid.data`` raises
+    ImportError on Python >= 3.10 and on torch >= 2.0. The names are gone again afterwards, so that
+    other libraries see the interpreter as it is.
+    """
+    added = []
+    if not hasattr(collections, "Mapping"):
+        collections.Mapping = collections.abc.Mapping
+        added.append(lambda: delattr(collections, "Mapping"))
+    try:
+        importlib.import_module("torch._six")
+    except ImportError:
+        six = types.ModuleType("torch._six")
+        six.string_classes = (str, bytes)
+        sys.modules["torch._six"] = six
+        added.append(lambda: sys.modules.pop("torch._six", None))
+    try:
+        yield
+    finally:
+        for remove in added:
+            remove()
+
+
+def _import_toolbox() -> None:
+    if importlib.util.find_spec("faiss") is None:
+        raise ImportError(f"FastReID's evaluator imports faiss, which is missing: {_FAISS_HINT}.")
+    if importlib.util.find_spec("fastreid") is None:
+        raise ImportError(f"FastReID is not installed: {_INSTALL_HINT}.")
+    with legacy_names():
+        for name in ("config", "data", "engine", "evaluation", "modeling", "solver", "utils"):
+            importlib.import_module(f"fastreid.{name}")
+        for name in ("compute_dist", "checkpoint", "comm", "events", "params"):
+            importlib.import_module(f"fastreid.utils.{name}")
+
+
+_import_toolbox()
+
+import fastreid.data.build as _data_build  # noqa: E402
+import fastreid.data.data_utils as _data_utils  # noqa: E402
+import fastreid.engine.defaults as _defaults  # noqa: E402
+import fastreid.engine.hooks as _hooks  # noqa: E402
+import fastreid.engine.train_loop as _train_loop  # noqa: E402
+import fastreid.evaluation.rank_cylib as _rank_cylib  # noqa: E402
+import fastreid.modeling.meta_arch.build as _meta_build  # noqa: E402
+import fastreid.utils.checkpoint as _checkpoint  # noqa: E402
+import fastreid.utils.compute_dist as _compute_dist  # noqa: E402
+import fastreid.utils.events as _events  # noqa: E402
+from fastreid.config import CfgNode  # noqa: E402
+from fastreid.data import samplers as _samplers  # noqa: E402
+from fastreid.data.datasets import bases as _bases  # noqa: E402
+from fastreid.data.datasets import dukemtmcreid as _duke  # noqa: E402
+from fastreid.data.datasets import market1501 as _market  # noqa: E402
+from fastreid.data.samplers import data_sampler as _data_sampler  # noqa: E402
+from fastreid.data.samplers import imbalance_sampler as _imbalance_sampler  # noqa: E402
+from fastreid.modeling.meta_arch import Baseline as _Baseline  # noqa: E402
+from fastreid.utils import comm  # noqa: E402
+from fastreid.utils.env import seed_all_rng  # noqa: E402
+from fastreid.utils.params import ContiguousParams  # noqa: E402
+from fastreid.utils.registry import Registry  # noqa: E402
+
+# `fastreid.engine.launch` is the function: the package overwrites the submodule's name.
+_launch = sys.modules["fastreid.engine.launch"]
+
+# One warning for every image, from data/transforms/functional.py:46 in every worker; the call itself
+# works.
+warnings.filterwarnings("ignore", message="TypedStorage is deprecated", category=UserWarning)
+
+TOOLBOX_LOSSES = ("CrossEntropyLoss", "TripletLoss", "CircleLoss", "Cosface")
+"""Names that the toolbox's meta-architectures understand in ``MODEL.LOSSES.NAME``."""
+
+
+# ------------------------------------------------------------------------- framework ----
+
+
+class _Patches:
+    """Remembers every replaced attribute, so that a repair can be taken back."""
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], None]] = []
+
+    def set(self, owner: object, name: str, value: object) -> None:
+        if name in vars(owner):
+            self._undo.append(functools.partial(setattr, owner, name, vars(owner)[name]))
+        else:
+            self._undo.append(functools.partial(delattr, owner, name))
+        setattr(owner, name, value)
+
+    def everywhere(self, old: object, new: object) -> None:
+        """Replaces ``old`` under every name by which a loaded toolbox module knows it."""
+        for module_name, module in list(sys.modules.items()):
+            if module is None or module_name.split(".")[0] != "fastreid":
+                continue
+            for name, value in list(vars(module).items()):
+                if value is old:
+                    self.set(module, name, new)
+
+    def revert(self) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+
+@dataclasses.dataclass
+class Repair:
+    """One mended defect of the toolbox.
+
+    Attributes:
+        name: short name.
+        upstream: file and line in FastReID 1.4.0.
+        symptom: what a user saw.
+        versions: where it was seen.
+        is_broken: probe that shows the defect; the repair is applied only where it returns True.
+    """
+
+    name: str
+    upstream: str
+    symptom: str
+    versions: str
+    is_broken: Callable[[], bool]
+    _change: Callable[[_Patches], None]
+    _patches: _Patches | None = None
+
+    @property
+    def applied(self) -> bool:
+        return self._patches is not None
+
+    def apply(self) -> None:
+        """Applies the repair if it is not applied already and the defect is there."""
+        if self.applied or not self.is_broken():
+            return
+        self._patches = _Patches()
+        self._change(self._patches)
+
+    def revert(self) -> None:
+        if self._patches is not None:
+            self._patches.revert()
+            self._patches = None
+
+
+REPAIRS: dict[str, Repair] = {}
+
+
+def _always() -> bool:
+    return True
+
+
+def _repair(*, upstream: str, symptom: str, versions: str, broken: Callable[[], bool] = _always):
+    def register(change: Callable[[_Patches], None]):
+        name = change.__name__.strip("_")
+        REPAIRS[name] = Repair(name, upstream, symptom, versions, broken, change)
+        return change
+
+    return register
+
+
+@contextlib.contextmanager
+def without(name: str) -> Iterator[None]:
+    """Switches one repair off for a block, for tests and for reproducing a defect.
+
+    Repairs applied after it are taken back first and applied again, because several may wrap the
+    same function.
+    """
+    applied = [repair for repair in REPAIRS.values() if repair.applied]
+    for repair in reversed(applied):
+        repair.revert()
+    for repair in applied:
+        if repair.name != name:
+            repair.apply()
+    try:
+        yield
+    finally:
+        for repair in reversed(applied):
+            repair.revert()
+        for repair in applied:
+            repair.apply()
+
+
+def apply_all() -> None:
+    """Applies every repair whose defect is present. Called once, on import of the plugin."""
+    for repair in REPAIRS.values():
+        repair.apply()
+
+
+def _raises(action: Callable[[], object], kind: type[BaseException] = Exception) -> bool:
+    try:
+        action()
+    except kind:
+        return True
+    return False
+
+
+# ------------------------------------------------------------------------ optimisation ----
+
+
+def _zero_grad_drops_the_buffer() -> bool:
+    weight = torch.nn.Parameter(torch.ones(2))
+    wrapper = ContiguousParams(
+        [{"freeze_status": "normal", "params": [weight], "lr": 0.1, "weight_decay": 0.0}]
+    )
+    optimizer = torch.optim.SGD(wrapper.contiguous(), lr=0.1)
+    optimizer.zero_grad()
+    return optimizer.param_groups[0]["params"][0].grad is None
+
+
+@_repair(
+    upstream="engine/train_loop.py:237,346 with utils/params.py:55",
+    symptom="trains nothing, silently: optimizer.zero_grad() sets the flat buffer's gradient to "
+    "None, later gradients go to views that no optimizer reads, no weight moves",
+    versions="torch >= 2.0 (set_to_none became the default)",
+    broken=_zero_grad_drops_the_buffer,
+)
+def _contiguous_zero_grad(patch: _Patches) -> None:
+    original = _train_loop.SimpleTrainer.__init__
+
+    @functools.wraps(original)
+    def init(self, model, data_loader, optimizer, param_wrapper):
+        original(self, model, data_loader, optimizer, param_wrapper)
+        if isinstance(param_wrapper, ContiguousParams):
+            # zeroed in place, the flat gradient stays the storage behind every parameter's grad
+            optimizer.zero_grad = functools.partial(optimizer.zero_grad, set_to_none=False)
+
+    patch.set(_train_loop.SimpleTrainer, "__init__", init)
+
+
+class WeightsMovedGuard(_train_loop.HookBase):
+    """Stops a run in which no weight has moved after its first steps.
+
+    Args:
+        steps: number of steps to wait. Mixed precision may skip steps while it looks for its loss
+            scale, so :func:`_weights_guard` waits longer there.
+
+    Raises:
+        RuntimeError: after ``steps`` steps (or at the end of a shorter run) with every trainable
+            parameter equal to its first value.
+    """
+
+    def __init__(self, steps: int = 10) -> None:
+        self._steps = steps
+        self._before: list[torch.Tensor] | None = None
+
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        return [p for p in self.trainer.model.parameters() if p.requires_grad]
+
+    def before_train(self) -> None:
+        self._before = [p.detach().clone() for p in self._parameters()]
+
+    def after_step(self) -> None:
+        if self._before is None:
+            return
+        done = self.trainer.iter - self.trainer.start_iter + 1
+        if done < self._steps and self.trainer.iter + 1 < self.trainer.max_iter:
+            return
+        before, self._before = self._before, None
+        if any(not torch.equal(old, new) for old, new in zip(before, self._parameters())):
+            return
+        raise RuntimeError(
+            f"No weight has moved after {done} training steps: the optimizer is not connected to "
+            "the model, every parameter is frozen, or the learning rate is 0. Check "
+            "SOLVER.BASE_LR, MODEL.FREEZE_LAYERS and that `import caureid_plugin` comes before "
+            "the trainer is built."
+        )
+
+
+@_repair(
+    upstream="engine/defaults.py:197-250 (DefaultTrainer.__init__)",
+    symptom="nothing notices a run that does not train",
+    versions="all",
+)
+def _weights_guard(patch: _Patches) -> None:
+    original = _defaults.DefaultTrainer.__init__
+
+    @functools.wraps(original)
+    def init(self, cfg):
+        original(self, cfg)
+        self.register_hooks([WeightsMovedGuard(30 if cfg.SOLVER.AMP.ENABLED else 10)])
+
+    patch.set(_defaults.DefaultTrainer, "__init__", init)
+
+
+@_repair(
+    upstream="engine/defaults.py:226 (iters_per_epoch = N // batch)",
+    symptom="an epoch has N // batch iterations: 0 for small data (ZeroDivisionError in the "
+    "scheduler, or a run without a step), 202 for Market-1501 where the literature uses 400",
+    versions="all",
+)
+def _iters_per_epoch(patch: _Patches) -> None:
+    original = _defaults.DefaultTrainer.__init__
+
+    @functools.wraps(original)
+    def init(self, cfg):
+        self._configured_iters = int(cfg.SOLVER.get("ITERS_PER_EPOCH", 0))
+        original(self, cfg)
+
+    def get(self) -> int:
+        return self._iters_per_epoch
+
+    def put(self, value: int) -> None:
+        count = getattr(self, "_configured_iters", 0) or value
+        if count < 1:
+            raise ValueError(
+                f"An epoch would have {count} iterations: the training set has fewer images than "
+                "SOLVER.IMS_PER_BATCH. Set SOLVER.ITERS_PER_EPOCH to a positive number or lower "
+                "SOLVER.IMS_PER_BATCH."
+            )
+        self._iters_per_epoch = count
+
+    patch.set(_defaults.DefaultTrainer, "__init__", init)
+    patch.set(_defaults.DefaultTrainer, "iters_per_epoch", property(get, put))
+
+
+@_repair(
+    upstream="engine/train_loop.py:326 (AMPTrainer.run_step)",
+    symptom="mixed precision on a machine without CUDA dies with a bare assertion at the first "
+    "step, after data and model are built",
+    versions="all",
+)
+def _amp_needs_cuda(patch: _Patches) -> None:
+    original = _defaults.DefaultTrainer.__init__
+
+    @functools.wraps(original)
+    def init(self, cfg):
+        if cfg.SOLVER.AMP.ENABLED and not _uses_cuda(cfg):
+            raise ValueError(
+                "SOLVER.AMP.ENABLED is True, but mixed precision needs a CUDA device and this run "
+                f"uses the CPU (MODEL.DEVICE {cfg.MODEL.DEVICE!r}, CUDA available: "
+                f"{torch.cuda.is_available()}). Set SOLVER.AMP.ENABLED False."
+            )
+        original(self, cfg)
+
+    patch.set(_defaults.DefaultTrainer, "__init__", init)
+
+
+# ------------------------------------------------------------------------------ device ----
+
+
+def _uses_cuda(cfg) -> bool:
+    return torch.cuda.is_available() and str(cfg.MODEL.DEVICE).startswith("cuda")
+
+
+@_repair(
+    upstream="modeling/meta_arch/build.py:28 with config/defaults.py (MODEL.DEVICE = 'cuda')",
+    symptom="every config asks for CUDA; without it the model cannot be built",
+    versions="all",
+)
+def _default_device(patch: _Patches) -> None:
+    original = _meta_build.build_model
+
+    @functools.wraps(original)
+    def build_model(cfg):
+        if str(cfg.MODEL.DEVICE).startswith("cuda") and not torch.cuda.is_available():
+            logger.info("MODEL.DEVICE is %r, but there is no CUDA device: running on the CPU.",
+                        cfg.MODEL.DEVICE)
+            frozen, cfg = cfg.is_frozen(), cfg.clone()
+            cfg.defrost()
+            cfg.MODEL.DEVICE = "cpu"
+            if frozen:
+                cfg.freeze()
+        return original(cfg)
+
+    patch.everywhere(original, build_model)
+
+
+class PrefetchLoader(torch.utils.data.DataLoader):
+    """Stands in for the toolbox's ``DataLoaderX``: same constructor, CPU or CUDA, no own thread.
+
+    Starts its workers at the first batch, not at ``iter()``, so that a loader which is replaced
+    before it is used costs nothing. On CUDA the next batch is copied while the current one is
+    used. :meth:`shutdown` ends the workers.
+    """
+
+    def __init__(self, local_rank: int, **kwargs) -> None:
+        cuda = torch.cuda.is_available()
+        kwargs["pin_memory"] = kwargs.get("pin_memory", False) and cuda
+        super().__init__(**kwargs)
+        # DataLoader refuses attributes it knows; these are ours.
+        self.target_device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+        self._running: Iterator | None = None
+
+    def __iter__(self):
+        self.shutdown()
+        self._running = self._batches(super().__iter__)
+        return self
+
+    def __next__(self):
+        if self._running is None:
+            raise StopIteration
+        return next(self._running)
+
+    def _batches(self, start: Callable[[], Iterator]) -> Iterator:
+        source = start()
+        current = self._move(next(source, None))
+        while current is not None:
+            upcoming = self._move(next(source, None)) if self.pin_memory else None
+            yield current
+            current = upcoming if self.pin_memory else self._move(next(source, None))
+
+    def _move(self, batch):
+        if batch is None or self.target_device.type == "cpu":
+            return batch
+        return {
+            key: value.to(self.target_device, non_blocking=True)
+            if isinstance(value, torch.Tensor) else value
+            for key, value in batch.items()
+        }
+
+    def shutdown(self) -> None:
+        """Ends the worker processes; the loader can be iterated again."""
+        if self._running is not None:
+            self._running.close()  # drops the worker iterator, whose destructor joins the workers
+            self._running = None
+
+
+@_repair(
+    upstream="data/data_utils.py:56-202 (BackgroundGenerator, DataLoaderX)",
+    symptom="every loader needs CUDA; each one keeps a thread and its workers for ever, and starts "
+    "them when the trainer is built, before anybody has asked for a batch",
+    versions="all",
+)
+def _train_loader(patch: _Patches) -> None:
+    patch.everywhere(_data_utils.DataLoaderX, PrefetchLoader)
+
+
+@_repair(
+    upstream="data/build.py:136 (build_reid_test_loader, num_workers=4)",
+    symptom="DATALOADER.NUM_WORKERS does not reach the test loader, which always starts four",
+    versions="all",
+)
+def _test_loader_workers(patch: _Patches) -> None:
+    original = _data_build.build_reid_test_loader
+
+    @functools.wraps(original)
+    def build_reid_test_loader(*args, **kwargs):
+        cfg = kwargs.get("cfg", args[0] if args else None)
+        if not isinstance(cfg, CfgNode):
+            return original(*args, **kwargs)
+        explicit = _data_build._test_loader_from_config(*args, **kwargs)
+        workers = kwargs.get("num_workers", cfg.DATALOADER.NUM_WORKERS)
+        return original(**explicit, num_workers=workers)
+
+    patch.everywhere(original, build_reid_test_loader)
+
+
+def _jaccard_needs_cuda() -> bool:
+    return _raises(lambda: _compute_dist.build_dist(
+        torch.eye(4), torch.eye(4), metric="jaccard", k1=2, k2=1))
+
+
+@_repair(
+    upstream="utils/compute_dist.py:55 (build_dist) and :67 (features.cuda())",
+    symptom="TEST.RERANK.ENABLED fails without CUDA or without faiss-gpu",
+    versions="all",
+    broken=_jaccard_needs_cuda,
+)
+def _rerank_without_cuda(patch: _Patches) -> None:
+    original = _compute_dist.compute_jaccard_distance
+
+    @functools.wraps(original)
+    def compute_jaccard_distance(features, k1=20, k2=6, search_option=0, fp16=False):
+        if not (torch.cuda.is_available() and hasattr(_compute_dist.faiss, "StandardGpuResources")):
+            features, search_option = features.cpu(), 3
+        return original(features, k1=k1, k2=k2, search_option=search_option, fp16=fp16)
+
+    patch.everywhere(original, compute_jaccard_distance)
+
+
+@_repair(
+    upstream="modeling/meta_arch/baseline.py:114 (images.sub_().div_() in place)",
+    symptom="TEST.FLIP.ENABLED normalises the flipped images twice, so half of every averaged "
+    "feature comes from a wrong image; the caller's batch is changed as well",
+    versions="all",
+)
+def _preprocess_in_place(patch: _Patches) -> None:
+    original = _Baseline.preprocess_image
+
+    @functools.wraps(original)
+    def preprocess_image(self, batched_inputs):
+        if isinstance(batched_inputs, dict):
+            batched_inputs = {**batched_inputs, "images": batched_inputs["images"].clone()}
+        elif isinstance(batched_inputs, torch.Tensor):
+            batched_inputs = batched_inputs.clone()
+        return original(self, batched_inputs)
+
+    patch.set(_Baseline, "preprocess_image", preprocess_image)
+
+
+# ------------------------------------------------------------------- several processes ----
+
+
+def _ddp(model, device_ids=None, **kwargs):
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    return torch.nn.parallel.DistributedDataParallel(
+        model, device_ids=None if on_cpu else device_ids, **kwargs)
+
+
+@_repair(
+    upstream="engine/defaults.py:217 (DistributedDataParallel(device_ids=[rank]))",
+    symptom="several processes on the CPU: ValueError, device_ids is for GPU modules",
+    versions="all",
+)
+def _ddp_on_cpu(patch: _Patches) -> None:
+    patch.set(_defaults, "DistributedDataParallel", _ddp)
+
+
+def _init_process(rank: int, local_rank: int, local_size: int, world_size: int, url: str) -> None:
+    """Joins the process group and sets the group of this machine, as the toolbox's comm needs."""
+    cuda = torch.cuda.is_available()
+    if cuda and local_size > torch.cuda.device_count():
+        raise ValueError(
+            f"--num-gpus {local_size} was asked for, but this machine has "
+            f"{torch.cuda.device_count()} CUDA devices.")
+    if cuda:
+        torch.cuda.set_device(local_rank)
+    else:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
+    torch.distributed.init_process_group(
+        "nccl" if cuda else "gloo", init_method=url, world_size=world_size, rank=rank)
+    for machine in range(world_size // local_size):
+        ranks = list(range(machine * local_size, (machine + 1) * local_size))
+        group = torch.distributed.new_group(ranks)
+        if rank in ranks:
+            comm._LOCAL_PROCESS_GROUP = group
+    comm.synchronize()
+
+
+def _leave_process_group() -> None:
+    torch.distributed.destroy_process_group()
+    comm._LOCAL_PROCESS_GROUP = None
+    comm._get_global_gloo_group.cache_clear()
+
+
+def _worker(local_rank, main_func, world_size, local_size, machine_rank, url, args) -> None:
+    rank = machine_rank * local_size + local_rank
+    _init_process(rank, local_rank, local_size, world_size, url)
+    main_func(*args)
+    _leave_process_group()
+
+
+def launch(main_func, num_gpus_per_machine, num_machines=1, machine_rank=0, dist_url=None, args=()):
+    """Runs ``main_func(*args)`` in every process; the toolbox's ``launch``, with or without CUDA.
+
+    Under ``torchrun`` (which starts the processes itself) it joins the group that torchrun
+    describes. Without CUDA the processes talk through gloo and share the machine's cores.
+
+    Args:
+        main_func: picklable function run in every process.
+        num_gpus_per_machine: processes on this machine (GPUs, or CPU processes without CUDA).
+        num_machines, machine_rank: as in the toolbox.
+        dist_url: ``tcp://host:port``, or "auto" for a free port of this machine.
+        args: arguments of ``main_func``.
+    """
+    env = os.environ
+    if "TORCHELASTIC_RUN_ID" in env:
+        _init_process(int(env["RANK"]), int(env["LOCAL_RANK"]), int(env["LOCAL_WORLD_SIZE"]),
+                      int(env["WORLD_SIZE"]), "env://")
+        main_func(*args)
+        _leave_process_group()
+        return
+    world_size = num_machines * num_gpus_per_machine
+    if world_size == 1:
+        main_func(*args)
+        return
+    if dist_url in (None, "auto"):
+        if num_machines > 1:
+            raise ValueError("--dist-url auto works on one machine only: give tcp://host:port.")
+        dist_url = f"tcp://127.0.0.1:{_launch._find_free_port()}"
+    torch.multiprocessing.spawn(
+        _worker, nprocs=num_gpus_per_machine, daemon=False,
+        args=(main_func, world_size, num_gpus_per_machine, machine_rank, dist_url, args))
+
+
+@_repair(
+    upstream="engine/launch.py:74 (_distributed_worker)",
+    symptom="several processes assert CUDA and NCCL; torchrun starts N independent runs",
+    versions="all",
+)
+def _processes(patch: _Patches) -> None:
+    patch.everywhere(_launch.launch, launch)
+
+
+# -------------------------------------------------------------------------- evaluation ----
+
+
+def _cython_cache() -> Path:
+    """Folder for the evaluator compiled for this Python, NumPy and toolbox."""
+    source = Path(_rank_cylib.__file__).parent
+    key = hashlib.sha256(sysconfig.get_config_var("SOABI").encode() + np.__version__.encode())
+    for path in sorted(source.glob("*.pyx")):
+        key.update(path.read_bytes())
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "caureid-plugin" / f"rank_cylib-{key.hexdigest()[:16]}"
+
+
+_CYTHON_BUILD = """
+import sys
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+source, target, scratch = sys.argv[1:4]
+names = ("rank_cy", "roc_cy")
+modules = [Extension(n, [source + "/" + n + ".pyx"], include_dirs=[numpy.get_include()])
+           for n in names]
+setup(name="rank_cylib", ext_modules=cythonize(modules, build_dir=scratch, quiet=True),
+      script_args=["-q", "build_ext", "--build-lib", target, "--build-temp", scratch])
+"""
+
+
+def _compile_evaluator() -> None:
+    """Compiles the toolbox's Cython ranking into the user's cache; warns and goes on if it cannot.
+
+    The toolbox itself falls back to its Python ranking when the compiled module is missing.
+    """
+    cache = _cython_cache()
+    if not cache.is_dir():
+        try:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cache.parent) as scratch:
+                built = Path(scratch, "built")
+                subprocess.run(
+                    [sys.executable, "-c", _CYTHON_BUILD, str(Path(_rank_cylib.__file__).parent),
+                     str(built), str(Path(scratch, "build"))],
+                    check=True, capture_output=True, text=True, cwd=scratch)
+                with contextlib.suppress(OSError):  # another process was faster
+                    os.replace(built, cache)
+        except (OSError, subprocess.CalledProcessError) as error:
+            reason = getattr(error, "stderr", None) or str(error)
+            logger.warning(
+                "FastReID's compiled evaluation is not available, its slower Python code will be "
+                "used: %s", reason.strip().splitlines()[-1] if reason.strip() else error)
+            return
+    if str(cache) not in _rank_cylib.__path__:
+        _rank_cylib.__path__.append(str(cache))
+    importlib.invalidate_caches()
+
+
+def prepare_evaluation() -> None:
+    """Compiles the evaluator, or settles on the toolbox's Python one, before any training."""
+    if comm.is_main_process() and not _evaluator_is_compiled():
+        _rank_cylib.compile_helper()
+    comm.synchronize()
+
+
+def _evaluator_is_compiled() -> bool:
+    return importlib.util.find_spec("fastreid.evaluation.rank_cylib.rank_cy") is not None
+
+
+@_repair(
+    upstream="evaluation/rank_cylib/__init__.py:8-20, called by evaluation/reid_evaluation.py:128",
+    symptom="the evaluator is compiled by `make` with whatever `python3` is on the PATH, inside "
+    "site-packages, at the first evaluation, and sys.exit(1) ends the run if that fails",
+    versions="all (Python >= 3.12 has no distutils, so `make` fails there without setuptools)",
+)
+def _evaluator_build(patch: _Patches) -> None:
+    original = _defaults.DefaultTrainer.__init__
+
+    @functools.wraps(original)
+    def init(self, cfg):
+        prepare_evaluation()
+        original(self, cfg)
+
+    patch.everywhere(_rank_cylib.compile_helper, _compile_evaluator)
+    patch.set(_defaults.DefaultTrainer, "__init__", init)
+
+
+@_repair(
+    upstream="engine/defaults.py:338 (train), engine/hooks.py:221 (PeriodicCheckpointer), "
+    ":352 (EvalHook), train_loop.py:157",
+    symptom="training without a labelled test set fails: DATASETS.TESTS () raises IndexError, "
+    "TEST.EVAL_PERIOD 0 ZeroDivisionError, and train() asserts evaluation results; an error "
+    "before the first epoch is hidden behind `no attribute 'epoch'`",
+    versions="all",
+)
+def _training_without_tests(patch: _Patches) -> None:
+    train = _defaults.DefaultTrainer.train
+    before_train = _hooks.PeriodicCheckpointer.before_train
+    after_train = _hooks.EvalHook.after_train
+
+    @functools.wraps(train)
+    def train_(self):
+        self.epoch = self.start_epoch - 1
+        self._last_eval_results = getattr(self, "_last_eval_results", collections.OrderedDict())
+        return train(self)
+
+    @functools.wraps(before_train)
+    def before_train_(self):
+        if self.trainer.cfg.DATASETS.TESTS:
+            before_train(self)
+        else:
+            self.max_epoch, self.metric_name = self.trainer.max_epoch, "metric"
+
+    @functools.wraps(after_train)
+    def after_train_(self):
+        if self._period > 0:
+            after_train(self)
+        elif self.trainer.epoch + 1 >= self.trainer.max_epoch:
+            self._do_eval()  # the documented meaning: at the end of training
+
+    patch.set(_defaults.DefaultTrainer, "train", train_)
+    patch.set(_hooks.PeriodicCheckpointer, "before_train", before_train_)
+    patch.set(_hooks.EvalHook, "after_train", after_train_)
+
+
+@_repair(
+    upstream="utils/events.py:225 (CommonMetricPrinter.write)",
+    symptom="ZeroDivisionError at the end of a run of fewer than three iterations, which prints "
+    "the same iteration twice",
+    versions="all",
+)
+def _printer_twice(patch: _Patches) -> None:
+    original = _events.CommonMetricPrinter.write
+
+    @functools.wraps(original)
+    def write(self):
+        iteration = _events.get_event_storage().iter
+        if self._last_write is None or self._last_write[0] != iteration:
+            original(self)
+
+    patch.set(_events.CommonMetricPrinter, "write", write)
+
+
+# ---------------------------------------------------------------------- reproducibility ----
+
+
+@_repair(
+    upstream="engine/defaults.py:106 (seed_all_rng() without a seed)",
+    symptom="there is no key for the random seed: no run can be repeated",
+    versions="all",
+)
+def _seed(patch: _Patches) -> None:
+    original = _defaults.default_setup
+
+    @functools.wraps(original)
+    def default_setup(cfg, args):
+        original(cfg, args)
+        if cfg.get("SEED", -1) >= 0:
+            # every process draws its own augmentations; what must be shared is shared by comm
+            seed_all_rng(cfg.SEED + comm.get_rank())
+
+    patch.everywhere(original, default_setup)
+
+
+def _keeps_numpy_state(original: Callable[..., Iterator]) -> Callable[..., Iterator]:
+    """Lets a generator that reseeds NumPy's global state draw from a state of its own."""
+
+    @functools.wraps(original)
+    def generate(*args, **kwargs):
+        source, own = original(*args, **kwargs), None
+        while True:
+            outer = np.random.get_state()
+            if own is not None:
+                np.random.set_state(own)
+            try:
+                item = next(source)
+                own = np.random.get_state()
+            except StopIteration:
+                return
+            finally:
+                np.random.set_state(outer)
+            yield item
+
+    return generate
+
+
+@_repair(
+    upstream="data/samplers/*.py (np.random.seed in _infinite_indices)",
+    symptom="starting a sampler reseeds NumPy for the whole process; what is drawn afterwards "
+    "depends on how far the loader has read ahead",
+    versions="all",
+)
+def _sampler_state(patch: _Patches) -> None:
+    for kind in (_data_sampler.TrainingSampler, _imbalance_sampler.ImbalancedDatasetSampler,
+                 _samplers.NaiveIdentitySampler, _samplers.BalancedIdentitySampler,
+                 _samplers.SetReWeightSampler):
+        patch.set(kind, "_infinite_indices", _keeps_numpy_state(kind._infinite_indices))
+
+
+@_repair(
+    upstream="data/samplers/triplet_sampler.py:45 and :205",
+    symptom="with fewer identities than P, or a batch that K does not divide, the first batch "
+    "never comes: the samplers spin for ever",
+    versions="all",
+)
+def _sampler_hang(patch: _Patches) -> None:
+    for kind in (_samplers.NaiveIdentitySampler, _samplers.BalancedIdentitySampler):
+        patch.set(kind, "__init__", _checked_sampler_init(kind.__init__))
+
+
+def _checked_sampler_init(original):
+    @functools.wraps(original)
+    def init(self, data_source, mini_batch_size, num_instances, seed=None):
+        original(self, data_source, mini_batch_size, num_instances, seed)
+        if mini_batch_size % num_instances:
+            raise ValueError(
+                f"A process's batch of {mini_batch_size} images is not divisible by "
+                f"DATALOADER.NUM_INSTANCE {num_instances}: change SOLVER.IMS_PER_BATCH or "
+                "DATALOADER.NUM_INSTANCE.")
+        needed = self.num_pids_per_batch * comm.get_world_size()
+        if self.num_identities < needed:
+            raise ValueError(
+                f"A batch needs {needed} identities, the training set has {self.num_identities}: "
+                "lower SOLVER.IMS_PER_BATCH or raise DATALOADER.NUM_INSTANCE.")
+
+    return init
+
+
+# --------------------------------------------------------------------------------- data ----
+
+
+@_repair(
+    upstream="data/datasets/*.py (glob.glob without sorting), datasets/bases.py:60-76",
+    symptom="the order of the images, and with it every index, depends on the file system; an "
+    "empty training folder ends in a bare `assert size > 0`",
+    versions="all",
+)
+def _sorted_listing(patch: _Patches) -> None:
+    for split in ("train", "query", "gallery"):
+        patch.set(_bases.Dataset, split, property(_sorted_split(getattr(_bases.Dataset, split))))
+
+
+def _sorted_split(original: property):
+    def items(self):
+        found = original.fget(self)
+        if not found:
+            raise ValueError(
+                f"{type(self).__name__} found no image for one of its subsets below "
+                f"{getattr(self, 'dataset_dir', '') or getattr(self, 'root', '')!r}. Set the "
+                "environment variable FASTREID_DATASETS to the folder that holds the dataset.")
+        # in place: datasets keep the list they built, and callers may hold it already
+        found.sort(key=lambda item: item[0])
+        return found
+
+    return items
+
+
+@_repair(
+    upstream="data/datasets/bases.py:117 (check_before_run)",
+    symptom='a missing dataset is reported as `"x" is not found`, without the remedy',
+    versions="all",
+)
+def _missing_dataset(patch: _Patches) -> None:
+    original = _bases.Dataset.check_before_run
+
+    @functools.wraps(original)
+    def check_before_run(self, required_files):
+        try:
+            original(self, required_files)
+        except RuntimeError as error:
+            raise FileNotFoundError(
+                f"{type(self).__name__}: {error}. Set the environment variable FASTREID_DATASETS "
+                f"to the folder that holds the dataset (now {_data_build._root!r})."
+            ) from error
+
+    patch.set(_bases.Dataset, "check_before_run", check_before_run)
+
+
+@_repair(
+    upstream="data/datasets/market1501.py:77 and dukemtmcreid.py:61 (pattern.search().groups())",
+    symptom="an image whose name has no camera: AttributeError, 'NoneType' has no 'groups'",
+    versions="all",
+)
+def _image_without_camera(patch: _Patches) -> None:
+    for kind in (_market.Market1501, _duke.DukeMTMC):
+        patch.set(kind, "process_dir", _checked_process_dir(kind.process_dir))
+
+
+def _checked_process_dir(original):
+    @functools.wraps(original)
+    def process_dir(self, dir_path, is_train=True):
+        for path in sorted(Path(dir_path).glob("*.jpg")):
+            if not re.search(r"[-\d]+_c\d", path.name):
+                raise ValueError(
+                    f"{path} carries no camera label: {type(self).__name__} reads identity and "
+                    "camera from names like 0002_c1s1_000451_03.jpg. Rename or remove the file.")
+        return original(self, dir_path, is_train)
+
+    return process_dir
+
+
+@_repair(
+    upstream="data/data_utils.py:18-59 (read_image)",
+    symptom="a damaged image stops training with a message that does not name the file",
+    versions="all",
+)
+def _unreadable_image(patch: _Patches) -> None:
+    original = _data_utils.read_image
+
+    @functools.wraps(original)
+    def read_image(file_name, format=None):
+        try:
+            return original(file_name, format)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(
+                f"Cannot read the image {file_name}: {error}. Replace or remove the file."
+            ) from error
+
+    patch.everywhere(original, read_image)
+
+
+# --------------------------------------------------------------------------- checkpoints ----
+
+
+@_repair(
+    upstream="utils/checkpoint.py:273 (load_state_dict(strict=False))",
+    symptom="a checkpoint of another architecture is `loaded`: every weight is skipped with a log "
+    "line and the run goes on from random weights",
+    versions="all",
+)
+def _foreign_checkpoint(patch: _Patches) -> None:
+    original = _checkpoint.Checkpointer._load_model
+
+    @functools.wraps(original)
+    def load_model(self, checkpoint):
+        expected = [name for name in self.model.state_dict() if name.startswith("backbone.")]
+        incompatible = original(self, checkpoint)
+        wrong = {name for name, *_ in incompatible.incorrect_shapes}
+        wrong.update(incompatible.missing_keys)
+        # a head may differ (another number of classes); a backbone that does is another network
+        lost = [name for name in expected if name in wrong]
+        if lost:
+            raise ValueError(
+                f"The checkpoint is of another architecture: {len(lost)} of {len(expected)} "
+                f"backbone tensors are missing or of another shape (first: {lost[0]}). Check "
+                "MODEL.WEIGHTS (or the checkpoint in OUTPUT_DIR) against MODEL.BACKBONE.")
+        return incompatible
+
+    patch.set(_checkpoint.Checkpointer, "_load_model", load_model)
+
+
+# ------------------------------------------------------------------------------ registries ----
+
+
+def registered_names(registry) -> list[str]:
+    """Names known to one of the toolbox's registries, sorted; the registry itself has no list."""
+    return sorted(registry._obj_map)
+
+
+@_repair(
+    upstream="utils/registry.py:59 (Registry.get)",
+    symptom="an unknown head, backbone, dataset or meta-architecture is an error that does not say "
+    "which names there are",
+    versions="all",
+)
+def _unknown_name(patch: _Patches) -> None:
+    original = Registry.get
+
+    @functools.wraps(original)
+    def get(self, name):
+        try:
+            return original(self, name)
+        except KeyError:
+            raise KeyError(
+                f"No object named {name!r} in the {self._name} registry, known are "
+                f"{registered_names(self)}.") from None
+
+    patch.set(Registry, "get", get)
+
+
+# ----------------------------------------------------------------------------- the losses ----
+
+
+@_repair(
+    upstream="modeling/meta_arch/baseline.py:131-180 (if name in loss_names)",
+    symptom="a mistyped name in MODEL.LOSSES.NAME trains without that loss",
+    versions="all",
+)
+def _unknown_loss(patch: _Patches) -> None:
+    original = _Baseline.losses
+
+    @functools.wraps(original)
+    def losses(self, outputs, gt_labels):
+        unknown = [n for n in self.loss_kwargs["loss_names"] if n not in TOOLBOX_LOSSES]
+        if unknown:
+            raise ValueError(
+                f"{type(self).__name__} does not know the losses {unknown} of MODEL.LOSSES.NAME; "
+                f"it knows {list(TOOLBOX_LOSSES)}. The plugin's losses need "
+                "MODEL.META_ARCHITECTURE CAUReID.")
+        return original(self, outputs, gt_labels)
+
+    patch.set(_Baseline, "losses", losses)
+
+
+# ------------------------------------------------------------------------ for the plugin ----
+
+
+def swap_train_loader(trainer, loader) -> None:
+    """Gives a running DefaultTrainer another training loader and ends the old one's workers.
+
+    The toolbox's trainer keeps the iterator it made at construction, so that a new loader alone
+    would be ignored.
+    """
+    inner = trainer._trainer
+    inner.data_loader.shutdown()
+    inner.data_loader = loader
+    inner._data_loader_iter = iter(loader)
+
+
+apply_all()

@@ -1,0 +1,96 @@
+"""Config keys of the plugin. :func:`add_caureid_config` adds them to a FastReID config."""
+
+from __future__ import annotations
+
+from fastreid.config import CfgNode as CN
+
+
+def add_caureid_config(cfg: CN) -> None:
+    """Adds every key of the plugin, with its default, to ``cfg`` (changed in place).
+
+    The symbols are those of the CA-UReID paper (arXiv 2112.10089).
+    """
+    # Random seed of the run: Python, NumPy, torch, samplers. -1: a new one each time.
+    cfg.SEED = -1
+    # Training iterations per epoch. 0: FastReID's rule, number of images // SOLVER.IMS_PER_BATCH.
+    cfg.SOLVER.ITERS_PER_EPOCH = 0
+    # Evaluate the network before its first step too (scalars start/...).
+    cfg.TEST.EVAL_AT_START = False
+    # Images per batch-norm group (contiguous in the batch), for the backbone and the head of
+    # CAUReID, the same for any number of processes. 0: plain batch norm over a process's batch.
+    cfg.MODEL.BN_GROUP_SIZE = 16
+
+    _add_head(cfg)
+    _add_losses(cfg)
+    _add_unsupervised(cfg)
+
+
+def _add_head(cfg: CN) -> None:
+    # CamSepHead: splits the feature map F into a camera-specific and a camera-agnostic part.
+    camsep = cfg.MODEL.HEADS.CAMSEP = CN()
+    # Attention that gives the mask A (eq. 3). Options: "harmonious"; "none": no separation, the
+    # embedding comes from F itself (the paper's baseline), no camera branch.
+    camsep.ATTENTION = "harmonious"
+    # Range of A. Options: "full" (0..1); "half" (0.5..1, as in HA-CNN: 1 - A stays below 0.5).
+    camsep.RANGE = "full"
+    # Start with A = 0.5 everywhere, so that the first embedding is the pretrained one. Needs
+    # RANGE "full".
+    camsep.UNIFORM_START = True
+    # Squeeze factor of the channel attention (16 in HA-CNN).
+    camsep.REDUCTION = 16
+    # Keep the camera classifier's gradient out of the backbone (the mask still learns from it).
+    camsep.DETACH = False
+    # C, number of cameras in the training set. Needed by CameraSeparationLoss; checked against
+    # the data. 0: no camera classifier.
+    camsep.NUM_CAMERAS = 0
+
+
+def _add_losses(cfg: CN) -> None:
+    # Losses are chosen by MODEL.LOSSES.NAME; these are the options of the plugin's own.
+    # InfoNCELoss: against all cluster centroids.
+    cfg.MODEL.LOSSES.INFONCE = CN()
+    cfg.MODEL.LOSSES.INFONCE.TEMPERATURE = 0.05
+    cfg.MODEL.LOSSES.INFONCE.SCALE = 1.0
+    # CameraSeparationLoss (eq. 4), cross entropy over cameras. SCALE: lambda of L_cs in eq. 2.
+    cfg.MODEL.LOSSES.CAMSEP = CN()
+    cfg.MODEL.LOSSES.CAMSEP.SCALE = 0.4
+    # CACCLoss (eqs. 6, 7). SCALE: lambda of L_CACC in eq. 2.
+    cfg.MODEL.LOSSES.CACC = CN()
+    cfg.MODEL.LOSSES.CACC.SCALE = 1.0
+    # t in eq. 7.
+    cfg.MODEL.LOSSES.CACC.TEMPERATURE = 0.07
+    # k in eq. 7: nearest camera centres of other clusters.
+    cfg.MODEL.LOSSES.CACC.NUM_NEGATIVES = 50
+    # What is an anchor. Options: "centre" (camera centres of the batch, the paper's CACC);
+    # "sample" (every image, the paper's comparison in table 2).
+    cfg.MODEL.LOSSES.CACC.ANCHOR = "centre"
+    # L2-normalise camera centres, the bank's and the batch's.
+    cfg.MODEL.LOSSES.CACC.NORMALIZE = True
+
+
+def _add_unsupervised(cfg: CN) -> None:
+    # UnsupervisedHook: when to cluster and how to label.
+    node = cfg.CAUREID = CN()
+    # Where pseudo labels come from. Options:
+    #   "bank": cluster the memory bank; an outlier becomes a cluster of its own (SpCL).
+    #   "extract": extract all features anew at each clustering; outliers are not trained on
+    #              (ClusterContrast).
+    node.LABELS = "bank"
+    # Cluster at the start of every CLUSTER_PERIOD-th epoch (1: every epoch, as in the paper).
+    node.CLUSTER_PERIOD = 1
+    # Log the adjusted Rand index of the clusters. It needs the true identities, which are read for
+    # this figure alone and never reach training. For studies only.
+    node.DIAGNOSTICS = False
+
+    node.MEMORY = CN()
+    # mu in eq. 1: weight of the OLD value. 0.2 for Market-1501, 0.1 for DukeMTMC-reID.
+    node.MEMORY.MOMENTUM = 0.2
+
+    node.CLUSTER = CN()
+    # k1: neighbours in the k-reciprocal encoding; k2: neighbours in its query expansion.
+    node.CLUSTER.K1 = 30
+    node.CLUSTER.K2 = 6
+    # DBSCAN: largest Jaccard distance (0..1) of neighbours. 0.5 for Market-1501, 0.6 for Duke.
+    node.CLUSTER.EPS = 0.5
+    # DBSCAN: neighbours (itself included) that make a core point.
+    node.CLUSTER.MIN_SAMPLES = 4

@@ -1,0 +1,24 @@
+"""Where the shipped configs are, in a clone as well as after an installation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def get_config_file(name: str) -> str:
+    """Path of a shipped config.
+
+    Args:
+        name: relative to the config folder, such as "Market/caureid.yml".
+
+    Raises:
+        FileNotFoundError: no such config (lists those there are).
+    """
+    package = Path(__file__).resolve().parent
+    # in a clone the configs lie beside the package, an installation carries them inside it
+    folders = [f for f in (package.parent / "configs", package / "configs") if f.is_dir()]
+    for folder in folders:
+        if (folder / name).is_file():
+            return str(folder / name)
+    known = sorted(str(p.relative_to(f)) for f in folders for p in f.rglob("*.yml"))
+    raise FileNotFoundError(f"There is no config {name!r}, known are {known}.")

@@ -1,0 +1,111 @@
+"""Training images without identities, and the loaders made of them by the toolbox's builders."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from typing import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from fastreid.data import build_reid_test_loader, build_reid_train_loader
+from fastreid.data import transforms as toolbox_transforms
+from fastreid.data.data_utils import read_image
+from fastreid.utils import comm
+from torch.utils.data import DataLoader, Dataset
+
+from .sampler import ClusterSampler, Draw
+
+
+class UnlabelledImages(Dataset):
+    """Images with cameras and, later, pseudo labels. Identities never enter it.
+
+    Args:
+        items: (path, camera) of each image; cameras are any sortable names.
+        transform: image -> tensor.
+        labels: (N,) pseudo labels, -1 for outliers; None: all -1.
+
+    Attributes:
+        camids: (N,) int64, the cameras numbered in the order of their names.
+        num_cameras: C.
+
+    An item is a dict: images (3, H, W), targets, camids, indexes (its row), img_paths.
+
+    Raises:
+        ValueError: no image; an image without a camera (names it).
+    """
+
+    def __init__(self, items: Sequence[tuple[str, object]], transform: Callable,
+                 labels: np.ndarray | None = None) -> None:
+        if not items:
+            raise ValueError("The training set has no image: check DATASETS.NAMES and the "
+                             "environment variable FASTREID_DATASETS.")
+        for path, camera in items:
+            if camera is None or camera == "" or camera == -1:
+                raise ValueError(f"The training image {path} has no camera label; every training "
+                                 "image needs one. Mend the dataset or remove the file.")
+        self.paths = [path for path, _ in items]
+        names = sorted({camera for _, camera in items})
+        number = {name: i for i, name in enumerate(names)}
+        self.camids = np.array([number[camera] for _, camera in items], dtype=np.int64)
+        self.num_cameras = len(names)
+        self.transform = transform
+        self.labels = np.full(len(items), -1) if labels is None else np.asarray(labels)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, draw: int | Draw) -> dict:
+        index, seed = draw if isinstance(draw, Draw) else (int(draw), None)
+        image = read_image(self.paths[index])
+        with contextlib.nullcontext() if seed is None else _seeded(seed):
+            image = self.transform(image)
+        return {
+            "images": image,
+            "targets": int(self.labels[index]),
+            "camids": int(self.camids[index]),
+            "indexes": index,
+            "img_paths": self.paths[index],
+        }
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Runs a block with seeded Python, NumPy and torch (CPU) generators, then restores them."""
+    generator = torch.default_generator
+    before = random.getstate(), np.random.get_state(), generator.get_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        generator.set_state(before[2])
+
+
+def build_pseudo_label_loader(cfg, items: Sequence[tuple[str, object]], labels: np.ndarray,
+                              seed: int) -> DataLoader:
+    """Endless P x K training loader over pseudo labels, through the toolbox's builder.
+
+    Args:
+        cfg: SOLVER.IMS_PER_BATCH, DATALOADER.NUM_INSTANCE, DATALOADER.NUM_WORKERS and INPUT.
+        items: (path, camera).
+        labels: (N,) pseudo labels, -1 is not drawn.
+        seed: the same on every process.
+    """
+    train_set = UnlabelledImages(
+        items, toolbox_transforms.build_transforms(cfg, is_train=True), labels)
+    sampler = ClusterSampler(
+        labels, train_set.camids, batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        num_instances=cfg.DATALOADER.NUM_INSTANCE, seed=seed, rank=comm.get_rank(),
+        world_size=comm.get_world_size())
+    return build_reid_train_loader(cfg, train_set=train_set, sampler=sampler)
+
+
+def build_extraction_loader(cfg, items: Sequence[tuple[str, object]]) -> DataLoader:
+    """Loader that gives every training image once, in order, with the test transforms."""
+    images = UnlabelledImages(items, toolbox_transforms.build_transforms(cfg, is_train=False))
+    loader, _ = build_reid_test_loader(cfg, test_set=images)
+    return loader

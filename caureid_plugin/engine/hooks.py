@@ -1,0 +1,199 @@
+"""Hooks for FastReID's trainer."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import numpy as np
+import torch
+from fastreid.engine.train_loop import HookBase
+from fastreid.evaluation.testing import flatten_results_dict
+from fastreid.utils import comm
+from tqdm import tqdm
+
+from .. import clustering, compat
+from ..data import build_extraction_loader, build_pseudo_label_loader
+from ..modeling import CAUReID, MemoryBank
+from ..modeling.gather import gather_batch
+from .extraction import extract_features
+
+logger = logging.getLogger("fastreid.caureid")
+
+LABELS = ("bank", "extract")
+
+
+class UnsupervisedHook(HookBase):
+    """Trains CAUReID from camera labels alone: clusters, relabels and keeps the memory bank.
+
+    When what happens: before training the bank is filled by one pass of the network; before each
+    epoch the images are clustered, the bank relabelled and the training loader replaced; after
+    each step the bank takes the batch's features (eq. 1). Identities in the trainer's dataset are
+    dropped on registration and never read (but for CAUREID.DIAGNOSTICS, a logged figure).
+
+    Register it after the trainer is built and before ``resume_or_load``, so that a resumed run
+    finds its bank: ``trainer.register_hooks([UnsupervisedHook(cfg)])``.
+
+    Args:
+        cfg: the config the trainer was built with.
+
+    Raises:
+        ValueError: on construction for options it does not know; on registration if the model is
+            not a CAUReID, or NUM_CAMERAS contradicts the data; in training if every image is an
+            outlier at the first clustering.
+    """
+
+    def __init__(self, cfg) -> None:
+        node = cfg.CAUREID
+        if node.LABELS not in LABELS:
+            raise ValueError(f"CAUREID.LABELS {node.LABELS!r} is unknown, known are {LABELS}.")
+        if node.CLUSTER_PERIOD < 1:
+            raise ValueError(f"CAUREID.CLUSTER_PERIOD {node.CLUSTER_PERIOD} must be at least 1.")
+        self._cfg = cfg
+        self._identities: list | None = None
+
+    # FastReID hands a hook its trainer on registration, the moment at which a checkpointer that
+    # is to restore the bank must learn of it.
+    @property
+    def trainer(self):
+        return self._trainer
+
+    @trainer.setter
+    def trainer(self, trainer) -> None:
+        self._trainer = trainer
+        self._model = getattr(trainer.model, "module", trainer.model)
+        if not isinstance(self._model, CAUReID):
+            raise ValueError("UnsupervisedHook needs MODEL.META_ARCHITECTURE CAUReID, the model is "
+                             f"a {type(self._model).__name__}.")
+        listed = trainer.data_loader.dataset.img_items
+        self._items = [(path, camera) for path, _, camera in listed]
+        if self._cfg.CAUREID.DIAGNOSTICS:
+            self._identities = [identity for _, identity, _ in listed]
+        self._attach_bank()
+
+    def _attach_bank(self) -> None:
+        cfg = self._cfg
+        self._extraction = build_extraction_loader(cfg, self._items)
+        images = self._extraction.dataset
+        declared = cfg.MODEL.HEADS.CAMSEP.NUM_CAMERAS
+        if declared and declared != images.num_cameras:
+            raise ValueError(
+                f"MODEL.HEADS.CAMSEP.NUM_CAMERAS is {declared}, but the training images come from "
+                f"{images.num_cameras} cameras: set it to {images.num_cameras}.")
+        dim = cfg.MODEL.HEADS.EMBEDDING_DIM or cfg.MODEL.BACKBONE.FEAT_DIM
+        self._bank = MemoryBank(torch.from_numpy(images.camids), dim,
+                                momentum=cfg.CAUREID.MEMORY.MOMENTUM, device=self._model.device)
+        self._model.memory = self._bank
+        self._trainer.checkpointer.checkpointables["memory_bank"] = self._bank
+        self._seed = cfg.SEED if cfg.SEED >= 0 else int(comm.shared_random_seed())
+
+    def before_train(self) -> None:
+        if self._bank.features.any():  # restored from a checkpoint
+            return
+        if self.trainer.start_epoch > 0:
+            raise RuntimeError(
+                f"The run goes on at epoch {self.trainer.start_epoch}, but its memory bank was not "
+                "restored: register UnsupervisedHook before trainer.resume_or_load().")
+        logger.info("Filling the memory bank with %d images", len(self._bank))
+        self._bank.reset(extract_features(self.trainer.model, self._extraction))
+
+    def before_epoch(self) -> None:
+        epoch = self.trainer.epoch
+        first = epoch == self.trainer.start_epoch
+        if epoch % self._cfg.CAUREID.CLUSTER_PERIOD == 0 or not (self._bank.labels >= 0).any():
+            self._relabel(epoch)
+        elif not first:
+            return  # the loader in use still has the right labels
+        loader = build_pseudo_label_loader(
+            self._cfg, self._items, self._bank.labels.cpu().numpy(), self._seed + epoch)
+        wanted = self._cfg.SOLVER.IMS_PER_BATCH // self._cfg.DATALOADER.NUM_INSTANCE
+        found = loader.batch_sampler.sampler.num_units
+        if found < wanted:
+            logger.warning("%d clusters are fewer than the %d of a batch (SOLVER.IMS_PER_BATCH / "
+                           "DATALOADER.NUM_INSTANCE): batches repeat clusters.", found, wanted)
+        compat.swap_train_loader(self.trainer, loader)
+
+    def after_step(self) -> None:
+        # every process takes the whole batch in the same order, so that all banks stay equal
+        self._bank.update(*gather_batch(*self._model.pop_seen()))
+
+    def after_train(self) -> None:
+        self.trainer.data_loader.shutdown()
+
+    def _relabel(self, epoch: int) -> None:
+        start = time.perf_counter()
+        if self._cfg.CAUREID.LABELS == "extract" and epoch > 0:
+            self._bank.reset(extract_features(self.trainer.model, self._extraction))
+        found = self._cluster()
+        seconds = time.perf_counter() - start
+        self._report(epoch, found, seconds)
+        if not (found >= 0).any():
+            self._all_outliers(epoch)
+            return
+        if self._cfg.CAUREID.LABELS == "bank":
+            found = clustering.outliers_to_singletons(found)
+        self._bank.relabel(torch.from_numpy(found))
+
+    def _all_outliers(self, epoch: int) -> None:
+        message = (f"epoch {epoch}: every one of the {len(self._bank)} images is an outlier, there "
+                   "is no cluster to learn from. Raise CAUREID.CLUSTER.EPS (now "
+                   f"{self._cfg.CAUREID.CLUSTER.EPS}) or lower CAUREID.CLUSTER.MIN_SAMPLES (now "
+                   f"{self._cfg.CAUREID.CLUSTER.MIN_SAMPLES}).")
+        if not (self._bank.labels >= 0).any():
+            raise ValueError(message)
+        logger.warning("%s The labels of the last clustering stay in use.", message)
+
+    def _cluster(self) -> np.ndarray:
+        """Pseudo labels (N,), -1 for outliers, found by the first process for all of them."""
+        labels = None
+        if comm.is_main_process():
+            node = self._cfg.CAUREID.CLUSTER
+            with tqdm(total=len(self._bank), desc="clustering", disable=None, leave=False) as bar:
+                labels = clustering.assign_pseudo_labels(
+                    self._bank.features, k1=node.K1, k2=node.K2, eps=node.EPS,
+                    min_samples=node.MIN_SAMPLES,
+                    progress=lambda done, total: bar.update(done - bar.n))
+        return comm.all_gather(labels)[0]
+
+    def _report(self, epoch: int, labels: np.ndarray, seconds: float) -> None:
+        figures = clustering.label_statistics(labels, self._bank.camids.cpu().numpy())
+        self.trainer.storage.put_scalars(
+            smoothing_hint=False, cluster_seconds=seconds,
+            **{f"labels/{name}": value for name, value in figures.items()})
+        logger.info(
+            "epoch %d: %d clusters, %d outliers (%.1f %% of the images), largest cluster %d, "
+            "%.1f %% of the clusters span cameras, %.1f s", epoch, figures["clusters"],
+            figures["outliers"], 100.0 * figures["outliers"] / len(labels),
+            figures["largest"], 100.0 * figures["cross_camera"], seconds)
+        if self._identities is not None:
+            self._diagnose(labels)
+
+    def _diagnose(self, labels: np.ndarray) -> None:
+        """Adjusted Rand index of the clustered images against their identities. Logged only."""
+        from sklearn.metrics import adjusted_rand_score
+
+        inlier = labels >= 0
+        identities = np.asarray(self._identities)[inlier]
+        ari = adjusted_rand_score(identities, labels[inlier]) if inlier.any() else 0.0
+        self.trainer.storage.put_scalar("diagnostic_with_labels/ari", ari, smoothing_hint=False)
+        logger.info("diagnostic, uses identity labels: ARI of the clusters %.3f", ari)
+
+
+class EvalAtStart(HookBase):
+    """Evaluates the network as it is before the first step, into scalars ``start/...``.
+
+    Args:
+        enabled: TEST.EVAL_AT_START.
+    """
+
+    def __init__(self, enabled: bool) -> None:
+        self._enabled = enabled
+
+    def before_train(self) -> None:
+        if not self._enabled or self.trainer.start_epoch > 0:
+            return
+        results = self.trainer.test(self.trainer.cfg, self.trainer.model)
+        self.trainer.storage.put_scalars(smoothing_hint=False, **{
+            f"start/{name}": float(value)
+            for name, value in flatten_results_dict(results).items()})
+        comm.synchronize()

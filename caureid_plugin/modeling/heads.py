@@ -1,0 +1,106 @@
+"""Camera-separation (Cam-Sep) attention head (CA-UReID, section 3.2, eqs. 3 to 5)."""
+
+from __future__ import annotations
+
+import torch
+from fastreid.config import configurable
+from fastreid.layers import get_norm
+from fastreid.layers.pooling import FastGlobalAvgPool
+from fastreid.layers.weight_init import weights_init_classifier
+from fastreid.modeling.heads import REID_HEADS_REGISTRY, EmbeddingHead
+from torch import nn
+
+from ..layers import HarmoniousAttention
+
+ATTENTIONS = ("harmonious", "none")
+
+
+@REID_HEADS_REGISTRY.register()
+class CamSepHead(EmbeddingHead):
+    """FastReID's embedding head on the camera-agnostic part of the feature map.
+
+    A mask A splits the feature map F (eq. 3): ``A * F`` is camera-specific and feeds a camera
+    classifier (eq. 4); ``(1 - A) * F`` is camera-agnostic and gives the embedding (eq. 5), through
+    the toolbox's own pooling, neck and classifier. It fits every meta-architecture that takes an
+    EmbeddingHead.
+
+    Args:
+        attention: module that maps F to A, or None for no separation (the embedding comes from F).
+        num_cameras: C, outputs of the camera classifier; 0 for none.
+        detach: keep the camera classifier's gradient out of the backbone.
+        num_classes: identities of the toolbox's classifier; below 1 for none.
+        **kwargs: the toolbox's EmbeddingHead arguments.
+
+    Shape:
+        - features: (B, C, H, W)
+        - evaluation: embedding f, (B, D), before L2 normalisation
+        - training: dict with "features" (B, D); "camera_logits" (B, cameras) with a camera
+          classifier; "cls_outputs" and "pred_class_logits" (B, classes) with an identity one
+    """
+
+    @configurable
+    def __init__(self, *, attention: nn.Module | None, num_cameras: int, detach: bool,
+                 num_classes: int, **kwargs) -> None:
+        super().__init__(num_classes=max(num_classes, 1), **kwargs)
+        if num_classes < 1:  # an unused weight would break DistributedDataParallel
+            del self.weight
+            self.cls_layer = None
+        self.attention = attention
+        self.detach = detach
+        self.camera_classifier = None
+        if num_cameras > 0:
+            dim = kwargs["feat_dim"]
+            self.camera_pool = FastGlobalAvgPool()
+            self.camera_neck = get_norm(kwargs["norm_type"], dim)
+            self.camera_classifier = nn.Linear(dim, num_cameras, bias=False)
+            self.camera_classifier.apply(weights_init_classifier)
+
+    @classmethod
+    def from_config(cls, cfg):
+        camsep = cfg.MODEL.HEADS.CAMSEP
+        if camsep.ATTENTION not in ATTENTIONS:
+            raise ValueError(f"MODEL.HEADS.CAMSEP.ATTENTION {camsep.ATTENTION!r} is unknown, known "
+                             f"are {ATTENTIONS}.")
+        attention = None
+        if camsep.ATTENTION == "harmonious":
+            attention = HarmoniousAttention(
+                cfg.MODEL.BACKBONE.FEAT_DIM, reduction=camsep.REDUCTION, mask_range=camsep.RANGE,
+                uniform_start=camsep.UNIFORM_START)
+        # without its loss the camera branch would hold weights that never receive a gradient
+        separated = attention is not None and "CameraSeparationLoss" in cfg.MODEL.LOSSES.NAME
+        if separated and camsep.NUM_CAMERAS < 1:
+            raise ValueError("CameraSeparationLoss needs MODEL.HEADS.CAMSEP.NUM_CAMERAS, the "
+                             f"number of cameras; it is {camsep.NUM_CAMERAS}.")
+        return {
+            **super().from_config(cfg),
+            "attention": attention,
+            "num_cameras": camsep.NUM_CAMERAS if separated else 0,
+            "detach": camsep.DETACH,
+        }
+
+    def mask(self, features: torch.Tensor) -> torch.Tensor:
+        """A (eq. 3), (B, C, H, W); zeros without attention: everything is camera-agnostic."""
+        return torch.zeros_like(features) if self.attention is None else self.attention(features)
+
+    def forward(self, features: torch.Tensor, targets: torch.Tensor | None = None):
+        if self.attention is None:
+            return self._embed(features, targets)
+        mask = self.mask(features)
+        outputs = self._embed((1.0 - mask) * features, targets)
+        if self.training and self.camera_classifier is not None:
+            outputs["camera_logits"] = self._camera_logits(features, mask)
+        return outputs
+
+    def _embed(self, agnostic: torch.Tensor, targets: torch.Tensor | None):
+        if self.cls_layer is not None or not self.training:
+            return super().forward(agnostic, targets)
+        pooled = self.pool_layer(agnostic)
+        features = pooled if self.neck_feat == "before" else self.bottleneck(pooled)
+        return {"features": features[..., 0, 0]}
+
+    def _camera_logits(self, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        if self.detach:
+            features = features.detach()
+            mask = self.mask(features)  # again: the first mask still leads into the backbone
+        pooled = self.camera_neck(self.camera_pool(mask * features))
+        return self.camera_classifier(pooled[..., 0, 0])

@@ -1,0 +1,214 @@
+"""Losses chosen by ``MODEL.LOSSES.NAME``: registered wrappers that read the config, pick their
+tensors from the head's outputs, the batch and the memory bank, and call a pure function."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from fastreid.config import configurable
+from fastreid.modeling import losses as toolbox
+from fastreid.utils.registry import Registry
+
+from .. import losses
+from ..compat import registered_names
+from .gather import gather_batch
+from .memory_bank import MemoryBank
+
+LOSS_REGISTRY = Registry("LOSSES")
+LOSS_REGISTRY.__doc__ = """
+Losses of CAUReID. A registered class is called with ``cfg``; its instances with ``(outputs, batch,
+memory)`` and return a dict of named scalars. ``needs_memory`` says whether the loss needs the
+memory bank, and with it the UnsupervisedHook.
+"""
+
+
+class Loss:
+    """Base of the registered losses.
+
+    Args:
+        scale: weight of the loss in the total (lambda in eq. 2).
+        kwargs: options of the loss function.
+    """
+
+    needs_memory = False
+
+    @configurable
+    def __init__(self, *, scale: float = 1.0, **kwargs) -> None:
+        self.scale = scale
+        self.kwargs = kwargs
+
+    @classmethod
+    def from_config(cls, cfg):
+        return {}
+
+    def __call__(self, outputs: dict, batch: dict, memory: MemoryBank | None) -> dict:
+        raise NotImplementedError
+
+    def _output(self, outputs: dict, key: str) -> torch.Tensor:
+        if key not in outputs:
+            raise ValueError(
+                f"{type(self).__name__} needs the head's output {key!r}, which MODEL.HEADS.NAME "
+                f"does not give here (it gives {sorted(outputs)}): check MODEL.HEADS.NAME, "
+                "MODEL.HEADS.NUM_CLASSES and MODEL.HEADS.CAMSEP.")
+        return outputs[key]
+
+
+class MemoryLoss(Loss):
+    """Base of the losses against the memory bank; they work on L2-normalised features."""
+
+    needs_memory = True
+
+    def __call__(self, outputs: dict, batch: dict, memory: MemoryBank | None) -> dict:
+        if memory is None:
+            raise RuntimeError(
+                f"{type(self).__name__} needs pseudo labels and a memory bank: add "
+                "`trainer.register_hooks([caureid_plugin.UnsupervisedHook(cfg)])` after the "
+                "trainer is built.")
+        features = F.normalize(self._output(outputs, "features"), dim=1)
+        return self.compare(features, batch["targets"], batch["camids"], memory)
+
+    def compare(self, features, labels, camids, memory) -> dict:
+        raise NotImplementedError
+
+
+@LOSS_REGISTRY.register()
+class InfoNCELoss(MemoryLoss):
+    """:func:`caureid_plugin.losses.info_nce_loss` against the bank's centroids."""
+
+    @classmethod
+    def from_config(cls, cfg):
+        node = cfg.MODEL.LOSSES.INFONCE
+        return {"scale": node.SCALE, "temperature": node.TEMPERATURE}
+
+    def compare(self, features, labels, camids, memory) -> dict:
+        loss = losses.info_nce_loss(features, labels, memory.centroids, **self.kwargs)
+        return {"loss_infonce": loss * self.scale}
+
+
+@LOSS_REGISTRY.register()
+class CACCLoss(MemoryLoss):
+    """:func:`caureid_plugin.losses.cacc_loss` between the batch and the bank's camera centres.
+
+    With several processes the centres of the batch are those of the whole batch.
+    """
+
+    ANCHORS = ("centre", "sample")
+
+    @classmethod
+    def from_config(cls, cfg):
+        node = cfg.MODEL.LOSSES.CACC
+        if node.ANCHOR not in cls.ANCHORS:
+            raise ValueError(
+                f"MODEL.LOSSES.CACC.ANCHOR {node.ANCHOR!r} is unknown, known are {cls.ANCHORS}.")
+        return {
+            "scale": node.SCALE, "temperature": node.TEMPERATURE, "anchor": node.ANCHOR,
+            "num_negatives": node.NUM_NEGATIVES, "normalize": node.NORMALIZE,
+        }
+
+    def compare(self, features, labels, camids, memory) -> dict:
+        options = dict(self.kwargs)
+        anchor, normalize = options.pop("anchor"), options.pop("normalize")
+        if anchor == "centre":
+            features, labels = losses.batch_camera_centres(
+                *gather_batch(features, labels, camids), normalize=normalize)
+        loss = losses.cacc_loss(
+            features, labels, *memory.camera_centres(normalize=normalize), **options)
+        return {"loss_cacc": loss * self.scale}
+
+
+@LOSS_REGISTRY.register()
+class CameraSeparationLoss(Loss):
+    """:func:`caureid_plugin.losses.camera_separation_loss` on the head's camera classifier."""
+
+    @classmethod
+    def from_config(cls, cfg):
+        return {"scale": cfg.MODEL.LOSSES.CAMSEP.SCALE}
+
+    def __call__(self, outputs, batch, memory) -> dict:
+        logits = self._output(outputs, "camera_logits")
+        return {"loss_camsep": losses.camera_separation_loss(logits, batch["camids"]) * self.scale}
+
+
+@LOSS_REGISTRY.register()
+class CrossEntropyLoss(Loss):
+    """FastReID's cross entropy over identities."""
+
+    @classmethod
+    def from_config(cls, cfg):
+        node = cfg.MODEL.LOSSES.CE
+        return {"scale": node.SCALE, "eps": node.EPSILON, "alpha": node.ALPHA}
+
+    def __call__(self, outputs, batch, memory) -> dict:
+        toolbox.log_accuracy(self._output(outputs, "pred_class_logits").detach(), batch["targets"])
+        loss = toolbox.cross_entropy_loss(outputs["cls_outputs"], batch["targets"], **self.kwargs)
+        return {"loss_cls": loss * self.scale}
+
+
+@LOSS_REGISTRY.register()
+class TripletLoss(Loss):
+    """FastReID's triplet loss."""
+
+    @classmethod
+    def from_config(cls, cfg):
+        node = cfg.MODEL.LOSSES.TRI
+        return {"scale": node.SCALE, "margin": node.MARGIN, "norm_feat": node.NORM_FEAT,
+                "hard_mining": node.HARD_MINING}
+
+    def __call__(self, outputs, batch, memory) -> dict:
+        features = self._output(outputs, "features")
+        loss = toolbox.triplet_loss(features, batch["targets"], **self.kwargs)
+        return {"loss_triplet": loss * self.scale}
+
+
+@LOSS_REGISTRY.register()
+class CircleLoss(Loss):
+    """FastReID's pairwise circle loss."""
+
+    @classmethod
+    def from_config(cls, cfg):
+        node = cfg.MODEL.LOSSES.CIRCLE
+        return {"scale": node.SCALE, "margin": node.MARGIN, "gamma": node.GAMMA}
+
+    def __call__(self, outputs, batch, memory) -> dict:
+        features = self._output(outputs, "features")
+        loss = toolbox.pairwise_circleloss(features, batch["targets"], **self.kwargs)
+        return {"loss_circle": loss * self.scale}
+
+
+@LOSS_REGISTRY.register()
+class Cosface(Loss):
+    """FastReID's pairwise CosFace loss."""
+
+    @classmethod
+    def from_config(cls, cfg):
+        node = cfg.MODEL.LOSSES.COSFACE
+        return {"scale": node.SCALE, "margin": node.MARGIN, "gamma": node.GAMMA}
+
+    def __call__(self, outputs, batch, memory) -> dict:
+        features = self._output(outputs, "features")
+        loss = toolbox.pairwise_cosface(features, batch["targets"], **self.kwargs)
+        return {"loss_cosface": loss * self.scale}
+
+
+def _loss_class(name: str) -> type[Loss]:
+    known = registered_names(LOSS_REGISTRY)
+    if name not in known:
+        raise ValueError(f"Unknown loss {name!r} in MODEL.LOSSES.NAME, known are {known}.")
+    return LOSS_REGISTRY.get(name)
+
+
+def build_losses(cfg) -> list[Loss]:
+    """Builds the losses named in ``MODEL.LOSSES.NAME``.
+
+    Raises:
+        ValueError: no loss, an unknown one (lists the known ones), or one named twice.
+    """
+    names = list(cfg.MODEL.LOSSES.NAME)
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"MODEL.LOSSES.NAME {names} must name at least one loss, each once.")
+    return [_loss_class(name)(cfg) for name in names]
+
+
+def needs_memory(cfg) -> bool:
+    """Whether a loss of ``MODEL.LOSSES.NAME`` needs the memory bank (and the UnsupervisedHook)."""
+    return any(_loss_class(name).needs_memory for name in cfg.MODEL.LOSSES.NAME)

@@ -1,0 +1,158 @@
+"""Memory bank: the features of all training images, their clusters and camera centres."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+class MemoryBank:
+    """Features of the N training images with cluster centroids and camera centres kept up to date.
+
+    Centroids and camera centres are held as sums: rebuilt at each :meth:`relabel` and adjusted by
+    the difference of the changed rows at each :meth:`update`, so that a step costs
+    O(batch x D), whatever N. The bank is training state, not model weights: it is saved with the
+    checkpoint as an object of its own and never exported.
+
+    Args:
+        camids: (N,) camera of each training image, >= 0.
+        dim: D.
+        momentum: mu of eq. 1, the weight of the OLD value, 0 <= mu < 1.
+        device: where the bank lives.
+
+    Attributes:
+        features: (N, D) float32, L2-normalised rows.
+        labels: (N,) int64 clusters 0..K-1, -1 for outliers.
+        camids: (N,) int64.
+        num_clusters: K.
+
+    Raises:
+        ValueError: momentum outside [0, 1).
+    """
+
+    def __init__(self, camids: torch.Tensor, dim: int, *, momentum: float,
+                 device: torch.device | str = "cpu") -> None:
+        if not 0.0 <= momentum < 1.0:
+            raise ValueError(f"CAUREID.MEMORY.MOMENTUM {momentum} must be in [0, 1).")
+        self.camids = torch.as_tensor(camids, dtype=torch.int64, device=device)
+        self.momentum = momentum
+        self.features = torch.zeros(len(self.camids), dim, device=device)
+        self.labels = torch.full_like(self.camids, -1)
+        self.relabel(self.labels)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @torch.no_grad()
+    def reset(self, features: torch.Tensor) -> None:
+        """Takes new features (N, D) of all images, L2-normalised here; labels stay."""
+        if features.shape != self.features.shape:
+            raise ValueError(f"The bank holds {tuple(self.features.shape)} features, got "
+                             f"{tuple(features.shape)}.")
+        self.features = F.normalize(features.to(self.features), dim=1)
+        self._rebuild()
+
+    @torch.no_grad()
+    def relabel(self, labels: torch.Tensor) -> None:
+        """Takes new clusters (N,), -1 for outliers, and rebuilds centroids and camera centres."""
+        self.labels = torch.as_tensor(labels, dtype=torch.int64).to(self.camids.device)
+        self.num_clusters = int(self.labels.max()) + 1 if len(self.labels) else 0
+        inlier = self.labels >= 0
+        pairs, centre_of = torch.unique(
+            torch.stack((self.labels[inlier], self.camids[inlier]), dim=1), dim=0,
+            return_inverse=True)
+        self._centre_of = torch.full_like(self.labels, -1)
+        self._centre_of[inlier] = centre_of
+        self.centre_labels, self.centre_camids = pairs[:, 0].clone(), pairs[:, 1].clone()
+        self._rebuild()
+
+    def _rebuild(self) -> None:
+        inlier = self.labels >= 0
+        features, dim = self.features[inlier], self.features.shape[1]
+
+        def totals(groups: torch.Tensor, count: int):
+            sums = self.features.new_zeros(count, dim).index_add_(0, groups, features)
+            return sums, torch.bincount(groups, minlength=count).to(sums.dtype)
+
+        self._cluster_sums, self._cluster_sizes = totals(self.labels[inlier], self.num_clusters)
+        self._centre_sums, self._centre_sizes = totals(
+            self._centre_of[inlier], len(self.centre_labels))
+
+    @torch.no_grad()
+    def update(self, features: torch.Tensor, indexes: torch.Tensor) -> None:
+        """Eq. 1 for the images of a batch: ``M[i] <- normalise(mu M[i] + (1 - mu) f_i)``.
+
+        An image that occurs several times in the batch is updated once for each time, in the
+        order of the batch.
+
+        Args:
+            features: (B, D) L2-normalised features.
+            indexes: (B,) rows of the bank.
+
+        Raises:
+            IndexError: an index outside the bank.
+        """
+        indexes = indexes.to(self.camids.device)
+        if len(indexes) and not 0 <= int(indexes.min()) <= int(indexes.max()) < len(self):
+            raise IndexError(f"Indexes {int(indexes.min())}..{int(indexes.max())} are outside the "
+                             f"bank of {len(self)} images.")
+        features = features.detach().to(self.features)
+        rows = torch.unique(indexes)
+        before = self.features[rows]
+        for turn in _turns(indexes):
+            at = indexes[turn]
+            mixed = self.momentum * self.features[at] + (1.0 - self.momentum) * features[turn]
+            self.features[at] = F.normalize(mixed, dim=1)
+        self._shift_sums(rows, self.features[rows] - before)
+
+    def _shift_sums(self, rows: torch.Tensor, change: torch.Tensor) -> None:
+        inlier = self.labels[rows] >= 0
+        rows, change = rows[inlier], change[inlier]
+        self._cluster_sums.index_add_(0, self.labels[rows], change)
+        self._centre_sums.index_add_(0, self._centre_of[rows], change)
+
+    @property
+    def centroids(self) -> torch.Tensor:
+        """(K, D) mean feature of each cluster, not normalised."""
+        return self._cluster_sums / self._cluster_sizes[:, None]
+
+    def camera_centres(self, *, normalize: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean feature of each (cluster, camera) pair (eq. 6): centres (M, D), clusters (M,)."""
+        centres = self._centre_sums / self._centre_sizes[:, None]
+        return (F.normalize(centres, dim=1) if normalize else centres), self.centre_labels
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Everything a resumed run needs; the sums as well, so that it goes on bit for bit."""
+        return {
+            "features": self.features, "labels": self.labels, "camids": self.camids,
+            "cluster_sums": self._cluster_sums, "centre_sums": self._centre_sums,
+        }
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Restores :meth:`state_dict`.
+
+        Raises:
+            ValueError: the saved bank belongs to other images, cameras or another dimension.
+        """
+        saved, own = tuple(state["features"].shape), tuple(self.features.shape)
+        if saved != own or not torch.equal(state["camids"].to(self.camids), self.camids):
+            raise ValueError(
+                f"The checkpoint's memory bank has shape {saved}, this run's {own}, or their "
+                "cameras differ: resume with the same DATASETS.NAMES and files.")
+        self.features = state["features"].to(self.features)
+        self.relabel(state["labels"])
+        self._cluster_sums = state["cluster_sums"].to(self.features)
+        self._centre_sums = state["centre_sums"].to(self.features)
+
+
+def _turns(indexes: torch.Tensor) -> list[torch.Tensor]:
+    """Splits a batch into rounds without duplicates: first occurrences, second occurrences, ..."""
+    seen: dict[int, int] = {}
+    rounds: list[list[int]] = []
+    for position, index in enumerate(indexes.tolist()):
+        turn = seen.get(index, 0)
+        seen[index] = turn + 1
+        if turn == len(rounds):
+            rounds.append([])
+        rounds[turn].append(position)
+    return [torch.tensor(r, device=indexes.device) for r in rounds]

@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+import torch
+
+from caureid_plugin.clustering import assign_pseudo_labels, jaccard_graph, search_neighbors
+from caureid_plugin.clustering.inputs import as_feature_matrix
+
+GOOD = dict(k1=3, k2=2, eps=0.5)
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (dict(k1=0), r"k1 \(CAUREID\.CLUSTER\.K1\).*got 0"),
+        (dict(k1=-3), r"k1 \(CAUREID\.CLUSTER\.K1\).*got -3"),
+        (dict(k1=30.0), r"k1 \(CAUREID\.CLUSTER\.K1\).*got 30\.0"),
+        (dict(k1=True, k2=1), r"k1 \(CAUREID\.CLUSTER\.K1\).*got True"),
+        (dict(k2=0), r"k2 \(CAUREID\.CLUSTER\.K2\).*got 0"),
+        (dict(k2=4), r"k2 \(CAUREID\.CLUSTER\.K2\).*k2=4 and k1=3"),
+        (dict(eps=0), r"eps \(CAUREID\.CLUSTER\.EPS\).*got 0"),
+        (dict(eps=-0.5), r"eps \(CAUREID\.CLUSTER\.EPS\).*got -0\.5"),
+        (dict(eps=1.0), r"eps \(CAUREID\.CLUSTER\.EPS\).*got 1\.0"),
+        (dict(eps=1 - 1e-12), r"eps \(CAUREID\.CLUSTER\.EPS\).*0 < eps < 1"),
+        (dict(eps=float("nan")), r"eps \(CAUREID\.CLUSTER\.EPS\).*got nan"),
+        (dict(eps="0.5"), r"eps \(CAUREID\.CLUSTER\.EPS\).*got '0\.5'"),
+    ],
+)
+def test_bad_graph_parameters_are_named(change, named):
+    features = np.eye(5, dtype=np.float32)
+    with pytest.raises(ValueError, match=named):
+        jaccard_graph(features, **{**GOOD, **change})
+    with pytest.raises(ValueError, match=named):
+        assign_pseudo_labels(features, **{**GOOD, **change}, min_samples=2)
+
+
+@pytest.mark.parametrize("min_samples", [0, -1, 2.5, None, True])
+def test_bad_min_samples_is_named(min_samples):
+    with pytest.raises(ValueError, match=r"min_samples \(CAUREID\.CLUSTER\.MIN_SAMPLES\)"):
+        assign_pseudo_labels(np.eye(5, dtype=np.float32), **GOOD, min_samples=min_samples)
+
+
+@pytest.mark.parametrize("k", [0, 6, -1, 2.5])
+def test_neighbor_count_outside_the_images_is_named(k):
+    with pytest.raises(ValueError, match=rf"1\.\.N with N=5, got k={k}"):
+        search_neighbors(np.eye(5, dtype=np.float32), k)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_first_row_with_nan_or_infinity_is_named(value, dtype):
+    features = np.ones((6, 4), dtype=dtype)
+    features[2, 3] = features[5, 0] = value
+    message = r"row 2 holds NaN or infinity.*2 such rows of 6"
+    for given in (features, torch.from_numpy(features)):
+        with pytest.raises(ValueError, match=message):
+            jaccard_graph(given, **GOOD)
+        with pytest.raises(ValueError, match=message):
+            assign_pseudo_labels(given, **GOOD, min_samples=2)
+
+
+def test_rows_beyond_float32_are_named():
+    features = np.ones((4, 2))
+    features[1] = 1e19  # finite in float32, its squared distances are not
+    with pytest.raises(ValueError, match="row 1 is too large"):
+        as_feature_matrix(features)
+    features[1] = 1e300
+    with pytest.raises(ValueError, match="row 1 holds NaN or infinity in float32"):
+        as_feature_matrix(features)
+    features[1] = 1e18
+    assert as_feature_matrix(features).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "features, named",
+    [
+        (np.ones(4, dtype=np.float32), r"\(4,\)"),
+        (np.ones((2, 3, 4), dtype=np.float32), r"\(2, 3, 4\)"),
+        (np.ones((0, 4), dtype=np.float32), r"\(0, 4\)"),
+        (torch.ones(4, 0), r"\(4, 0\)"),
+        (np.ones((4, 2), dtype=np.int64), "int64"),
+        (torch.ones(4, 2, dtype=torch.int32), "int32"),
+        (np.ones((4, 2), dtype=np.complex64), "complex64"),
+    ],
+)
+def test_wrong_shape_or_dtype_is_named(features, named):
+    with pytest.raises(ValueError, match=named):
+        jaccard_graph(features, **GOOD)
+
+
+def test_every_kind_of_features_becomes_the_same_matrix():
+    values = np.arange(12, dtype=np.float32).reshape(4, 3) / 8  # exact in each dtype
+    kinds = [values, values.astype(np.float16), values.astype(np.float64)]
+    kinds += [np.asfortranarray(values), torch.from_numpy(values).bfloat16()]
+    kinds += [torch.from_numpy(values).double().requires_grad_(), torch.from_numpy(values).half()]
+    read_only = values.copy()
+    read_only.flags.writeable = False
+    for given in kinds + [read_only]:
+        matrix = as_feature_matrix(given)
+        assert matrix.dtype == np.float32 and matrix.flags.c_contiguous
+        assert np.array_equal(matrix, values)

@@ -1,0 +1,119 @@
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+from sklearn.cluster import DBSCAN
+
+from caureid_plugin.clustering import assign_pseudo_labels, search_neighbors
+from caureid_plugin.clustering.pseudo_labels import cluster_graph, number_by_appearance
+
+PARAMETERS = dict(k1=10, k2=3, eps=0.6, min_samples=4)
+
+
+def together(labels):
+    """(N, N) booleans: both in one cluster. Outliers are with nobody, not with themselves."""
+    return (labels[:, None] == labels[None, :]) & (labels >= 0)[:, None]
+
+
+@pytest.mark.parametrize("eps", [0.4, 0.6, 0.8])
+@pytest.mark.parametrize("k1, k2", [(12, 4), (9, 1), (5, 2), (100, 6)])
+@pytest.mark.parametrize("noise", [0.4, 1.2])
+def test_partition_of_dbscan_on_plain_loop_distances(
+    make_features, plain_jaccard, k1, k2, eps, noise
+):
+    features, _ = make_features(72, noise=noise, seed=2)
+    features[[5, 6, 7]] = features[4]
+    dense = plain_jaccard(features, search_neighbors(features, min(k1, 72)), k2)
+    assert np.abs(dense - eps).min() > 1e-6, "a distance on the threshold: take another seed"
+    expected = DBSCAN(eps=eps, min_samples=4, metric="precomputed").fit_predict(dense)
+    labels = assign_pseudo_labels(features, k1=k1, k2=k2, eps=eps, min_samples=4)
+    assert labels.shape == (72,) and labels.dtype == np.int64
+    assert np.array_equal(together(labels), together(expected))
+
+
+def test_identities_far_apart_are_recovered(make_features):
+    features, identities = make_features(96, noise=0.1)
+    features = torch.from_numpy(features)
+    labels = assign_pseudo_labels(features, k1=15, k2=6, eps=0.6, min_samples=4)
+    assert labels.min() == 0, "no outliers"
+    assert np.array_equal(together(labels), together(identities))
+
+
+def test_clusters_are_numbered_by_first_appearance(make_features):
+    features, _ = make_features(96, noise=0.8)
+    labels = assign_pseudo_labels(features, **PARAMETERS)
+    seen = []
+    for label in labels.tolist():
+        if label != -1 and label not in seen:
+            seen.append(label)
+    assert len(seen) > 1 and seen == list(range(len(seen)))
+
+
+def test_numbers_follow_images_and_not_core_points():
+    # Image 0 is a border point of the second cluster that DBSCAN finds.
+    dense = np.ones((9, 9))
+    for group in ([1, 2, 3, 4], [5, 6, 7, 8]):
+        dense[np.ix_(group, group)] = 0.1
+    dense[0, 8] = dense[8, 0] = 0.1
+    np.fill_diagonal(dense, 0)
+    stored = np.argwhere(dense < 1)
+    graph = sparse.coo_matrix((dense[dense < 1], stored.T), shape=(9, 9)).tocsr()
+    labels = cluster_graph(graph.astype(np.float32), 0.5, 4)
+    assert labels.tolist() == [1, 0, 0, 0, 0, 1, 1, 1, 1]
+    assert number_by_appearance(labels).tolist() == [0, 1, 1, 1, 1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("labels", [[], [-1, -1], [0], [-1, 4, -1, 4, 0, 9]])
+def test_number_by_appearance_by_loops(labels):
+    numbers = {-1: -1}
+    expected = [numbers.setdefault(label, len(numbers) - 1) for label in labels]
+    assert number_by_appearance(np.array(labels, dtype=np.int64)).tolist() == expected
+
+
+def test_stored_zeros_are_distances():
+    rows, columns = np.divmod(np.arange(16), 4)  # images 0 to 3 are duplicates, 4 is alone
+    rows, columns = np.append(rows, 4), np.append(columns, 4)
+    graph = sparse.coo_matrix((np.zeros(17, np.float32), (rows, columns)), shape=(5, 5)).tocsr()
+    assert cluster_graph(graph, 0.5, 4).tolist() == [0, 0, 0, 0, -1]
+    assert cluster_graph(graph, 0.5, 5).tolist() == [-1] * 5
+
+
+def test_duplicates_form_a_cluster(make_features):
+    # Single images of one identity each are strangers; four copies of one are not.
+    features, _ = make_features(40, per_identity=1)
+    features[[8, 20, 33]] = features[3]
+    labels = assign_pseudo_labels(features, k1=4, k2=1, eps=0.3, min_samples=4)
+    assert np.flatnonzero(labels == 0).tolist() == [3, 8, 20, 33]
+
+
+def test_a_distance_equal_to_eps_links_in_float32_too():
+    eps = 0.6  # float32(0.6) lies above the float64 0.6
+    data = np.array([0, eps, eps, 0], dtype=np.float32)
+    graph = sparse.csr_matrix((data, [0, 1, 0, 1], [0, 2, 4]), shape=(2, 2))
+    assert cluster_graph(graph, eps, 2).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("min_samples, expected", [(1, [0]), (2, [-1])])
+def test_one_image(min_samples, expected):
+    features = np.ones((1, 8), dtype=np.float32)
+    labels = assign_pseudo_labels(features, k1=30, k2=6, eps=0.5, min_samples=min_samples)
+    assert labels.tolist() == expected
+
+
+def test_min_samples_of_one_leaves_no_outlier(make_features):
+    features, _ = make_features(60, noise=1.5)
+    labels = assign_pseudo_labels(features, **{**PARAMETERS, "min_samples": 1})
+    assert labels.min() == 0
+    labels = assign_pseudo_labels(features, **{**PARAMETERS, "min_samples": 61})
+    assert labels.tolist() == [-1] * 60
+
+
+def test_no_warnings_and_progress_is_passed_on(make_features):
+    features, _ = make_features(60)
+    calls = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assign_pseudo_labels(features, **PARAMETERS, progress=lambda *call: calls.append(call))
+    assert calls[-1] == (60, 60)
