@@ -1,19 +1,21 @@
 """Checks of what a caller hands to the clustering: features and parameters."""
 
+from __future__ import annotations
+
 from numbers import Integral, Real
 
 import numpy as np
 import torch
 
 
-def as_feature_matrix(features):
+def as_feature_matrix(features: torch.Tensor | np.ndarray) -> np.ndarray:
     """Features as a C-contiguous float32 array that the distance computations can trust.
 
     Args:
-        features (torch.Tensor or np.ndarray): shape (N, D), any floating dtype, any device.
+        features: (N, D), any floating dtype, any device.
 
     Returns:
-        np.ndarray: shape (N, D), float32; shares memory with ``features`` where possible.
+        (N, D), float32; shares memory with ``features`` where possible.
 
     Raises:
         ValueError: not floating point, not 2-D, empty, or a row that holds NaN or infinity or
@@ -37,7 +39,7 @@ def as_feature_matrix(features):
     return matrix
 
 
-def _check_rows(matrix):
+def _check_rows(matrix: np.ndarray) -> None:
     squared_norms = np.einsum("nd,nd->n", matrix, matrix)
     # |x - y|^2 can reach four times the largest squared norm. NaN fails this comparison too.
     bad_rows = np.flatnonzero(~(squared_norms < np.finfo(np.float32).max / 4))
@@ -52,7 +54,7 @@ def _check_rows(matrix):
         )
 
 
-def check_graph_parameters(k1, k2, eps):
+def check_graph_parameters(k1: int, k2: int, eps: float) -> None:
     """Check ``k1 >= 1``, ``1 <= k2 <= k1`` and ``0 < eps < 1``.
 
     Raises:
@@ -73,11 +75,11 @@ def check_graph_parameters(k1, k2, eps):
         )
 
 
-def check_min_samples(min_samples):
+def check_min_samples(min_samples: int) -> None:
     """Check ``min_samples >= 1``; raises ValueError naming the argument and its config key."""
     _check_count("min_samples", "CAUREID.CLUSTER.MIN_SAMPLES", min_samples)
 
 
-def _check_count(name, key, value):
+def _check_count(name: str, key: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name} ({key}) must be an integer >= 1, got {value!r}")

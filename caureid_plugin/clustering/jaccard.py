@@ -1,8 +1,8 @@
 """k-reciprocal Jaccard distances of every pair within ``eps``, without an N x N matrix.
 
 The distance is that of Zhong et al., "Re-ranking Person Re-identification with k-reciprocal
-Encoding" (CVPR 2017, arXiv 1701.08398), equations 2 to 10 without the final mix with the
-original distance, in the form that FastReID's ``compute_jaccard_distance`` gives it:
+Encoding" (CVPR 2017, arXiv 1701.08398), without that paper's final mix with the original
+distance, in the form that FastReID's ``compute_jaccard_distance`` gives it:
 
 - neighbour lists have k1 columns, the image itself included, and the half lists
   ``round(k1 / 2) + 1`` columns;
@@ -22,7 +22,12 @@ them at ``eps``, hence within it.
 Letters: N images, D embedding size.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
 import numpy as np
+import torch
 from scipy import sparse
 
 from .inputs import as_feature_matrix, check_graph_parameters
@@ -33,25 +38,24 @@ from .neighbors import search_neighbors
 BLOCK_ENTRIES = 2**18
 
 
-def jaccard_graph(features, *, k1, k2, eps, progress=None):
+def jaccard_graph(features: torch.Tensor | np.ndarray, *, k1: int, k2: int, eps: float,
+                  progress: Callable[[int, int], None] | None = None) -> sparse.csr_matrix:
     """Jaccard distances of every pair of images with distance <= ``eps``.
 
     Args:
-        features (torch.Tensor or np.ndarray): shape (N, D), any floating dtype (computed in
-            float32), normalised or not.
-        k1 (int): length of the neighbour lists, >= 1. More than N is taken as N: there is no
+        features: (N, D), any floating dtype (computed in float32), normalised or not.
+        k1: length of the neighbour lists, >= 1. More than N is taken as N: there is no
             further neighbour to list. (FastReID's function pads such lists with -1, which then
             indexes the last image, so its distances mean nothing there.)
-        k2 (int): neighbours whose encodings are averaged, 1 <= k2 <= k1; 1 turns this off.
-        eps (float): largest distance kept, 0 < eps < 1.
-        progress (Callable[[int, int], None], optional): called with (rows done, N) during the
-            longest stage, the last time with (N, N).
+        k2: neighbours whose encodings are averaged, 1 <= k2 <= k1; 1 turns this off.
+        eps: largest distance kept, 0 < eps < 1.
+        progress: called with (rows done, N) during the min-sum stage, the last time with (N, N).
 
     Returns:
-        scipy.sparse.csr_matrix: shape (N, N), float32, symmetric, indices sorted. Zeros are
-        stored: those of the diagonal, and those between duplicates. A pair that is not stored
-        is farther apart than ``eps``. The diagonal is 0 by definition, also for an image whose
-        encoding is empty because more than k1 exact duplicates push it out of every list.
+        (N, N), float32, symmetric, indices sorted. Zeros are stored: those of the diagonal, and
+        those between duplicates. A pair that is not stored is farther apart than ``eps``. The
+        diagonal is 0 by definition, also for an image whose encoding is empty because more than
+        k1 exact duplicates push it out of every list.
 
     Raises:
         ValueError: bad features (the first bad row is named) or a parameter out of its range.
@@ -65,14 +69,14 @@ def jaccard_graph(features, *, k1, k2, eps, progress=None):
     return pairs_within(encoding, eps, progress)
 
 
-def reciprocal_sets(ranks):
+def reciprocal_sets(ranks: np.ndarray) -> sparse.csr_matrix:
     """Images that list each other: R(i) = {j : j in ranks[i] and i in ranks[j]}.
 
     Args:
-        ranks (np.ndarray): shape (N, k), neighbour indices, no index twice in a row.
+        ranks: (N, k), neighbour indices, no index twice in a row.
 
     Returns:
-        scipy.sparse.csr_matrix: shape (N, N), int32, symmetric, 1 at (i, j) if j is in R(i).
+        (N, N), int32, symmetric, 1 at (i, j) if j is in R(i).
     """
     n, k = ranks.shape
     ones = np.ones(n * k, dtype=np.int32)
@@ -80,18 +84,17 @@ def reciprocal_sets(ranks):
     return listed.multiply(listed.T).tocsr()
 
 
-def expanded_sets(ranks):
+def expanded_sets(ranks: np.ndarray) -> sparse.csr_matrix:
     """Reciprocal sets grown by the half-size sets of members that mostly agree with them.
 
     R*(i) is the union of R(i) and of every half-size set H(c), c in R(i), that has more than
-    two thirds of its members in R(i) (equation 3 of the paper).
+    two thirds of its members in R(i) (the paper's "K-reciprocal Nearest Neighbors").
 
     Args:
-        ranks (np.ndarray): shape (N, k1), neighbour indices, nearest first.
+        ranks: (N, k1), neighbour indices, nearest first.
 
     Returns:
-        scipy.sparse.csr_matrix: shape (N, N), int32, indices sorted, non-zero at (i, j) if j
-        is in R*(i).
+        (N, N), int32, indices sorted, non-zero at (i, j) if j is in R*(i).
     """
     full = reciprocal_sets(ranks)
     # np.around rounds halves to even, as the toolbox does: 5 / 2 -> 2, 7 / 2 -> 4.
@@ -106,18 +109,18 @@ def expanded_sets(ranks):
     return expanded
 
 
-def squared_distances(features, members):
+def squared_distances(features: np.ndarray, members: sparse.csr_matrix) -> np.ndarray:
     """Squared L2 distance of every stored pair of a pattern.
 
     Differences are squared, not expanded into norms and products: at the size of unnormalised
     embeddings the expansion loses the digits that the softmax needs.
 
     Args:
-        features (np.ndarray): shape (N, D), float32.
-        members (scipy.sparse.csr_matrix): shape (N, N), the pattern.
+        features: (N, D), float32.
+        members: (N, N), the pattern.
 
     Returns:
-        np.ndarray: shape (members.nnz,), float32, in the order of ``members.indices``.
+        (members.nnz,), float32, in the order of ``members.indices``.
     """
     distances = np.empty(members.nnz, dtype=np.float32)
     bounds = members.indptr
@@ -128,15 +131,17 @@ def squared_distances(features, members):
     return distances
 
 
-def softmax_encoding(distances, members):
-    """Row-wise softmax of negative distances over the stored pairs (equation 7, normalised).
+def softmax_encoding(distances: np.ndarray, members: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Row-wise softmax of negative distances over the stored pairs.
+
+    This is the paper's Gaussian weight exp(-d) ("Jaccard Distance"), made to sum to 1.
 
     Args:
-        distances (np.ndarray): shape (members.nnz,), squared L2 distances.
-        members (scipy.sparse.csr_matrix): shape (N, N), the pattern.
+        distances: (members.nnz,), squared L2 distances.
+        members: (N, N), the pattern.
 
     Returns:
-        scipy.sparse.csr_matrix: shape (N, N), float64; every non-empty row sums to 1.
+        (N, N), float64; every non-empty row sums to 1.
     """
     sizes = np.diff(members.indptr)
     # reduceat cannot express an empty segment, so rows without members are left out of it.
@@ -147,15 +152,15 @@ def softmax_encoding(distances, members):
     return sparse.csr_matrix((weights, members.indices, members.indptr), shape=members.shape)
 
 
-def average_over_neighbors(encoding, ranks):
-    """Local query expansion: each row becomes the mean of its neighbours' rows (equation 10).
+def average_over_neighbors(encoding: sparse.csr_matrix, ranks: np.ndarray) -> sparse.csr_matrix:
+    """Each row becomes the mean of its neighbours' rows (the paper's "Local Query Expansion").
 
     Args:
-        encoding (scipy.sparse.csr_matrix): shape (N, N), float64.
-        ranks (np.ndarray): shape (N, k2), the neighbours to average over.
+        encoding: (N, N), float64.
+        ranks: (N, k2), the neighbours to average over.
 
     Returns:
-        scipy.sparse.csr_matrix: shape (N, N), float64; ``encoding`` itself if k2 = 1.
+        (N, N), float64; ``encoding`` itself if k2 = 1.
     """
     n, k2 = ranks.shape
     if k2 == 1:  # also where a duplicate, not the image itself, is listed first
@@ -165,19 +170,20 @@ def average_over_neighbors(encoding, ranks):
     return sparse.csr_matrix((shares, ranks.ravel(), bounds), shape=(n, n)) @ encoding
 
 
-def pairs_within(encoding, eps, progress=None):
+def pairs_within(encoding: sparse.csr_matrix, eps: float,
+                 progress: Callable[[int, int], None] | None = None) -> sparse.csr_matrix:
     """Every pair of rows whose Jaccard distance is at most ``eps``.
 
     For each row, only the rows that share a column with it are visited, through the columns'
     entry lists (inverted lists), and each pair once, from its lower index.
 
     Args:
-        encoding (scipy.sparse.csr_matrix): shape (N, N), non-negative, rows sum to 1 or 0.
-        eps (float): largest distance kept.
-        progress (Callable[[int, int], None], optional): called with (rows done, N).
+        encoding: (N, N), non-negative, rows sum to 1 or 0.
+        eps: largest distance kept.
+        progress: called with (rows done, N).
 
     Returns:
-        scipy.sparse.csr_matrix: shape (N, N), as :func:`jaccard_graph` returns it.
+        (N, N), as :func:`jaccard_graph` returns it.
     """
     n = encoding.shape[0]
     lists = _InvertedLists(encoding)
@@ -204,7 +210,7 @@ class _InvertedLists:
     the part of column g's list after row i: the later rows that share column g with row i.
     """
 
-    def __init__(self, encoding):
+    def __init__(self, encoding: sparse.csr_matrix) -> None:
         n, nnz = encoding.shape[0], encoding.nnz
         numbers = sparse.csr_matrix(
             (np.arange(nnz), encoding.indices, encoding.indptr), shape=encoding.shape
@@ -222,7 +228,7 @@ class _InvertedLists:
         self.terms_before = terms[self.row_bounds]
         self.n = n
 
-    def blocks(self):
+    def blocks(self) -> Iterator[tuple[int, int]]:
         """Yield (start, stop) over all rows, each within ``BLOCK_ENTRIES`` or one row long."""
         start = 0
         while start < self.n:
@@ -233,11 +239,11 @@ class _InvertedLists:
             yield start, int(stop)
             start = int(stop)
 
-    def minima(self, start, stop):
+    def minima(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Sums of minima t of rows start..stop-1 with every later row that shares a column.
 
         Returns:
-            tuple of np.ndarray: lower row, higher row and t of each pair, one per pair.
+            lower row, higher row and t, three arrays with one value per pair.
         """
         entries = slice(self.row_bounds[start], self.row_bounds[stop])
         lengths = self.tail_lengths[entries]
@@ -255,7 +261,8 @@ class _InvertedLists:
         return start + shared // width, start + shared % width, sums[shared]
 
 
-def _close_pairs(low, high, minima, eps):
+def _close_pairs(low: np.ndarray, high: np.ndarray, minima: np.ndarray,
+                 eps: np.float32) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The pairs with distance <= ``eps`` (float32, as the distances a caller will compare)."""
     # Encodings sum to 1 only up to rounding, so duplicates could come out below 0.
     distances = np.maximum(1 - minima / (2 - minima), 0).astype(np.float32)

@@ -4,8 +4,11 @@ With faiss the search is ``IndexFlatL2``; without it, matrix products in torch, 
 queries at a time. Both expand |x - y|^2 = |x|^2 + |y|^2 - 2 x.y in float32.
 """
 
+from __future__ import annotations
+
 from numbers import Integral
 
+import numpy as np
 import torch
 
 from .inputs import as_feature_matrix
@@ -14,7 +17,7 @@ from .inputs import as_feature_matrix
 TILE_ENTRIES = 2**23
 
 
-def search_neighbors(features, k):
+def search_neighbors(features: torch.Tensor | np.ndarray, k: int) -> np.ndarray:
     """The k nearest images of every image, nearest first, itself among the candidates.
 
     An image is its own neighbour at distance 0, so it normally comes first. Images at equal
@@ -22,11 +25,11 @@ def search_neighbors(features, k):
     first, and with more than k of them need not be listed at all.
 
     Args:
-        features (torch.Tensor or np.ndarray): shape (N, D), any floating dtype.
-        k (int): neighbours per image, 1 <= k <= N.
+        features: (N, D), any floating dtype.
+        k: neighbours per image, 1 <= k <= N.
 
     Returns:
-        np.ndarray: shape (N, k), int64, no index twice in a row.
+        (N, k), int64, no index twice in a row.
 
     Raises:
         ValueError: bad features (the first bad row is named) or ``k`` outside 1..N.
@@ -45,7 +48,7 @@ def search_neighbors(features, k):
 
 
 @torch.no_grad()
-def _search_torch(features, k):
+def _search_torch(features: np.ndarray, k: int) -> np.ndarray:
     features = torch.from_numpy(features)
     squared_norms = features.square().sum(dim=1)
     ranks = torch.empty(len(features), k, dtype=torch.int64)

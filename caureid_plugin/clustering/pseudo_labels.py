@@ -1,6 +1,12 @@
 """Pseudo labels: DBSCAN over the sparse graph of Jaccard distances."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
 import numpy as np
+import torch
+from scipy import sparse
 from sklearn.cluster import DBSCAN
 from sklearn.neighbors import sort_graph_by_row_values
 
@@ -8,23 +14,24 @@ from .inputs import check_min_samples
 from .jaccard import jaccard_graph
 
 
-def assign_pseudo_labels(features, *, k1, k2, eps, min_samples, progress=None):
+def assign_pseudo_labels(features: torch.Tensor | np.ndarray, *, k1: int, k2: int, eps: float,
+                         min_samples: int,
+                         progress: Callable[[int, int], None] | None = None) -> np.ndarray:
     """Cluster the images and number the clusters.
 
     The partition is that of scikit-learn's ``DBSCAN(metric="precomputed")`` on the full matrix
     of k-reciprocal Jaccard distances: DBSCAN reads no distance above ``eps``.
 
     Args:
-        features (torch.Tensor or np.ndarray): shape (N, D), any floating dtype.
-        k1 (int): length of the neighbour lists, >= 1.
-        k2 (int): neighbours whose encodings are averaged, 1 <= k2 <= k1.
-        eps (float): largest distance between DBSCAN neighbours, 0 < eps < 1.
-        min_samples (int): neighbours, itself included, that make an image a core point, >= 1.
-        progress (Callable[[int, int], None], optional): see :func:`.jaccard.jaccard_graph`.
+        features: (N, D), any floating dtype.
+        k1: length of the neighbour lists, >= 1.
+        k2: neighbours whose encodings are averaged, 1 <= k2 <= k1.
+        eps: largest distance between DBSCAN neighbours, 0 < eps < 1.
+        min_samples: neighbours, itself included, that make an image a core point, >= 1.
+        progress: see :func:`.jaccard.jaccard_graph`.
 
     Returns:
-        np.ndarray: shape (N,), int64. Clusters are 0..K-1 in order of first appearance, -1
-        marks an outlier.
+        (N,), int64. Clusters are 0..K-1 in order of first appearance, -1 marks an outlier.
 
     Raises:
         ValueError: bad features (the first bad row is named) or a parameter out of its range.
@@ -34,7 +41,7 @@ def assign_pseudo_labels(features, *, k1, k2, eps, min_samples, progress=None):
     return number_by_appearance(cluster_graph(graph, eps, min_samples))
 
 
-def cluster_graph(graph, eps, min_samples):
+def cluster_graph(graph: sparse.csr_matrix, eps: float, min_samples: int) -> np.ndarray:
     """scikit-learn's DBSCAN labels, shape (N,), of a graph of distances.
 
     A stored zero is a distance of 0 and a missing entry a distance above ``eps``.
@@ -46,7 +53,7 @@ def cluster_graph(graph, eps, min_samples):
     return dbscan.fit(graph).labels_
 
 
-def number_by_appearance(labels):
+def number_by_appearance(labels: np.ndarray) -> np.ndarray:
     """Renumber clusters 0..K-1 in the order in which they first occur; -1 stays -1.
 
     Example:

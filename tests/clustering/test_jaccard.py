@@ -154,6 +154,14 @@ def test_softmax_by_hand_and_empty_rows():
     assert np.allclose(encoding, [[0.75, 0.25, 0], [0, 0, 0], [0, 0, 1]], atol=1e-6)
 
 
+def test_no_reciprocal_neighbor_at_all():
+    # Three duplicates that list one another in a circle: every set and every encoding is empty.
+    members = expanded_sets(np.array([[1], [2], [0]]))
+    assert members.nnz == 0
+    graph = pairs_within(softmax_encoding(np.empty(0, dtype=np.float32), members), 0.5)
+    assert graph.indices.tolist() == [0, 1, 2] and graph.data.tolist() == [0, 0, 0]
+
+
 def test_average_by_hand():
     encoding = sparse.csr_matrix(np.array([[1.0, 0, 0], [0.5, 0.5, 0], [0, 0, 1.0]]))
     averaged = average_over_neighbors(encoding, np.array([[0, 1], [1, 0], [2, 1]])).toarray()

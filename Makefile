@@ -1,0 +1,33 @@
+# make demo   the method on its embedded data, from rendering to the result table
+# make test   all tests
+# Each makes its own environment in .venv first and uses it again the next time.
+
+PYTHON ?= python3
+VENV ?= .venv
+DEMO_OUTPUT ?= logs/demo
+SEED ?= 1
+
+READY := $(VENV)/.installed
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test clean help
+
+help:
+	@sed -n 's/^# \(make.*\)/\1/p' Makefile
+
+demo: $(READY)
+	$(RUN) tools/demo.py --output $(DEMO_OUTPUT) --seed $(SEED)
+
+test: $(READY)
+	$(RUN) -m pytest -q tests
+
+$(READY): setup.py requirements-fastreid.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet --no-deps -r requirements-fastreid.txt
+	$(RUN) -m pip install --quiet -e '.[faiss-cpu,test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info logs

@@ -1,0 +1,63 @@
+"""Packaging of caureid-plugin."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "caureid_plugin/__init__.py").read_text())[1]
+
+# FastReID itself is not among them: its own pins ask for torch 1.13.1, so it is installed with
+# `pip install --no-deps fastreid==1.4.0`; what it really needs is listed here instead.
+# faiss is not among them either: faiss-cpu and faiss-gpu are two distributions of one module, of
+# which exactly one must be installed, so it is an extra.
+REQUIRES = [
+    "torch>=2.1",
+    "torchvision>=0.16",
+    "numpy>=1.24",
+    "scipy>=1.10",
+    "scikit-learn>=1.2",
+    "opencv-python-headless>=4.7",
+    "pillow>=9.4",
+    "yacs>=0.1.8",
+    "pyyaml>=6.0",
+    "tabulate>=0.9",
+    "termcolor>=2.2",
+    "tensorboard>=2.12",
+    "tqdm>=4.64",
+    "gdown>=4.6",
+    "Cython>=3.0",
+    "setuptools>=65",
+]
+
+setup(
+    name="caureid-plugin",
+    version=VERSION,
+    description="CA-UReID for FastReID: person re-identification learnt from camera labels alone",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    # the configs lie beside the package in a clone and inside it in an installation
+    packages=find_packages(include=["caureid_plugin", "caureid_plugin.*"])
+    + ["caureid_plugin.configs"],
+    package_dir={"caureid_plugin.configs": "configs"},
+    package_data={"caureid_plugin.configs": ["*.yml", "*/*.yml"]},
+    install_requires=REQUIRES,
+    extras_require={
+        "faiss-cpu": ["faiss-cpu>=1.7.4"],
+        "faiss-gpu": ["faiss-gpu>=1.14"],
+        "test": ["pytest>=7.4", "pytest-timeout>=2.2", "hypothesis>=6.80"],
+    },
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+)
