@@ -1037,6 +1037,11 @@ def _unknown_loss(patch: _Patches) -> None:
 # ------------------------------------------------------------------------ for the plugin ----
 
 
+def dataset_root() -> str:
+    """Folder that the toolbox's loaders look for datasets in: FASTREID_DATASETS, or "datasets"."""
+    return _data_build._root
+
+
 def swap_train_loader(trainer, loader) -> None:
     """Gives a running DefaultTrainer another training loader and ends the old one's workers.
 

@@ -46,7 +46,7 @@ def cluster_graph(graph: sparse.csr_matrix, eps: float, min_samples: int) -> np.
 
     A stored zero is a distance of 0 and a missing entry a distance above ``eps``.
     """
-    # Not needed for the result; scikit-learn warns about any other order.
+    # Not needed for the result: older scikit-learn versions warn about any other order.
     graph = sort_graph_by_row_values(graph, copy=True, warn_when_not_sorted=False)
     # float32 like the graph, so a distance at the threshold counts on both sides alike.
     dbscan = DBSCAN(eps=float(np.float32(eps)), min_samples=min_samples, metric="precomputed")

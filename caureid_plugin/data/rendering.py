@@ -12,11 +12,12 @@ that needs no download. Three things decide a picture:
 Figures are drawn in *body units*: the crown is at ``y = 0``, the soles are at ``y = 1``, ``x = 0``
 is the body's axis, one unit is the person's height. A :class:`_Frame` maps them to pixels.
 
-Only numpy, OpenCV and Pillow are used. The same arguments give the same pixels.
+Only numpy, OpenCV and Pillow are used. The same arguments give the same pixels, as long as the
+versions of these libraries stay the same.
 """
 
 import functools
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Optional, Tuple, Union
 
 import cv2
@@ -83,6 +84,8 @@ class Person:
     Colours are names of :data:`PALETTE` (:data:`HAIR_COLOURS` for the hair), the other strings are
     members of the tuples above. ``build`` scales the widths of the body (1 is average), ``head``
     the size of the head, ``tint`` shifts every garment colour a little (RGB, -1 to 1).
+
+    People compare equal, and hash alike, when nothing but build, head and tint differs.
     """
 
     upper: str
@@ -121,7 +124,7 @@ class Camera:
         contrast: factor on the distance from mid-grey.
         saturation: 0 is grey, 1 leaves colours as they are.
         blur: standard deviation of the blur, in pixels of a picture 128 high.
-        sharpen: strength of unsharp masking after the blur.
+        sharpen: strength of unsharp masking, which undoes a part of the blur.
         noise: standard deviation of the sensor noise, in intensities of [0, 1].
         view: 0 looks level, 1 looks down from high above: legs shorten, the head grows.
         lean: sideways shift of the head against the feet, in body units.
@@ -174,28 +177,38 @@ def _choose(rng: np.random.Generator, options, weights=None):
 
 
 def make_person(rng: np.random.Generator) -> Person:
-    """Draws a person. Two people compare equal when they differ in build, head and tint alone."""
+    """Draws a person.
+
+    What nobody can see gets one fixed value (the colour of a hat that is not worn, ...), so that
+    people who look the same compare equal.
+    """
     upper = _choose(rng, UPPER_COLOURS)
     accent = _choose(rng, [c for c in UPPER_COLOURS if c != upper])
-    hat = _choose(rng, HATS, (0.74, 0.16, 0.10))
+    pattern = _choose(rng, UPPER_PATTERNS, UPPER_PATTERN_WEIGHTS)
+    stripe = bool(rng.random() < 0.15)
+    style = _choose(rng, HAIR_STYLES, (0.48, 0.34, 0.10, 0.08))
+    hair = _choose(rng, tuple(HAIR_COLOURS), (0.36, 0.28, 0.16, 0.12, 0.08))
+    hat, hat_colour = _choose(rng, HATS, (0.74, 0.16, 0.10)), _choose(rng, UPPER_COLOURS)
+    bag = _choose(rng, BAGS, (0.34, 0.27, 0.18, 0.15, 0.06))
+    bag_colour, on_left = _choose(rng, UPPER_COLOURS), bool(rng.random() < 0.5)
     return Person(
         upper=upper,
-        upper_accent=accent,
-        upper_pattern=_choose(rng, UPPER_PATTERNS, UPPER_PATTERN_WEIGHTS),
+        upper_accent=upper if pattern == "plain" and not stripe else accent,
+        upper_pattern=pattern,
         upper_cut=_choose(rng, UPPER_CUTS, (0.82, 0.18)),
         sleeve=_choose(rng, SLEEVES, (0.52, 0.38, 0.10)),
         lower=_choose(rng, LOWER_COLOURS, LOWER_WEIGHTS),
         lower_kind=_choose(rng, LOWER_KINDS, (0.55, 0.20, 0.15, 0.10)),
-        lower_stripe=bool(rng.random() < 0.15),
+        lower_stripe=stripe,
         shoes=_choose(rng, SHOE_COLOURS),
         skin=int(rng.integers(len(SKIN_TONES))),
-        hair=_choose(rng, tuple(HAIR_COLOURS), (0.36, 0.28, 0.16, 0.12, 0.08)),
-        hair_style=_choose(rng, HAIR_STYLES, (0.48, 0.34, 0.10, 0.08)),
+        hair="black" if style == "bald" else hair,
+        hair_style=style,
         hat=hat,
-        hat_colour=_choose(rng, UPPER_COLOURS),
-        bag=_choose(rng, BAGS, (0.34, 0.27, 0.18, 0.15, 0.06)),
-        bag_colour=_choose(rng, UPPER_COLOURS),
-        bag_on_left=bool(rng.random() < 0.5),
+        hat_colour="black" if hat == "none" else hat_colour,
+        bag=bag,
+        bag_colour="black" if bag == "none" else bag_colour,
+        bag_on_left=on_left and bag not in ("none", "backpack"),
         build=float(rng.uniform(0.84, 1.22)),
         head=float(rng.uniform(0.93, 1.08)),
         tint=tuple(float(t) for t in rng.uniform(-1.0, 1.0, 3)),
@@ -456,18 +469,24 @@ class _Figure:
         if person.lower_kind == "trousers":
             self.layer.outlined(_limb(knee, ankle + (0, -0.008), 0.041 * b, 0.033 * b), cloth)
             self.layer.shape(_limb(hip, knee, 0.054 * b, 0.042 * b), cloth)
-            if person.lower_stripe:
-                stripe = _shade(self.colour(person.upper_accent), shade)
-                out = 0.0 if self.side else (0.030 if left else -0.030)
-                points = [hip + (out, 0), knee + (out * 0.9, 0), ankle + (out * 0.75, -0.01)]
-                for start, end in zip(points[:-1], points[1:]):
-                    self.layer.shape(_limb(start, end, 0.009, 0.008), stripe)
+            self.draw_leg_stripe(left, shade, (hip, knee, ankle + (0, -0.01)))
             return
         self.layer.outlined(_limb(knee, ankle, 0.034 * b, 0.022 * b), skin)
         self.layer.shape(_limb(hip, knee, 0.046 * b, 0.034 * b), skin)
         if person.lower_kind == "shorts":
             end = _between(hip, knee, 0.86)
             self.layer.outlined(_limb(hip, end, 0.056 * b, 0.052 * b), cloth)
+            self.draw_leg_stripe(left, shade, (hip, _between(knee, end, 0.6)))
+
+    def draw_leg_stripe(self, left: bool, shade: float, joints) -> None:
+        """A stripe down the outer side of the leg."""
+        if not self.person.lower_stripe:
+            return
+        stripe = _shade(self.colour(self.person.upper_accent), shade)
+        out = 0.0 if self.side else (0.030 if left else -0.030)
+        points = [joint + (out * (1.0 - 0.1 * i), 0) for i, joint in enumerate(joints)]
+        for start, end in zip(points[:-1], points[1:]):
+            self.layer.shape(_limb(start, end, 0.009, 0.008), stripe)
 
     def draw_shoe(self, ankle, shade: float) -> None:
         colour = _shade(self.colour(self.person.shoes), shade)
@@ -965,8 +984,9 @@ def _apply_style(image: np.ndarray, camera: Camera, shot: Shot) -> np.ndarray:
     """Passes a picture in [0, 1], float32 (H, W, 3), through the camera's optics and sensor."""
     height, width = image.shape[:2]
     sigma = camera.blur * height / 128.0
-    image = cv2.GaussianBlur(image, (0, 0), sigma)
-    if camera.sharpen > 0:
+    if camera.blur > 0:
+        image = cv2.GaussianBlur(image, (0, 0), sigma)
+    if camera.sharpen > 0 and camera.blur > 0:
         image = image + camera.sharpen * (image - cv2.GaussianBlur(image, (0, 0), 1.5 * sigma))
     grey = image @ np.array([0.299, 0.587, 0.114], np.float32)
     image = grey[..., None] + camera.saturation * (image - grey[..., None])
@@ -1051,8 +1071,3 @@ def contact_sheet(people: int = 8, cameras: int = 6, seed: int = 0,
             y, x = gap + row * (height + gap), gap + column * (width + gap)
             sheet[y:y + height, x:x + width] = picture
     return Image.fromarray(sheet)
-
-
-def signature(person: Person) -> tuple:
-    """The person's compared fields: two people of one dataset never share all of them."""
-    return tuple(getattr(person, f.name) for f in fields(person) if f.compare)

@@ -32,7 +32,7 @@ from fastreid.utils import comm
 from PIL import Image
 from tqdm import tqdm
 
-from .rendering import Person, make_camera, make_person, render, signature
+from .rendering import Person, make_camera, make_person, render
 
 logger = logging.getLogger("fastreid.caureid")
 
@@ -81,24 +81,24 @@ def parse_name(path: str) -> Tuple[int, int, int]:
         ValueError: the name is not of the form ``0001_c1s1_000000_00.jpg``.
     """
     match = _NAME.fullmatch(os.path.basename(path))
-    if match is None:
+    identity, camera, shot = (int(group) for group in match.groups()) if match else (0, 0, 0)
+    if min(identity, camera) < 1:
         raise ValueError(
-            f"{path}: the name must be 4 digits of identity, camera, sequence 1, 6 digits of "
-            f"shot and box 00, as in 0001_c1s1_000000_00.jpg; remove the file")
-    identity, camera, shot = (int(group) for group in match.groups())
+            f"{path}: the name must be 4 digits of identity (from 1), camera (from 1), sequence "
+            f"1, 6 digits of shot and box 00, as in 0001_c1s1_000000_00.jpg; remove the file")
     return identity, camera, shot
 
 
 @functools.lru_cache(maxsize=4)
 def _people(seed: int, count: int) -> Tuple[Person, ...]:
-    """The first ``count`` identities, all different in what can be seen of them."""
+    """The first ``count`` identities, no two of which compare equal."""
     people, taken = [], set()
     for identity in range(1, count + 1):
         rng = np.random.default_rng([seed, identity])
         person = make_person(rng)
-        while signature(person) in taken:
+        while person in taken:
             person = make_person(rng)
-        taken.add(signature(person))
+        taken.add(person)
         people.append(person)
     return tuple(people)
 
@@ -118,13 +118,14 @@ def plan_shots(*, seed: int = SEED, train_identities: int = TRAIN_IDENTITIES,
     """Decides which cameras see whom, how often, and which pictures are queries.
 
     Raises:
-        ValueError: fewer than 2 cameras, or a split without identities.
+        ValueError: fewer than 2 cameras, a split without identities, or more identities than 4
+            digits can name.
     """
     if cameras < 2:
         raise ValueError(f"cameras={cameras}: at least 2 are needed to match across cameras")
-    if min(train_identities, test_identities) < 1:
+    if min(train_identities, test_identities) < 1 or train_identities + test_identities > 9999:
         raise ValueError(f"train_identities={train_identities}, test_identities="
-                         f"{test_identities}: both must be at least 1")
+                         f"{test_identities}: both must be at least 1, together at most 9999")
     shots = []
     for identity in range(1, train_identities + test_identities + 1):
         testing = identity > train_identities
@@ -146,8 +147,9 @@ def render_dataset(folder: str, *, seed: int = SEED, train_identities: int = TRA
     """Renders a whole dataset into ``folder``.
 
     The pictures go to a temporary folder beside it, which takes the final name when it is
-    complete. An interrupted rendering therefore leaves no half-filled ``folder``. Where another
-    process finished first, its pictures stay and these are dropped: both are the same.
+    complete. An interrupted rendering therefore leaves no half-filled ``folder`` (a killed process
+    may leave a ``SyntheticCameras.tmp-...`` beside it, which can be deleted). Where another process
+    finished first, its pictures stay and these are dropped: both are the same.
 
     Raises:
         ValueError: see :func:`plan_shots` and :func:`caureid_plugin.data.rendering.render`.
@@ -162,9 +164,7 @@ def render_dataset(folder: str, *, seed: int = SEED, train_identities: int = TRA
     try:
         _fill_folder(scratch, shots, seed, size)
         # mkdtemp makes folders for one user alone; a dataset follows the user's own habit.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(scratch, 0o777 & ~umask)
+        shutil.copymode(os.path.join(scratch, SPLITS[0]), scratch)
         _take_name(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -204,10 +204,15 @@ def read_description(folder: str) -> Dict:
         ``version``, ``seed``, ``size`` (height, width) and ``counts`` (pictures per split).
 
     Raises:
-        ValueError: it is missing, unreadable or of another version; names the folder to delete.
+        ValueError: folder or file is missing, or it is unreadable or of another version; the
+            message names the folder to delete.
     """
     path = os.path.join(folder, DESCRIPTION)
     advice = f"delete the folder {folder} to have it rendered again"
+    if not os.path.isdir(folder):
+        raise ValueError(f"{folder} is missing: the main process could not render it, or wrote to "
+                         f"another machine's disk; check the root of the datasets "
+                         f"(FASTREID_DATASETS)")
     if not os.path.isfile(path):
         raise ValueError(f"{folder} has no {DESCRIPTION}, so it is not a complete "
                          f"SyntheticCameras folder; {advice}")

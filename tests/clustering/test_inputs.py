@@ -97,4 +97,5 @@ def test_every_kind_of_features_becomes_the_same_matrix():
     for given in kinds + [read_only]:
         matrix = as_feature_matrix(given)
         assert matrix.dtype == np.float32 and matrix.flags.c_contiguous
+        assert matrix.flags.writeable, "torch warns about arrays it may not write to"
         assert np.array_equal(matrix, values)

@@ -1,0 +1,100 @@
+"""A small supervised setup of the toolbox's own, and ways to watch it."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import caureid_plugin  # noqa: F401
+import pytest
+from fastreid.engine import DefaultTrainer
+from fastreid.modeling.backbones import BACKBONE_REGISTRY
+from torch import nn
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def toolbox_log():
+    """Gives the toolbox's logger back as it was; ``setup_logger`` adds handlers and never stops."""
+    log = logging.getLogger("fastreid")
+    before = log.handlers[:], log.level, log.propagate
+    log.setLevel(logging.INFO)
+    yield log
+    for handler in set(log.handlers) - set(before[0]):
+        handler.close()
+    log.handlers, log.level, log.propagate = before
+
+
+@pytest.fixture
+def messages(toolbox_log):
+    """What the toolbox and the plugin log, as a list of texts."""
+    texts = []
+
+    class Collect(logging.Handler):
+        def emit(self, record):
+            texts.append(record.getMessage())
+
+    toolbox_log.addHandler(Collect())
+    return texts
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone():
+    """Name of a registered backbone of one strided convolution, 16 channels."""
+
+    def build_tiny_test_backbone(cfg):
+        return nn.Sequential(
+            nn.Conv2d(3, cfg.MODEL.BACKBONE.FEAT_DIM, 5, stride=4, bias=False),
+            nn.BatchNorm2d(cfg.MODEL.BACKBONE.FEAT_DIM), nn.ReLU())
+
+    BACKBONE_REGISTRY.register(build_tiny_test_backbone)
+    yield build_tiny_test_backbone.__name__
+    del BACKBONE_REGISTRY._obj_map[build_tiny_test_backbone.__name__]
+
+
+@pytest.fixture
+def tiny_cfg(cfg, tiny_market, tiny_backbone, tmp_path):
+    """The toolbox's supervised training on the tiny dataset: one epoch of two iterations."""
+    cfg.merge_from_list([
+        "MODEL.BACKBONE.NAME", tiny_backbone, "MODEL.BACKBONE.FEAT_DIM", 16,
+        "MODEL.HEADS.WITH_BNNECK", True,
+        "MODEL.LOSSES.NAME", ("CrossEntropyLoss", "TripletLoss"),
+        "INPUT.SIZE_TRAIN", [32, 16], "INPUT.SIZE_TEST", [32, 16],
+        "DATALOADER.SAMPLER_TRAIN", "NaiveIdentitySampler",
+        "DATALOADER.NUM_INSTANCE", 4, "DATALOADER.NUM_WORKERS", 0,
+        "SOLVER.IMS_PER_BATCH", 16, "SOLVER.BASE_LR", 0.01, "SOLVER.WARMUP_ITERS", 0,
+        "SOLVER.MAX_EPOCH", 1, "SOLVER.ITERS_PER_EPOCH", 2, "SOLVER.CHECKPOINT_PERIOD", 1,
+        "TEST.EVAL_PERIOD", 1, "TEST.IMS_PER_BATCH", 20,
+        "OUTPUT_DIR", str(tmp_path / "output"), "SEED", 1,
+    ])
+    Path(cfg.OUTPUT_DIR).mkdir()
+    return cfg
+
+
+@pytest.fixture
+def make_trainer(tiny_cfg):
+    """Builds a DefaultTrainer of the tiny setup, with some keys set otherwise."""
+
+    def make(*changes):
+        config = tiny_cfg.clone()
+        config.merge_from_list(list(changes))
+        config.freeze()
+        return DefaultTrainer(config)
+
+    return make
+
+
+@pytest.fixture
+def run_python(tmp_path):
+    """Runs a command of a fresh Python that can import the plugin; gives its finished process."""
+
+    def run(*arguments, timeout=120, **environment):
+        path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)], capture_output=True, text=True,
+            timeout=timeout, cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment})
+
+    return run

@@ -1,0 +1,187 @@
+"""Datasets: sorted listings, and errors that name the file, the folder and the remedy."""
+
+import glob
+import itertools
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from caureid_plugin import compat
+from fastreid.data import build as data_build
+from fastreid.data import data_utils
+from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.data.datasets.bases import ImageDataset
+from fastreid.data.datasets.dukemtmcreid import DukeMTMC
+from fastreid.data.datasets.market1501 import Market1501
+from PIL import Image
+
+
+@pytest.fixture
+def tiny_duke(tiny_market):
+    """The same images in DukeMTMC-reID's layout, in the same folder; Duke has no junk."""
+    base = tiny_market / "DukeMTMC-reID"
+    shutil.copytree(tiny_market / "Market-1501-v15.09.15", base)
+    for junk in itertools.chain(base.rglob("-1_*"), base.rglob("0000_*")):
+        junk.unlink()
+    return tiny_market
+
+
+@pytest.fixture
+def listed_backwards(monkeypatch):
+    """A file system that lists its files in the other order."""
+    original = glob.glob
+    monkeypatch.setattr(
+        glob, "glob", lambda *a, **k: sorted(original(*a, **k), reverse=True))
+
+
+def paths(items):
+    return [item[0] for item in items]
+
+
+# ---------------------------------------------------------------------------- listing ----
+
+
+@pytest.mark.parametrize("kind", [Market1501, DukeMTMC])
+@pytest.mark.parametrize("split, folder", [
+    ("train", "bounding_box_train"), ("query", "query"), ("gallery", "bounding_box_test")])
+def test_listings_are_sorted(tiny_duke, listed_backwards, kind, split, folder):
+    items = getattr(kind(root=str(tiny_duke)), split)
+    assert paths(items) == sorted(paths(items))
+    base = "Market-1501-v15.09.15" if kind is Market1501 else "DukeMTMC-reID"
+    expected = [p.name for p in (tiny_duke / base / folder).iterdir() if p.name[0] != "-"]
+    assert [Path(p).name for p in paths(items)] == sorted(expected)
+    with compat.without("sorted_listing"):
+        unsorted = getattr(kind(root=str(tiny_duke)), split)
+    assert paths(unsorted) == sorted(paths(items), reverse=True)
+
+
+def test_an_items_identity_and_camera_stay_with_its_path(tiny_market, listed_backwards):
+    for path, identity, camera in Market1501(root=str(tiny_market)).train:
+        name = Path(path).name
+        assert identity == f"market1501_{int(name[:4])}"
+        assert camera == f"market1501_{int(name[6]) - 1}"
+
+
+def test_a_repeated_look_gives_the_same_list(tiny_market):
+    dataset = Market1501(root=str(tiny_market))
+    assert dataset.train is dataset.train
+    assert dataset.data is dataset.train
+
+
+# --------------------------------------------------------------- missing and empty folders ----
+
+
+@pytest.mark.parametrize("kind", [Market1501, DukeMTMC])
+def test_a_missing_dataset_names_folder_and_remedy(tmp_path, kind):
+    with pytest.raises(FileNotFoundError, match=rf"{kind.__name__}: .*{tmp_path}.* is not found"
+                                                r".*FASTREID_DATASETS"):
+        kind(root=str(tmp_path / "nowhere"))
+    with compat.without("missing_dataset"):
+        with pytest.raises(RuntimeError, match="is not found$"):
+            kind(root=str(tmp_path / "nowhere"))
+
+
+def test_a_missing_subset_is_named(tiny_market):
+    shutil.rmtree(tiny_market / "Market-1501-v15.09.15" / "query")
+    with pytest.raises(FileNotFoundError, match='query" is not found'):
+        Market1501(root=str(tiny_market))
+
+
+def test_an_empty_folder_is_named(tiny_cfg, tiny_market):
+    for path in (tiny_market / "Market-1501-v15.09.15" / "bounding_box_train").iterdir():
+        path.unlink()
+    tiny_cfg.DATALOADER.SAMPLER_TRAIN = "TrainingSampler"
+    with pytest.raises(ValueError, match=rf"Market1501 found no image.*{tiny_market}.*"
+                                         "FASTREID_DATASETS"):
+        data_build.build_reid_train_loader(tiny_cfg)
+    with compat.without("sorted_listing"):
+        with pytest.raises(AssertionError):
+            data_build.build_reid_train_loader(tiny_cfg)
+
+
+class TrainingOnly(ImageDataset):
+    """Like the toolbox's VIPeR, GRID and fifteen others: nothing to test with, on purpose."""
+
+    def __init__(self, root="", **kwargs):
+        super().__init__([("b.jpg", "p_1", "c_0"), ("a.jpg", "p_0", "c_1")], [], [], **kwargs)
+
+
+def test_a_dataset_for_training_alone_can_be_combined():
+    # DATASETS.COMBINEALL reads the empty test subsets too
+    assert paths(TrainingOnly(combineall=True).train) == ["a.jpg", "b.jpg"]
+
+
+# ------------------------------------------------------------------------ single images ----
+
+
+@pytest.mark.parametrize("name", ["0002.jpg", "0002_s1_000451_03.jpg", "portrait_c.jpg"])
+@pytest.mark.parametrize("kind, base", [
+    (Market1501, "Market-1501-v15.09.15"), (DukeMTMC, "DukeMTMC-reID")])
+def test_an_image_without_camera_is_named(tiny_duke, kind, base, name):
+    folder = tiny_duke / base / "bounding_box_train"
+    shutil.copy(next(folder.iterdir()), folder / name)
+    with pytest.raises(ValueError, match=rf"{folder / name} carries no camera label"):
+        kind(root=str(tiny_duke)).train
+    with compat.without("image_without_camera"):
+        with pytest.raises(AttributeError, match="groups"):
+            kind(root=str(tiny_duke)).train
+
+
+def test_a_folder_named_like_a_camera_does_not_label_its_images(tiny_market):
+    """The toolbox looks for identity and camera in the whole path, folders first."""
+    moved = tiny_market.parent / "run7_c2"
+    shutil.move(tiny_market, moved)
+    with pytest.raises(ValueError, match="run7_c2"):
+        Market1501(root=str(moved)).train
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def emptied(path):
+    path.write_bytes(b"")
+
+
+def replaced(path):
+    path.write_text("this is no image")
+
+
+@pytest.mark.parametrize("damage", [truncated, emptied, replaced, Path.unlink])
+def test_a_damaged_image_is_named(tiny_market, damage):
+    path = min((tiny_market / "Market-1501-v15.09.15" / "query").iterdir())
+    assert data_utils.read_image(str(path)).size == (16, 32)
+    damage(path)
+    with pytest.raises(ValueError, match=rf"Cannot read the image {path}: .*Replace or remove"):
+        data_utils.read_image(str(path))
+    with compat.without("unreadable_image"):
+        with pytest.raises(OSError) as caught:
+            data_utils.read_image(str(path))
+    assert damage is not truncated or str(path) not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_named_in_training(tiny_cfg, tiny_market, workers):
+    folder = tiny_market / "Market-1501-v15.09.15" / "bounding_box_train"
+    for path in folder.iterdir():
+        truncated(path)
+    tiny_cfg.DATALOADER.NUM_WORKERS = workers
+    loader = data_build.build_reid_train_loader(tiny_cfg)
+    with pytest.raises(ValueError, match=rf"Cannot read the image {folder}/\d+_c\d"):
+        next(iter(loader))
+    loader.shutdown()
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA"])
+def test_readable_images_stay_readable(tmp_path, mode):
+    path = tmp_path / "image.png" if mode in "PRGBA" else tmp_path / "image.jpg"
+    Image.fromarray(np.full((4, 3, 3), 90, np.uint8)).convert(mode).save(path)
+    assert data_utils.read_image(str(path), "RGB").size == (3, 4)
+
+
+def test_the_dataset_reads_through_the_repaired_function(tiny_market):
+    items = DATASET_REGISTRY.get("Market1501")(root=str(tiny_market)).train
+    truncated(Path(items[0][0]))
+    with pytest.raises(ValueError, match="Cannot read the image"):
+        data_build.CommDataset(items)[0]

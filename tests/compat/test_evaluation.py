@@ -1,0 +1,404 @@
+"""ReidEvaluator on the CPU: every TEST option against plain loops, compiled and in Python."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from caureid_plugin import compat
+from fastreid.engine import DefaultTrainer
+from fastreid.evaluation import ReidEvaluator, inference_on_dataset, rank_cylib, reid_evaluation
+from fastreid.modeling import meta_arch
+from fastreid.utils import compute_dist
+from sklearn.metrics import average_precision_score, roc_curve
+from torch import nn
+from torch.utils.data import DataLoader
+
+CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="shows a defect without CUDA")
+QUERIES = 12
+
+
+@pytest.fixture(scope="module", autouse=True)
+def evaluator_ready():
+    """As a trainer does it: before the first evaluation."""
+    compat.prepare_evaluation()
+
+
+# ----------------------------------------------------------------- plain recomputation ----
+
+
+def people(seed=0, total=60, identities=6, cameras=3, dim=8):
+    """Noisy features, identities and cameras; the first QUERIES rows are the queries."""
+    rng = np.random.default_rng(seed)
+    pids = np.arange(total) % identities
+    camids = rng.integers(0, cameras, total)
+    features = rng.normal(size=(identities, dim))[pids] + 1.2 * rng.normal(size=(total, dim))
+    features *= rng.uniform(0.5, 2.0, size=(total, 1))  # cosine and Euclidean must differ
+    return features.astype(np.float32), pids, camids
+
+
+def cosine(a, b):
+    return 1 - float(a @ b) / math.sqrt(float(a @ a) * float(b @ b))
+
+
+def squared_euclidean(a, b):
+    return float(((a - b) ** 2).sum())
+
+
+def distances(features, metric):
+    return np.array([[metric(q, g) for g in features[QUERIES:].astype(np.float64)]
+                     for q in features[:QUERIES].astype(np.float64)])
+
+
+def counted(q, pids, camids):
+    """Gallery rows that count for a query: not the same person under the same camera."""
+    return [g for g in range(len(pids) - QUERIES) if (pids[QUERIES + g], camids[QUERIES + g])
+            != (pids[q], camids[q])]
+
+
+def plain_metrics(dist, pids, camids):
+    precisions, penalties, firsts = [], [], []
+    for q in range(QUERIES):
+        kept = sorted(counted(q, pids, camids), key=lambda g: dist[q, g])
+        hits = [pids[QUERIES + g] == pids[q] for g in kept]
+        if not any(hits):
+            continue
+        precisions.append(average_precision_score(hits, [-dist[q, g] for g in kept]))
+        last = max(rank for rank, hit in enumerate(hits) if hit)
+        penalties.append(sum(hits) / (last + 1))
+        firsts.append(hits.index(True))
+    ranks = {f"Rank-{k}": 100 * np.mean([first < k for first in firsts]) for k in (1, 5, 10)}
+    precision = 100 * np.mean(precisions)
+    return {**ranks, "mAP": precision, "mINP": 100 * np.mean(penalties),
+            "metric": (precision + ranks["Rank-1"]) / 2}
+
+
+class Lookup(nn.Module):
+    """The images are the features."""
+
+    def forward(self, inputs):
+        return inputs["images"]
+
+
+def loader_of(images, pids, camids):
+    rows = [{"images": image, "targets": int(p), "camids": int(c)}
+            for image, p, c in zip(images, pids, camids)]
+    return DataLoader(rows, batch_size=7)
+
+
+def evaluate(cfg, data, model=None):
+    features, pids, camids = data
+    return inference_on_dataset(
+        model or Lookup(), loader_of(features, pids, camids), ReidEvaluator(cfg, QUERIES),
+        flip_test=cfg.TEST.FLIP.ENABLED)
+
+
+def assert_metrics(results, expected):
+    for name, value in expected.items():
+        assert results[name] == pytest.approx(value, abs=1e-3), name
+
+
+# -------------------------------------------------------------------------- TEST options ----
+
+
+@pytest.mark.parametrize("name, metric", [
+    ("cosine", cosine), ("euclidean", squared_euclidean)])
+def test_metric_equals_plain_loops(cfg, name, metric):
+    cfg.TEST.METRIC = name
+    data = people()
+    expected = plain_metrics(distances(data[0], metric), *data[1:])
+    assert_metrics(evaluate(cfg, data), expected)
+    assert 20 < expected["mAP"] < 90 and expected["Rank-1"] < 100
+
+
+def test_the_metrics_differ():
+    features, pids, camids = people()
+    by_cosine, by_euclid = (plain_metrics(distances(features, m), pids, camids)
+                            for m in (cosine, squared_euclidean))
+    assert by_cosine["mAP"] != pytest.approx(by_euclid["mAP"], abs=0.1)
+
+
+def plain_aqe(features, times, k, alpha):
+    """Every feature becomes the mean of its k nearest, weighted by similarity ** alpha."""
+    for _ in range(times):
+        similar = np.array([[1 - cosine(a, b) for b in features] for a in features])
+        features = np.array([
+            np.mean([similar[i, j] ** alpha * features[j]
+                     for j in sorted(range(len(features)), key=lambda j: -similar[i, j])[:k]],
+                    axis=0)
+            for i in range(len(features))])
+    return features
+
+
+def test_query_expansion_equals_plain_loops(cfg):
+    cfg.merge_from_list(["TEST.AQE.ENABLED", True, "TEST.AQE.QE_TIME", 2, "TEST.AQE.QE_K", 4,
+                         "TEST.AQE.ALPHA", 3.0])
+    features, pids, camids = people()
+    expanded = plain_aqe(features.astype(np.float64), 2, 4, 3.0)
+    expected = plain_metrics(distances(expanded, cosine), pids, camids)
+    plain = plain_metrics(distances(features, cosine), pids, camids)
+    assert_metrics(evaluate(cfg, (features, pids, camids)), expected)
+    assert expected["mAP"] != pytest.approx(plain["mAP"], abs=0.1)
+
+
+def plain_jaccard(features, k1, k2):
+    """Zhong et al. 2017 by loops; a neighbour list holds the image itself."""
+    n = len(features)
+    square = [[squared_euclidean(a, b) for b in features] for a in features]
+    lists = [sorted(range(n), key=lambda j: square[i][j])[:k1] for i in range(n)]
+
+    def reciprocal(i, size):
+        return {j for j in lists[i][:size] if i in lists[j][:size]}
+
+    encoding = np.zeros((n, n))
+    for i in range(n):
+        near = reciprocal(i, k1)
+        members = set(near)
+        for j in near:
+            candidates = reciprocal(j, round(k1 / 2) + 1)
+            if len(candidates & near) > 2 / 3 * len(candidates):
+                members |= candidates
+        weights = {j: math.exp(-square[i][j]) for j in members}
+        for j, weight in weights.items():
+            encoding[i, j] = weight / sum(weights.values())
+    encoding = np.array([np.mean([encoding[j] for j in lists[i][:k2]], axis=0) for i in range(n)])
+    shared = np.array([[np.minimum(a, b).sum() for b in encoding] for a in encoding])
+    return 1 - shared / (2 - shared)
+
+
+@CPU_ONLY
+def test_reranking_equals_plain_loops(cfg):
+    cfg.merge_from_list(["TEST.RERANK.ENABLED", True, "TEST.RERANK.K1", 8, "TEST.RERANK.K2", 3,
+                         "TEST.RERANK.LAMBDA", 0.3])
+    features, pids, camids = people()
+    unit = features.astype(np.float64)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    jaccard = plain_jaccard(unit, 8, 3)[:QUERIES, QUERIES:]
+    found = compute_dist.build_dist(
+        *torch.from_numpy(unit.astype(np.float32)).split([QUERIES, len(unit) - QUERIES]),
+        metric="jaccard", k1=8, k2=3)
+    np.testing.assert_allclose(found, jaccard, atol=1e-5)
+
+    expected = plain_metrics(0.7 * jaccard + 0.3 * distances(features, cosine), pids, camids)
+    assert_metrics(evaluate(cfg, (features, pids, camids)), expected)
+    with compat.without("rerank_without_cuda"):
+        with pytest.raises(Exception, match="(?i)cuda|nvidia|StandardGpuResources"):
+            evaluate(cfg, (features, pids, camids))
+
+
+def test_roc_equals_plain_loops(cfg):
+    cfg.TEST.ROC.ENABLED = True
+    features, pids, camids = people()
+    dist = distances(features, cosine)
+    pairs = [(dist[q, g], pids[q] != pids[QUERIES + g])
+             for q in range(QUERIES) for g in counted(q, pids, camids)]
+    rates = roc_curve([different for _, different in pairs], [score for score, _ in pairs])[:2]
+    results = evaluate(cfg, (features, pids, camids))
+    for wanted in (1e-4, 1e-3, 1e-2):
+        nearest = np.argmin(np.abs(rates[0] - wanted))
+        assert results[f"TPR@FPR={wanted:.0e}"] == pytest.approx(rates[1][nearest], abs=1e-6)
+    assert_metrics(results, plain_metrics(dist, pids, camids))
+
+
+@CPU_ONLY
+def test_all_options_together(cfg):
+    cfg.merge_from_list(["TEST.AQE.ENABLED", True, "TEST.RERANK.ENABLED", True,
+                         "TEST.ROC.ENABLED", True, "TEST.METRIC", "euclidean"])
+    results = evaluate(cfg, people())
+    assert all(math.isfinite(value) for value in results.values())
+    assert {"Rank-1", "mAP", "mINP", "TPR@FPR=1e-04"} <= set(results)
+
+
+# --------------------------------------------------------------------------- flipping ----
+
+
+@pytest.fixture
+def model_and_images(tiny_cfg):
+    tiny_cfg.MODEL.HEADS.NUM_CLASSES = 8
+    torch.manual_seed(0)
+    model = meta_arch.build_model(tiny_cfg).eval()
+    pids, camids = people()[1:]
+    images = 255 * torch.rand(len(pids), 3, 32, 16)
+    images += 20 * torch.from_numpy(pids).view(-1, 1, 1, 1)
+    images[..., :5] *= 0.3  # the mirror image differs
+    return model, images.to(model.device), pids, camids
+
+
+@torch.no_grad()
+def plain_features(model, images):
+    mean = torch.tensor([0.485, 0.456, 0.406], device=images.device).view(3, 1, 1) * 255
+    std = torch.tensor([0.229, 0.224, 0.225], device=images.device).view(3, 1, 1) * 255
+    return torch.cat([model.heads(model.backbone(((image - mean) / std)[None]))
+                      for image in images]).cpu().numpy()
+
+
+@CPU_ONLY
+def test_flip_averages_both_views(tiny_cfg, model_and_images, monkeypatch):
+    tiny_cfg.TEST.FLIP.ENABLED = True
+    model, images, pids, camids = model_and_images
+    views = plain_features(model, images), plain_features(model, images.flip(dims=[3]))
+    expected = (views[0] + views[1]) / 2
+    seen = []
+    monkeypatch.setattr(ReidEvaluator, "process", _recording(ReidEvaluator.process, seen))
+
+    results = evaluate(tiny_cfg, (images, pids, camids), model)
+    np.testing.assert_allclose(np.concatenate(seen), expected, rtol=1e-4, atol=1e-4)
+    assert_metrics(results, plain_metrics(distances(expected, cosine), pids, camids))
+    assert np.abs(views[0] - views[1]).max() > 0.1
+
+    with compat.without("preprocess_in_place"):
+        seen.clear()
+        evaluate(tiny_cfg, (images, pids, camids), model)
+    assert np.abs(np.concatenate(seen) - expected).max() > 0.1
+
+
+def _recording(process, seen):
+    def recorded(self, inputs, outputs):
+        seen.append(outputs.cpu().numpy().copy())
+        process(self, inputs, outputs)
+    return recorded
+
+
+@pytest.mark.parametrize("wrap", [lambda images: {"images": images}, lambda images: images],
+                         ids=["dict", "tensor"])
+def test_the_callers_images_stay_as_they_were(model_and_images, wrap):
+    model, images, _, _ = model_and_images
+    original = images.clone()
+    with torch.no_grad():
+        features = model(wrap(images))
+        assert torch.equal(images, original)
+        np.testing.assert_allclose(
+            features.cpu().numpy(), plain_features(model, original), rtol=1e-4, atol=1e-4)
+        with compat.without("preprocess_in_place"):
+            model(wrap(images))
+    assert not torch.equal(images, original)
+
+
+# ------------------------------------------------------------------ compiled evaluation ----
+
+
+@pytest.fixture
+def compiled():
+    rank_cy = pytest.importorskip("fastreid.evaluation.rank_cylib.rank_cy", exc_type=ImportError,
+                                  reason="needs a C compiler")
+    from fastreid.evaluation.rank_cylib import roc_cy
+    return rank_cy.evaluate_cy, roc_cy.evaluate_roc_cy
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_compiled_evaluation_equals_the_python_code(compiled, seed):
+    from fastreid.evaluation.rank import evaluate_py
+    from fastreid.evaluation.roc import evaluate_roc_py
+
+    rng = np.random.default_rng(seed)
+    queries, gallery = int(rng.integers(5, 20)), int(rng.integers(30, 80))
+    dist = rng.random((queries, gallery)).astype(np.float32)
+    labels = [rng.integers(0, 5, size) for size in (queries, gallery)]
+    labels += [rng.integers(0, 3, size) for size in (queries, gallery)]
+    labels[0][0] = 9  # a query whose identity is not in the gallery does not count
+    in_c, in_python = (f(dist, *labels, 20, False) for f in (compiled[0], evaluate_py))
+    for one, other in zip(in_c, in_python):
+        np.testing.assert_allclose(np.asarray(one), np.asarray(other), atol=1e-6)
+    in_c, in_python = (f(dist, *labels) for f in (compiled[1], evaluate_roc_py))
+    for one, other in zip(in_c, in_python):
+        np.testing.assert_allclose(np.asarray(one), np.asarray(other), atol=1e-6)
+
+
+def test_the_compiled_modules_lie_in_the_cache(compiled):
+    cache = compat._cython_cache()
+    assert str(cache) in rank_cylib.__path__
+    assert Path(sys.modules["fastreid.evaluation.rank_cylib.rank_cy"].__file__).parent == cache
+    toolbox = Path(rank_cylib.__file__).parent
+    assert not [p for p in toolbox.iterdir() if p.suffix in (".so", ".c", ".pyd")]
+
+
+def test_the_evaluator_is_prepared_before_anything_else(make_trainer, monkeypatch):
+    order = []
+    monkeypatch.setattr(compat, "prepare_evaluation", lambda: order.append("evaluator"))
+    build = DefaultTrainer.build_train_loader
+    monkeypatch.setattr(DefaultTrainer, "build_train_loader", classmethod(
+        lambda cls, cfg: order.append("data") or build(cfg)))
+    make_trainer()
+    assert order == ["evaluator", "data"]
+
+
+def test_a_failing_compiler_never_ends_the_run(tmp_path, monkeypatch):
+    """The toolbox calls `make`; here one that fails, so that nothing is written beside it."""
+    make = tmp_path / "bin" / "make"
+    make.parent.mkdir()
+    make.write_text("#!/bin/sh\nexit 2\n")
+    make.chmod(0o755)
+    monkeypatch.setenv("PATH", str(make.parent))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(compat, "_CYTHON_BUILD", "raise SystemExit('no compiler here')")
+    for module in (rank_cylib, reid_evaluation):
+        module.compile_helper()
+    with compat.without("evaluator_build"):
+        for module in (rank_cylib, reid_evaluation):
+            with pytest.raises(SystemExit):
+                module.compile_helper()
+
+
+def test_a_failed_compilation_is_tried_and_reported_once(tmp_path, monkeypatch, messages):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(compat, "_CYTHON_BUILD", "raise SystemExit('no compiler here')")
+    tries, run = [], subprocess.run
+    monkeypatch.setattr(compat.subprocess, "run", lambda *a, **k: tries.append(1) or run(*a, **k))
+    for _ in range(3):  # every evaluation asks for it
+        rank_cylib.compile_helper()
+    warnings = [m for m in messages if "compiled evaluation is not available" in m]
+    assert len(warnings) == 1 and "no compiler here" in warnings[0]
+    assert len(tries) == 1
+
+
+@pytest.mark.parametrize("total", [20, 30, 60, 200])
+@pytest.mark.parametrize("code", ["compiled", "python"])
+def test_a_gallery_of_any_size_is_evaluated(cfg, monkeypatch, code, total, request):
+    """Fewer than 50 images, or fewer than the 10 of Rank-10, may count for a query."""
+    from fastreid.evaluation import rank
+
+    if code == "python":
+        monkeypatch.setattr(rank, "IS_CYTHON_AVAI", False)
+    else:
+        request.getfixturevalue("compiled")
+    data = people(total=total)
+    assert_metrics(evaluate(cfg, data), plain_metrics(distances(data[0], cosine), *data[1:]))
+
+
+_WITHOUT_COMPILER = """
+import logging, sys
+logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
+import caureid_plugin
+import numpy as np, torch
+from caureid_plugin import compat
+from fastreid.config import get_cfg
+from fastreid.evaluation import ReidEvaluator
+
+assert not compat._evaluator_is_compiled()
+compat.prepare_evaluation()
+assert not compat._evaluator_is_compiled()
+cfg = get_cfg()
+cfg.TEST.ROC.ENABLED = True
+evaluator = ReidEvaluator(cfg, 12)
+features, pids, camids = (torch.from_numpy(a) for a in np.load(sys.argv[1]).values())
+evaluator.process({"targets": pids, "camids": camids}, features)
+results = evaluator.evaluate()
+from fastreid.evaluation import rank, roc
+assert not rank.IS_CYTHON_AVAI and not roc.IS_CYTHON_AVAI
+print("RESULTS", *(f"{results[k]:.6f}" for k in ("mAP", "Rank-1", "mINP")))
+"""
+
+
+def test_evaluation_without_a_compiler(run_python, tmp_path):
+    features, pids, camids = people(total=200)
+    np.savez(tmp_path / "data.npz", features, pids, camids)
+    done = run_python("-c", _WITHOUT_COMPILER, tmp_path / "data.npz", CC="/bin/false",
+                      XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr
+    assert "WARNING FastReID's compiled evaluation is not available" in done.stdout
+    found = [float(v) for v in done.stdout.split("RESULTS ")[1].split()]
+    expected = plain_metrics(distances(features, cosine), pids, camids)
+    assert found == pytest.approx([expected[k] for k in ("mAP", "Rank-1", "mINP")], abs=1e-3)

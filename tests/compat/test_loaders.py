@@ -1,0 +1,303 @@
+"""Loaders that work without CUDA and end their workers; samplers that neither spin nor reseed."""
+
+import copy
+import itertools
+import multiprocessing
+import os
+import types
+
+import numpy as np
+import pytest
+import torch
+from caureid_plugin import compat
+from fastreid.data import build as data_build
+from fastreid.data import samplers
+from fastreid.data.samplers import data_sampler, imbalance_sampler
+from torch.utils.data import Dataset
+
+CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="shows a defect without CUDA")
+
+
+class Numbered(Dataset):
+    """Item i is a 2 x 2 image of the number i."""
+
+    num_classes = 3
+
+    def __init__(self, size=12, broken=None):
+        self.size, self.broken = size, broken
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        if index == self.broken:
+            raise ValueError(f"item {index} is broken")
+        return {"images": torch.full((1, 2, 2), float(index)), "targets": int(index) % 3,
+                "img_paths": f"{index}.jpg"}
+
+
+def endless(workers, **options):
+    """The toolbox's training loader: batches of 4 in order, for ever."""
+    images = Numbered(**options)
+    sampler = samplers.TrainingSampler(len(images), shuffle=False)
+    return data_build.build_reid_train_loader(
+        images, sampler=sampler, total_batch_size=4, num_workers=workers)
+
+
+def indexes(batch):
+    return batch["images"][:, 0, 0, 0].int().tolist()
+
+
+def alive():
+    """Worker processes and threads of this process."""
+    return len(multiprocessing.active_children()), len(os.listdir("/proc/self/task"))
+
+
+# ------------------------------------------------------------------------------ loader ----
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_the_datasets_items_in_the_samplers_order(workers):
+    loader = endless(workers)
+    batches = list(itertools.islice(iter(loader), 7))
+    loader.shutdown()
+    expected = [i % 12 for i in range(28)]
+    assert [i for batch in batches for i in indexes(batch)] == expected
+    assert [t for batch in batches for t in batch["targets"].tolist()] == [i % 3 for i in expected]
+    assert batches[3]["img_paths"] == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
+
+
+@CPU_ONLY
+def test_without_the_repair_a_loader_needs_cuda():
+    with compat.without("train_loader"):
+        with pytest.raises((RuntimeError, AssertionError), match="(?i)cuda|nvidia"):
+            endless(0)
+
+
+def test_a_test_loader_ends_and_starts_again():
+    loader, queries = data_build.build_reid_test_loader(Numbered(10), 4, 3, num_workers=0)
+    assert (queries, len(loader)) == (3, 3)
+    for _ in range(2):
+        assert [indexes(batch) for batch in loader] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    iterator = iter(loader)
+    list(iterator)
+    with pytest.raises(StopIteration):
+        next(iterator)
+
+
+def test_workers_start_at_the_first_batch_and_end_at_shutdown():
+    before = alive()
+    loader = endless(2)
+    unused = iter(loader)
+    assert alive() == before
+    next(unused)
+    assert alive()[0] == before[0] + 2
+    loader.shutdown()
+    assert alive() == before
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_can_be_used_again_after_shutdown(workers):
+    loader = endless(workers)
+    loader.shutdown()  # before its first use, nothing to do
+    first = indexes(next(iter(loader)))
+    loader.shutdown()
+    loader.shutdown()
+    iterator = iter(loader)
+    assert [indexes(next(iterator)) for _ in range(2)] == [first, [4, 5, 6, 7]]
+    again = iter(loader)  # from the start, in place of the first pass
+    assert indexes(next(again)) == first
+    loader.shutdown()
+    with pytest.raises(StopIteration):
+        next(again)
+
+
+def test_a_forgotten_loader_ends_its_workers():
+    before = alive()
+    loader = endless(2)
+    next(iter(loader))
+    assert alive()[0] == before[0] + 2
+    del loader  # no reference cycle waits for the garbage collector
+    assert alive() == before
+
+
+def test_an_error_in_a_worker_surfaces_and_leaves_no_process():
+    before = alive()
+    loader = endless(2, broken=5)
+    iterator = iter(loader)
+    next(iterator)
+    with pytest.raises(ValueError, match="item 5 is broken"):
+        next(iterator)
+    assert alive() == before
+    loader.shutdown()
+
+
+def trainer_with(loader):
+    inner = types.SimpleNamespace(data_loader=loader, _data_loader_iter=iter(loader))
+    return types.SimpleNamespace(_trainer=inner)
+
+
+def test_processes_and_threads_stay_flat_over_twenty_swaps():
+    trainer = trainer_with(endless(2))
+    counts = []
+    for _ in range(20):
+        compat.swap_train_loader(trainer, endless(2))
+        for _ in range(2):
+            next(trainer._trainer._data_loader_iter)
+        counts.append(alive())
+    assert set(counts) == {counts[0]}
+    trainer._trainer.data_loader.shutdown()
+    assert alive()[0] == counts[0][0] - 2
+
+
+def test_a_swapped_loader_is_the_one_in_use(make_trainer):
+    trainer = make_trainer("DATASETS.TESTS", ())
+    replaced, images = trainer.data_loader, []
+    trainer.model.register_forward_pre_hook(
+        lambda model, arguments: images.append(arguments[0]["img_paths"]))
+    items = trainer.data_loader.dataset.img_items[:6]
+    loader = data_build.build_reid_train_loader(
+        trainer.cfg, train_set=data_build.CommDataset(
+            items, replaced.dataset.transform), sampler=samplers.TrainingSampler(6))
+    compat.swap_train_loader(trainer, loader)
+    trainer.train()
+    assert trainer.data_loader is loader
+    assert {path for batch in images for path in batch} == {item[0] for item in items}
+
+
+# ------------------------------------------------------------------------- test workers ----
+
+
+def test_the_workers_key_reaches_the_test_loader(tiny_cfg):
+    def built(**options):
+        return data_build.build_reid_test_loader(tiny_cfg, dataset_name="Market1501", **options)
+
+    tiny_cfg.DATALOADER.NUM_WORKERS = 1
+    loader, queries = built()
+    assert (loader.num_workers, queries, len(loader.dataset)) == (1, 16, 16 + 33)
+    assert loader.batch_sampler.batch_size == 20
+    assert built(num_workers=3)[0].num_workers == 3
+    by_keyword, _ = data_build.build_reid_test_loader(
+        cfg=tiny_cfg, test_set=Numbered(), num_query=5)
+    assert (by_keyword.num_workers, len(by_keyword.dataset)) == (1, 12)
+    with compat.without("test_loader_workers"):
+        assert built()[0].num_workers == 4
+
+
+def test_zero_workers_start_no_process(tiny_cfg):
+    before = alive()
+    loader, _ = data_build.build_reid_test_loader(tiny_cfg, dataset_name="Market1501")
+    next(iter(loader))
+    assert alive() == before
+
+
+# ---------------------------------------------------------------------------- samplers ----
+
+
+def people(identities, images=4):
+    """Items (path, identity, camera) with two cameras each."""
+    return [(f"{i}_{j}.jpg", f"id_{i}", f"cam_{j % 2}")
+            for i in range(identities) for j in range(images)]
+
+
+MAKERS = {
+    "TrainingSampler": lambda: data_sampler.TrainingSampler(32, seed=5),
+    "ImbalancedDatasetSampler": lambda: imbalance_sampler.ImbalancedDatasetSampler(
+        people(8), seed=5),
+    "NaiveIdentitySampler": lambda: samplers.NaiveIdentitySampler(people(8), 16, 4, seed=5),
+    "BalancedIdentitySampler": lambda: samplers.BalancedIdentitySampler(people(8), 16, 4, seed=5),
+}
+
+
+def drawn_around(make):
+    """Numbers drawn from NumPy's global state while a sampler is in use, and its indices."""
+    np.random.seed(1)
+    torch.manual_seed(1)  # one sampler draws from torch
+    numbers, indices, source = [], [], iter(make())
+    for _ in range(70):
+        indices.append(int(next(source)))
+        numbers.append(np.random.rand())
+    return numbers, indices
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_samplers_keep_numpys_global_state(name):
+    np.random.seed(1)
+    undisturbed = [np.random.rand() for _ in range(70)]
+    numbers, indices = drawn_around(MAKERS[name])
+    assert numbers == undisturbed
+    with compat.without("sampler_state"):
+        disturbed, _ = drawn_around(MAKERS[name])
+        torch.manual_seed(1)
+        alone = [int(i) for i in itertools.islice(iter(MAKERS[name]()), 70)]
+    assert disturbed != undisturbed
+    assert indices == alone  # what the toolbox's sampler draws when nobody else does
+    assert len(set(indices)) > 8
+
+
+class Spins(Exception):
+    """The sampler has gone round a thousand times without an index."""
+
+
+@pytest.fixture
+def bounded(monkeypatch):
+    """Ends what would be an endless loop: each of these is called in every round of one."""
+    def limit(owner, name):
+        original, calls = getattr(owner, name), itertools.count()
+
+        def limited(*args, **kwargs):
+            if next(calls) > 1000:
+                raise Spins
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, limited)
+
+    limit(np.random, "permutation")
+    limit(copy, "deepcopy")
+
+
+IDENTITY_SAMPLERS = [samplers.NaiveIdentitySampler, samplers.BalancedIdentitySampler]
+
+
+@pytest.mark.parametrize("sampler", IDENTITY_SAMPLERS)
+def test_too_few_identities_are_an_error_that_names_the_keys(sampler, bounded):
+    with pytest.raises(ValueError, match=r"needs 16 identities.* has 3: .*SOLVER\.IMS_PER_BATCH"
+                                         r".*DATALOADER\.NUM_INSTANCE"):
+        sampler(people(3), 64, 4)
+    with compat.without("sampler_hang"):
+        with pytest.raises(Spins):
+            next(iter(sampler(people(3), 64, 4)))
+
+
+@pytest.mark.parametrize("sampler", IDENTITY_SAMPLERS)
+def test_a_batch_that_k_does_not_divide_is_an_error(sampler, bounded):
+    with pytest.raises(ValueError, match="batch of 10 images.*NUM_INSTANCE 4"):
+        sampler(people(8), 10, 4)
+    with pytest.raises(ValueError, match="batch of 2 images.*NUM_INSTANCE 4"):
+        sampler(people(8), 2, 4)
+    with compat.without("sampler_hang"):
+        with pytest.raises(Spins):
+            next(iter(sampler(people(8), 10, 4)))
+
+
+@pytest.mark.parametrize("images", [1, 3, 4, 9])
+@pytest.mark.parametrize("sampler", IDENTITY_SAMPLERS)
+def test_just_enough_identities_give_batches(sampler, images, bounded):
+    items = people(4, images)
+    drawn = list(itertools.islice(iter(sampler(items, 16, 4)), 48))
+    for start in range(0, 48, 16):
+        identities = [items[i][1] for i in drawn[start:start + 16]]
+        assert sorted(identities) == sorted(4 * [f"id_{i}" for i in range(4)])
+
+
+@pytest.mark.parametrize("sampler", IDENTITY_SAMPLERS)
+def test_every_process_counts(sampler, bounded, monkeypatch):
+    monkeypatch.setattr(compat.comm, "get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match="needs 8 identities.* has 7"):
+        sampler(people(7), 16, 4, seed=1)
+    assert len(list(itertools.islice(iter(sampler(people(8), 16, 4, seed=1)), 32))) == 32
+
+
+def test_the_trainer_reports_too_few_identities(make_trainer):
+    with pytest.raises(ValueError, match="needs 16 identities.* has 8"):
+        make_trainer("SOLVER.IMS_PER_BATCH", 64)

@@ -1,0 +1,261 @@
+"""The toolbox's flat parameter buffer trains as plain PyTorch does, and a run that does not stops.
+"""
+
+import contextlib
+import copy
+import types
+
+import pytest
+import torch
+import torch.nn.functional as F
+from caureid_plugin import compat
+from caureid_plugin.compat import WeightsMovedGuard
+from fastreid.engine import train_loop
+from fastreid.engine.train_loop import AMPTrainer, SimpleTrainer
+from fastreid.solver import build_optimizer
+from fastreid.utils.events import EventStorage
+from torch import nn
+
+STEPS = 5
+CUDA = pytest.param("cuda", marks=pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a CUDA device"))
+
+
+class Net(nn.Module):
+    """Convolution, batch norm with a frozen bias (as in a BNNeck), a classifier called heads."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, bias=False)
+        self.bn = nn.BatchNorm2d(6)
+        self.neck = nn.BatchNorm1d(6)
+        self.neck.bias.requires_grad_(False)
+        self.heads = nn.Linear(6, 4)
+
+    def forward(self, batch):
+        features = F.relu(self.bn(self.conv(batch["images"]))).mean(dim=(2, 3))
+        logits = self.heads(self.neck(features))
+        return {"loss_cls": F.cross_entropy(logits, batch["targets"]),
+                "loss_size": 0.01 * features.square().mean()}
+
+
+def net_and_batches(device="cpu"):
+    torch.manual_seed(3)
+    batches = [{"images": torch.randn(8, 3, 6, 5, device=device),
+                "targets": torch.randint(0, 4, (8,), device=device)} for _ in range(STEPS)]
+    return Net().to(device), batches
+
+
+def run_toolbox(model, batches, cfg, trainer_type=SimpleTrainer, **options):
+    """As many steps of the toolbox's trainer as there are batches."""
+    optimizer, wrapper = build_optimizer(cfg, model)
+    trainer = trainer_type(model, batches, optimizer, wrapper, **options)
+    with EventStorage(0):
+        for trainer.iter in range(len(batches)):
+            trainer.run_step()
+
+
+def plain_groups(model, cfg):
+    """Every trainable parameter with the learning rate and decay that the config gives it."""
+    solver, groups = cfg.SOLVER, []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        lr, decay = solver.BASE_LR, solver.WEIGHT_DECAY
+        if name.startswith(("bn", "neck")):
+            decay = solver.WEIGHT_DECAY_NORM
+        if name.endswith("bias"):
+            lr, decay = solver.BASE_LR * solver.BIAS_LR_FACTOR, solver.WEIGHT_DECAY_BIAS
+        if name.startswith("heads"):
+            lr *= solver.HEADS_LR_FACTOR
+        groups.append({"params": [parameter], "lr": lr, "weight_decay": decay})
+    return groups
+
+
+def plain_optimizer(model, cfg):
+    groups = plain_groups(model, cfg)
+    if cfg.SOLVER.OPT == "SGD":
+        return torch.optim.SGD(groups, momentum=cfg.SOLVER.MOMENTUM)
+    return getattr(torch.optim, cfg.SOLVER.OPT)(groups)
+
+
+def run_plain(model, batches, cfg, before_step=lambda model, step: None):
+    optimizer = plain_optimizer(model, cfg)
+    for step, batch in enumerate(batches):
+        optimizer.zero_grad()
+        sum(model(batch).values()).backward()
+        before_step(model, step)
+        optimizer.step()
+
+
+def assert_same(one, other, atol=1e-6):
+    other = dict(other.named_parameters())
+    for name, parameter in one.named_parameters():
+        torch.testing.assert_close(parameter, other[name], rtol=0, atol=atol, msg=lambda m: (
+            f"{name}: {m}"))  # noqa: B023
+
+
+def moved(model, start):
+    start = dict(start.named_parameters())
+    return {name for name, p in model.named_parameters() if not torch.equal(p, start[name])}
+
+
+TRAINABLE = {"conv.weight", "bn.weight", "bn.bias", "neck.weight", "heads.weight", "heads.bias"}
+
+
+@pytest.mark.parametrize("optimizer", ["Adam", "SGD"])
+@pytest.mark.parametrize("groups", [
+    [],
+    ["SOLVER.WEIGHT_DECAY_NORM", 0.0, "SOLVER.WEIGHT_DECAY_BIAS", 0.01,
+     "SOLVER.BIAS_LR_FACTOR", 2.0, "SOLVER.HEADS_LR_FACTOR", 5.0],
+], ids=["one-group", "several-groups"])
+def test_steps_equal_plain_pytorch(cfg, optimizer, groups):
+    cfg.merge_from_list(["SOLVER.OPT", optimizer, "SOLVER.BASE_LR", 0.01, *groups])
+    toolbox, batches = net_and_batches()
+    start, plain = copy.deepcopy(toolbox), copy.deepcopy(toolbox)
+    run_toolbox(toolbox, batches, cfg)
+    run_plain(plain, batches, cfg)
+    assert_same(toolbox, plain)
+    assert moved(toolbox, start) == TRAINABLE
+
+
+@pytest.mark.parametrize("optimizer", ["Adam", "SGD"])
+def test_without_the_repair_nothing_moves(cfg, optimizer):
+    cfg.merge_from_list(["SOLVER.OPT", optimizer, "SOLVER.BASE_LR", 0.01])
+    toolbox, batches = net_and_batches()
+    start = copy.deepcopy(toolbox)
+    with compat.without("contiguous_zero_grad"):
+        run_toolbox(toolbox, batches, cfg)  # the toolbox's own check of its buffer passes
+    assert moved(toolbox, start) == set()
+
+
+@pytest.mark.parametrize("kind, value", [("norm", 0.05), ("value", 0.004)])
+def test_gradient_clipping_equals_plain_pytorch(cfg, kind, value):
+    cfg.merge_from_list([
+        "SOLVER.OPT", "SGD", "SOLVER.BASE_LR", 0.1, "SOLVER.CLIP_GRADIENTS.ENABLED", True,
+        "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", kind, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", value])
+    toolbox, batches = net_and_batches()
+    plain, unclipped = copy.deepcopy(toolbox), copy.deepcopy(toolbox)
+
+    def clip(model, _):
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        if kind == "value":
+            nn.utils.clip_grad_value_(parameters, value)
+        else:  # parameters of one learning rate and decay share a buffer, hence a norm
+            nn.utils.clip_grad_norm_(parameters, value)
+
+    run_toolbox(toolbox, batches, cfg)
+    run_plain(plain, batches, cfg, before_step=clip)
+    run_plain(unclipped, batches, cfg)
+    assert_same(toolbox, plain)
+    assert not torch.allclose(toolbox.conv.weight, unclipped.conv.weight, atol=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["Adam", "SGD"])
+def test_frozen_layers_equal_plain_pytorch(cfg, optimizer):
+    cfg.merge_from_list([
+        "SOLVER.OPT", optimizer, "SOLVER.BASE_LR", 0.01,
+        "MODEL.FREEZE_LAYERS", ["conv", "bn"], "SOLVER.FREEZE_ITERS", 3])
+    toolbox, batches = net_and_batches()
+    start, plain, early = (copy.deepcopy(toolbox) for _ in range(3))
+
+    def freeze(model, step):
+        for name, parameter in model.named_parameters():
+            if step < 3 and name.startswith(("conv", "bn")):
+                parameter.grad = None
+
+    run_toolbox(toolbox, batches, cfg)
+    run_plain(plain, batches, cfg, before_step=freeze)
+    assert_same(toolbox, plain)
+    run_toolbox(early, batches[:3], cfg)
+    assert moved(early, start) == {"neck.weight", "heads.weight", "heads.bias"}
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_mixed_precision_equals_plain_pytorch(cfg, device, monkeypatch):
+    """On the CPU in full precision, with the loss scaling alone: the part that meets the buffer."""
+    if device == "cpu":
+        present = types.SimpleNamespace(is_available=lambda: True, stream=torch.cuda.stream)
+        monkeypatch.setattr(train_loop, "torch", types.SimpleNamespace(cuda=present))
+        monkeypatch.setattr(torch.cuda.amp, "autocast", contextlib.nullcontext)
+    else:
+        monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    precision = contextlib.nullcontext if device == "cpu" else torch.cuda.amp.autocast
+    cfg.merge_from_list(["SOLVER.OPT", "SGD", "SOLVER.BASE_LR", 0.05])
+    toolbox, batches = net_and_batches(device)
+    start, plain = copy.deepcopy(toolbox), copy.deepcopy(toolbox)
+    run_toolbox(toolbox, batches, cfg, AMPTrainer,
+                grad_scaler=torch.amp.GradScaler(device, init_scale=256.0, growth_interval=2))
+
+    optimizer = plain_optimizer(plain, cfg)
+    scaler = torch.amp.GradScaler(device, init_scale=256.0, growth_interval=2)
+    for batch in batches:
+        optimizer.zero_grad()
+        with precision():
+            loss = sum(plain(batch).values())
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert_same(toolbox, plain, atol=1e-6 if device == "cpu" else 1e-5)
+    assert moved(toolbox, start) == TRAINABLE
+
+
+# ------------------------------------------------------------------------------ the guard ----
+
+
+def test_guard_stops_a_run_with_learning_rate_zero(make_trainer):
+    with pytest.raises(RuntimeError, match=r"No weight has moved after 2 .*SOLVER\.BASE_LR"):
+        make_trainer("SOLVER.BASE_LR", 0.0).train()
+    with compat.without("weights_guard"):
+        trainer = make_trainer("SOLVER.BASE_LR", 0.0)
+        trainer.train()
+        assert trainer.iter == 2  # to the end, and nobody noticed
+
+
+def test_guard_stops_a_run_of_the_unmended_toolbox(make_trainer):
+    with compat.without("contiguous_zero_grad"):
+        trainer = make_trainer("SOLVER.ITERS_PER_EPOCH", 15)
+        with pytest.raises(RuntimeError, match="No weight has moved after 10 training steps"):
+            trainer.train()
+
+
+def test_guard_lets_a_good_run_pass(make_trainer):
+    trainer = make_trainer("SOLVER.ITERS_PER_EPOCH", 12)
+    assert sum(isinstance(hook, WeightsMovedGuard) for hook in trainer._hooks) == 1
+    start = copy.deepcopy(trainer.model)
+    trainer.train()
+    trainable = {n for n, p in start.named_parameters() if p.requires_grad}
+    assert moved(trainer.model, start) == trainable
+
+
+def guarded_run(length, moves_at, *, steps=10, start=0, frozen=False):
+    """Calls the guard as a trainer of ``length`` steps does; a weight moves at one of them."""
+    model = nn.Linear(2, 2)
+    model.bias.requires_grad_(False)
+    if frozen:
+        model.weight.requires_grad_(False)
+    guard = WeightsMovedGuard(steps)
+    guard.trainer = types.SimpleNamespace(
+        model=model, start_iter=start, iter=start, max_iter=start + length)
+    guard.before_train()
+    for step in range(length):
+        guard.trainer.iter = start + step
+        with torch.no_grad():
+            if step == moves_at:
+                model.weight[0, 0] += 1e-3
+            model.bias += 1  # an untrained parameter does not count
+        guard.after_step()
+
+
+@pytest.mark.parametrize("start", [0, 400], ids=["fresh", "resumed"])
+@pytest.mark.parametrize("length", [1, 3, 10, 11])
+def test_guard_waits_ten_steps_or_to_the_end_of_a_shorter_run(start, length):
+    last = min(length, 10) - 1
+    guarded_run(length, moves_at=last, start=start)
+    with pytest.raises(RuntimeError, match=f"after {last + 1} training steps"):
+        guarded_run(length, moves_at=last + 1, start=start)
+
+
+def test_guard_stops_a_run_of_frozen_parameters():
+    with pytest.raises(RuntimeError, match=r"MODEL\.FREEZE_LAYERS"):
+        guarded_run(10, moves_at=None, frozen=True)

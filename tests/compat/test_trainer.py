@@ -1,0 +1,247 @@
+"""DefaultTrainer: iterations, device, precision, runs without labelled tests, seeds."""
+
+import argparse
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from caureid_plugin import compat
+from fastreid.engine import DefaultTrainer, defaults
+from fastreid.engine.train_loop import HookBase
+from fastreid.modeling import meta_arch
+
+NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="shows a defect without CUDA")
+
+
+def steps_done(trainer):
+    return trainer.iter - trainer.start_iter
+
+
+# ------------------------------------------------------------------------- iterations ----
+
+
+@pytest.mark.parametrize("key, expected", [(0, 48 // 16), (5, 5)])
+def test_iterations_per_epoch_follow_the_key(make_trainer, key, expected):
+    trainer = make_trainer("SOLVER.ITERS_PER_EPOCH", key, "SOLVER.MAX_EPOCH", 2,
+                           "SOLVER.STEPS", [1])
+    assert (trainer.iters_per_epoch, trainer.max_iter) == (expected, 2 * expected)
+    trainer.train()
+    assert steps_done(trainer) == 2 * expected
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 0.1)
+
+
+def test_without_the_repair_the_key_has_no_effect(make_trainer):
+    with compat.without("iters_per_epoch"):
+        assert make_trainer("SOLVER.ITERS_PER_EPOCH", 5).iters_per_epoch == 48 // 16
+
+
+def test_schedule_is_built_for_the_configured_iterations(make_trainer):
+    # warmup over 4 of 5 iterations leaves 3 of 4 epochs to the cosine; of N // batch = 3, two
+    trainer = make_trainer("SOLVER.ITERS_PER_EPOCH", 5, "SOLVER.WARMUP_ITERS", 4,
+                           "SOLVER.MAX_EPOCH", 4, "SOLVER.SCHED", "CosineAnnealingLR")
+    assert trainer.scheduler["lr_sched"].T_max == 3
+
+
+def test_no_iteration_is_an_error_that_names_the_keys(make_trainer):
+    # TrainingSampler is endless, whatever the batch
+    small = ("SOLVER.ITERS_PER_EPOCH", 0, "SOLVER.IMS_PER_BATCH", 64,
+             "DATALOADER.SAMPLER_TRAIN", "TrainingSampler")
+    with pytest.raises(ValueError, match=r"0 iterations.*SOLVER\.IMS_PER_BATCH.*"
+                                         r"SOLVER\.ITERS_PER_EPOCH"):
+        make_trainer(*small)
+    trainer = make_trainer(*small, "SOLVER.ITERS_PER_EPOCH", 2)
+    trainer.train()
+    assert steps_done(trainer) == 2
+    with compat.without("iters_per_epoch"):
+        with pytest.raises(ZeroDivisionError):
+            make_trainer(*small)
+
+
+# ---------------------------------------------------------------- precision and device ----
+
+
+@NO_CUDA
+def test_mixed_precision_without_cuda_is_an_error_before_anything_is_built(make_trainer):
+    amp = ("SOLVER.AMP.ENABLED", True)
+    with pytest.raises(ValueError, match=r"Set SOLVER\.AMP\.ENABLED False"):
+        make_trainer(*amp, "DATASETS.NAMES", ("no-such-dataset",))
+    with compat.without("amp_needs_cuda"):
+        trainer = make_trainer(*amp)
+        with pytest.raises(AssertionError, match="CUDA is required"):
+            trainer.train()
+
+
+@NO_CUDA
+def test_the_default_device_falls_back_to_the_cpu(tiny_cfg, messages):
+    tiny_cfg.MODEL.HEADS.NUM_CLASSES = 8
+    assert tiny_cfg.MODEL.DEVICE == "cuda"
+    tiny_cfg.freeze()
+    model = meta_arch.build_model(tiny_cfg)
+    assert {p.device.type for p in model.parameters()} == {"cpu"}
+    assert model.device.type == "cpu"
+    assert [m for m in messages if "running on the CPU" in m and "MODEL.DEVICE is 'cuda'" in m]
+    assert tiny_cfg.MODEL.DEVICE == "cuda"  # the caller's config stays as it was
+    with compat.without("default_device"):
+        with pytest.raises((AssertionError, RuntimeError), match="(?i)cuda|nvidia"):
+            meta_arch.build_model(tiny_cfg)
+
+
+def test_an_explicit_cpu_is_not_reported(tiny_cfg, messages):
+    tiny_cfg.merge_from_list(["MODEL.HEADS.NUM_CLASSES", 8, "MODEL.DEVICE", "cpu"])
+    assert meta_arch.build_model(tiny_cfg).device.type == "cpu"
+    assert not [m for m in messages if "running on the CPU" in m]
+
+
+# ----------------------------------------------------------- without labelled test sets ----
+
+
+def test_training_without_a_test_set(make_trainer):
+    trainer = make_trainer("DATASETS.TESTS", (), "SOLVER.MAX_EPOCH", 2)
+    assert trainer.train() == {}
+    assert steps_done(trainer) == 4
+    saved = {path.name for path in Path(trainer.cfg.OUTPUT_DIR).glob("*.pth")}
+    assert saved == {"model_0000.pth", "model_final.pth"}
+    with compat.without("training_without_tests"):
+        with pytest.raises(IndexError):
+            make_trainer("DATASETS.TESTS", ()).train()
+
+
+def test_period_zero_evaluates_once_at_the_end(make_trainer, monkeypatch):
+    evaluated = []
+
+    def test(cfg, model):
+        evaluated.append(cfg.DATASETS.TESTS)
+        return {"mAP": 50.0, "metric": 40.0}
+
+    monkeypatch.setattr(DefaultTrainer, "test", staticmethod(test))
+    trainer = make_trainer("TEST.EVAL_PERIOD", 0, "SOLVER.MAX_EPOCH", 3)
+    trainer.train()
+    assert evaluated == [("Market1501",)]
+    assert trainer.storage.latest()["mAP"][0] == 50.0
+    with compat.without("training_without_tests"):
+        with pytest.raises(ZeroDivisionError):
+            make_trainer("TEST.EVAL_PERIOD", 0).train()
+
+
+def test_period_zero_does_not_evaluate_a_failed_run(make_trainer, monkeypatch):
+    never = staticmethod(lambda cfg, model: pytest.fail("evaluated"))
+    monkeypatch.setattr(DefaultTrainer, "test", never)
+    trainer = make_trainer("TEST.EVAL_PERIOD", 0, "SOLVER.MAX_EPOCH", 3)
+    trainer.register_hooks([Failing("before_epoch")])
+    with pytest.raises(OSError, match="the cause"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("period, epochs, expected", [(1, 2, 2), (2, 3, 2), (3, 2, 1)])
+def test_other_periods_evaluate_as_the_toolbox_does(make_trainer, monkeypatch, period, epochs,
+                                                    expected):
+    evaluated = []
+    count = staticmethod(lambda cfg, model: evaluated.append(1) or {})
+    monkeypatch.setattr(DefaultTrainer, "test", count)
+    keys = "TEST.EVAL_PERIOD", period, "SOLVER.MAX_EPOCH", epochs
+    make_trainer(*keys).train()
+    assert len(evaluated) == expected
+    with compat.without("training_without_tests"):
+        make_trainer(*keys).train()
+    assert len(evaluated) == 2 * expected
+
+
+class Failing(HookBase):
+    def __init__(self, where):
+        setattr(self, where, self.fail)
+
+    def fail(self):
+        raise OSError("the cause")
+
+
+@pytest.mark.parametrize("period", [0, 1])
+def test_an_error_before_the_first_epoch_surfaces_as_itself(make_trainer, period):
+    trainer = make_trainer("TEST.EVAL_PERIOD", period)
+    trainer.register_hooks([Failing("before_train")])
+    with pytest.raises(OSError, match="the cause"):
+        trainer.train()
+    with compat.without("training_without_tests"):
+        trainer = make_trainer("TEST.EVAL_PERIOD", 1)
+        trainer.register_hooks([Failing("before_train")])
+        with pytest.raises(AttributeError, match="epoch"):
+            trainer.train()
+
+
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_a_run_of_very_few_iterations_can_be_printed(make_trainer, iterations, messages):
+    keys = ("SOLVER.ITERS_PER_EPOCH", iterations, "DATASETS.TESTS", ())
+    make_trainer(*keys).train()
+    printed = [m for m in messages if "epoch/iter: " in m]
+    assert len(printed) == 1 and f"epoch/iter: 0/{iterations - 1} " in printed[0]
+    with compat.without("printer_twice"):
+        with pytest.raises(ZeroDivisionError):
+            make_trainer(*keys).train()
+
+
+def test_the_printer_still_prints_every_epoch(make_trainer, messages):
+    make_trainer("SOLVER.MAX_EPOCH", 3, "DATASETS.TESTS", ()).train()
+    assert [m.split("epoch/iter: ")[1].split()[0] for m in messages if "epoch/iter: " in m] == [
+        "0/1", "1/3", "2/5"]
+
+
+# -------------------------------------------------------------------------------- seeds ----
+
+
+def draws():
+    return random.random(), np.random.rand(), torch.rand(1).item()
+
+
+def drawn_after_setup(cfg):
+    defaults.default_setup(cfg, argparse.Namespace(eval_only=True))
+    return draws()
+
+
+def test_one_seed_for_all_random_numbers(cfg, tmp_path, monkeypatch):
+    monkeypatch.setattr(defaults, "collect_env_info", lambda: "")  # slow, of no interest here
+    cfg.OUTPUT_DIR = str(tmp_path / "log")
+    cfg.SEED = 7
+    first = drawn_after_setup(cfg)
+    draws()
+    assert drawn_after_setup(cfg) == first
+    cfg.SEED = 8
+    other = drawn_after_setup(cfg)
+    assert all(a != b for a, b in zip(first, other))
+    cfg.SEED = 7
+    with compat.without("seed"):
+        runs = [drawn_after_setup(cfg) for _ in range(2)]
+    assert all(a != b for a, b in zip(*runs))
+    cfg.SEED = -1
+    assert drawn_after_setup(cfg) != drawn_after_setup(cfg)
+
+
+def test_every_process_draws_its_own_numbers(cfg, monkeypatch, tmp_path):
+    monkeypatch.setattr(defaults, "collect_env_info", lambda: "")
+    cfg.merge_from_list(["OUTPUT_DIR", str(tmp_path / "log"), "SEED", 7])
+    first = drawn_after_setup(cfg)
+    monkeypatch.setattr(compat.comm, "get_rank", lambda: 1)
+    assert all(a != b for a, b in zip(first, drawn_after_setup(cfg)))
+
+
+@NO_CUDA
+@pytest.mark.parametrize("workers", [0, 2])
+def test_same_seed_gives_the_same_weights_bit_for_bit(tiny_cfg, workers, monkeypatch):
+    monkeypatch.setattr(defaults, "collect_env_info", lambda: "")
+    tiny_cfg.merge_from_list([
+        "DATALOADER.NUM_WORKERS", workers, "INPUT.FLIP.ENABLED", True, "INPUT.REA.ENABLED", True,
+        "INPUT.CJ.ENABLED", True, "DATASETS.TESTS", (), "SOLVER.ITERS_PER_EPOCH", 4])
+
+    def run(seed):
+        cfg = tiny_cfg.clone()
+        cfg.SEED = seed
+        defaults.default_setup(cfg, argparse.Namespace())
+        trainer = DefaultTrainer(cfg)
+        trainer.train()
+        trainer.data_loader.shutdown()
+        return trainer.model.state_dict()
+
+    first, second, other = run(3), run(3), run(4)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    weight = "backbone.0.weight"
+    assert not torch.equal(first[weight], other[weight])

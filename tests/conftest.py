@@ -1,0 +1,59 @@
+"""Fixtures shared by all tests: a tiny dataset in Market-1501's layout and a complete config."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+IDENTITIES = 8  # of the training set; as many others to test with
+
+
+def _write_person(folder, rng, colours, pid, camera, frame):
+    """One 32 x 16 image: two blocks of clothing colours under the camera's tint, and noise."""
+    image = np.empty((32, 16, 3))
+    image[:16], image[16:] = colours
+    image = image * (1.0 - 0.15 * camera) + rng.normal(scale=12.0, size=image.shape)
+    identity = "-1" if pid < 0 else f"{pid:04d}"
+    name = f"{identity}_c{camera + 1}s1_{frame:06d}_00.jpg"
+    Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / name, quality=95)
+
+
+@pytest.fixture
+def tiny_market(tmp_path, monkeypatch):
+    """Folder for FASTREID_DATASETS with a coloured-noise dataset in Market-1501's layout.
+
+    Training: 8 identities x 2 cameras x 3 images. Test: 8 other identities, one query per camera
+    (16) and two gallery images per camera (32), a junk image and a distractor. An identity is a
+    pair of colours. The toolbox's ``Market1501`` finds the folder, in this process.
+    """
+    rng = np.random.default_rng(0)
+    colours = rng.uniform(20, 235, size=(2 * IDENTITIES, 2, 3))
+    root = tmp_path / "datasets"
+    base = root / "Market-1501-v15.09.15"
+    train, query, gallery = (base / n for n in ("bounding_box_train", "query", "bounding_box_test"))
+    for folder in (train, query, gallery):
+        folder.mkdir(parents=True)
+    for pid in range(2 * IDENTITIES):
+        parts = [train] * 3 if pid < IDENTITIES else [query, gallery, gallery]
+        for camera in range(2):
+            for frame, folder in enumerate(parts):
+                _write_person(folder, rng, colours[pid], pid + 1, camera, frame)
+    grey = np.full((2, 3), 128.0)
+    _write_person(gallery, rng, grey, 0, 1, 7)
+    _write_person(gallery, rng, grey, -1, 0, 8)
+
+    import caureid_plugin  # noqa: F401
+    from fastreid.data import build as data_build
+
+    monkeypatch.setattr(data_build, "_root", str(root))
+    return root
+
+
+@pytest.fixture
+def cfg():
+    """A fresh config with the toolbox's and the plugin's keys."""
+    from caureid_plugin import add_caureid_config
+    from fastreid.config import get_cfg
+
+    config = get_cfg()
+    add_caureid_config(config)
+    return config

@@ -1,0 +1,238 @@
+"""ClusterSampler: the structure of its batches, found out by loops over what it draws."""
+
+import collections
+import itertools
+
+import numpy as np
+import pytest
+
+from caureid_plugin.data import ClusterSampler
+
+
+def make(labels, camids=None, *, batch_size=16, num_instances=4, seed=0, **options):
+    labels = np.asarray(labels)
+    camids = np.zeros(len(labels), dtype=np.int64) if camids is None else np.asarray(camids)
+    return ClusterSampler(labels, camids, batch_size=batch_size, num_instances=num_instances,
+                          seed=seed, **options)
+
+
+def batches_of(sampler, count, size):
+    """The first ``count`` batches, as lists of indexes."""
+    draws = itertools.islice(sampler, count * size)
+    indexes = [draw.index for draw in draws]
+    assert len(indexes) == count * size
+    return [indexes[start:start + size] for start in range(0, len(indexes), size)]
+
+
+def units_of(batch, num_instances):
+    return [batch[start:start + num_instances] for start in range(0, len(batch), num_instances)]
+
+
+def random_labels(seed, images=120, clusters=12, outliers=10, cameras=4):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(images) % clusters
+    rng.shuffle(labels)
+    labels[rng.permutation(images)[:outliers]] = -1
+    return labels, rng.integers(cameras, size=images)
+
+
+@pytest.mark.parametrize("batch_size, num_instances", [(16, 4), (12, 2), (8, 8), (6, 1)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_units_of_neighbouring_images_of_one_cluster(batch_size, num_instances, seed):
+    labels, camids = random_labels(seed)
+    sampler = make(labels, camids, batch_size=batch_size, num_instances=num_instances, seed=seed)
+    for batch in batches_of(sampler, 30, batch_size):
+        units = units_of(batch, num_instances)
+        clusters = [{labels[index] for index in unit} for unit in units]
+        assert all(len(cluster) == 1 for cluster in clusters)
+        assert len(set.union(*clusters)) == batch_size // num_instances, "P different clusters"
+        assert len(set(batch)) == batch_size, "clusters of ten images need no repetition"
+
+
+def test_outliers_are_never_drawn():
+    labels, camids = random_labels(3, outliers=40)
+    labels[7] = 50  # a cluster of one image is not an outlier
+    drawn = set(itertools.chain(*batches_of(make(labels, camids), 100, 16)))
+    assert drawn == set(np.flatnonzero(labels >= 0).tolist())
+
+
+@pytest.mark.parametrize("cameras, counts", [
+    ([0, 0, 0, 0, 0, 1, 2], [2, 1, 1]),  # each camera once, then the one that has more images
+    ([0, 0, 0, 1, 1, 1], [2, 2]),
+    ([0, 1, 2, 3, 4, 5], [1, 1, 1, 1]),
+    ([0, 0, 0, 0, 0, 0, 1], [3, 1]),
+    ([5, 5, 5, 5], [4]),
+])
+def test_different_cameras_first(cameras, counts):
+    seen = set()
+    sampler = make(np.zeros(len(cameras), dtype=np.int64), cameras, batch_size=4)
+    for unit in batches_of(sampler, 50, 4):
+        assert len(set(unit)) == 4
+        drawn = [cameras[index] for index in unit]
+        distinct = min(4, len(set(cameras)))
+        assert len(set(drawn[:distinct])) == distinct, "the first ones all differ"
+        assert sorted(collections.Counter(drawn).values(), reverse=True) == counts
+        seen.update(unit)
+    assert seen == set(range(len(cameras))), "every image of a cluster has its turn"
+
+
+@pytest.mark.parametrize("size, counts", [(2, [2, 2]), (3, [2, 1, 1]), (4, [1, 1, 1, 1])])
+def test_small_clusters_repeat_images_evenly(size, counts):
+    sampler = make([0] * size + [1] * 6, list(range(size)) + [0] * 6, batch_size=8)
+    for batch in batches_of(sampler, 20, 8):
+        (unit,) = [unit for unit in units_of(batch, 4) if unit[0] < size]
+        assert sorted(collections.Counter(unit).values(), reverse=True) == counts
+
+
+def test_all_units_once_in_each_pass():
+    labels = np.repeat(np.arange(12), 5)
+    sampler = make(labels, np.arange(60) % 3)
+    assert sampler.num_units == 12
+    batches = batches_of(sampler, 30, 16)
+    orders = []
+    for start in range(0, 30, 3):  # twelve units are three batches of four
+        units = itertools.chain(*[units_of(batch, 4) for batch in batches[start:start + 3]])
+        orders.append([int(labels[unit[0]]) for unit in units])
+        assert sorted(orders[-1]) == list(range(12))
+    assert len({tuple(order) for order in orders}) == 10, "each pass in another order"
+
+
+def test_the_remainder_of_a_pass_is_dropped():
+    labels = np.repeat(np.arange(11), 4)
+    batches = batches_of(make(labels), 60, 16)
+    drawn = collections.Counter()
+    for start in range(0, 60, 2):  # eight of eleven units are two batches
+        clusters = [int(labels[unit[0]]) for b in batches[start:start + 2] for unit in units_of(b, 4)]
+        assert len(set(clusters)) == 8
+        drawn.update(clusters)
+    assert set(drawn) == set(range(11)), "which units are dropped changes from pass to pass"
+
+
+def test_single_image_clusters_share_a_unit():
+    sampler = make(np.arange(8), batch_size=8)
+    assert sampler.num_units == 2
+    for batch in batches_of(sampler, 20, 8):
+        assert sorted(batch) == list(range(8))
+
+
+@pytest.mark.parametrize("singles, counts", [
+    (5, [[1, 1, 1, 1], [4]]), (6, [[1, 1, 1, 1], [2, 2]]), (7, [[1, 1, 1, 1], [2, 1, 1]]),
+])
+def test_the_last_shared_unit_is_filled_up(singles, counts):
+    labels = np.append(np.arange(singles), [-1, -1])
+    sampler = make(labels, batch_size=8)
+    assert sampler.num_units == 2
+    together = set()
+    for batch in batches_of(sampler, 30, 8):
+        found = [sorted(collections.Counter(unit).values(), reverse=True)
+                 for unit in units_of(batch, 4)]
+        assert sorted(found) == sorted(counts)
+        assert set(batch) == set(range(singles))
+        together.add(frozenset(batch[:4]))
+    assert len(together) > 2, "the singletons are shuffled anew in each pass"
+
+
+def test_singletons_and_clusters_do_not_mix():
+    labels = np.array([0] * 4 + [1] * 4 + list(range(2, 14)))  # two clusters, twelve singletons
+    sampler = make(labels, batch_size=20)
+    assert sampler.num_units == 5
+    for batch in batches_of(sampler, 20, 20):
+        kinds = []
+        for unit in units_of(batch, 4):
+            assert len({index < 8 for index in unit}) == 1
+            kinds.append(unit[0] < 8)
+        assert sorted(kinds) == [False] * 3 + [True] * 2
+
+
+@pytest.mark.parametrize("labels, cluster_images", [
+    (np.repeat(np.arange(3), 8), 8),  # three clusters for sixteen places
+    (np.repeat(np.arange(15), 4), 4),  # one too few
+    (np.zeros(2, dtype=np.int64), 2),
+])
+def test_fewer_units_than_places_still_fill_batches(labels, cluster_images):
+    sampler = make(labels, batch_size=64)
+    count = sampler.num_units
+    assert count < 16
+    drawn, images = collections.Counter(), set()
+    for batch in batches_of(sampler, 10 * count, 64):
+        for unit in units_of(batch, 4):
+            assert len({labels[index] for index in unit}) == 1
+            assert len(set(unit)) == min(4, cluster_images)
+            drawn[int(labels[unit[0]])] += 1
+        images.update(batch)
+    assert set(drawn.values()) == {160}, "whole passes: every unit equally often"
+    assert images == set(range(len(labels)))
+
+
+def test_a_single_image_fills_batches():
+    assert batches_of(make([-1, 0, -1], batch_size=64), 300, 64) == [[1] * 64] * 300
+
+
+def test_one_camera_only():
+    labels = np.repeat(np.arange(6), 5)
+    for batch in batches_of(make(labels, np.full(30, 2)), 20, 16):
+        assert len(set(batch)) == 16
+        assert all(len({labels[i] for i in unit}) == 1 for unit in units_of(batch, 4))
+
+
+@pytest.mark.parametrize("labels", [[-1, -1, -1], []])
+def test_no_cluster(labels):
+    with pytest.raises(ValueError) as error:
+        make(np.array(labels, dtype=np.int64))
+    assert "CAUREID.CLUSTER.EPS" in str(error.value)
+    assert "CAUREID.CLUSTER.MIN_SAMPLES" in str(error.value)
+
+
+@pytest.mark.parametrize("batch_size, num_instances, world_size", [
+    (10, 4, 1), (16, 3, 1), (12, 4, 2), (15, 5, 2), (4, 8, 1),
+])
+def test_indivisible_batch(batch_size, num_instances, world_size):
+    with pytest.raises(ValueError) as error:
+        make(np.arange(40) % 5, batch_size=batch_size, num_instances=num_instances,
+             world_size=world_size)
+    message = str(error.value)
+    assert f"SOLVER.IMS_PER_BATCH {batch_size}" in message
+    assert f"DATALOADER.NUM_INSTANCE {num_instances}" in message
+    assert f"{world_size} process" in message
+
+
+def test_the_seed_decides_everything():
+    labels, camids = random_labels(5)
+
+    def draws(seed):
+        return list(itertools.islice(make(labels, camids, seed=seed), 320))
+
+    first = draws(4)
+    np.random.seed(1)
+    state = np.random.get_state()[1].copy()
+    assert draws(4) == first
+    assert np.array_equal(np.random.get_state()[1], state), "the global generator is not used"
+    sampler = make(labels, camids, seed=4)
+    assert [list(itertools.islice(sampler, 320)) for _ in range(2)] == [first, first]
+    assert [draw.index for draw in draws(5)] != [draw.index for draw in first]
+
+
+def test_seeds_of_the_augmentations():
+    labels, camids = random_labels(6)
+    draws = list(itertools.islice(make(labels, camids), 1600))
+    seeds = [draw.seed for draw in draws]
+    assert len(set(seeds)) > 1590 and 0 <= min(seeds) and max(seeds) < 2**31
+    by_image = collections.defaultdict(set)
+    for draw in draws:
+        assert type(draw.index) is int and type(draw.seed) is int
+        by_image[draw.index].add(draw.seed)
+    assert all(len(seeds) > 1 for seeds in by_image.values()), "an image differs from time to time"
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("labels", [np.arange(100) % 9, np.arange(12) % 3, np.arange(30)])
+def test_processes_share_the_batch_of_one(labels, world_size):
+    camids = np.arange(len(labels)) % 4
+    options = dict(batch_size=32, num_instances=4, seed=7)
+    whole = itertools.islice(make(labels, camids, **options), 32 * 20)
+    parts = [iter(make(labels, camids, rank=rank, world_size=world_size, **options))
+             for rank in range(world_size)]
+    local = 32 // world_size
+    for _ in range(20):
+        expected = [next(whole) for _ in range(32)]
+        assert [next(part) for part in parts for _ in range(local)] == expected

@@ -1,0 +1,309 @@
+"""Tests of the dataset that renders itself: plan, files, errors."""
+
+import functools
+import json
+import os
+import shutil
+from collections import Counter, defaultdict
+
+import caureid_plugin  # noqa: F401  (first: it makes the toolbox importable)
+import numpy as np
+import pytest
+from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.utils import comm
+from PIL import Image
+
+from caureid_plugin.data import synthetic_cameras as module
+from caureid_plugin.data.rendering import make_camera, render
+from caureid_plugin.data.synthetic_cameras import (
+    SyntheticCameras,
+    person_mask,
+    plan_shots,
+    render_dataset,
+)
+
+TINY = dict(train_identities=3, test_identities=2, cameras=3, size=(32, 16))
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory):
+    """A tiny dataset, rendered once; tests that change it work on a copy."""
+    root = tmp_path_factory.mktemp("rendered")
+    render_dataset(str(root / "SyntheticCameras"), **TINY)
+    return root
+
+
+@pytest.fixture
+def copied(rendered, tmp_path):
+    shutil.copytree(rendered / "SyntheticCameras", tmp_path / "SyntheticCameras")
+    return tmp_path
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Lets the dataset class render the tiny version."""
+    monkeypatch.setattr(module, "render_dataset", functools.partial(render_dataset, **TINY))
+
+
+def files_of(folder):
+    return {os.path.relpath(os.path.join(where, name), folder):
+            open(os.path.join(where, name), "rb").read()
+            for where, _, names in os.walk(folder) for name in names}
+
+
+def test_plan_has_the_promised_sizes():
+    shots = plan_shots()
+    assert plan_shots() == shots and plan_shots(seed=1) != shots
+    assert len(set(shots)) == len(shots)
+    cameras, pictures, splits = defaultdict(set), Counter(), defaultdict(set)
+    for shot in shots:
+        cameras[shot.identity].add(shot.camera)
+        pictures[shot.identity, shot.camera] += 1
+        splits[shot.split].add(shot.identity)
+    assert splits["bounding_box_train"] == set(range(1, 101))
+    assert splits["query"] == splits["bounding_box_test"] == set(range(101, 161))
+    assert all(3 <= len(cameras[i]) <= 5 for i in range(1, 101))
+    assert all(2 <= len(cameras[i]) <= 5 for i in range(101, 161))
+    assert set(pictures.values()) == {2, 3, 4}
+    assert set().union(*cameras.values()) == {1, 2, 3, 4, 5, 6}
+    train = sum(shot.split == "bounding_box_train" for shot in shots)
+    assert 1100 <= train <= 1300 and len(shots) < 2000
+
+
+def test_every_query_has_a_match_in_another_camera():
+    shots = plan_shots()
+    queries = [shot for shot in shots if shot.split == "query"]
+    gallery = [shot for shot in shots if shot.split == "bounding_box_test"]
+    assert max(Counter(query.identity for query in queries).values()) == 2
+    assert max(Counter((query.identity, query.camera) for query in queries).values()) == 1
+    for query in queries:
+        assert any(shot.identity == query.identity and shot.camera != query.camera
+                   for shot in gallery)
+
+
+@pytest.mark.parametrize("cameras", [2, 3])
+def test_plan_with_few_cameras(cameras):
+    shots = plan_shots(train_identities=4, test_identities=4, cameras=cameras)
+    assert {shot.camera for shot in shots} == set(range(1, cameras + 1))
+    queries = [shot for shot in shots if shot.split == "query"]
+    assert len(queries) == 8
+
+
+@pytest.mark.parametrize("bad, message", [
+    (dict(cameras=1), "cameras=1"),
+    (dict(train_identities=0), "train_identities=0"),
+    (dict(test_identities=0), "test_identities=0"),
+    (dict(train_identities=9999), "at most 9999"),
+])
+def test_bad_plans_are_refused(bad, message):
+    with pytest.raises(ValueError, match=message):
+        plan_shots(**bad)
+
+
+def test_people_are_different_but_share_colours():
+    people = module._people(module.SEED, 160)
+    assert len(set(people)) == 160
+    assert module._people(module.SEED, 100) == people[:100]
+    assert max(Counter(p.upper for p in people).values()) > 10
+    pairs = Counter((p.upper, p.lower) for p in people)
+    assert sum(number for number in pairs.values() if number > 1) > 80
+
+
+def test_a_person_drawn_twice_is_drawn_again(monkeypatch):
+    """Two seeds that give the same first person end with different people."""
+    drawn = module.make_person
+    first = drawn(np.random.default_rng(0))
+    calls = []
+
+    def repeating(rng):
+        calls.append(rng)
+        return first if len(calls) <= 2 else drawn(rng)
+
+    monkeypatch.setattr(module, "make_person", repeating)
+    module._people.cache_clear()
+    people = module._people(5, 2)
+    module._people.cache_clear()
+    assert len(calls) == 3 and people[0] == first != people[1]
+
+
+def test_layout_and_description(rendered):
+    folder = rendered / "SyntheticCameras"
+    assert sorted(os.listdir(rendered)) == ["SyntheticCameras"]
+    assert sorted(os.listdir(folder)) == sorted([*module.SPLITS, "dataset.json"])
+    shots = plan_shots(train_identities=3, test_identities=2, cameras=3)
+    for split in module.SPLITS:
+        expected = sorted("%04d_c%ds1_%06d_00.jpg" % (s.identity, s.camera, s.shot)
+                          for s in shots if s.split == split)
+        assert sorted(os.listdir(folder / split)) == expected
+    with open(folder / "dataset.json", encoding="utf-8") as file:
+        description = json.load(file)
+    assert description == {"version": module.VERSION, "seed": module.SEED, "size": [32, 16],
+                           "counts": dict(Counter(shot.split for shot in shots))}
+    picture = Image.open(folder / "query" / sorted(os.listdir(folder / "query"))[0])
+    assert picture.size == (16, 32) and picture.format == "JPEG"
+
+
+def test_two_renderings_are_identical_file_by_file(rendered, tmp_path):
+    render_dataset(str(tmp_path / "again"), **TINY)
+    assert files_of(tmp_path / "again") == files_of(rendered / "SyntheticCameras")
+    render_dataset(str(tmp_path / "other"), seed=1, **TINY)
+    assert files_of(tmp_path / "other") != files_of(tmp_path / "again")
+
+
+def test_the_dataset_renders_once_and_lists_its_pictures(tiny, tmp_path, monkeypatch):
+    dataset = SyntheticCameras(root=str(tmp_path))
+    shots = plan_shots(train_identities=3, test_identities=2, cameras=3)
+    folder = tmp_path / "SyntheticCameras"
+    train = sorted((str(folder / s.split / s.name), f"synthetic_{s.identity}",
+                    f"synthetic_c{s.camera}") for s in shots if s.split == "bounding_box_train")
+    assert dataset.train == train
+    for items, split in ((dataset.query, "query"), (dataset.gallery, "bounding_box_test")):
+        assert items == sorted((str(folder / split / s.name), s.identity, s.camera - 1)
+                               for s in shots if s.split == split)
+    assert dataset.get_num_pids(dataset.train) == 3
+    # The plugin mends the order of the toolbox's own datasets too: look at the listing itself.
+    for split in module.SPLITS:
+        listed = dataset.process_dir(split, is_train=False)
+        assert [item[0] for item in listed] == sorted(item[0] for item in listed)
+
+    def no_second_rendering(folder):
+        raise AssertionError("rendered again")
+
+    monkeypatch.setattr(module, "render_dataset", no_second_rendering)
+    assert SyntheticCameras(root=str(tmp_path)).train == train
+
+
+def test_registered_in_the_toolbox():
+    assert DATASET_REGISTRY.get("SyntheticCameras") is SyntheticCameras
+
+
+def test_an_empty_folder_is_filled(tiny, tmp_path):
+    os.makedirs(tmp_path / "SyntheticCameras")
+    assert len(SyntheticCameras(root=str(tmp_path)).train) > 0
+
+
+def test_person_mask_is_the_mask_of_the_rendering(rendered):
+    folder = rendered / "SyntheticCameras"
+    for split in module.SPLITS:
+        path = folder / split / sorted(os.listdir(folder / split))[-1]
+        identity, camera, shot = module.parse_name(str(path))
+        picture, mask = render(module._people(module.SEED, 5)[identity - 1],
+                               make_camera(camera - 1),
+                               np.random.default_rng([module.SEED, identity, camera, shot]),
+                               (32, 16))
+        assert np.array_equal(person_mask(str(path)), mask) and mask.any() and not mask.all()
+        stored = np.asarray(Image.open(path)).astype(int)
+        assert np.abs(stored - picture.astype(int)).mean() < 10.0
+
+
+def test_an_interrupted_rendering_leaves_nothing_and_is_redone(tiny, tmp_path, monkeypatch):
+    calls = []
+
+    def broken(*args):
+        calls.append(args)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return working(*args)
+
+    working = module._render
+    monkeypatch.setattr(module, "_render", broken)
+    with pytest.raises(KeyboardInterrupt):
+        SyntheticCameras(root=str(tmp_path))
+    assert os.listdir(tmp_path) == []
+    # A killed process cannot tidy up: its temporary folder must not matter.
+    os.makedirs(tmp_path / "SyntheticCameras.tmp-killed" / "query")
+    monkeypatch.setattr(module, "_render", working)
+    assert len(SyntheticCameras(root=str(tmp_path)).query) > 0
+
+
+def test_another_process_that_was_faster_wins(rendered, tmp_path, monkeypatch):
+    folder = tmp_path / "SyntheticCameras"
+    fill = module._fill_folder
+
+    def fill_while_another_finishes(*args):
+        fill(*args)
+        shutil.copytree(rendered / "SyntheticCameras", folder)
+        (folder / "theirs").write_text("")
+
+    monkeypatch.setattr(module, "_fill_folder", fill_while_another_finishes)
+    render_dataset(str(folder), **TINY)
+    assert os.listdir(tmp_path) == ["SyntheticCameras"]
+    assert (folder / "theirs").exists()
+
+
+def test_rendering_does_not_replace_a_foreign_folder(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("keep")
+    with pytest.raises(OSError):
+        render_dataset(str(tmp_path / "mine"), **TINY)
+    assert os.listdir(tmp_path) == ["mine"]
+    assert (tmp_path / "mine" / "letter.txt").read_text() == "keep"
+
+
+def test_another_version_is_refused(copied):
+    path = copied / "SyntheticCameras" / "dataset.json"
+    description = json.loads(path.read_text())
+    path.write_text(json.dumps({**description, "version": 0}))
+    with pytest.raises(ValueError, match="version 0 .*delete the folder .*SyntheticCameras"):
+        SyntheticCameras(root=str(copied))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_an_unreadable_description_is_refused(copied, text):
+    (copied / "SyntheticCameras" / "dataset.json").write_text(text)
+    with pytest.raises(ValueError, match="dataset.json cannot be read.*delete the folder"):
+        SyntheticCameras(root=str(copied))
+
+
+def test_a_folder_without_description_is_refused(copied):
+    os.remove(copied / "SyntheticCameras" / "dataset.json")
+    with pytest.raises(ValueError, match="no dataset.json.*delete the folder"):
+        SyntheticCameras(root=str(copied))
+
+
+@pytest.mark.parametrize("name", [
+    "1_c1s1_000000_00.jpg", "0001_c1s1_000000_00.png", "0001_c1_000000_00.jpg", "notes.txt",
+    "0000_c1s1_000000_00.jpg", "0001_c0s1_000000_00.jpg",
+])
+def test_a_bad_file_name_is_refused(copied, name):
+    (copied / "SyntheticCameras" / "bounding_box_train" / name).write_text("")
+    with pytest.raises(ValueError, match=f"{name}: the name must be"):
+        SyntheticCameras(root=str(copied))
+
+
+@pytest.mark.parametrize("split", module.SPLITS)
+def test_missing_pictures_are_refused(copied, split):
+    folder = copied / "SyntheticCameras" / split
+    names = sorted(os.listdir(folder))
+    os.remove(folder / names[0])
+    with pytest.raises(ValueError, match=f"{split} holds {len(names) - 1} pictures.*{len(names)}"):
+        SyntheticCameras(root=str(copied))
+    shutil.rmtree(folder)
+    with pytest.raises(ValueError, match=f"{split} holds 0 pictures"):
+        SyntheticCameras(root=str(copied))
+
+
+def test_other_processes_wait_and_do_not_render(tiny, tmp_path, monkeypatch):
+    waits = []
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
+    monkeypatch.setattr(comm, "synchronize", lambda: waits.append(1))
+    with pytest.raises(ValueError, match="is missing.*FASTREID_DATASETS"):
+        SyntheticCameras(root=str(tmp_path))
+    assert waits == [1] and os.listdir(tmp_path) == []
+    # The main process renders while the others wait.
+    monkeypatch.setattr(comm, "synchronize", lambda: module.render_dataset(
+        str(tmp_path / "SyntheticCameras")))
+    assert len(SyntheticCameras(root=str(tmp_path)).gallery) > 0
+
+
+def test_a_failing_main_process_releases_the_others(tmp_path, monkeypatch):
+    waits = []
+    monkeypatch.setattr(comm, "synchronize", lambda: waits.append(1))
+
+    def fail(folder):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(module, "render_dataset", fail)
+    with pytest.raises(OSError, match="disk full"):
+        SyntheticCameras(root=str(tmp_path))
+    assert waits == [1]

@@ -1,0 +1,226 @@
+"""GroupedBatchNorm2d against torch's own batch norm on each group and against hand computation."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from caureid_plugin.layers import GroupedBatchNorm2d, convert_grouped_batch_norm
+
+# batch, group size, sizes of the groups
+SPLITS = [
+    (8, 4, [4, 4]),
+    (12, 4, [4, 4, 4]),
+    (11, 4, [4, 7]),  # the remainder joins the last group
+    (7, 4, [7]),
+    (4, 4, [4]),
+    (3, 4, [3]),  # smaller than a group
+    (6, 0, [6]),
+    (9, 2, [2, 2, 2, 3]),
+]
+
+
+def randomise(norm, seed):
+    generator = torch.Generator().manual_seed(seed)
+    norm.weight.data.uniform_(0.5, 1.5, generator=generator)
+    norm.bias.data.normal_(generator=generator)
+    norm.running_mean.normal_(generator=generator)
+    norm.running_var.uniform_(0.5, 2.0, generator=generator)
+    return norm
+
+
+def batch_of(size, seed, channels=5):
+    """Images whose statistics differ from one to the next, so that the grouping matters."""
+    x = torch.randn(size, channels, 4, 3, generator=torch.Generator().manual_seed(50 + seed))
+    drift = torch.arange(size)[:, None, None, None]
+    return (x * (1 + 0.3 * drift) + drift).double()
+
+
+def plain_copy(norm):
+    """An nn.BatchNorm2d with the same parameters and statistics."""
+    plain = nn.BatchNorm2d(norm.num_features, eps=norm.eps, momentum=norm.momentum).double()
+    plain.load_state_dict(copy.deepcopy(norm.state_dict()))
+    return plain
+
+
+@pytest.mark.parametrize("batch, group_size, sizes", SPLITS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_each_group_is_normalised_alone(batch, group_size, sizes, seed):
+    norm = randomise(GroupedBatchNorm2d(5, group_size, eps=1e-3, momentum=0.3).double(), seed)
+    x = batch_of(batch, seed)
+    expected = [plain_copy(norm)(group) for group in x.split(sizes)]
+    y = norm(x)
+    torch.testing.assert_close(y, torch.cat(expected), rtol=0, atol=1e-12)
+    if len(sizes) > 1:
+        assert (y - plain_copy(norm)(x)).abs().max() > 0.1, "groups must matter in this batch"
+
+
+@pytest.mark.parametrize("batch, group_size, sizes", SPLITS)
+def test_running_statistics_by_hand(batch, group_size, sizes):
+    momentum = 0.3
+    norm = randomise(GroupedBatchNorm2d(5, group_size, momentum=momentum).double(), 3)
+    mean, variance = norm.running_mean.numpy().copy(), norm.running_var.numpy().copy()
+    for step in range(2):
+        x = batch_of(batch, step)
+        means, variances = [], []
+        for group in np.split(x.numpy(), np.cumsum(sizes)[:-1]):
+            means.append(group.mean(axis=(0, 2, 3)))
+            variances.append(group.var(axis=(0, 2, 3), ddof=1))
+        mean = (1 - momentum) * mean + momentum * np.mean(means, axis=0)
+        variance = (1 - momentum) * variance + momentum * np.mean(variances, axis=0)
+        norm(x)
+        np.testing.assert_allclose(norm.running_mean.numpy(), mean, rtol=1e-12)
+        np.testing.assert_allclose(norm.running_var.numpy(), variance, rtol=1e-12)
+        assert norm.num_batches_tracked == step + 1
+
+
+@pytest.mark.parametrize("batch, group_size, sizes", SPLITS)
+def test_gradients_are_those_of_the_groups_computed_separately(batch, group_size, sizes):
+    norm = randomise(GroupedBatchNorm2d(5, group_size).double(), 1)
+    pull = torch.randn(batch, 5, 4, 3, generator=torch.Generator().manual_seed(9)).double()
+    parts = [part.clone().requires_grad_() for part in batch_of(batch, 2).split(sizes)]
+    separate = [plain_copy(norm) for _ in sizes]
+    for part, plain, p in zip(parts, separate, pull.split(sizes)):
+        (plain(part) * p).sum().backward()
+    x = batch_of(batch, 2).requires_grad_()
+    (norm(x) * pull).sum().backward()
+    torch.testing.assert_close(x.grad, torch.cat([part.grad for part in parts]), atol=1e-11, rtol=0)
+    weight = sum(plain.weight.grad for plain in separate)
+    bias = sum(plain.bias.grad for plain in separate)
+    torch.testing.assert_close(norm.weight.grad, weight, atol=1e-11, rtol=0)
+    torch.testing.assert_close(norm.bias.grad, bias, atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize("batch, group_size, sizes", SPLITS)
+def test_evaluation_is_plain_batch_norm(batch, group_size, sizes):
+    norm = randomise(GroupedBatchNorm2d(5, group_size).double(), 2).eval()
+    before = copy.deepcopy(norm.state_dict())
+    x = batch_of(batch, 0)
+    assert torch.equal(norm(x), plain_copy(norm).eval()(x))
+    for name, value in norm.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_group_size_zero_is_plain_batch_norm_in_training():
+    norm = randomise(GroupedBatchNorm2d(5, 0).double(), 2)
+    plain = plain_copy(norm)
+    for step in range(3):
+        x = batch_of(40, step)
+        assert torch.equal(norm(x), plain(x))
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, norm.state_dict()[name])
+
+
+def test_without_running_statistics():
+    norm = GroupedBatchNorm2d(5, 4, track_running_stats=False, affine=False).double()
+    plain = nn.BatchNorm2d(5, track_running_stats=False, affine=False).double()
+    x = batch_of(8, 0)
+    torch.testing.assert_close(norm(x), torch.cat([plain(x[:4]), plain(x[4:])]))
+    assert norm.running_mean is None
+
+
+def test_state_dict_is_interchangeable():
+    grouped, plain = randomise(GroupedBatchNorm2d(5, 4), 0), randomise(nn.BatchNorm2d(5), 1)
+    assert list(grouped.state_dict()) == list(plain.state_dict())
+    wanted = copy.deepcopy(plain.state_dict())
+    grouped.load_state_dict(plain.state_dict())
+    plain.load_state_dict(randomise(GroupedBatchNorm2d(5, 4), 2).state_dict())
+    for name, value in wanted.items():
+        assert torch.equal(grouped.state_dict()[name], value)
+    assert torch.equal(plain.weight, randomise(nn.BatchNorm2d(5), 2).weight)
+
+
+def test_negative_group_size():
+    with pytest.raises(ValueError, match="group_size -1"):
+        GroupedBatchNorm2d(4, -1)
+
+
+@pytest.mark.xfail(strict=True, raises=TypeError,
+                   reason="several groups with momentum=None are not handled as in nn.BatchNorm2d")
+def test_cumulative_average_of_the_running_statistics():
+    norm = GroupedBatchNorm2d(5, 4, momentum=None).double()
+    means = []
+    for step in range(3):
+        x = batch_of(8, step)
+        norm(x)
+        means += [x[:4].mean(dim=(0, 2, 3)), x[4:].mean(dim=(0, 2, 3))]
+    torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(dim=0))
+
+
+class FrozenBiasNorm(nn.BatchNorm2d):
+    """A subclass with a frozen bias, as the toolbox's BN neck is."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.bias.requires_grad_(False)
+
+
+class Nested(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, eps=1e-2, momentum=0.4))
+        self.blocks = nn.ModuleList([nn.Sequential(nn.ReLU(), nn.Sequential(FrozenBiasNorm(4)))])
+        self.bare = nn.BatchNorm2d(4, affine=False)
+        self.other = nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.other(self.bare(x).mean(dim=(2, 3)))
+
+
+def test_convert_shares_everything_and_keeps_names():
+    model = Nested()
+    model.stem[1].eval()
+    names = list(model.state_dict())
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    trainable = {name: p.requires_grad for name, p in parameters.items()}
+    assert convert_grouped_batch_norm(model, 4) is model
+    assert list(model.state_dict()) == names
+    after = dict(model.named_parameters())
+    assert list(after) == list(parameters)
+    assert all(after[name] is parameters[name] for name in parameters)
+    assert all(buffer is buffers[name] for name, buffer in model.named_buffers())
+    assert {name: p.requires_grad for name, p in after.items()} == trainable
+    assert not model.blocks[0][1][0].bias.requires_grad
+    converted = [model.stem[1], model.blocks[0][1][0], model.bare]
+    assert all(type(norm) is GroupedBatchNorm2d for norm in converted)
+    assert all(norm.group_size == 4 for norm in converted)
+    assert (model.stem[1].eps, model.stem[1].momentum) == (1e-2, 0.4)
+    assert [norm.training for norm in converted] == [False, True, True]
+    assert type(model.other) is nn.BatchNorm1d
+
+
+def test_convert_changes_training_only():
+    torch.manual_seed(0)
+    plain = Nested().double()
+    x = batch_of(8, 0, channels=3)
+    grouped = convert_grouped_batch_norm(copy.deepcopy(plain), 4)
+    one_group = convert_grouped_batch_norm(copy.deepcopy(plain), 8)
+    assert torch.equal(grouped.eval()(x), plain.eval()(x))
+    plain.train(), grouped.train()
+    expected = plain(x)
+    torch.testing.assert_close(one_group(x), expected, rtol=0, atol=1e-12)
+    assert (grouped(x) - expected).abs().max() > 1e-3
+
+
+def test_convert_a_module_that_is_a_batch_norm():
+    plain = randomise(nn.BatchNorm2d(5), 0).double()
+    grouped = convert_grouped_batch_norm(plain, 4)
+    assert type(grouped) is GroupedBatchNorm2d and grouped.group_size == 4
+    assert grouped.weight is plain.weight and grouped.running_mean is plain.running_mean
+    assert convert_grouped_batch_norm(grouped, 4) is grouped
+    x = batch_of(8, 1)
+    expected = torch.cat([plain_copy(plain)(x[:4]), plain_copy(plain)(x[4:])])
+    torch.testing.assert_close(grouped(x), expected)
+
+
+def test_convert_with_group_size_zero_leaves_the_module():
+    model = Nested()
+    norms = [model.stem[1], model.blocks[0][1][0], model.bare]
+    assert convert_grouped_batch_norm(model, 0) is model
+    assert [model.stem[1], model.blocks[0][1][0], model.bare] == norms
+    assert not any(isinstance(module, GroupedBatchNorm2d) for module in model.modules())

@@ -1,0 +1,109 @@
+"""InfoNCE against cluster centroids, recomputed by loops in double precision."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from caureid_plugin.losses import info_nce_loss
+
+
+def plain_loss(features, labels, centroids, temperature):
+    losses = []
+    for feature, label in zip(features.tolist(), labels.tolist()):
+        if label == -1:
+            continue
+        scores = [sum(a * b for a, b in zip(feature, centroid)) / temperature
+                  for centroid in centroids.tolist()]
+        top = max(scores)
+        total = math.fsum(math.exp(score - top) for score in scores)
+        losses.append(math.log(total) + top - scores[label])
+    return math.fsum(losses) / len(losses)
+
+
+def make(batch, dim, clusters, seed, outliers=()):
+    generator = torch.Generator().manual_seed(seed)
+    features = F.normalize(torch.randn(batch, dim, generator=generator).double(), dim=1)
+    centroids = 0.7 * F.normalize(torch.randn(clusters, dim, generator=generator).double(), dim=1)
+    labels = torch.randint(clusters, (batch,), generator=generator)
+    labels[list(outliers)] = -1
+    return features, labels, centroids
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.5, 1.0])
+@pytest.mark.parametrize("batch, dim, clusters, outliers", [
+    (8, 16, 5, ()),
+    (6, 4, 40, (0, 3)),  # outliers do not count
+    (3, 8, 1, ()),  # a single cluster
+    (1, 8, 7, ()),
+    (7, 8, 5, (0, 1, 2, 3, 4, 5)),  # one image is left
+])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_by_loops(batch, dim, clusters, outliers, temperature, seed):
+    features, labels, centroids = make(batch, dim, clusters, seed, outliers)
+    expected = plain_loss(features, labels, centroids, temperature)
+    loss = info_nce_loss(features, labels, centroids, temperature=temperature)
+    assert loss.shape == () and loss.item() == pytest.approx(expected, abs=1e-12)
+    single = info_nce_loss(features.float(), labels, centroids.float(), temperature=temperature)
+    assert single.item() == pytest.approx(expected, abs=2e-5)
+
+
+def test_by_hand():
+    features = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    centroids = torch.tensor([[1.0, 0.0], [0.0, 0.5]])
+    loss = info_nce_loss(features, torch.tensor([0, 0]), centroids, temperature=0.5)
+    # scores (2, 0) and (0, 1)
+    expected = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(1))) / 2
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_image_alone_in_its_cluster_is_no_special_case():
+    features, _, _ = make(4, 8, 4, 0)
+    labels = torch.arange(4)
+    loss = info_nce_loss(features, labels, features, temperature=0.1)
+    assert loss.item() == pytest.approx(plain_loss(features, labels, features, 0.1), abs=1e-12)
+
+
+def test_outliers_have_no_influence():
+    features, labels, centroids = make(6, 8, 5, 2, outliers=(1, 4))
+    features.requires_grad_()
+    info_nce_loss(features, labels, centroids, temperature=0.1).backward()
+    assert torch.count_nonzero(features.grad[[1, 4]]) == 0
+    assert (features.grad[[0, 2, 3, 5]].abs().sum(dim=1) > 0).all()
+    kept = [0, 2, 3, 5]
+    alone = features.detach()[kept].requires_grad_()
+    info_nce_loss(alone, labels[kept], centroids, temperature=0.1).backward()
+    torch.testing.assert_close(features.grad[kept], alone.grad)
+
+
+@pytest.mark.parametrize("batch", [5, 0])
+def test_only_outliers_give_zero_with_a_graph(batch):
+    features = torch.randn(batch, 8, requires_grad=True)
+    labels = torch.full((batch,), -1)
+    loss = info_nce_loss(features, labels, torch.randn(3, 8), temperature=0.05)
+    assert loss.shape == () and loss.item() == 0.0
+    loss.backward()
+    assert torch.equal(features.grad, torch.zeros(batch, 8))
+
+
+def test_no_cluster_at_all():
+    features = torch.randn(4, 8, requires_grad=True)
+    loss = info_nce_loss(features, torch.full((4,), -1), torch.zeros(0, 8), temperature=0.05)
+    assert loss.item() == 0.0 and loss.requires_grad
+
+
+def test_a_small_temperature_stays_finite():
+    features, labels, centroids = make(6, 8, 5, 3)
+    features = features.float().requires_grad_()
+    loss = info_nce_loss(features, labels, centroids.float(), temperature=1e-4)
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(features.grad).all()
+    assert loss.item() == pytest.approx(plain_loss(features, labels, centroids, 1e-4), rel=1e-4)
+
+
+@pytest.mark.parametrize("outliers", [(), (0, 2)])
+def test_gradient(outliers):
+    features, labels, centroids = make(5, 4, 3, 4, outliers)
+    assert torch.autograd.gradcheck(
+        lambda f: info_nce_loss(f, labels, centroids, temperature=0.3), features.requires_grad_())

@@ -1,0 +1,232 @@
+"""CamSepHead against eqs. 3 to 5 by hand, and against the toolbox's EmbeddingHead."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import caureid_plugin  # isort: skip  (before everything that imports fastreid)
+
+from fastreid.modeling.heads import EmbeddingHead
+from fastreid.modeling.meta_arch import build_model
+from fastreid.utils.events import EventStorage
+
+CAMSEP = "MODEL.HEADS.CAMSEP."
+RANDOM_START = (CAMSEP + "UNIFORM_START", False, CAMSEP + "REDUCTION", 4)
+SMALL = ("MODEL.BACKBONE.FEAT_DIM", 12, *RANDOM_START)
+
+
+def make_head(cfg, seed=0):
+    """A head whose batch norms have random affine weights and running statistics."""
+    torch.manual_seed(seed)
+    head = caureid_plugin.CamSepHead(cfg)
+    for norm in head.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.weight.data.uniform_(0.5, 1.5)
+            norm.running_mean.normal_(0, 0.1)
+            norm.running_var.uniform_(0.5, 2.0)
+    return head.double()
+
+
+def random_map(channels=12, batch=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(batch, channels, 5, 3, generator=generator).double()
+
+
+def by_hand(x, norm, training):
+    """BN(GAP(x)) in NumPy, (B, C, H, W) -> (B, C)."""
+    x = x.detach().numpy().mean(axis=(2, 3))
+    mean, variance = norm.running_mean.numpy().copy(), norm.running_var.numpy().copy()
+    if training:
+        mean, variance = x.mean(axis=0), x.var(axis=0)
+    weight, bias = norm.weight.detach().numpy(), norm.bias.detach().numpy()
+    return (x - mean) / np.sqrt(variance + norm.eps) * weight + bias
+
+
+@pytest.mark.parametrize("mask_range", ["full", "half"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_training_by_hand(make_cfg, mask_range, seed):
+    head = make_head(make_cfg(*SMALL, CAMSEP + "RANGE", mask_range), seed)
+    head.camera_classifier.weight.data.normal_()
+    x = random_map(seed=seed)
+    mask = copy.deepcopy(head.attention)(x)
+    agnostic = by_hand((1 - mask) * x, head.bottleneck[0], True)
+    specific = by_hand(mask * x, head.camera_neck, True)
+    outputs = head(x)
+    assert sorted(outputs) == ["camera_logits", "features"]
+    np.testing.assert_allclose(outputs["features"].detach(), agnostic, atol=1e-10)
+    logits = specific @ head.camera_classifier.weight.detach().numpy().T
+    np.testing.assert_allclose(outputs["camera_logits"].detach(), logits, atol=1e-10)
+    assert outputs["camera_logits"].shape == (6, 3)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_evaluation_by_hand(make_cfg, seed):
+    head = make_head(make_cfg(*SMALL), seed).eval()
+    x = random_map(seed=seed)
+    mask = head.attention(x)
+    embedding = head(x)
+    assert embedding.shape == (6, 12)
+    expected = by_hand((1 - mask) * x, head.bottleneck[0], False)
+    np.testing.assert_allclose(embedding.detach(), expected, atol=1e-10)
+    assert torch.equal(head.mask(x), mask)
+
+
+def test_feature_before_the_neck(make_cfg):
+    cfg = make_cfg(*SMALL, "MODEL.HEADS.NECK_FEAT", "before")
+    head, x = make_head(cfg), random_map()
+    agnostic = (1 - copy.deepcopy(head.attention)(x)) * x
+    torch.testing.assert_close(head(x)["features"], agnostic.mean(dim=(2, 3)))
+
+
+def test_identity_classifier_on_the_agnostic_part(make_cfg):
+    head = make_head(make_cfg(*SMALL, "MODEL.HEADS.NUM_CLASSES", 4))
+    x, targets = random_map(), torch.tensor([0, 1, 2, 3, 0, 1])
+    agnostic = by_hand((1 - copy.deepcopy(head.attention)(x)) * x, head.bottleneck[0], True)
+    outputs = head(x, targets)
+    assert sorted(outputs) == ["camera_logits", "cls_outputs", "features", "pred_class_logits"]
+    logits = agnostic @ head.weight.detach().numpy().T
+    np.testing.assert_allclose(outputs["features"].detach(), agnostic, atol=1e-10)
+    np.testing.assert_allclose(outputs["cls_outputs"].detach(), logits, atol=1e-10)
+    np.testing.assert_allclose(outputs["pred_class_logits"].detach(), logits, atol=1e-10)
+
+
+@pytest.mark.parametrize("num_classes", [-1, 0])
+def test_no_identity_classifier(make_cfg, num_classes):
+    head = make_head(make_cfg(*SMALL, "MODEL.HEADS.NUM_CLASSES", num_classes))
+    assert head.cls_layer is None
+    assert "weight" not in dict(head.named_parameters())
+    assert sorted(head(random_map())) == ["camera_logits", "features"]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_uniform_start_keeps_the_direction_of_the_embedding(make_cfg, training):
+    cfg = make_cfg("MODEL.HEADS.NUM_CLASSES", 4)
+    torch.manual_seed(0)
+    plain, head = EmbeddingHead(cfg).train(training), caureid_plugin.CamSepHead(cfg)
+    head.train(training)
+    missing = head.load_state_dict(plain.state_dict(), strict=False)
+    assert not missing.unexpected_keys
+    x, targets = random_map(128).float(), torch.tensor([0, 1, 2, 3, 0, 1])
+    expected, embedding = plain(x, targets), head(x, targets)
+    if training:
+        expected, embedding = expected["features"], embedding["features"]
+    cosine = F.cosine_similarity(embedding, expected)
+    torch.testing.assert_close(cosine, torch.ones(6), rtol=0, atol=1e-4 if training else 1e-6)
+
+
+def test_without_attention_it_is_the_embedding_head(make_cfg):
+    cfg = make_cfg(*SMALL, CAMSEP + "ATTENTION", "none", "MODEL.HEADS.NUM_CLASSES", 4)
+    head, plain = make_head(cfg), EmbeddingHead(cfg).double()
+    assert head.attention is None and head.camera_classifier is None
+    assert list(head.state_dict()) == list(plain.state_dict())
+    plain.load_state_dict(head.state_dict())
+    x, targets = random_map(), torch.tensor([0, 1, 2, 3, 0, 1])
+    expected, outputs = plain(x, targets), head(x, targets)
+    assert sorted(outputs) == sorted(expected)
+    for name in expected:
+        assert torch.equal(outputs[name], expected[name])
+    assert torch.equal(head.eval()(x), plain.eval()(x))
+    assert torch.equal(head.mask(x), torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_gradient_of_the_camera_loss(make_cfg, detach):
+    head = make_head(make_cfg(*SMALL, CAMSEP + "DETACH", detach))
+    x = random_map().requires_grad_()
+    camids = torch.tensor([0, 1, 2, 0, 1, 2])
+    head.camera_classifier.weight.data.normal_()
+    F.cross_entropy(head(x)["camera_logits"], camids).backward()
+    if detach:
+        assert x.grad is None or not x.grad.any()
+    else:
+        assert x.grad.abs().max() > 1e-6
+    for name, parameter in [*head.attention.named_parameters(),
+                            *head.camera_classifier.named_parameters()]:
+        assert parameter.grad.abs().max() > 1e-9, f"{name} learns nothing from the camera loss"
+    assert head.bottleneck[0].weight.grad is None
+
+
+def test_detach_keeps_the_gradient_of_the_embedding(make_cfg):
+    grads = []
+    for detach in (True, False):
+        head, x = make_head(make_cfg(*SMALL, CAMSEP + "DETACH", detach)), random_map()
+        x.requires_grad_()
+        (head(x)["features"] ** 3).sum().backward()
+        grads.append(x.grad)
+    assert grads[0].abs().max() > 1e-3
+    torch.testing.assert_close(*grads)
+
+
+def test_detach_changes_no_value(make_cfg):
+    outputs = []
+    for detach in (True, False):
+        head = make_head(make_cfg(*SMALL, CAMSEP + "DETACH", detach))
+        outputs.append(head(random_map()))
+    for name in ("features", "camera_logits"):
+        torch.testing.assert_close(outputs[0][name], outputs[1][name])
+
+
+@pytest.mark.xfail(strict=True, reason="with DETACH the attention runs twice in a step")
+def test_detach_moves_the_running_statistics_once(make_cfg):
+    states = []
+    for detach in (True, False):
+        head = make_head(make_cfg(*SMALL, CAMSEP + "DETACH", detach))
+        head(random_map())
+        states.append(head.attention.state_dict())
+    for name in states[0]:
+        torch.testing.assert_close(states[0][name], states[1][name], msg=name)
+
+
+def test_errors(make_cfg):
+    with pytest.raises(ValueError, match="CAMSEP.ATTENTION 'harmonius' .*'harmonious', 'none'"):
+        caureid_plugin.CamSepHead(make_cfg(CAMSEP + "ATTENTION", "harmonius"))
+    with pytest.raises(ValueError, match="needs MODEL.HEADS.CAMSEP.NUM_CAMERAS"):
+        caureid_plugin.CamSepHead(make_cfg(CAMSEP + "NUM_CAMERAS", 0))
+
+
+def trained(model, batch):
+    """One backward pass; every trainable parameter's gradient by name."""
+    with EventStorage(0):
+        total = model(batch)
+    sum(total.values()).backward()
+    grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+    return total, grads
+
+
+def test_under_the_toolbox_baseline(make_cfg, make_batch):
+    cfg = make_cfg(
+        "MODEL.META_ARCHITECTURE", "Baseline", "MODEL.HEADS.NUM_CLASSES", 4,
+        "MODEL.LOSSES.NAME", ("CrossEntropyLoss", "TripletLoss"))
+    model = build_model(cfg)
+    assert type(model).__name__ == "Baseline"
+    assert isinstance(model.heads, caureid_plugin.CamSepHead)
+    total, grads = trained(model, make_batch())
+    assert sorted(total) == ["loss_cls", "loss_triplet"]
+    assert all(torch.isfinite(value) for value in total.values())
+    assert [name for name, grad in grads.items() if grad is None] == []
+    assert all(torch.isfinite(grad).all() for grad in grads.values())
+    assert model.eval()(make_batch()).shape == (8, 128)
+
+
+@pytest.mark.parametrize("options, camera_classifier", [
+    ([], True),  # the full method
+    ([*RANDOM_START, CAMSEP + "DETACH", True], True),
+    (["MODEL.LOSSES.NAME", ("InfoNCELoss",), CAMSEP + "ATTENTION", "none"], False),
+    (["MODEL.LOSSES.NAME", ("InfoNCELoss", "CACCLoss")], False),
+    (["MODEL.LOSSES.NAME", ("InfoNCELoss", "CACCLoss"), "MODEL.HEADS.EMBEDDING_DIM", 32], False),
+    (["MODEL.HEADS.EMBEDDING_DIM", 32], True),
+])
+def test_no_parameter_without_a_gradient(make_cfg, make_batch, make_bank, options,
+                                         camera_classifier):
+    cfg = make_cfg(*options)
+    model = build_model(cfg)
+    model.memory = make_bank(cfg.MODEL.HEADS.EMBEDDING_DIM or 128)
+    assert (model.heads.camera_classifier is not None) == camera_classifier
+    total, grads = trained(model, make_batch(outlier=True))
+    assert len(total) == len(cfg.MODEL.LOSSES.NAME)
+    assert [name for name, grad in grads.items() if grad is None] == []
+    backbone = [grad for name, grad in grads.items() if name.startswith("backbone.")]
+    assert sum(grad.abs().sum() for grad in backbone) > 0

@@ -1,0 +1,65 @@
+#!/usr/bin/env python3
+"""How strongly cameras show in an embedding: the share of nearest neighbours from the same camera.
+
+    tools/camera_bias.py --config-file configs/Synthetic/caureid.yml [--neighbors 10] [KEY VALUE ...]
+
+The network is built from the config and the SEED (MODEL.WEIGHTS is loaded if it is set), the
+training images are embedded, and for each image its nearest neighbours are looked up.
+"""
+
+import argparse
+
+import caureid_plugin  # first: it makes the toolbox importable
+
+import numpy as np
+from fastreid.config import get_cfg
+from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.modeling import build_model
+from fastreid.utils.checkpoint import Checkpointer
+from fastreid.utils.env import seed_all_rng
+from torch.nn.functional import normalize
+
+from caureid_plugin.clustering import search_neighbors
+from caureid_plugin.data import build_extraction_loader
+
+
+def camera_shares(features, camids: np.ndarray, neighbors: int) -> tuple[float, float]:
+    """Share of the k nearest neighbours (itself left out) from the same camera, and by chance."""
+    found = search_neighbors(features, neighbors + 1)
+    itself = found == np.arange(len(found))[:, None]
+    itself[~itself.any(axis=1), -1] = True  # a duplicate took its place: drop the farthest
+    others = found[~itself].reshape(len(found), neighbors)
+    measured = (camids[others] == camids[:, None]).mean()
+    sizes = np.bincount(camids)
+    chance = (sizes * (sizes - 1)).sum() / (len(camids) * (len(camids) - 1))
+    return float(measured), float(chance)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument("--neighbors", type=int, default=10)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values")
+    args = parser.parse_args()
+
+    cfg = get_cfg()
+    caureid_plugin.add_caureid_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    seed_all_rng(max(cfg.SEED, 0))
+    model = build_model(cfg)
+    if cfg.MODEL.WEIGHTS:
+        Checkpointer(model).load(cfg.MODEL.WEIGHTS)
+    items = [(path, camera) for name in cfg.DATASETS.NAMES
+             for path, _, camera in DATASET_REGISTRY.get(name)(
+                 root=caureid_plugin.compat.dataset_root()).train]
+    loader = build_extraction_loader(cfg, items)
+    features = normalize(caureid_plugin.extract_features(model, loader), dim=1)
+    share, chance = camera_shares(features, loader.dataset.camids, args.neighbors)
+    print(f"{len(items)} images, {loader.dataset.num_cameras} cameras, seed {cfg.SEED}: "
+          f"{100 * share:.1f} % of the {args.neighbors} nearest neighbours share the camera, "
+          f"{100 * chance:.1f} % would by chance ({share / chance:.1f} times).")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+"""Renders SyntheticCameras, trains CA-UReID on it, and prints what it learnt.
+
+    tools/demo.py [--output logs/demo] [--seed 1] [KEY VALUE ...]
+
+It runs tools/train_net.py on configs/Synthetic/caureid.yml; no weights and no data are downloaded.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """Rows of FastReID's metrics.json, one per written iteration."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def column(rows: list[dict], key: str) -> list[tuple[int, float]]:
+    """(iteration, value) of every row that has the key."""
+    return [(row["iteration"], row[key]) for row in rows if key in row]
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """Saves a picture of the run: mAP and Rank-1, the clusters, the losses."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.6))
+    for name in ("mAP", "Rank-1"):
+        # the evaluation at the start carries a name of its own
+        points = [(0, column(rows, f"start/{name}")[0][1])] + column(rows, name)
+        axes[0].plot(*zip(*points), marker="o", label=name)
+    axes[0].set(title="retrieval across cameras", ylabel="%", ylim=(0, 100))
+    for name in ("clusters", "outliers", "largest"):
+        axes[1].plot(*zip(*column(rows, f"labels/{name}")), label=name)
+    axes[1].set(title="pseudo labels", ylabel="count")
+    for name in ("loss_infonce", "loss_camsep", "loss_cacc"):
+        axes[2].plot(*zip(*column(rows, name)), label=name.removeprefix("loss_"))
+    axes[2].set(title="losses")
+    for axis in axes:
+        axis.set_xlabel("iteration")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def report(output: Path, seconds: float) -> str:
+    """The table at the end of the demo, from the run's own metrics.json."""
+    rows = read_metrics(output / "metrics.json")
+    before = {name: column(rows, f"start/{name}")[0][1] for name in ("mAP", "Rank-1")}
+    after = {name: column(rows, name)[-1][1] for name in ("mAP", "Rank-1")}
+    labels = {name: column(rows, f"labels/{name}") for name in ("clusters", "outliers")}
+    lines = ["", f"{'':12}{'before':>10}{'after':>10}"]
+    for name in ("mAP", "Rank-1"):
+        lines.append(f"{name + ' (%)':12}{before[name]:10.1f}{after[name]:10.1f}")
+    for name, points in labels.items():
+        lines.append(f"{name:12}{points[0][1]:10.0f}{points[-1][1]:10.0f}")
+    lines.append(f"{'seconds':12}{'':10}{seconds:10.0f}")
+    lines += ["", f"outputs: {output.resolve()}",
+              "  curves.png, people.png, log.txt, metrics.json, model_final.pth, TensorBoard events"]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", default="logs/demo", help="folder of the outputs")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values")
+    args = parser.parse_args()
+
+    output = Path(args.output)
+    metrics = output / "metrics.json"
+    if metrics.exists():  # FastReID appends to it; an earlier demo's rows are kept aside
+        metrics.rename(output / f"metrics-until-{time.strftime('%Y%m%d-%H%M%S')}.json")
+    start = time.perf_counter()
+    command = [sys.executable, str(HERE / "train_net.py"), "--config-file",
+               "Synthetic/caureid.yml", "SEED", str(args.seed), "OUTPUT_DIR", str(output),
+               *args.opts]
+    code = subprocess.run(command).returncode
+    if code:
+        sys.exit(code)
+    seconds = time.perf_counter() - start
+    draw(read_metrics(metrics), output / "curves.png")
+    data = os.environ.get("FASTREID_DATASETS", "datasets")
+    subprocess.run([sys.executable, str(HERE / "show_synthetic.py"), "--output",
+                    str(output / "people.png")], check=True)
+    print(report(output, seconds))
+    print(f"  the pictures it learnt from: {Path(data, 'SyntheticCameras').resolve()}")
+
+
+if __name__ == "__main__":
+    main()
