@@ -17,6 +17,7 @@ import collections
 import collections.abc
 import contextlib
 import dataclasses
+import difflib
 import functools
 import hashlib
 import importlib
@@ -1008,6 +1009,36 @@ def _unknown_name(patch: _Patches) -> None:
                 f"{registered_names(self)}.") from None
 
     patch.set(Registry, "get", get)
+
+
+def _all_keys(cfg, prefix: str = "") -> Iterator[str]:
+    for key, value in cfg.items():
+        yield prefix + key
+        if isinstance(value, CfgNode):
+            yield from _all_keys(value, f"{prefix}{key}.")
+
+
+@_repair(
+    upstream="config/config.py:122 (merge_from_list) with yacs, whose merge_from_list asserts",
+    symptom="a mistyped config key is a bare AssertionError without a hint",
+    versions="all (yacs 0.1.8)",
+)
+def _unknown_key(patch: _Patches) -> None:
+    original = CfgNode.merge_from_list
+
+    @functools.wraps(original)
+    def merge_from_list(self, cfg_list):
+        if len(cfg_list) % 2:
+            raise ValueError(f"Config keys and values must come in pairs, got {list(cfg_list)}.")
+        known = set(_all_keys(self))
+        for key in cfg_list[0::2]:
+            if key not in known and "_BASE_" not in key:
+                close = difflib.get_close_matches(key, known, n=3)
+                raise KeyError(f"There is no config key {key!r}"
+                               + (f", did you mean {' or '.join(close)}?" if close else "."))
+        return original(self, cfg_list)
+
+    patch.set(CfgNode, "merge_from_list", merge_from_list)
 
 
 # ----------------------------------------------------------------------------- the losses ----

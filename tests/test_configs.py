@@ -90,7 +90,7 @@ def test_every_key_has_a_comment():
 
 
 def test_unknown_key_is_an_error(cfg):
-    with pytest.raises(KeyError, match="NUM_CAMERA"):
+    with pytest.raises(KeyError, match="did you mean MODEL.HEADS.CAMSEP.NUM_CAMERAS"):
         cfg.merge_from_list(["MODEL.HEADS.CAMSEP.NUM_CAMERA", 6])
 
 

@@ -56,11 +56,11 @@ class UnsupervisedHook(HookBase):
     # is to restore the bank must learn of it.
     @property
     def trainer(self):
-        return self._trainer
+        return self._host
 
     @trainer.setter
     def trainer(self, trainer) -> None:
-        self._trainer = trainer
+        self._host = trainer
         self._model = getattr(trainer.model, "module", trainer.model)
         if not isinstance(self._model, CAUReID):
             raise ValueError("UnsupervisedHook needs MODEL.META_ARCHITECTURE CAUReID, the model is "
@@ -84,7 +84,7 @@ class UnsupervisedHook(HookBase):
         self._bank = MemoryBank(torch.from_numpy(images.camids), dim,
                                 momentum=cfg.CAUREID.MEMORY.MOMENTUM, device=self._model.device)
         self._model.memory = self._bank
-        self._trainer.checkpointer.checkpointables["memory_bank"] = self._bank
+        self._host.checkpointer.checkpointables["memory_bank"] = self._bank
         self._seed = cfg.SEED if cfg.SEED >= 0 else int(comm.shared_random_seed())
 
     def before_train(self) -> None:

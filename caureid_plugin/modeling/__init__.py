@@ -1,8 +1,12 @@
 """Registered parts: meta-architecture, head and losses, and the memory bank they work with."""
 
+from .backbones import build_plain_backbone
 from .heads import CamSepHead
 from .losses import LOSS_REGISTRY, build_losses, needs_memory
 from .memory_bank import MemoryBank
 from .meta_arch import CAUReID
 
-__all__ = ["CAUReID", "CamSepHead", "LOSS_REGISTRY", "MemoryBank", "build_losses", "needs_memory"]
+__all__ = [
+    "CAUReID", "CamSepHead", "LOSS_REGISTRY", "MemoryBank", "build_losses", "build_plain_backbone",
+    "needs_memory",
+]

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import caureid_plugin  # noqa: F401
 import pytest
+import torch
 from fastreid.engine import DefaultTrainer
+from fastreid.modeling import meta_arch
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from torch import nn
 
@@ -71,6 +73,19 @@ def tiny_cfg(cfg, tiny_market, tiny_backbone, tmp_path):
     ])
     Path(cfg.OUTPUT_DIR).mkdir()
     return cfg
+
+
+@pytest.fixture
+def make_model(tiny_cfg):
+    """Builds the network of the tiny setup for 8 identities, with some keys set otherwise."""
+
+    def make(*changes):
+        cfg = tiny_cfg.clone()
+        cfg.merge_from_list(["MODEL.HEADS.NUM_CLASSES", 8, *changes])
+        torch.manual_seed(0)
+        return meta_arch.build_model(cfg)
+
+    return make
 
 
 @pytest.fixture

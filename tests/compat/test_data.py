@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from caureid_plugin import compat
 from fastreid.data import build as data_build
 from fastreid.data import data_utils
@@ -14,6 +15,7 @@ from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
 from fastreid.data.datasets.dukemtmcreid import DukeMTMC
 from fastreid.data.datasets.market1501 import Market1501
+from fastreid.data.transforms import build_transforms
 from PIL import Image
 
 
@@ -173,11 +175,28 @@ def test_a_damaged_image_is_named_in_training(tiny_cfg, tiny_market, workers):
     loader.shutdown()
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA"])
-def test_readable_images_stay_readable(tmp_path, mode):
-    path = tmp_path / "image.png" if mode in "PRGBA" else tmp_path / "image.jpg"
+@pytest.mark.parametrize("mode, ending", [
+    ("L", "jpg"), ("CMYK", "jpg"), ("P", "png"), ("RGBA", "png")])
+def test_readable_images_stay_readable(tmp_path, mode, ending):
+    path = tmp_path / f"image.{ending}"
     Image.fromarray(np.full((4, 3, 3), 90, np.uint8)).convert(mode).save(path)
     assert data_utils.read_image(str(path), "RGB").size == (3, 4)
+
+
+@pytest.mark.parametrize("option", [
+    "CROP", "FLIP", "PADDING", "CJ", "AFFINE", "AUTOAUG", "AUGMIX", "REA", "RPT"])
+def test_every_augmentation_works(cfg, option):
+    cfg.INPUT.SIZE_TRAIN = [32, 16]
+    cfg.INPUT[option].ENABLED = True
+    if "PROB" in cfg.INPUT[option]:
+        cfg.INPUT[option].PROB = 1.0
+    pixels = np.random.default_rng(0).integers(0, 255, (48, 20, 3), dtype=np.uint8)
+    transform = build_transforms(cfg, is_train=True)
+    for _ in range(30):  # some choose at random among operations
+        image = transform(Image.fromarray(pixels))
+        assert image.dtype == torch.float32
+        assert image.shape[1:] == ((224, 224) if option == "CROP" else (32, 16))
+        assert 0 <= image.min() < image.max() <= 255
 
 
 def test_the_dataset_reads_through_the_repaired_function(tiny_market):

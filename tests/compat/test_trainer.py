@@ -1,6 +1,7 @@
 """DefaultTrainer: iterations, device, precision, runs without labelled tests, seeds."""
 
 import argparse
+import json
 import random
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from caureid_plugin import compat
-from fastreid.engine import DefaultTrainer, defaults
+from fastreid.engine import DefaultTrainer, defaults, hooks
 from fastreid.engine.train_loop import HookBase
 from fastreid.modeling import meta_arch
 
@@ -104,8 +105,9 @@ def test_training_without_a_test_set(make_trainer):
     saved = {path.name for path in Path(trainer.cfg.OUTPUT_DIR).glob("*.pth")}
     assert saved == {"model_0000.pth", "model_final.pth"}
     with compat.without("training_without_tests"):
-        with pytest.raises(IndexError):
+        with pytest.raises(AttributeError, match="epoch") as hidden:
             make_trainer("DATASETS.TESTS", ()).train()
+    assert isinstance(hidden.value.__context__, IndexError)
 
 
 def test_period_zero_evaluates_once_at_the_end(make_trainer, monkeypatch):
@@ -125,11 +127,13 @@ def test_period_zero_evaluates_once_at_the_end(make_trainer, monkeypatch):
             make_trainer("TEST.EVAL_PERIOD", 0).train()
 
 
-def test_period_zero_does_not_evaluate_a_failed_run(make_trainer, monkeypatch):
+@pytest.mark.parametrize("epochs", [1, 3], ids=["last-epoch", "first-of-three"])
+@pytest.mark.parametrize("period", [0, 2])
+def test_a_failed_run_is_not_evaluated(make_trainer, monkeypatch, period, epochs):
     never = staticmethod(lambda cfg, model: pytest.fail("evaluated"))
     monkeypatch.setattr(DefaultTrainer, "test", never)
-    trainer = make_trainer("TEST.EVAL_PERIOD", 0, "SOLVER.MAX_EPOCH", 3)
-    trainer.register_hooks([Failing("before_epoch")])
+    trainer = make_trainer("TEST.EVAL_PERIOD", period, "SOLVER.MAX_EPOCH", epochs)
+    trainer.register_hooks([Failing("before_step")])
     with pytest.raises(OSError, match="the cause"):
         trainer.train()
 
@@ -184,6 +188,43 @@ def test_the_printer_still_prints_every_epoch(make_trainer, messages):
     make_trainer("SOLVER.MAX_EPOCH", 3, "DATASETS.TESTS", ()).train()
     assert [m.split("epoch/iter: ")[1].split()[0] for m in messages if "epoch/iter: " in m] == [
         "0/1", "1/3", "2/5"]
+
+
+# ------------------------------------------------------------------------ logged figures ----
+
+
+class Measuring(HookBase):
+    """Logs figures where the plugin's hooks and the toolbox's evaluation do."""
+
+    def before_epoch(self):
+        self.trainer.storage.put_scalar("at_start", self.trainer.epoch, smoothing_hint=False)
+
+    def after_epoch(self):
+        self.trainer.storage.put_scalar("at_end", self.trainer.epoch, smoothing_hint=False)
+
+
+def logged(output, name):
+    lines = map(json.loads, (Path(output) / "metrics.json").read_text().splitlines())
+    return [line[name] for line in lines if name in line]
+
+
+@pytest.mark.parametrize("period", [200, 2], ids=["within-epochs", "at-epoch-ends"])
+def test_every_figure_reaches_the_log_once(make_trainer, monkeypatch, period):
+    """The writers note the iteration they have written, and drop what is logged there later."""
+    make_writer = hooks.PeriodicWriter
+    monkeypatch.setattr(  # the toolbox writes every 200 iterations, half an epoch of 400
+        hooks, "PeriodicWriter", lambda writers, _: make_writer(writers, period))
+    figures = iter([10.0, 20.0, 30.0])
+    test = staticmethod(lambda cfg, model: {"mAP": next(figures)})
+    monkeypatch.setattr(DefaultTrainer, "test", test)
+    trainer = make_trainer("SOLVER.MAX_EPOCH", 3)
+    trainer._hooks.insert(0, Measuring())
+    trainer._hooks[0].trainer = trainer
+    trainer.train()
+    output = trainer.cfg.OUTPUT_DIR
+    assert logged(output, "mAP") == [10.0, 20.0, 30.0]
+    assert logged(output, "at_start") == logged(output, "at_end") == [0, 1, 2]
+    assert len(logged(output, "total_loss")) == 3
 
 
 # -------------------------------------------------------------------------------- seeds ----

@@ -102,7 +102,8 @@ def test_the_remainder_of_a_pass_is_dropped():
     batches = batches_of(make(labels), 60, 16)
     drawn = collections.Counter()
     for start in range(0, 60, 2):  # eight of eleven units are two batches
-        clusters = [int(labels[unit[0]]) for b in batches[start:start + 2] for unit in units_of(b, 4)]
+        units = [unit for batch in batches[start:start + 2] for unit in units_of(batch, 4)]
+        clusters = [int(labels[unit[0]]) for unit in units]
         assert len(set(clusters)) == 8
         drawn.update(clusters)
     assert set(drawn) == set(range(11)), "which units are dropped changes from pass to pass"
@@ -194,6 +195,15 @@ def test_indivisible_batch(batch_size, num_instances, world_size):
     assert f"SOLVER.IMS_PER_BATCH {batch_size}" in message
     assert f"DATALOADER.NUM_INSTANCE {num_instances}" in message
     assert f"{world_size} process" in message
+
+
+@pytest.mark.xfail(strict=True, reason="a batch of 0 is accepted and spins for ever when iterated; "
+                   "0 instances are a ZeroDivisionError")
+@pytest.mark.parametrize("batch_size, num_instances, key", [
+    (0, 4, "SOLVER.IMS_PER_BATCH 0"), (16, 0, "DATALOADER.NUM_INSTANCE 0")])
+def test_sizes_of_zero(batch_size, num_instances, key):
+    with pytest.raises(ValueError, match=key):
+        make([0, 0, 1, 1], batch_size=batch_size, num_instances=num_instances)
 
 
 def test_the_seed_decides_everything():

@@ -56,6 +56,12 @@ def random_transform(image):
                          *torch.rand(2).tolist()])
 
 
+def seed_everything(seed):
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 def global_state():
     return random.getstate(), np.random.get_state()[1:3], torch.get_rng_state()
 
@@ -113,7 +119,7 @@ def test_empty_training_set():
 def test_a_seed_fixes_the_augmentation(items):
     images = UnlabelledImages(items, random_transform, LABELS)
     first = images[Draw(3, 11)]
-    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    seed_everything(1)
     again, other = images[Draw(3, 11)], images[Draw(3, 12)]
     assert torch.equal(first["images"], again["images"])
     assert (first["images"] != other["images"]).all(), "all three generators are seeded"
@@ -138,9 +144,9 @@ def test_a_seed_leaves_the_global_generators_alone(items):
 
 def test_without_a_seed_the_global_generators_are_used(items):
     images = UnlabelledImages(items, random_transform, LABELS)
-    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    seed_everything(1)
     found = images[3]["images"]
-    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    seed_everything(1)
     assert torch.equal(found, random_transform(None))
 
 

@@ -201,7 +201,8 @@ def test_convert_changes_training_only():
     grouped = convert_grouped_batch_norm(copy.deepcopy(plain), 4)
     one_group = convert_grouped_batch_norm(copy.deepcopy(plain), 8)
     assert torch.equal(grouped.eval()(x), plain.eval()(x))
-    plain.train(), grouped.train()
+    plain.train()
+    grouped.train()
     expected = plain(x)
     torch.testing.assert_close(one_group(x), expected, rtol=0, atol=1e-12)
     assert (grouped(x) - expected).abs().max() > 1e-3

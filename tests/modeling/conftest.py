@@ -8,6 +8,11 @@ import caureid_plugin  # isort: skip  (before everything that imports fastreid)
 from fastreid.config import get_cfg
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def make_cfg():
     """Config of a small CAUReID with all of the method's losses; more keys as a list."""

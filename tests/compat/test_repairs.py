@@ -1,0 +1,172 @@
+"""The list of repairs: described, tested, taken back without a trace, left out where not needed."""
+
+import inspect
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from caureid_plugin import compat
+from fastreid.engine import train_loop
+from fastreid.evaluation import rank_cylib  # noqa: F401  (its attributes are compared)
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def bare_toolbox():
+    """The toolbox without any repair, as a function that applies those named."""
+    applied = [repair for repair in compat.REPAIRS.values() if repair.applied]
+    for repair in reversed(applied):
+        repair.revert()
+    yield
+    for repair in reversed(list(compat.REPAIRS.values())):
+        repair.revert()
+    for repair in applied:
+        repair.apply()
+
+
+def toolbox_attributes():
+    """Every attribute of every loaded module and class of the toolbox, by name."""
+    found = {}
+    for module_name, module in list(sys.modules.items()):
+        if module is None or module_name.split(".")[0] != "fastreid":
+            continue
+        for name, value in list(vars(module).items()):
+            if name.startswith("__"):
+                continue
+            found[f"{module_name}.{name}"] = value
+            if inspect.isclass(value) and value.__module__ == module_name:
+                for attribute, member in list(vars(value).items()):
+                    if attribute not in ("__dict__", "__weakref__", "_abc_impl"):
+                        found[f"{module_name}.{name}.{attribute}"] = member
+    return found
+
+
+def changed(before, after):
+    missing = object()
+    return {name for name in before.keys() | after.keys()
+            if before.get(name, missing) is not after.get(name, missing)}
+
+
+def from_the_plugin(attributes):
+    return {name for name, value in attributes.items()
+            if str(getattr(value, "__module__", "")).startswith("caureid_plugin")}
+
+
+# ------------------------------------------------------------------------- description ----
+
+
+@pytest.mark.parametrize("name", compat.REPAIRS)
+def test_every_repair_is_described(name):
+    repair = compat.REPAIRS[name]
+    assert repair.name == name
+    assert len(repair.symptom) > 20 and repair.versions
+    assert re.search(r"[\w*]+/?[\w*]*\.py", repair.upstream) or ".py" in repair.upstream
+
+
+def named_files(upstream):
+    return re.findall(r"[\w/]+\.py(?=:\d)|[\w/]+\.py", upstream)
+
+
+@pytest.mark.parametrize("name", compat.REPAIRS)
+def test_the_upstream_location_exists(name):
+    toolbox = Path(train_loop.__file__).parents[1]
+    for file in named_files(compat.REPAIRS[name].upstream):
+        assert list(toolbox.rglob(file.rsplit("/")[-1])), file
+
+
+@pytest.mark.parametrize("name", compat.REPAIRS)
+def test_every_repair_has_a_test_that_switches_it_off(name):
+    switch = re.compile(rf"""without\(["']{name}["']\)""")
+    assert any(switch.search(path.read_text()) for path in HERE.glob("test_*.py"))
+
+
+# -------------------------------------------------------------------- applying, reverting ----
+
+
+def test_all_repairs_leave_no_trace_when_taken_back(bare_toolbox):
+    before = toolbox_attributes()
+    assert from_the_plugin(before) == set()
+    compat.apply_all()
+    during = toolbox_attributes()
+    assert len(changed(before, during)) >= len(compat.REPAIRS)
+    for repair in reversed(list(compat.REPAIRS.values())):
+        repair.revert()
+    assert changed(before, toolbox_attributes()) == set()
+
+
+@pytest.mark.parametrize("name", compat.REPAIRS)
+def test_one_repair_changes_the_toolbox_and_takes_it_back(bare_toolbox, name):
+    repair, before = compat.REPAIRS[name], toolbox_attributes()
+    needed = repair.is_broken()
+    repair.apply()
+    assert repair.applied == needed
+    assert bool(changed(before, toolbox_attributes())) == needed
+    during = toolbox_attributes()
+    repair.apply()  # a second time changes nothing
+    assert changed(during, toolbox_attributes()) == set()
+    repair.revert()
+    assert not repair.applied
+    assert changed(before, toolbox_attributes()) == set()
+    repair.revert()
+    assert changed(before, toolbox_attributes()) == set()
+
+
+def test_without_switches_one_repair_off_and_on_again():
+    applied = {name for name, repair in compat.REPAIRS.items() if repair.applied}
+    names = set(changed({}, toolbox_attributes()))
+    for name in applied:
+        with compat.without(name):
+            assert {n for n, r in compat.REPAIRS.items() if r.applied} == applied - {name}
+        assert {n for n, r in compat.REPAIRS.items() if r.applied} == applied
+    assert set(changed({}, toolbox_attributes())) == names
+
+
+def test_without_switches_on_again_after_an_error():
+    with pytest.raises(OSError):
+        with compat.without("seed"):
+            raise OSError
+    assert compat.REPAIRS["seed"].applied
+
+
+def test_an_unknown_repair_cannot_be_switched_off():
+    with pytest.raises(KeyError, match="no_such_repair"):
+        with compat.without("no_such_repair"):
+            pass
+
+
+def test_importing_the_plugin_applies_every_needed_repair():
+    unneeded = {name for name, repair in compat.REPAIRS.items() if not repair.applied}
+    assert unneeded <= ({"rerank_without_cuda"} if torch.cuda.is_available() else set())
+
+
+# ----------------------------------------------------------------------------- probes ----
+
+
+def test_a_buffer_that_survives_zero_grad_is_left_alone(bare_toolbox, monkeypatch):
+    repair = compat.REPAIRS["contiguous_zero_grad"]
+    assert repair.is_broken()
+    zero_grad = torch.optim.Optimizer.zero_grad
+    monkeypatch.setattr(  # the default of torch < 2
+        torch.optim.Optimizer, "zero_grad", lambda self, set_to_none=False: zero_grad(
+            self, set_to_none))
+    original = train_loop.SimpleTrainer.__init__
+    repair.apply()
+    assert not repair.is_broken() and not repair.applied
+    assert train_loop.SimpleTrainer.__init__ is original
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="shows a defect without CUDA")
+def test_a_reranking_that_works_is_left_alone(bare_toolbox, monkeypatch):
+    repair = compat.REPAIRS["rerank_without_cuda"]
+    assert repair.is_broken()
+    compute = compat._compute_dist.compute_jaccard_distance
+    monkeypatch.setattr(  # as a toolbox would that chooses the CPU by itself
+        compat._compute_dist, "compute_jaccard_distance",
+        lambda features, search_option=0, **options: compute(features, search_option=3, **options))
+    mended = compat._compute_dist.compute_jaccard_distance
+    repair.apply()
+    assert not repair.is_broken() and not repair.applied
+    assert compat._compute_dist.compute_jaccard_distance is mended

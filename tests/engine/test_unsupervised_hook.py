@@ -1,0 +1,333 @@
+"""The hook on FastReID's DefaultTrainer: clusters, labels, bank, loader, scalars, errors."""
+
+import logging
+
+import caureid_plugin
+import numpy as np
+import pytest
+import torch
+from caureid_plugin import clustering
+from fastreid.engine import DefaultTrainer
+from fastreid.utils.events import EventStorage
+from torch.nn.functional import normalize
+
+KEYS = [
+    "MODEL.DEVICE", "cpu", "MODEL.META_ARCHITECTURE", "CAUReID",
+    "MODEL.BACKBONE.NAME", "build_plain_backbone", "MODEL.BACKBONE.FEAT_DIM", 16,
+    "MODEL.BACKBONE.PRETRAIN", False, "MODEL.HEADS.NAME", "CamSepHead",
+    "MODEL.HEADS.NUM_CLASSES", -1, "MODEL.HEADS.WITH_BNNECK", True,
+    "MODEL.HEADS.NECK_FEAT", "after", "MODEL.HEADS.CAMSEP.NUM_CAMERAS", 2,
+    "MODEL.HEADS.CAMSEP.REDUCTION", 4, "MODEL.BN_GROUP_SIZE", 8,
+    "MODEL.LOSSES.NAME", ("InfoNCELoss", "CameraSeparationLoss", "CACCLoss"),
+    "INPUT.SIZE_TRAIN", [32, 16], "INPUT.SIZE_TEST", [32, 16],
+    "SOLVER.IMS_PER_BATCH", 16, "SOLVER.ITERS_PER_EPOCH", 3, "SOLVER.MAX_EPOCH", 2,
+    "SOLVER.WARMUP_ITERS", 0, "SOLVER.CHECKPOINT_PERIOD", 1, "DATALOADER.NUM_WORKERS", 0,
+    "CAUREID.CLUSTER.K1", 6, "CAUREID.CLUSTER.K2", 2, "CAUREID.CLUSTER.MIN_SAMPLES", 2,
+    "CAUREID.CLUSTER.EPS", 0.6, "TEST.EVAL_PERIOD", 2, "TEST.IMS_PER_BATCH", 16, "SEED", 3,
+]
+
+
+@pytest.fixture
+def start(cfg, tiny_market, tmp_path):
+    """Trainer with the hook on the tiny dataset; more keys as arguments."""
+
+    def make(*options, hook=True):
+        run = cfg.clone()
+        run.merge_from_list([*KEYS, "OUTPUT_DIR", str(tmp_path / "out"), *options])
+        run.freeze()
+        (tmp_path / "out").mkdir(exist_ok=True)
+        torch.manual_seed(0)
+        np.random.seed(0)
+        trainer = DefaultTrainer(run)
+        if hook:
+            trainer.register_hooks([caureid_plugin.UnsupervisedHook(run)])
+        return trainer
+
+    return make
+
+
+def _bank(trainer):
+    return trainer.model.memory
+
+
+def _step_by_step(trainer, seen):
+    """Keeps (bank before, features, indexes, bank after) of every update."""
+    bank = _bank(trainer)
+    update = bank.update
+
+    def watched(features, indexes):
+        before = bank.features.clone()
+        update(features, indexes)
+        seen.append((before, features.clone(), indexes.clone(), bank.features.clone()))
+
+    bank.update = watched
+
+
+def test_each_step_updates_the_bank_by_equation_1(start):
+    trainer, seen = start(), []
+    _step_by_step(trainer, seen)
+    trainer.train()
+    assert len(seen) == 6
+    for before, features, indexes, after in seen:
+        expected = before.clone()
+        for feature, index in zip(features, indexes.tolist()):
+            expected[index] = normalize(0.2 * expected[index] + 0.8 * feature, dim=0)
+        torch.testing.assert_close(after, expected, atol=1e-6, rtol=0)
+        assert not torch.equal(before, after)
+
+
+def test_the_bank_starts_from_one_pass_of_the_network(start):
+    trainer = start("SOLVER.MAX_EPOCH", 1)
+    hook = trainer._hooks[-1]
+    with EventStorage():
+        hook.before_train()
+    model = trainer.model.eval()
+    from PIL import Image
+
+    paths = sorted(path for path, *_ in trainer.data_loader.dataset.img_items)
+    for row in (0, 17, 47):
+        image = Image.open(paths[row]).convert("RGB")
+        image = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float()
+        with torch.no_grad():
+            expected = normalize(model({"images": image[None]}), dim=1)[0]
+        torch.testing.assert_close(_bank(trainer).features[row], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("preset", ["bank", "extract"])
+def test_batches_carry_the_labels_of_the_last_clustering(start, preset, monkeypatch):
+    trainer = start("CAUREID.LABELS", preset)
+    found, batches = [], []
+    assign = clustering.assign_pseudo_labels
+    monkeypatch.setattr(clustering, "assign_pseudo_labels",
+                        lambda *a, **k: found.append(assign(*a, **k)) or found[-1])
+    forward = trainer.model.losses
+    monkeypatch.setattr(trainer.model, "losses",
+                        lambda out, batch: batches.append(batch) or forward(out, batch))
+    trainer.train()
+    assert (len(found), len(batches)) == (2, 6)
+    for number, batch in enumerate(batches):
+        labels, rows = found[number // 3].copy(), batch["indexes"].numpy()
+        if preset == "bank":  # outliers follow as clusters of their own
+            for row in np.flatnonzero(labels < 0):
+                labels[row] = labels.max() + 1
+        assert (batch["targets"].numpy() == labels[rows]).all()
+        assert (labels[rows] >= 0).all()
+
+
+def test_extract_clusters_new_features_and_bank_clusters_the_bank(start, monkeypatch):
+    passes = []
+    from caureid_plugin.engine import hooks
+
+    extract = hooks.extract_features
+    monkeypatch.setattr(hooks, "extract_features",
+                        lambda *a: passes.append(1) or extract(*a))
+    start("CAUREID.LABELS", "extract").train()
+    assert len(passes) == 2  # the first fills the bank
+    passes.clear()
+    start("CAUREID.LABELS", "bank").train()
+    assert len(passes) == 1
+
+
+def test_no_identity_reaches_training(start, monkeypatch):
+    """True, shuffled, one for all and no identities give the same weights, bit for bit."""
+    from fastreid.data.datasets.market1501 import Market1501
+
+    process = Market1501.process_dir
+    results = []
+    for kind in ("true", "shuffled", "one", "absent"):
+        def changed(self, folder, is_train=True, kind=kind):
+            items = sorted(process(self, folder, is_train))
+            if not is_train or kind == "true":
+                return items
+            identities = {"shuffled": np.random.RandomState(5).permutation([i[1] for i in items]),
+                          "one": ["same"] * len(items), "absent": [None] * len(items)}[kind]
+            return [(path, who, camera) for who, (path, _, camera) in zip(identities, items)]
+
+        monkeypatch.setattr(Market1501, "process_dir", changed)
+        trainer = start("DATASETS.TESTS", ())
+        given = {identity for _, identity, _ in trainer.data_loader.dataset.img_items}
+        assert len(given) == {"true": 8, "shuffled": 8, "one": 1, "absent": 1}[kind]
+        trainer.train()
+        weights = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+        results.append((weights, _bank(trainer).labels.clone()))
+    for weights, labels in results[1:]:
+        assert torch.equal(weights, results[0][0]) and torch.equal(labels, results[0][1])
+
+
+def test_a_camera_label_does_reach_training(start, monkeypatch):
+    """The counterpart of the test above: other cameras give other weights."""
+    from fastreid.data.datasets.market1501 import Market1501
+
+    first = start("DATASETS.TESTS", ())
+    first.train()
+    process = Market1501.process_dir
+
+    def swapped(self, folder, is_train=True):
+        items = sorted(process(self, folder, is_train))
+        return [(p, who, f"c{i % 2}") for i, (p, who, _) in enumerate(items)]
+
+    monkeypatch.setattr(Market1501, "process_dir", swapped)
+    second = start("DATASETS.TESTS", ())
+    second.train()
+    pairs = zip(first.model.parameters(), second.model.parameters())
+    assert any(not torch.equal(a, b) for a, b in pairs)
+
+
+def test_two_runs_are_equal_bit_for_bit_whatever_the_number_of_workers(start):
+    states = []
+    for workers in (0, 2, 2):
+        trainer = start("DATALOADER.NUM_WORKERS", workers)
+        trainer.train()
+        states.append({**trainer.model.state_dict(), **_bank(trainer).state_dict()})
+    for other in states[1:]:
+        assert all(torch.equal(value, other[name]) for name, value in states[0].items())
+
+
+def test_another_seed_gives_another_run(start):
+    one, other = start("SEED", 3), start("SEED", 4)
+    one.train()
+    other.train()
+    assert any(not torch.equal(a, b)
+               for a, b in zip(one.model.parameters(), other.model.parameters()))
+
+
+def test_scalars_and_log_line_say_what_the_clustering_found(start, monkeypatch, caplog):
+    labels = np.array([0] * 8 + [1] * 3 + [-1] * 37)
+    monkeypatch.setattr(clustering, "assign_pseudo_labels", lambda *a, **k: labels)
+    trainer = start("SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1)
+    logging.getLogger("fastreid").propagate = True
+    with caplog.at_level(logging.INFO, logger="fastreid.caureid"):
+        trainer.train()
+    latest = {name: value for name, (value, _) in trainer.storage.latest().items()}
+    cameras = trainer._hooks[-1]._extraction.dataset.camids
+    spans = np.mean([len(set(cameras[:8])) > 1, len(set(cameras[8:11])) > 1])
+    assert (latest["labels/clusters"], latest["labels/outliers"]) == (2, 37)
+    assert latest["labels/largest"] == 8 and latest["labels/cross_camera"] == spans
+    assert latest["cluster_seconds"] >= 0
+    assert {"loss_infonce", "loss_camsep", "loss_cacc", "mAP", "Rank-1"} <= set(latest)
+    assert not [name for name in latest if "diagnostic" in name]
+    assert "epoch 0: 2 clusters, 37 outliers" in caplog.text
+
+
+def test_diagnostics_are_marked_and_right(start, monkeypatch):
+    trainer = start("SOLVER.MAX_EPOCH", 1, "CAUREID.DIAGNOSTICS", True)
+    identities = np.array([i[1] for i in trainer.data_loader.dataset.img_items])
+    exact = np.unique(identities, return_inverse=True)[1]
+    monkeypatch.setattr(clustering, "assign_pseudo_labels", lambda *a, **k: exact.copy())
+    trainer.train()
+    assert trainer.storage.latest()["diagnostic_with_labels/ari"][0] == pytest.approx(1.0)
+
+
+def test_resume_restores_the_bank(start, tmp_path):
+    whole = start("SOLVER.MAX_EPOCH", 2)
+    whole.train()
+    for file in (tmp_path / "out").iterdir():
+        file.unlink()
+    first = start("SOLVER.MAX_EPOCH", 1)
+    first.train()
+    second = start("SOLVER.MAX_EPOCH", 2)
+    second.resume_or_load(resume=True)
+    assert second.start_epoch == 1
+    assert torch.equal(_bank(second).features, _bank(first).features)
+    second.train()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
+    assert torch.equal(_bank(whole).features, _bank(second).features)
+
+
+def test_a_hook_that_comes_after_resume_is_an_error(start):
+    start("SOLVER.MAX_EPOCH", 1).train()
+    late = start("SOLVER.MAX_EPOCH", 2, hook=False)
+    late.resume_or_load(resume=True)
+    late.register_hooks([caureid_plugin.UnsupervisedHook(late.cfg)])
+    with pytest.raises(RuntimeError, match="before trainer.resume_or_load"):
+        late.train()
+
+
+def test_the_bank_is_no_weight_of_the_model(start):
+    trainer = start()
+    assert not [name for name in trainer.model.state_dict() if "memory" in name]
+
+
+def test_clustering_every_second_epoch(start, monkeypatch):
+    calls = []
+    assign = clustering.assign_pseudo_labels
+    monkeypatch.setattr(clustering, "assign_pseudo_labels",
+                        lambda *a, **k: calls.append(1) or assign(*a, **k))
+    start("SOLVER.MAX_EPOCH", 4, "CAUREID.CLUSTER_PERIOD", 2).train()
+    assert len(calls) == 2
+
+
+# ------------------------------------------------------------------------- bad input ----
+
+
+def test_every_image_an_outlier(start, monkeypatch):
+    monkeypatch.setattr(clustering, "assign_pseudo_labels", lambda f, **k: np.full(len(f), -1))
+    with pytest.raises(ValueError, match=r"every one of the 48 images is an outlier.*EPS"):
+        start().train()
+
+
+def test_every_image_an_outlier_later_keeps_the_last_labels(start, monkeypatch, caplog):
+    answers = [np.arange(48) // 6, np.full(48, -1)]
+    monkeypatch.setattr(clustering, "assign_pseudo_labels", lambda *a, **k: answers.pop(0))
+    trainer = start()
+    logging.getLogger("fastreid").propagate = True
+    with caplog.at_level(logging.WARNING, logger="fastreid.caureid"):
+        trainer.train()
+    assert "stay in use" in caplog.text
+    assert _bank(trainer).num_clusters == 8
+
+
+def test_fewer_clusters_than_a_batch_needs(start, monkeypatch, caplog):
+    monkeypatch.setattr(clustering, "assign_pseudo_labels",
+                        lambda *a, **k: np.arange(48) // 24)
+    trainer = start("CAUREID.LABELS", "extract", "SOLVER.MAX_EPOCH", 1)
+    logging.getLogger("fastreid").propagate = True
+    with caplog.at_level(logging.WARNING, logger="fastreid.caureid"):
+        trainer.train()
+    assert "2 clusters are fewer than the 4 of a batch" in caplog.text
+
+
+@pytest.mark.parametrize("options, message", [
+    (["MODEL.HEADS.CAMSEP.NUM_CAMERAS", 5], "NUM_CAMERAS is 5, but .* 2 cameras"),
+    (["CAUREID.LABELS", "both"], "CAUREID.LABELS 'both' is unknown"),
+    (["CAUREID.CLUSTER_PERIOD", 0], "CLUSTER_PERIOD 0"),
+    (["SOLVER.IMS_PER_BATCH", 18], "IMS_PER_BATCH 18 .*NUM_INSTANCE 4"),
+    (["CAUREID.CLUSTER.EPS", 1.5], "CAUREID.CLUSTER.EPS"),
+    (["CAUREID.MEMORY.MOMENTUM", 1.0], "MOMENTUM 1.0"),
+    (["MODEL.LOSSES.NAME", ("InfoNCELos",)], r"Unknown loss 'InfoNCELos'.*InfoNCELoss"),
+    (["MODEL.HEADS.NECK_FEAT", "before"], "NECK_FEAT after"),
+])
+def test_wrong_options(start, options, message):
+    with pytest.raises(ValueError, match=message):
+        start(*options).train()
+
+
+def test_unknown_head_lists_the_known_ones(start):
+    with pytest.raises(KeyError, match="CamSepHead"):
+        start("MODEL.HEADS.NAME", "CamSepHed")
+
+
+def test_losses_without_the_hook(start):
+    with pytest.raises(RuntimeError, match="UnsupervisedHook"):
+        start(hook=False).train()
+
+
+def test_hook_on_another_architecture(start):
+    with pytest.raises(ValueError, match="META_ARCHITECTURE CAUReID"):
+        start("MODEL.META_ARCHITECTURE", "Baseline", "MODEL.HEADS.NUM_CLASSES", 8,
+              "MODEL.LOSSES.NAME", ("CrossEntropyLoss",))
+
+
+def test_camera_missing_on_one_image(start, monkeypatch):
+    from fastreid.data.datasets.market1501 import Market1501
+
+    process = Market1501.process_dir
+
+    def broken(self, folder, is_train=True):
+        items = sorted(process(self, folder, is_train))
+        return [(items[0][0], items[0][1], ""), *items[1:]]
+
+    monkeypatch.setattr(Market1501, "process_dir", broken)
+    with pytest.raises(ValueError, match=r"0001_c1s1_000000_00.jpg has no camera label"):
+        start()
