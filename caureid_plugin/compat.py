@@ -774,6 +774,34 @@ def _printer_twice(patch: _Patches) -> None:
     patch.set(_events.CommonMetricPrinter, "write", write)
 
 
+@_repair(
+    upstream="engine/hooks.py:196-212 (PeriodicWriter) with utils/events.py:111 (JSONWriter.write)",
+    symptom="the evaluation of the last epoch, and of every epoch that ends on a multiple of 200 "
+    "iterations, is missing from metrics.json and TensorBoard: its iteration counts as written",
+    versions="all",
+)
+def _lost_evaluation(patch: _Patches) -> None:
+    after_step = _hooks.PeriodicWriter.after_step
+    after_train = _hooks.PeriodicWriter.after_train
+
+    @functools.wraps(after_step)
+    def after_step_(self):
+        per_epoch = getattr(self.trainer, "iters_per_epoch", 0)
+        # after_epoch writes this iteration, together with the evaluation
+        if not per_epoch or (self.trainer.iter + 1) % per_epoch:
+            after_step(self)
+
+    @functools.wraps(after_train)
+    def after_train_(self):
+        if self.trainer.iter >= self.trainer.max_iter:  # an evaluation after the last epoch
+            for writer in self._writers:
+                writer.write()
+        after_train(self)
+
+    patch.set(_hooks.PeriodicWriter, "after_step", after_step_)
+    patch.set(_hooks.PeriodicWriter, "after_train", after_train_)
+
+
 # ---------------------------------------------------------------------- reproducibility ----
 
 

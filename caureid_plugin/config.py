@@ -38,7 +38,8 @@ def _add_head(cfg: CN) -> None:
     camsep.UNIFORM_START = True
     # Squeeze factor of the channel attention (16 in HA-CNN).
     camsep.REDUCTION = 16
-    # Keep the camera classifier's gradient out of the backbone (the mask still learns from it).
+    # Keep the camera classifier's gradient out of the backbone (the mask, computed from a detached
+    # F, still learns from it).
     camsep.DETACH = False
     # C, number of cameras in the training set. Needed by CameraSeparationLoss; checked against
     # the data. 0: no camera classifier.

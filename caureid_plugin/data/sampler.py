@@ -23,9 +23,10 @@ class ClusterSampler(Sampler):
     """Endless batches of P units with K neighbouring images each.
 
     A unit is K images of one cluster, taken from as many cameras as possible, or K different
-    single-image clusters: a cluster of one image needs no second copy of it in the batch. All
-    units are drawn once before any is drawn again. With fewer units than P, a batch repeats units
-    (with other images where there are any), so that few clusters never stop or hang a run.
+    single-image clusters: a cluster of one image needs no second copy of it in the batch. No unit is
+    drawn again before a pass over all of them is over; what does not fill a batch is left to the
+    next pass. With fewer units than P, a batch repeats units (with other images where there are
+    any), so that few clusters never stop or hang a run.
 
     Args:
         labels: (N,) clusters 0..K-1, -1 for images that are not drawn.
@@ -39,11 +40,17 @@ class ClusterSampler(Sampler):
         :class:`Draw`, ``batch_size // world_size`` of them for each batch.
 
     Raises:
-        ValueError: a batch that K or the number of processes does not divide; no cluster.
+        ValueError: a batch that K or the number of processes does not divide, or one without
+            images; no cluster; labels and cameras of different lengths.
     """
 
     def __init__(self, labels: np.ndarray, camids: np.ndarray, *, batch_size: int,
                  num_instances: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        if batch_size < 1 or num_instances < 1:
+            raise ValueError(f"SOLVER.IMS_PER_BATCH {batch_size} and DATALOADER.NUM_INSTANCE "
+                             f"{num_instances} must be positive.")
+        if len(labels) != len(camids):
+            raise ValueError(f"{len(labels)} labels for {len(camids)} cameras.")
         local = batch_size // world_size
         if batch_size % world_size or local % num_instances:
             raise ValueError(

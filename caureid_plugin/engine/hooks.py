@@ -15,7 +15,7 @@ from tqdm import tqdm
 from .. import clustering, compat
 from ..data import build_extraction_loader, build_pseudo_label_loader
 from ..modeling import CAUReID, MemoryBank
-from ..modeling.gather import gather_batch
+from ..modeling.gather import average_running_statistics, gather_batch
 from .extraction import extract_features
 
 logger = logging.getLogger("fastreid.caureid")
@@ -116,6 +116,8 @@ class UnsupervisedHook(HookBase):
     def after_step(self) -> None:
         # every process takes the whole batch in the same order, so that all banks stay equal
         self._bank.update(*gather_batch(*self._model.pop_seen()))
+        if (self.trainer.iter + 1) % self.trainer.iters_per_epoch == 0:
+            average_running_statistics(self._model)  # they are used from here on
 
     def after_train(self) -> None:
         self.trainer.data_loader.shutdown()

@@ -50,15 +50,18 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         tracked = self.track_running_stats
         means = self.running_mean.repeat(len(sizes), 1) if tracked else [None] * len(sizes)
         variances = self.running_var.repeat(len(sizes), 1) if tracked else [None] * len(sizes)
+        if tracked:
+            self.num_batches_tracked.add_(1)
+        momentum = self.momentum
+        if momentum is None:  # torch's convention for a cumulative average
+            momentum = 1.0 / float(self.num_batches_tracked) if tracked else 0.0
         y = torch.cat([
-            F.batch_norm(group, mean, variance, self.weight, self.bias, True, self.momentum,
-                         self.eps)
+            F.batch_norm(group, mean, variance, self.weight, self.bias, True, momentum, self.eps)
             for group, mean, variance in zip(x.split(sizes), means, variances)
         ])
         if tracked:
             self.running_mean.copy_(means.mean(dim=0))
             self.running_var.copy_(variances.mean(dim=0))
-            self.num_batches_tracked.add_(1)
         return y
 
     def extra_repr(self) -> str:

@@ -42,7 +42,7 @@ def cacc_loss(anchors: torch.Tensor, anchor_labels: torch.Tensor, centres: torch
     Args:
         anchors: (A, D), batch camera centres, or single images for the paper's "sample" variant.
         anchor_labels: (A,) clusters; -1 is left out.
-        centres: (M, D) camera centres of the bank (no gradient flows into them).
+        centres: (M, D) camera centres of the bank, which need no gradient.
         centre_labels: (M,) their clusters.
         num_negatives: k; with fewer centres of other clusters, all of them.
         temperature: t > 0.

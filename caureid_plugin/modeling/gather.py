@@ -1,10 +1,11 @@
-"""Gathering a batch over processes, with the gradient of one big batch."""
+"""What several processes share: the batch, and the running statistics of batch norm."""
 
 from __future__ import annotations
 
 import torch
 from fastreid.layers import GatherLayer
 from fastreid.utils import comm
+from torch import nn
 
 
 def gather_batch(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -26,3 +27,24 @@ def gather_batch(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
             tensor = tensor * world - tensor.detach() * (world - 1)
         gathered.append(torch.cat(GatherLayer.apply(tensor.contiguous())))
     return tuple(gathered)
+
+
+@torch.no_grad()
+def average_running_statistics(model: nn.Module) -> None:
+    """Gives every process the mean of all processes' running statistics of batch norm.
+
+    Each process has seen the groups of its own part of the batches only. The statistics are linear
+    in those of the groups, so that the mean, taken at any time before they are used, is what one
+    process with the whole batch would hold.
+    """
+    world = comm.get_world_size()
+    if world == 1:
+        return
+    buffers = [buffer for module in model.modules()
+               if isinstance(module, nn.BatchNorm2d) and module.track_running_stats
+               for buffer in (module.running_mean, module.running_var)]
+    flat = torch.cat([buffer.flatten() for buffer in buffers])
+    torch.distributed.all_reduce(flat)
+    flat /= world
+    for buffer, mean in zip(buffers, flat.split([buffer.numel() for buffer in buffers])):
+        buffer.copy_(mean.view_as(buffer))

@@ -27,7 +27,8 @@ class CamSepHead(EmbeddingHead):
     Args:
         attention: module that maps F to A, or None for no separation (the embedding comes from F).
         num_cameras: C, outputs of the camera classifier; 0 for none.
-        detach: keep the camera classifier's gradient out of the backbone.
+        detach: compute the mask from a detached F, and keep the camera classifier's gradient out
+            of the backbone.
         num_classes: identities of the toolbox's classifier; below 1 for none.
         **kwargs: the toolbox's EmbeddingHead arguments.
 
@@ -85,10 +86,13 @@ class CamSepHead(EmbeddingHead):
     def forward(self, features: torch.Tensor, targets: torch.Tensor | None = None):
         if self.attention is None:
             return self._embed(features, targets)
-        mask = self.mask(features)
+        # detached, the mask still learns, but leads no gradient into the backbone
+        mask = self.mask(features.detach() if self.detach else features)
         outputs = self._embed((1.0 - mask) * features, targets)
         if self.training and self.camera_classifier is not None:
-            outputs["camera_logits"] = self._camera_logits(features, mask)
+            specific = mask * (features.detach() if self.detach else features)
+            pooled = self.camera_neck(self.camera_pool(specific))
+            outputs["camera_logits"] = self.camera_classifier(pooled[..., 0, 0])
         return outputs
 
     def _embed(self, agnostic: torch.Tensor, targets: torch.Tensor | None):
@@ -97,10 +101,3 @@ class CamSepHead(EmbeddingHead):
         pooled = self.pool_layer(agnostic)
         features = pooled if self.neck_feat == "before" else self.bottleneck(pooled)
         return {"features": features[..., 0, 0]}
-
-    def _camera_logits(self, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        if self.detach:
-            features = features.detach()
-            mask = self.mask(features)  # again: the first mask still leads into the backbone
-        pooled = self.camera_neck(self.camera_pool(mask * features))
-        return self.camera_classifier(pooled[..., 0, 0])

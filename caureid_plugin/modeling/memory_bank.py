@@ -54,10 +54,21 @@ class MemoryBank:
 
     @torch.no_grad()
     def relabel(self, labels: torch.Tensor) -> None:
-        """Takes new clusters (N,), -1 for outliers, and rebuilds centroids and camera centres."""
-        self.labels = torch.as_tensor(labels, dtype=torch.int64).to(self.camids.device)
-        self.num_clusters = int(self.labels.max()) + 1 if len(self.labels) else 0
+        """Takes new clusters (N,), -1 for outliers, and rebuilds centroids and camera centres.
+
+        Raises:
+            ValueError: not one label for each image, or clusters not numbered 0..K-1.
+        """
+        labels = torch.tensor(labels) if not isinstance(labels, torch.Tensor) else labels.clone()
+        if labels.shape != self.camids.shape:
+            raise ValueError(f"The bank holds {len(self)} images, got {len(labels)} labels.")
+        self.labels = labels.to(self.camids)
         inlier = self.labels >= 0
+        self.num_clusters = len(torch.unique(self.labels[inlier]))
+        if self.num_clusters and int(self.labels.max()) != self.num_clusters - 1:
+            raise ValueError(
+                f"Clusters must be numbered 0..K-1 without a gap; {self.num_clusters} clusters go "
+                f"up to {int(self.labels.max())}.")
         pairs, centre_of = torch.unique(
             torch.stack((self.labels[inlier], self.camids[inlier]), dim=1), dim=0,
             return_inverse=True)
@@ -139,10 +150,10 @@ class MemoryBank:
             raise ValueError(
                 f"The checkpoint's memory bank has shape {saved}, this run's {own}, or their "
                 "cameras differ: resume with the same DATASETS.NAMES and files.")
-        self.features = state["features"].to(self.features)
+        self.features = state["features"].to(self.features, copy=True)
         self.relabel(state["labels"])
-        self._cluster_sums = state["cluster_sums"].to(self.features)
-        self._centre_sums = state["centre_sums"].to(self.features)
+        self._cluster_sums = state["cluster_sums"].to(self.features, copy=True)
+        self._centre_sums = state["centre_sums"].to(self.features, copy=True)
 
 
 def _turns(indexes: torch.Tensor) -> list[torch.Tensor]:

@@ -197,6 +197,10 @@ def test_every_augmentation_works(cfg, option):
         assert image.dtype == torch.float32
         assert image.shape[1:] == ((224, 224) if option == "CROP" else (32, 16))
         assert 0 <= image.min() < image.max() <= 255
+    if option == "AFFINE":
+        with compat.without("random_affine"):
+            with pytest.raises(TypeError, match="resample"):
+                build_transforms(cfg, is_train=True)
 
 
 def test_the_dataset_reads_through_the_repaired_function(tiny_market):

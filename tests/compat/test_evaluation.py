@@ -354,9 +354,10 @@ def test_a_failed_compilation_is_tried_and_reported_once(tmp_path, monkeypatch, 
     assert len(tries) == 1
 
 
-@pytest.mark.parametrize("total", [20, 30, 60, 200])
-@pytest.mark.parametrize("code", ["compiled", "python"])
-def test_a_gallery_of_any_size_is_evaluated(cfg, monkeypatch, code, total, request):
+@pytest.mark.parametrize("code, total, fails", [
+    ("python", 200, False), ("python", 60, True), ("python", 30, True), ("python", 20, True),
+    ("compiled", 200, False), ("compiled", 30, False), ("compiled", 20, True)])
+def test_a_gallery_of_any_size_is_evaluated(cfg, monkeypatch, request, code, total, fails):
     """Fewer than 50 images, or fewer than the 10 of Rank-10, may count for a query."""
     from fastreid.evaluation import rank
 
@@ -366,6 +367,10 @@ def test_a_gallery_of_any_size_is_evaluated(cfg, monkeypatch, code, total, reque
         request.getfixturevalue("compiled")
     data = people(total=total)
     assert_metrics(evaluate(cfg, data), plain_metrics(distances(data[0], cosine), *data[1:]))
+    if fails:
+        with compat.without("small_gallery"):
+            with pytest.raises((ValueError, IndexError)):
+                evaluate(cfg, data)
 
 
 _WITHOUT_COMPILER = """

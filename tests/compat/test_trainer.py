@@ -203,28 +203,41 @@ class Measuring(HookBase):
         self.trainer.storage.put_scalar("at_end", self.trainer.epoch, smoothing_hint=False)
 
 
-def logged(output, name):
-    lines = map(json.loads, (Path(output) / "metrics.json").read_text().splitlines())
-    return [line[name] for line in lines if name in line]
-
-
-@pytest.mark.parametrize("period", [200, 2], ids=["within-epochs", "at-epoch-ends"])
-def test_every_figure_reaches_the_log_once(make_trainer, monkeypatch, period):
-    """The writers note the iteration they have written, and drop what is logged there later."""
+@pytest.fixture
+def measured_run(make_trainer, monkeypatch, tmp_path):
+    """Three epochs of two iterations, written every ``period``; gives the values of a figure."""
     make_writer = hooks.PeriodicWriter
-    monkeypatch.setattr(  # the toolbox writes every 200 iterations, half an epoch of 400
-        hooks, "PeriodicWriter", lambda writers, _: make_writer(writers, period))
-    figures = iter([10.0, 20.0, 30.0])
-    test = staticmethod(lambda cfg, model: {"mAP": next(figures)})
-    monkeypatch.setattr(DefaultTrainer, "test", test)
-    trainer = make_trainer("SOLVER.MAX_EPOCH", 3)
-    trainer._hooks.insert(0, Measuring())
-    trainer._hooks[0].trainer = trainer
-    trainer.train()
-    output = trainer.cfg.OUTPUT_DIR
-    assert logged(output, "mAP") == [10.0, 20.0, 30.0]
-    assert logged(output, "at_start") == logged(output, "at_end") == [0, 1, 2]
-    assert len(logged(output, "total_loss")) == 3
+
+    def run(period, name):
+        monkeypatch.setattr(
+            hooks, "PeriodicWriter", lambda writers, _: make_writer(writers, period))
+        figures = iter([10.0, 20.0, 30.0])
+        test = staticmethod(lambda cfg, model: {"mAP": next(figures)})
+        monkeypatch.setattr(DefaultTrainer, "test", test)
+        output = tmp_path / name
+        output.mkdir()
+        trainer = make_trainer("SOLVER.MAX_EPOCH", 3, "OUTPUT_DIR", str(output))
+        trainer._hooks.insert(0, Measuring())
+        trainer._hooks[0].trainer = trainer
+        trainer.train()
+        lines = list(map(json.loads, (output / "metrics.json").read_text().splitlines()))
+        return lambda figure: [line[figure] for line in lines if figure in line]
+
+    return run
+
+
+# the toolbox writes every 200 iterations, which an epoch of 400 ends with
+@pytest.mark.parametrize("period, left", [(200, [10.0, 20.0]), (2, [])],
+                         ids=["within-epochs", "at-epoch-ends"])
+def test_every_figure_reaches_the_log_once(measured_run, period, left):
+    """The writers note the iteration they have written, and drop what is logged there later."""
+    values = measured_run(period, "mended")
+    assert values("mAP") == [10.0, 20.0, 30.0]
+    assert values("at_start") == values("at_end") == [0, 1, 2]
+    assert len(values("total_loss")) == 3
+    with compat.without("every_figure_written"):
+        values = measured_run(period, "as-it-was")
+    assert values("mAP") == left and values("at_start") == [0]
 
 
 # -------------------------------------------------------------------------------- seeds ----

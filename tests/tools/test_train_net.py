@@ -1,0 +1,106 @@
+"""tools/train_net.py as a user runs it: train, resume, evaluate, two processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+KEYS = """
+MODEL.DEVICE cpu MODEL.BACKBONE.FEAT_DIM 16 MODEL.HEADS.CAMSEP.REDUCTION 4 MODEL.BN_GROUP_SIZE 8
+MODEL.HEADS.CAMSEP.NUM_CAMERAS 2 DATASETS.NAMES ('Market1501',) DATASETS.TESTS ('Market1501',)
+INPUT.SIZE_TRAIN [32,16] INPUT.SIZE_TEST [32,16] SOLVER.IMS_PER_BATCH 16 SOLVER.ITERS_PER_EPOCH 3
+SOLVER.CHECKPOINT_PERIOD 1 CAUREID.CLUSTER.K1 6 CAUREID.CLUSTER.K2 2 CAUREID.CLUSTER.EPS 0.6
+TEST.EVAL_PERIOD 1 TEST.IMS_PER_BATCH 16 DATALOADER.NUM_WORKERS 0
+""".split()
+
+
+@pytest.fixture
+def train_net(tiny_market, tmp_path):
+    """Runs the script on the tiny dataset; returns its output."""
+
+    def run(folder, *arguments, launcher=(), fails=False):
+        command = [sys.executable, *launcher, str(REPOSITORY / "tools" / "train_net.py"),
+                   "--config-file", str(REPOSITORY / "configs" / "Synthetic" / "caureid.yml"),
+                   *[a for a in arguments if str(a).startswith("--")], *KEYS,
+                   "OUTPUT_DIR", str(tmp_path / folder),
+                   *[a for a in arguments if not str(a).startswith("--")]]
+        environment = {**os.environ, "FASTREID_DATASETS": str(tiny_market), "OMP_NUM_THREADS": "1",
+                       "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        done = subprocess.run([str(part) for part in command], env=environment, cwd=tmp_path,
+                              capture_output=True, text=True, timeout=240)
+        assert (done.returncode != 0) == fails, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout + done.stderr
+
+    return run
+
+
+def _metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+def _last(folder, name):
+    return [row[name] for row in _metrics(folder) if name in row][-1]
+
+
+def test_train_resume_and_evaluate(train_net, tmp_path):
+    log = train_net("a", "SOLVER.MAX_EPOCH", 1)
+    assert "running on the CPU" in log or "MODEL.DEVICE" in log
+    assert "epoch 0:" in log and (tmp_path / "a" / "model_final.pth").is_file()
+    assert {"start/mAP", "labels/clusters", "loss_cacc"} <= set().union(*_metrics(tmp_path / "a"))
+
+    log = train_net("a", "--resume", "SOLVER.MAX_EPOCH", 2)
+    assert "Starting training from epoch 1" in log and "epoch 1:" in log
+    after = _last(tmp_path / "a", "mAP")
+
+    weights = tmp_path / "a" / "model_final.pth"
+    assert "memory_bank" in torch.load(weights, weights_only=True)
+    log = train_net("b", "--eval-only", "MODEL.WEIGHTS", weights)
+    assert f"{after:.2f}" in log  # the table of the evaluation gives two digits
+
+
+def test_two_processes_equal_one(train_net, tmp_path):
+    """The same losses, labels, bank and weights, whether the batch is on one process or on two.
+
+    With SGD: Adam divides a gradient by its size and so makes a step of rounding errors where the
+    true gradient is zero.
+    """
+    options = ("SOLVER.MAX_EPOCH", 2, "SOLVER.OPT", "SGD")
+    train_net("one", *options)
+    train_net("two", "--num-gpus=2", "--dist-url=auto", *options)
+    one, two = (torch.load(tmp_path / name / "model_final.pth", weights_only=True)
+                for name in ("one", "two"))
+    for name in ("loss_infonce", "loss_camsep", "loss_cacc", "mAP"):
+        assert _last(tmp_path / "one", name) == pytest.approx(
+            _last(tmp_path / "two", name), abs=1e-4), name
+    torch.testing.assert_close(one["memory_bank"], two["memory_bank"], atol=1e-4, rtol=0)
+    for name, value in one["model"].items():
+        torch.testing.assert_close(value, two["model"][name], atol=1e-4, rtol=0, msg=name)
+
+
+def test_torchrun(train_net, tmp_path):
+    log = train_net(
+        "run", "SOLVER.MAX_EPOCH", 1, "TEST.EVAL_AT_START", False,
+        launcher=["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0",
+                  "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"])
+    assert "World size: 2" in log and (tmp_path / "run" / "model_final.pth").is_file()
+
+
+def test_errors_of_the_command(train_net):
+    log = train_net("c", "MODEL.HEADS.CAMSEP.NUM_CAMERA", 6, fails=True)
+    assert "did you mean MODEL.HEADS.CAMSEP.NUM_CAMERAS" in log
+    log = train_net("c", "SOLVER.AMP.ENABLED", True, fails=True)
+    if not torch.cuda.is_available():
+        assert "Set SOLVER.AMP.ENABLED False" in log
+
+
+def test_a_config_that_does_not_exist_lists_the_others():
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "tools" / "train_net.py"), "--config-file", "Markt.yml"],
+        capture_output=True, text=True, timeout=120, cwd="/",
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+    assert done.returncode and "Market/caureid.yml" in done.stderr
