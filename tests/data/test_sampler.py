@@ -197,8 +197,6 @@ def test_indivisible_batch(batch_size, num_instances, world_size):
     assert f"{world_size} process" in message
 
 
-@pytest.mark.xfail(strict=True, reason="a batch of 0 is accepted and spins for ever when iterated; "
-                   "0 instances are a ZeroDivisionError")
 @pytest.mark.parametrize("batch_size, num_instances, key", [
     (0, 4, "SOLVER.IMS_PER_BATCH 0"), (16, 0, "DATALOADER.NUM_INSTANCE 0")])
 def test_sizes_of_zero(batch_size, num_instances, key):

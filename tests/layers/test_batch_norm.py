@@ -137,8 +137,6 @@ def test_negative_group_size():
         GroupedBatchNorm2d(4, -1)
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError,
-                   reason="several groups with momentum=None are not handled as in nn.BatchNorm2d")
 def test_cumulative_average_of_the_running_statistics():
     norm = GroupedBatchNorm2d(5, 4, momentum=None).double()
     means = []
