@@ -86,7 +86,7 @@ CITED = {
     "unknown_key": "def merge_from_list(",
     "unknown_loss": "if 'TripletLoss' in loss_names:",
     "small_gallery": "all_cmc = np.asarray(all_cmc)",
-    "every_figure_written": "if iter <= self._last_write:",
+    "lost_evaluation": "if iter <= self._last_write:",
     "random_affine": "resample=False",
 }
 

@@ -179,7 +179,7 @@ def test_a_run_of_very_few_iterations_can_be_printed(make_trainer, iterations, m
     make_trainer(*keys).train()
     printed = [m for m in messages if "epoch/iter: " in m]
     assert len(printed) == 1 and f"epoch/iter: 0/{iterations - 1} " in printed[0]
-    with compat.without("printer_twice"):
+    with compat.without("printer_twice"), compat.without("lost_evaluation"):
         with pytest.raises(ZeroDivisionError):
             make_trainer(*keys).train()
 
@@ -205,18 +205,23 @@ class Measuring(HookBase):
 
 @pytest.fixture
 def measured_run(make_trainer, monkeypatch, tmp_path):
-    """Three epochs of two iterations, written every ``period``; gives the values of a figure."""
+    """Three epochs of two iterations; gives the values of a figure in metrics.json.
+
+    Args: the folder's name, the iterations between two writings (the toolbox has 200, which the
+    usual epoch of 400 ends with), the epochs between two evaluations.
+    """
     make_writer = hooks.PeriodicWriter
 
-    def run(period, name):
+    def run(name, written, evaluated):
         monkeypatch.setattr(
-            hooks, "PeriodicWriter", lambda writers, _: make_writer(writers, period))
+            hooks, "PeriodicWriter", lambda writers, _: make_writer(writers, written))
         figures = iter([10.0, 20.0, 30.0])
         test = staticmethod(lambda cfg, model: {"mAP": next(figures)})
         monkeypatch.setattr(DefaultTrainer, "test", test)
         output = tmp_path / name
         output.mkdir()
-        trainer = make_trainer("SOLVER.MAX_EPOCH", 3, "OUTPUT_DIR", str(output))
+        trainer = make_trainer("SOLVER.MAX_EPOCH", 3, "OUTPUT_DIR", str(output),
+                               "TEST.EVAL_PERIOD", evaluated)
         trainer._hooks.insert(0, Measuring())
         trainer._hooks[0].trainer = trainer
         trainer.train()
@@ -226,18 +231,22 @@ def measured_run(make_trainer, monkeypatch, tmp_path):
     return run
 
 
-# the toolbox writes every 200 iterations, which an epoch of 400 ends with
-@pytest.mark.parametrize("period, left", [(200, [10.0, 20.0]), (2, [])],
-                         ids=["within-epochs", "at-epoch-ends"])
-def test_every_figure_reaches_the_log_once(measured_run, period, left):
+@pytest.mark.parametrize("written, evaluated, expected, left", [
+    (200, 1, [10.0, 20.0, 30.0], [10.0, 20.0]),
+    (2, 1, [10.0, 20.0, 30.0], []),
+    (200, 2, [10.0, 20.0], [10.0]),
+    (200, 0, [10.0], None),  # the toolbox does not know this period
+])
+def test_every_figure_reaches_the_log_once(measured_run, written, evaluated, expected, left):
     """The writers note the iteration they have written, and drop what is logged there later."""
-    values = measured_run(period, "mended")
-    assert values("mAP") == [10.0, 20.0, 30.0]
+    values = measured_run("mended", written, evaluated)
+    assert values("mAP") == expected
     assert values("at_start") == values("at_end") == [0, 1, 2]
     assert len(values("total_loss")) == 3
-    with compat.without("every_figure_written"):
-        values = measured_run(period, "as-it-was")
-    assert values("mAP") == left and values("at_start") == [0]
+    if left is not None:
+        with compat.without("lost_evaluation"):
+            values = measured_run("as-it-was", written, evaluated)
+        assert values("mAP") == left and values("at_start") == [0]
 
 
 # -------------------------------------------------------------------------------- seeds ----
