@@ -41,7 +41,7 @@ def draw(rows: list[dict], path: Path) -> None:
         axes[0].plot(*zip(*points), marker="o", label=name)
     axes[0].set(title="retrieval across cameras", ylabel="%", ylim=(0, 100))
     for name in ("clusters", "outliers", "largest"):
-        axes[1].plot(*zip(*column(rows, f"labels/{name}")), label=name)
+        axes[1].plot(*zip(*column(rows, f"labels/{name}")), marker=".", label=name)
     axes[1].set(title="pseudo labels", ylabel="count")
     for name in ("loss_infonce", "loss_camsep", "loss_cacc"):
         axes[2].plot(*zip(*column(rows, name)), label=name.removeprefix("loss_"))

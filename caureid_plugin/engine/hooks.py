@@ -159,6 +159,9 @@ class UnsupervisedHook(HookBase):
 
     def _report(self, epoch: int, labels: np.ndarray, seconds: float) -> None:
         figures = clustering.label_statistics(labels, self._bank.camids.cpu().numpy())
+        # the trainer sets it before a step only; under the last epoch's number, which is written
+        # already, the writers would drop the figures
+        self.trainer.storage.iter = self.trainer.iter
         self.trainer.storage.put_scalars(
             smoothing_hint=False, cluster_seconds=seconds,
             **{f"labels/{name}": value for name, value in figures.items()})

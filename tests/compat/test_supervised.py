@@ -71,8 +71,7 @@ def test_trains_evaluates_and_evaluates_again_to_the_same_figures(train_net, tmp
     output = tmp_path / "run"
     results = train_net(output)
     losses = [value for _, value in scalars(output, "total_loss")]
-    assert len(losses) == 2 and losses[1] < losses[0]
-    assert results["mAP"] > 40  # chance is about 12
+    assert len(losses) == 2 and losses[1] < 0.5 * losses[0]
 
     final = stored(output)
     assert final["epoch"] == 1 and optimizer_steps(final) == {16}
@@ -82,7 +81,7 @@ def test_trains_evaluates_and_evaluates_again_to_the_same_figures(train_net, tmp
                       keys=("MODEL.WEIGHTS", output / "model_final.pth"))
     assert ranks(again) == pytest.approx(ranks(results), abs=1e-4)
     untrained = train_net(tmp_path / "untrained", "--eval-only")
-    assert untrained["mAP"] != pytest.approx(results["mAP"], abs=1e-4)
+    assert ranks(untrained) != pytest.approx(ranks(results), abs=1e-4)
 
 
 def test_resumes_to_the_end(train_net, tmp_path):

@@ -210,11 +210,7 @@ def measured_run(make_trainer, monkeypatch, tmp_path):
     Args: the folder's name, the iterations between two writings (the toolbox has 200, which the
     usual epoch of 400 ends with), the epochs between two evaluations.
     """
-    make_writer = hooks.PeriodicWriter
-
     def run(name, written, evaluated):
-        monkeypatch.setattr(
-            hooks, "PeriodicWriter", lambda writers, _: make_writer(writers, written))
         figures = iter([10.0, 20.0, 30.0])
         test = staticmethod(lambda cfg, model: {"mAP": next(figures)})
         monkeypatch.setattr(DefaultTrainer, "test", test)
@@ -224,6 +220,8 @@ def measured_run(make_trainer, monkeypatch, tmp_path):
                                "TEST.EVAL_PERIOD", evaluated)
         trainer._hooks.insert(0, Measuring())
         trainer._hooks[0].trainer = trainer
+        writer, = (h for h in trainer._hooks if isinstance(h, hooks.PeriodicWriter))
+        writer._period = written
         trainer.train()
         lines = list(map(json.loads, (output / "metrics.json").read_text().splitlines()))
         return lambda figure: [line[figure] for line in lines if figure in line]

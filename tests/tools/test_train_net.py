@@ -56,6 +56,9 @@ def test_train_resume_and_evaluate(train_net, tmp_path):
     log = train_net("a", "--resume", "SOLVER.MAX_EPOCH", 2)
     assert "Starting training from epoch 1" in log and "epoch 1:" in log
     after = _last(tmp_path / "a", "mAP")
+    rows = _metrics(tmp_path / "a")
+    assert [r["iteration"] for r in rows if "labels/clusters" in r] == [0, 3]
+    assert [r["iteration"] for r in rows if "mAP" in r] == [2, 5]
 
     weights = tmp_path / "a" / "model_final.pth"
     assert "memory_bank" in torch.load(weights, weights_only=True)
