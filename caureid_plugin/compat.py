@@ -1,11 +1,12 @@
 """Makes FastReID 1.4.0, unmodified, run on current Python, PyTorch and NumPy, with or without CUDA.
 
 This is the only module that touches the toolbox's internals. Each defect has one repair: a
-function under ``@_repair`` that names the upstream location, the symptom and the versions where
-it was seen, together with a probe that shows the defect by *behaviour*. A repair is applied when
-the plugin is imported and its probe reports the defect, so a clone of the toolbox in which a
-defect has been mended is left alone. ``docs/compatibility.md`` lists the repairs;
-``tests/test_compat.py`` switches each off in turn and watches the defect come back.
+function under ``@_repair`` that names the upstream location, the symptom and the versions where it
+was seen. None asks for a version: where the defect can be shown cheaply and without side effects, a probe
+runs the code and looks, and the repair is left out if the defect is gone; the others wrap the
+toolbox's function in a check or a default that does no harm to a toolbox without the defect.
+``docs/compatibility.md`` lists the repairs; ``tests/compat/`` switches each off in turn and watches
+the defect come back.
 
 ``REPAIRS[name].revert()`` and ``.apply()`` switch one repair; :func:`without` does both around a
 block.
@@ -20,7 +21,8 @@ import dataclasses
 import difflib
 import functools
 import hashlib
-import importlib
+import importlib.metadata
+import importlib.util
 import logging
 import os
 import re
@@ -56,7 +58,7 @@ _FAISS_HINT = (
 def legacy_names() -> Iterator[None]:
     """Provides the two names that the toolbox imports and that no longer exist.
 
-    Upstream: ``data/build.py:10-11`` (``torch._six.string_classes``, ``collections.Mapping``) and
+    Upstream: ``data/build.py:11-12`` (``torch._six.string_classes``, ``collections.Mapping``) and
     ``evaluation/testing.py:5`` (``collections.Mapping``). Symptom: ``import fastreid.data`` raises
     ImportError on Python >= 3.10 and on torch >= 2.0. The names are gone again afterwards, so that
     other libraries see the interpreter as it is.
@@ -79,11 +81,23 @@ def legacy_names() -> Iterator[None]:
             remove()
 
 
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 def _import_toolbox() -> None:
     if importlib.util.find_spec("faiss") is None:
         raise ImportError(f"FastReID's evaluator imports faiss, which is missing: {_FAISS_HINT}.")
     if importlib.util.find_spec("fastreid") is None:
         raise ImportError(f"FastReID is not installed: {_INSTALL_HINT}.")
+    both = [name for name in ("faiss-cpu", "faiss-gpu") if _is_installed(name)]
+    if len(both) > 1:
+        warnings.warn(f"{' and '.join(both)} are both installed, and overwrite each other's files: "
+                      f"{_FAISS_HINT}.", stacklevel=2)
     with legacy_names():
         for name in ("config", "data", "engine", "evaluation", "modeling", "solver", "utils"):
             importlib.import_module(f"fastreid.{name}")
@@ -95,6 +109,7 @@ _import_toolbox()
 
 import fastreid.data.build as _data_build  # noqa: E402
 import fastreid.data.data_utils as _data_utils  # noqa: E402
+import fastreid.data.transforms.build as _transforms_build  # noqa: E402
 import fastreid.engine.defaults as _defaults  # noqa: E402
 import fastreid.engine.hooks as _hooks  # noqa: E402
 import fastreid.engine.train_loop as _train_loop  # noqa: E402
@@ -119,8 +134,8 @@ from fastreid.utils.registry import Registry  # noqa: E402
 # `fastreid.engine.launch` is the function: the package overwrites the submodule's name.
 _launch = sys.modules["fastreid.engine.launch"]
 
-# One warning for every image, from data/transforms/functional.py:46 in every worker; the call itself
-# works.
+# One warning for every image, from data/transforms/functional.py:46 in every worker; the call
+# itself works.
 warnings.filterwarnings("ignore", message="TypedStorage is deprecated", category=UserWarning)
 
 TOOLBOX_LOSSES = ("CrossEntropyLoss", "TripletLoss", "CircleLoss", "Cosface")
@@ -216,7 +231,12 @@ def without(name: str) -> Iterator[None]:
 
     Repairs applied after it are taken back first and applied again, because several may wrap the
     same function.
+
+    Raises:
+        KeyError: no repair of that name.
     """
+    if name not in REPAIRS:
+        raise KeyError(f"There is no repair {name!r}, known are {sorted(REPAIRS)}.")
     applied = [repair for repair in REPAIRS.values() if repair.applied]
     for repair in reversed(applied):
         repair.revert()
@@ -260,7 +280,7 @@ def _zero_grad_drops_the_buffer() -> bool:
 
 
 @_repair(
-    upstream="engine/train_loop.py:237,346 with utils/params.py:55",
+    upstream="engine/train_loop.py:248,346 with utils/params.py:70",
     symptom="trains nothing, silently: optimizer.zero_grad() sets the flat buffer's gradient to "
     "None, later gradients go to views that no optimizer reads, no weight moves",
     versions="torch >= 2.0 (set_to_none became the default)",
@@ -319,7 +339,7 @@ class WeightsMovedGuard(_train_loop.HookBase):
 
 
 @_repair(
-    upstream="engine/defaults.py:197-250 (DefaultTrainer.__init__)",
+    upstream="engine/defaults.py:190-239 (DefaultTrainer.__init__)",
     symptom="nothing notices a run that does not train",
     versions="all",
 )
@@ -335,7 +355,7 @@ def _weights_guard(patch: _Patches) -> None:
 
 
 @_repair(
-    upstream="engine/defaults.py:226 (iters_per_epoch = N // batch)",
+    upstream="engine/defaults.py:218 (iters_per_epoch = N // batch)",
     symptom="an epoch has N // batch iterations: 0 for small data (ZeroDivisionError in the "
     "scheduler, or a run without a step), 202 for Market-1501 where the literature uses 400",
     versions="all",
@@ -352,7 +372,11 @@ def _iters_per_epoch(patch: _Patches) -> None:
         return self._iters_per_epoch
 
     def put(self, value: int) -> None:
-        count = getattr(self, "_configured_iters", 0) or value
+        configured = getattr(self, "_configured_iters", 0)
+        if configured < 0:
+            raise ValueError(f"SOLVER.ITERS_PER_EPOCH {configured} must be positive, or 0 for "
+                             "number of images // SOLVER.IMS_PER_BATCH.")
+        count = configured or value
         if count < 1:
             raise ValueError(
                 f"An epoch would have {count} iterations: the training set has fewer images than "
@@ -366,7 +390,7 @@ def _iters_per_epoch(patch: _Patches) -> None:
 
 
 @_repair(
-    upstream="engine/train_loop.py:326 (AMPTrainer.run_step)",
+    upstream="engine/train_loop.py:335 (AMPTrainer.run_step)",
     symptom="mixed precision on a machine without CUDA dies with a bare assertion at the first "
     "step, after data and model are built",
     versions="all",
@@ -395,7 +419,8 @@ def _uses_cuda(cfg) -> bool:
 
 
 @_repair(
-    upstream="modeling/meta_arch/build.py:28 with config/defaults.py (MODEL.DEVICE = 'cuda')",
+    upstream="modeling/meta_arch/build.py:25 with config/defaults.py:23 (MODEL.DEVICE = "
+    "'cuda')",
     symptom="every config asks for CUDA; without it the model cannot be built",
     versions="all",
 )
@@ -421,8 +446,8 @@ class PrefetchLoader(torch.utils.data.DataLoader):
     """Stands in for the toolbox's ``DataLoaderX``: same constructor, CPU or CUDA, no own thread.
 
     Starts its workers at the first batch, not at ``iter()``, so that a loader which is replaced
-    before it is used costs nothing. On CUDA the next batch is copied while the current one is
-    used. :meth:`shutdown` ends the workers.
+    before it is used costs nothing. With CUDA, batches come from pinned memory and are copied to the
+    device without waiting. :meth:`shutdown` ends the workers.
     """
 
     def __init__(self, local_rank: int, **kwargs) -> None:
@@ -435,7 +460,7 @@ class PrefetchLoader(torch.utils.data.DataLoader):
 
     def __iter__(self):
         self.shutdown()
-        self._running = self._batches(super().__iter__)
+        self._running = _batches(super().__iter__, self.target_device)
         return self
 
     def __next__(self):
@@ -443,32 +468,33 @@ class PrefetchLoader(torch.utils.data.DataLoader):
             raise StopIteration
         return next(self._running)
 
-    def _batches(self, start: Callable[[], Iterator]) -> Iterator:
-        source = start()
-        current = self._move(next(source, None))
-        while current is not None:
-            upcoming = self._move(next(source, None)) if self.pin_memory else None
-            yield current
-            current = upcoming if self.pin_memory else self._move(next(source, None))
-
-    def _move(self, batch):
-        if batch is None or self.target_device.type == "cpu":
-            return batch
-        return {
-            key: value.to(self.target_device, non_blocking=True)
-            if isinstance(value, torch.Tensor) else value
-            for key, value in batch.items()
-        }
-
     def shutdown(self) -> None:
         """Ends the worker processes; the loader can be iterated again."""
         if self._running is not None:
-            self._running.close()  # drops the worker iterator, whose destructor joins the workers
+            self._running.close()
             self._running = None
 
 
+def _batches(start: Callable[[], Iterator], device: torch.device) -> Iterator:
+    source = start()
+    del start  # it holds the loader: the cycle would keep the workers until the next collection
+    try:
+        for batch in source:
+            yield to_device(batch, device)
+    finally:
+        # not left to the destructor: after an error the traceback keeps the iterator alive
+        if hasattr(source, "_shutdown_workers"):
+            source._shutdown_workers()
+
+
+def to_device(batch: dict, device: torch.device) -> dict:
+    """The batch with its tensors on the device; other values stay."""
+    return {key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            for key, value in batch.items()}
+
+
 @_repair(
-    upstream="data/data_utils.py:56-202 (BackgroundGenerator, DataLoaderX)",
+    upstream="data/data_utils.py:82-202 (BackgroundGenerator, DataLoaderX)",
     symptom="every loader needs CUDA; each one keeps a thread and its workers for ever, and starts "
     "them when the trainer is built, before anybody has asked for a batch",
     versions="all",
@@ -478,7 +504,7 @@ def _train_loader(patch: _Patches) -> None:
 
 
 @_repair(
-    upstream="data/build.py:136 (build_reid_test_loader, num_workers=4)",
+    upstream="data/build.py:124 (build_reid_test_loader, num_workers=4)",
     symptom="DATALOADER.NUM_WORKERS does not reach the test loader, which always starts four",
     versions="all",
 )
@@ -498,12 +524,13 @@ def _test_loader_workers(patch: _Patches) -> None:
 
 
 def _jaccard_needs_cuda() -> bool:
-    return _raises(lambda: _compute_dist.build_dist(
+    # with CUDA the call would open a context on the first device, whatever the rank
+    return torch.cuda.is_available() or _raises(lambda: _compute_dist.build_dist(
         torch.eye(4), torch.eye(4), metric="jaccard", k1=2, k2=1))
 
 
 @_repair(
-    upstream="utils/compute_dist.py:55 (build_dist) and :67 (features.cuda())",
+    upstream="utils/compute_dist.py:53 (build_dist) and :68 (features.cuda())",
     symptom="TEST.RERANK.ENABLED fails without CUDA or without faiss-gpu",
     versions="all",
     broken=_jaccard_needs_cuda,
@@ -521,7 +548,25 @@ def _rerank_without_cuda(patch: _Patches) -> None:
 
 
 @_repair(
-    upstream="modeling/meta_arch/baseline.py:114 (images.sub_().div_() in place)",
+    upstream="modeling/meta_arch/baseline.py:99 (forward) with data/data_utils.py:186 (preload)",
+    symptom="MODEL.DEVICE cpu on a machine with CUDA: the loader's batches are on the GPU, the model "
+    "is not",
+    versions="all",
+)
+def _batch_on_other_device(patch: _Patches) -> None:
+    original = _Baseline.forward
+
+    @functools.wraps(original)
+    def forward(self, batched_inputs):
+        if isinstance(batched_inputs, dict):
+            batched_inputs = to_device(batched_inputs, self.device)
+        return original(self, batched_inputs)
+
+    patch.set(_Baseline, "forward", forward)
+
+
+@_repair(
+    upstream="modeling/meta_arch/baseline.py:130 (images.sub_().div_() in place)",
     symptom="TEST.FLIP.ENABLED normalises the flipped images twice, so half of every averaged "
     "feature comes from a wrong image; the caller's batch is changed as well",
     versions="all",
@@ -550,7 +595,7 @@ def _ddp(model, device_ids=None, **kwargs):
 
 
 @_repair(
-    upstream="engine/defaults.py:217 (DistributedDataParallel(device_ids=[rank]))",
+    upstream="engine/defaults.py:211 (DistributedDataParallel(device_ids=[rank]))",
     symptom="several processes on the CPU: ValueError, device_ids is for GPU modules",
     versions="all",
 )
@@ -661,12 +706,17 @@ setup(name="rank_cylib", ext_modules=cythonize(modules, build_dir=scratch, quiet
 """
 
 
+_not_compilable: set[Path] = set()
+
+
 def _compile_evaluator() -> None:
-    """Compiles the toolbox's Cython ranking into the user's cache; warns and goes on if it cannot.
+    """Compiles the toolbox's Cython ranking into the user's cache; warns, once, if it cannot.
 
     The toolbox itself falls back to its Python ranking when the compiled module is missing.
     """
     cache = _cython_cache()
+    if cache in _not_compilable:
+        return
     if not cache.is_dir():
         try:
             cache.parent.mkdir(parents=True, exist_ok=True)
@@ -679,6 +729,7 @@ def _compile_evaluator() -> None:
                 with contextlib.suppress(OSError):  # another process was faster
                     os.replace(built, cache)
         except (OSError, subprocess.CalledProcessError) as error:
+            _not_compilable.add(cache)
             reason = getattr(error, "stderr", None) or str(error)
             logger.warning(
                 "FastReID's compiled evaluation is not available, its slower Python code will be "
@@ -719,11 +770,45 @@ def _evaluator_build(patch: _Patches) -> None:
 
 
 @_repair(
-    upstream="engine/defaults.py:338 (train), engine/hooks.py:221 (PeriodicCheckpointer), "
-    ":352 (EvalHook), train_loop.py:157",
+    upstream="evaluation/rank.py:156 and evaluation/reid_evaluation.py:112",
+    symptom="a small gallery cannot be evaluated: fewer than 10 images raise IndexError, and the "
+    "Python ranking raises ValueError when fewer than 50 count for some query",
+    versions="all",
+)
+def _small_gallery(patch: _Patches) -> None:
+    original = _defaults.ReidEvaluator.evaluate
+
+    @functools.wraps(original)
+    def evaluate(self):
+        rank = importlib.import_module("fastreid.evaluation.rank")  # not before it is compiled
+        padded = _Patches()
+        padded.set(rank, "evaluate_rank",
+                   functools.partial(_rank_small_gallery, rank.evaluate_rank))
+        try:
+            return original(self)
+        finally:
+            padded.revert()
+
+    patch.set(_defaults.ReidEvaluator, "evaluate", evaluate)
+
+
+def _rank_small_gallery(original, distmat, q_pids, g_pids, q_camids, g_camids, max_rank=50,
+                        **options):
+    same = (q_pids[:, None] == g_pids) & (q_camids[:, None] == g_camids)
+    if distmat.shape[1] - same.sum(axis=1).max() < max_rank:
+        nobody = np.full(max_rank, -2)  # infinitely far: no hit, and behind every other image
+        distmat = np.pad(distmat, ((0, 0), (0, max_rank)), constant_values=np.inf)
+        g_pids, g_camids = np.append(g_pids, nobody), np.append(g_camids, nobody)
+    return original(distmat, q_pids, g_pids, q_camids, g_camids, max_rank, **options)
+
+
+@_repair(
+    upstream="engine/defaults.py:342-353 (train), engine/hooks.py:204 "
+    "(PeriodicCheckpointer), :382 (EvalHook), engine/train_loop.py:153",
     symptom="training without a labelled test set fails: DATASETS.TESTS () raises IndexError, "
     "TEST.EVAL_PERIOD 0 ZeroDivisionError, and train() asserts evaluation results; an error "
-    "before the first epoch is hidden behind `no attribute 'epoch'`",
+    "before the first epoch is hidden behind `no attribute 'epoch'`; a run that fails in its last "
+    "epoch is evaluated all the same",
     versions="all",
 )
 def _training_without_tests(patch: _Patches) -> None:
@@ -746,9 +831,11 @@ def _training_without_tests(patch: _Patches) -> None:
 
     @functools.wraps(after_train)
     def after_train_(self):
+        if self.trainer.iter < self.trainer.max_iter:
+            return  # the run has failed, perhaps within its last epoch
         if self._period > 0:
             after_train(self)
-        elif self.trainer.epoch + 1 >= self.trainer.max_epoch:
+        else:
             self._do_eval()  # the documented meaning: at the end of training
 
     patch.set(_defaults.DefaultTrainer, "train", train_)
@@ -757,9 +844,9 @@ def _training_without_tests(patch: _Patches) -> None:
 
 
 @_repair(
-    upstream="utils/events.py:225 (CommonMetricPrinter.write)",
-    symptom="ZeroDivisionError at the end of a run of fewer than three iterations, which prints "
-    "the same iteration twice",
+    upstream="utils/events.py:221 (CommonMetricPrinter.write)",
+    symptom="an iteration that ends an epoch and the run is printed twice, in a run of fewer than "
+    "three iterations as a ZeroDivisionError",
     versions="all",
 )
 def _printer_twice(patch: _Patches) -> None:
@@ -768,45 +855,67 @@ def _printer_twice(patch: _Patches) -> None:
     @functools.wraps(original)
     def write(self):
         iteration = _events.get_event_storage().iter
-        if self._last_write is None or self._last_write[0] != iteration:
+        if getattr(self, "_printed", None) != iteration:
+            self._printed = iteration
             original(self)
 
     patch.set(_events.CommonMetricPrinter, "write", write)
 
 
 @_repair(
-    upstream="engine/hooks.py:196-212 (PeriodicWriter) with utils/events.py:111 (JSONWriter.write)",
-    symptom="the evaluation of the last epoch, and of every epoch that ends on a multiple of 200 "
-    "iterations, is missing from metrics.json and TensorBoard: its iteration counts as written",
+    upstream="engine/hooks.py:170-188 (PeriodicWriter) with utils/events.py:105 "
+    "(JSONWriter) and :147 (TensorboardXWriter)",
+    symptom="figures are missing from metrics.json and TensorBoard when something else was written "
+    "at their iteration before: the last evaluation, and everything logged before an epoch's first "
+    "step",
     versions="all",
 )
-def _lost_evaluation(patch: _Patches) -> None:
-    after_step = _hooks.PeriodicWriter.after_step
+def _lost_figures(patch: _Patches) -> None:
+    for kind in (_events.JSONWriter, _events.TensorboardXWriter):
+        patch.set(kind, "write", _writes_every_figure(kind.write))
     after_train = _hooks.PeriodicWriter.after_train
-
-    @functools.wraps(after_step)
-    def after_step_(self):
-        per_epoch = getattr(self.trainer, "iters_per_epoch", 0)
-        # after_epoch writes this iteration, together with the evaluation
-        if not per_epoch or (self.trainer.iter + 1) % per_epoch:
-            after_step(self)
 
     @functools.wraps(after_train)
     def after_train_(self):
         if self.trainer.iter >= self.trainer.max_iter:  # an evaluation after the last epoch
             for writer in self._writers:
-                writer.write()
+                if not isinstance(writer, _events.CommonMetricPrinter):
+                    writer.write()
         after_train(self)
 
-    patch.set(_hooks.PeriodicWriter, "after_step", after_step_)
     patch.set(_hooks.PeriodicWriter, "after_train", after_train_)
+
+
+def _writes_every_figure(original):
+    """Lets a writer remember what it wrote for each figure, not for all of them together."""
+
+    @functools.wraps(original)
+    def write(self):
+        storage = _events.get_event_storage()
+        latest = storage.latest_with_smoothing_hint
+        written = self.__dict__.setdefault("_written", {})
+
+        def unwritten(window_size=20):
+            return {name: (value, at) for name, (value, at) in latest(window_size).items()
+                    if written.get(name, -1) < at}
+
+        fresh = {name: at for name, (_, at) in unwritten().items()}
+        self._last_write = -1
+        storage.latest_with_smoothing_hint = unwritten
+        try:
+            original(self)
+        finally:
+            del storage.latest_with_smoothing_hint
+        written.update(fresh)
+
+    return write
 
 
 # ---------------------------------------------------------------------- reproducibility ----
 
 
 @_repair(
-    upstream="engine/defaults.py:106 (seed_all_rng() without a seed)",
+    upstream="engine/defaults.py:111 (seed_all_rng() without a seed)",
     symptom="there is no key for the random seed: no run can be repeated",
     versions="all",
 )
@@ -859,7 +968,7 @@ def _sampler_state(patch: _Patches) -> None:
 
 
 @_repair(
-    upstream="data/samplers/triplet_sampler.py:45 and :205",
+    upstream="data/samplers/triplet_sampler.py:78 and :236-241",
     symptom="with fewer identities than P, or a batch that K does not divide, the first batch "
     "never comes: the samplers spin for ever",
     versions="all",
@@ -891,24 +1000,32 @@ def _checked_sampler_init(original):
 
 
 @_repair(
-    upstream="data/datasets/*.py (glob.glob without sorting), datasets/bases.py:60-76",
+    upstream="data/datasets/*.py (glob.glob without sorting), data/datasets/bases.py:56-72",
     symptom="the order of the images, and with it every index, depends on the file system; an "
     "empty training folder ends in a bare `assert size > 0`",
     versions="all",
 )
 def _sorted_listing(patch: _Patches) -> None:
     for split in ("train", "query", "gallery"):
-        patch.set(_bases.Dataset, split, property(_sorted_split(getattr(_bases.Dataset, split))))
+        patch.set(_bases.Dataset, split, property(_sorted_split(split)))
 
 
-def _sorted_split(original: property):
+def _sorted_split(split: str):
+    original = getattr(_bases.Dataset, split)
+
     def items(self):
+        listed_now = callable(getattr(self, f"_{split}"))
         found = original.fget(self)
-        if not found:
+        # a dataset for training alone gives [] to test with, on purpose
+        if not found and (listed_now or split == "train"):
             raise ValueError(
-                f"{type(self).__name__} found no image for one of its subsets below "
+                f"{type(self).__name__} found no image for its subset {split!r} below "
                 f"{getattr(self, 'dataset_dir', '') or getattr(self, 'root', '')!r}. Set the "
                 "environment variable FASTREID_DATASETS to the folder that holds the dataset.")
+        for item in found if split == "train" else ():
+            if len(item) > 2 and (item[2] is None or item[2] == ""):
+                raise ValueError(f"The training image {item[0]} has no camera label; every training "
+                                 "image needs one. Mend the dataset or remove the file.")
         # in place: datasets keep the list they built, and callers may hold it already
         found.sort(key=lambda item: item[0])
         return found
@@ -917,7 +1034,7 @@ def _sorted_split(original: property):
 
 
 @_repair(
-    upstream="data/datasets/bases.py:117 (check_before_run)",
+    upstream="data/datasets/bases.py:139 (check_before_run)",
     symptom='a missing dataset is reported as `"x" is not found`, without the remedy',
     versions="all",
 )
@@ -938,8 +1055,10 @@ def _missing_dataset(patch: _Patches) -> None:
 
 
 @_repair(
-    upstream="data/datasets/market1501.py:77 and dukemtmcreid.py:61 (pattern.search().groups())",
-    symptom="an image whose name has no camera: AttributeError, 'NoneType' has no 'groups'",
+    upstream="data/datasets/market1501.py:78 and data/datasets/dukemtmcreid.py:62 "
+    "(pattern.search().groups())",
+    symptom="an image whose name has no camera: AttributeError, 'NoneType' has no 'groups'; below "
+    "a folder whose own name looks like one, every image silently gets that identity and camera",
     versions="all",
 )
 def _image_without_camera(patch: _Patches) -> None:
@@ -950,6 +1069,10 @@ def _image_without_camera(patch: _Patches) -> None:
 def _checked_process_dir(original):
     @functools.wraps(original)
     def process_dir(self, dir_path, is_train=True):
+        if re.search(r"[-\d]+_c\d", str(dir_path)):
+            raise ValueError(
+                f"{type(self).__name__} reads identity and camera from the first thing in the path "
+                f"that looks like 0002_c1, which is a folder in {dir_path}. Rename that folder.")
         for path in sorted(Path(dir_path).glob("*.jpg")):
             if not re.search(r"[-\d]+_c\d", path.name):
                 raise ValueError(
@@ -961,7 +1084,7 @@ def _checked_process_dir(original):
 
 
 @_repair(
-    upstream="data/data_utils.py:18-59 (read_image)",
+    upstream="data/data_utils.py:17-59 (read_image)",
     symptom="a damaged image stops training with a message that does not name the file",
     versions="all",
 )
@@ -980,34 +1103,91 @@ def _unreadable_image(patch: _Patches) -> None:
     patch.everywhere(original, read_image)
 
 
+def _affine_arguments_renamed() -> bool:
+    return _raises(
+        lambda: _transforms_build.T.RandomAffine(10, resample=False, fillcolor=0), TypeError)
+
+
+@_repair(
+    upstream="data/transforms/build.py:81",
+    symptom="INPUT.AFFINE.ENABLED raises TypeError: torchvision renamed the arguments",
+    versions="torchvision >= 0.15",
+    broken=_affine_arguments_renamed,
+)
+def _random_affine(patch: _Patches) -> None:
+    current = _transforms_build.T
+
+    def random_affine(*, resample, fillcolor, **options):
+        return current.RandomAffine(**options, fill=fillcolor)  # resample False is the default
+
+    patch.set(_transforms_build, "T",
+              types.SimpleNamespace(**{**vars(current), "RandomAffine": random_affine}))
+
+
 # --------------------------------------------------------------------------- checkpoints ----
 
 
 @_repair(
-    upstream="utils/checkpoint.py:273 (load_state_dict(strict=False))",
+    upstream="utils/checkpoint.py:244 (load_state_dict(strict=False))",
     symptom="a checkpoint of another architecture is `loaded`: every weight is skipped with a log "
     "line and the run goes on from random weights",
     versions="all",
 )
 def _foreign_checkpoint(patch: _Patches) -> None:
-    original = _checkpoint.Checkpointer._load_model
+    load_model = _checkpoint.Checkpointer._load_model
+    resume_or_load = _checkpoint.Checkpointer.resume_or_load
 
-    @functools.wraps(original)
-    def load_model(self, checkpoint):
-        expected = [name for name in self.model.state_dict() if name.startswith("backbone.")]
-        incompatible = original(self, checkpoint)
+    @functools.wraps(load_model)
+    def load_model_(self, checkpoint):
+        expected = list(self.model.state_dict())
+        incompatible = load_model(self, checkpoint)
         wrong = {name for name, *_ in incompatible.incorrect_shapes}
-        wrong.update(incompatible.missing_keys)
-        # a head may differ (another number of classes); a backbone that does is another network
-        lost = [name for name in expected if name in wrong]
-        if lost:
-            raise ValueError(
-                f"The checkpoint is of another architecture: {len(lost)} of {len(expected)} "
-                f"backbone tensors are missing or of another shape (first: {lost[0]}). Check "
-                "MODEL.WEIGHTS (or the checkpoint in OUTPUT_DIR) against MODEL.BACKBONE.")
+        wrong.update(incompatible.missing_keys, incompatible.unexpected_keys)
+        _check_checkpoint(expected, wrong, strict=getattr(self, "must_match", False))
         return incompatible
 
-    patch.set(_checkpoint.Checkpointer, "_load_model", load_model)
+    @functools.wraps(resume_or_load)
+    def resume_or_load_(self, path, *, resume=True):
+        self.must_match = resume and self.has_checkpoint()
+        try:
+            return resume_or_load(self, path, resume=resume)
+        finally:
+            self.must_match = False
+
+    patch.set(_checkpoint.Checkpointer, "_load_model", load_model_)
+    patch.set(_checkpoint.Checkpointer, "resume_or_load", resume_or_load_)
+
+
+def _check_checkpoint(expected: list[str], wrong: set[str], strict: bool) -> None:
+    """Refuses another backbone; another head too where the run is to go on or to be evaluated."""
+    advice = ("Check MODEL.WEIGHTS (or the checkpoint in OUTPUT_DIR) against MODEL.BACKBONE and "
+              "MODEL.HEADS.")
+    backbone = [name for name in expected if name.startswith("backbone.")]
+    lost = [name for name in backbone if name in wrong]
+    if lost:
+        raise ValueError(
+            f"The checkpoint is of another architecture: {len(lost)} of {len(backbone)} backbone "
+            f"tensors are missing or of another shape (first: {lost[0]}). {advice}")
+    # classifiers do not take part in the embedding, and another data set has other classes
+    head = sorted(name for name in wrong if name.startswith("heads.")
+                  and not name.startswith(("heads.weight", "heads.camera_")))
+    if head:
+        message = (f"The checkpoint's head is another one: {len(head)} tensors are missing, left "
+                   f"over or of another shape (first: {head[0]}). {advice}")
+        if strict:
+            raise ValueError(f"The checkpoint is of another architecture. {message}")
+        logger.warning("%s They keep their first values.", message)
+
+
+def load_weights(model: torch.nn.Module, path: str) -> None:
+    """Loads a checkpoint's weights into a model that is to be evaluated, all of them or none.
+
+    Raises:
+        ValueError: the checkpoint is of another architecture.
+    """
+    checkpointer = _checkpoint.Checkpointer(model)
+    checkpointer.must_match = True
+    checkpointer.load(path)
 
 
 # ------------------------------------------------------------------------------ registries ----
@@ -1019,7 +1199,7 @@ def registered_names(registry) -> list[str]:
 
 
 @_repair(
-    upstream="utils/registry.py:59 (Registry.get)",
+    upstream="utils/registry.py:61 (Registry.get)",
     symptom="an unknown head, backbone, dataset or meta-architecture is an error that does not say "
     "which names there are",
     versions="all",
@@ -1047,7 +1227,8 @@ def _all_keys(cfg, prefix: str = "") -> Iterator[str]:
 
 
 @_repair(
-    upstream="config/config.py:122 (merge_from_list) with yacs, whose merge_from_list asserts",
+    upstream="config/config.py:125 (merge_from_list) with yacs, whose merge_from_list "
+    "asserts",
     symptom="a mistyped config key is a bare AssertionError without a hint",
     versions="all (yacs 0.1.8)",
 )

@@ -17,7 +17,8 @@ def add_caureid_config(cfg: CN) -> None:
     # Evaluate the network before its first step too (scalars start/...).
     cfg.TEST.EVAL_AT_START = False
     # Images per batch-norm group (contiguous in the batch), for the backbone and the head of
-    # CAUReID, the same for any number of processes. 0: plain batch norm over a process's batch.
+    # CAUReID, the same for any number of processes while a process's batch is a multiple of it.
+    # 0: plain batch norm over a process's batch.
     cfg.MODEL.BN_GROUP_SIZE = 16
 
     _add_head(cfg)
@@ -50,7 +51,9 @@ def _add_losses(cfg: CN) -> None:
     # Losses are chosen by MODEL.LOSSES.NAME; these are the options of the plugin's own.
     # InfoNCELoss: against all cluster centroids.
     cfg.MODEL.LOSSES.INFONCE = CN()
+    # t of the softmax, > 0 (SpCL's value).
     cfg.MODEL.LOSSES.INFONCE.TEMPERATURE = 0.05
+    # Weight of the loss in the total (1 in eq. 2).
     cfg.MODEL.LOSSES.INFONCE.SCALE = 1.0
     # CameraSeparationLoss (eq. 4), cross entropy over cameras. SCALE: lambda of L_cs in eq. 2.
     cfg.MODEL.LOSSES.CAMSEP = CN()

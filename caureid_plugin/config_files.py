@@ -15,8 +15,8 @@ def get_config_file(name: str) -> str:
         FileNotFoundError: no such config (lists those there are).
     """
     package = Path(__file__).resolve().parent
-    # in a clone the configs lie beside the package, an installation carries them inside it
-    folders = [f for f in (package.parent / "configs", package / "configs") if f.is_dir()]
+    # an installation carries the configs inside the package, in a clone they lie beside it
+    folders = [f for f in (package / "configs", package.parent / "configs") if f.is_dir()]
     for folder in folders:
         if (folder / name).is_file():
             return str(folder / name)

@@ -3,12 +3,13 @@
 
     tools/train_net.py --config-file configs/Market/caureid.yml [KEY VALUE ...]
     tools/train_net.py --config-file ... --resume          # go on from OUTPUT_DIR
-    tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS model_final.pth
+    tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS .../model_final.pth
     tools/train_net.py --config-file ... --num-gpus 2      # 2 CPU processes without CUDA
 
 Datasets are looked for below the folder named by the environment variable FASTREID_DATASETS.
 """
 
+import logging
 import os
 import sys
 
@@ -16,7 +17,8 @@ import caureid_plugin  # first: it makes the toolbox importable and registers th
 
 from fastreid.config import get_cfg
 from fastreid.engine import DefaultTrainer, default_argument_parser, default_setup, launch
-from fastreid.utils.checkpoint import Checkpointer
+
+logger = logging.getLogger("fastreid.caureid")
 
 
 def setup(args):
@@ -39,6 +41,10 @@ def build_trainer(cfg):
     trainer.register_hooks([caureid_plugin.EvalAtStart(cfg.TEST.EVAL_AT_START)])
     if cfg.MODEL.META_ARCHITECTURE == "CAUReID" and caureid_plugin.needs_memory(cfg):
         trainer.register_hooks([caureid_plugin.UnsupervisedHook(cfg)])
+    else:
+        logger.info("Supervised training: %s with %s uses the identity labels of %s.",
+                    cfg.MODEL.META_ARCHITECTURE, list(cfg.MODEL.LOSSES.NAME),
+                    list(cfg.DATASETS.NAMES))
     return trainer
 
 
@@ -48,7 +54,10 @@ def evaluate(cfg):
     cfg.defrost()
     cfg.MODEL.BACKBONE.PRETRAIN = False
     model = DefaultTrainer.build_model(cfg)
-    Checkpointer(model).load(cfg.MODEL.WEIGHTS)
+    if cfg.MODEL.WEIGHTS:
+        caureid_plugin.compat.load_weights(model, cfg.MODEL.WEIGHTS)
+    else:
+        logger.warning("MODEL.WEIGHTS is empty: evaluating a network with random weights.")
     return DefaultTrainer.test(cfg, model)
 
 

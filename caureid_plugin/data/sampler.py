@@ -23,9 +23,8 @@ class ClusterSampler(Sampler):
     """Endless batches of P units with K neighbouring images each.
 
     A unit is K images of one cluster, taken from as many cameras as possible, or K different
-    single-image clusters: a cluster of one image needs no second copy of it in the batch. No unit is
-    drawn again before a pass over all of them is over; what does not fill a batch is left to the
-    next pass. With fewer units than P, a batch repeats units (with other images where there are
+    single-image clusters: a cluster of one image needs no second copy of it in the batch. No unit
+    is drawn twice within a pass over all of them; what does not fill a batch is left out. With fewer units than P, a batch repeats units (with other images where there are
     any), so that few clusters never stop or hang a run.
 
     Args:

@@ -26,14 +26,16 @@ def extract_features(model: nn.Module, loader: DataLoader) -> torch.Tensor:
     """
     rows, parts = [], []
     hidden = None if comm.is_main_process() else True  # None: shown on a terminal only
-    training = model.training
+    # module by module: parts of a training network may be frozen in evaluation mode
+    modes = [(module, module.training) for module in model.modules()]
     try:
         with inference_context(model):
             for batch in tqdm(loader, desc="features", disable=hidden, leave=False):
                 parts.append(model(batch).float().cpu())
                 rows.append(batch["indexes"].cpu())
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
         loader.shutdown()
     gathered = comm.all_gather((torch.cat(rows), torch.cat(parts)))
     rows = torch.cat([part[0] for part in gathered])

@@ -39,8 +39,8 @@ class UnsupervisedHook(HookBase):
 
     Raises:
         ValueError: on construction for options it does not know; on registration if the model is
-            not a CAUReID, or NUM_CAMERAS contradicts the data; in training if every image is an
-            outlier at the first clustering.
+            not a CAUReID or has an identity classifier, if NUM_CAMERAS contradicts the data, or
+            PreciseBN is on; in training if every image is an outlier at the first clustering.
     """
 
     def __init__(self, cfg) -> None:
@@ -65,11 +65,28 @@ class UnsupervisedHook(HookBase):
         if not isinstance(self._model, CAUReID):
             raise ValueError("UnsupervisedHook needs MODEL.META_ARCHITECTURE CAUReID, the model is "
                              f"a {type(self._model).__name__}.")
+        self._check_config()
         listed = trainer.data_loader.dataset.img_items
         self._items = [(path, camera) for path, _, camera in listed]
         if self._cfg.CAUREID.DIAGNOSTICS:
             self._identities = [identity for _, identity, _ in listed]
         self._attach_bank()
+
+    def _check_config(self) -> None:
+        cfg = self._cfg
+        if cfg.MODEL.HEADS.NUM_CLASSES >= 0:
+            raise ValueError(
+                f"MODEL.HEADS.NUM_CLASSES {cfg.MODEL.HEADS.NUM_CLASSES} asks for an identity "
+                "classifier (0: as large as the number of identities), and there are no "
+                "identities here: set it to -1, with MODEL.HEADS.NAME CamSepHead.")
+        if cfg.TEST.PRECISE_BN.ENABLED:
+            raise ValueError("FastReID's PreciseBN runs the network in training mode on labelled "
+                             "batches: set TEST.PRECISE_BN.ENABLED False.")
+        local = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+        if cfg.MODEL.BN_GROUP_SIZE and local % cfg.MODEL.BN_GROUP_SIZE:
+            logger.warning(
+                "A process's %d images are no multiple of MODEL.BN_GROUP_SIZE %d: batch-norm groups "
+                "depend on the number of processes.", local, cfg.MODEL.BN_GROUP_SIZE)
 
     def _attach_bank(self) -> None:
         cfg = self._cfg
@@ -88,7 +105,7 @@ class UnsupervisedHook(HookBase):
         self._seed = cfg.SEED if cfg.SEED >= 0 else int(comm.shared_random_seed())
 
     def before_train(self) -> None:
-        if self._bank.features.any():  # restored from a checkpoint
+        if self._bank.is_filled:  # from a checkpoint
             return
         if self.trainer.start_epoch > 0:
             raise RuntimeError(
@@ -99,11 +116,9 @@ class UnsupervisedHook(HookBase):
 
     def before_epoch(self) -> None:
         epoch = self.trainer.epoch
-        first = epoch == self.trainer.start_epoch
         if epoch % self._cfg.CAUREID.CLUSTER_PERIOD == 0 or not (self._bank.labels >= 0).any():
             self._relabel(epoch)
-        elif not first:
-            return  # the loader in use still has the right labels
+        # anew for every epoch, so that a resumed run draws what an uninterrupted one does
         loader = build_pseudo_label_loader(
             self._cfg, self._items, self._bank.labels.cpu().numpy(), self._seed + epoch)
         wanted = self._cfg.SOLVER.IMS_PER_BATCH // self._cfg.DATALOADER.NUM_INSTANCE
@@ -123,9 +138,9 @@ class UnsupervisedHook(HookBase):
         self.trainer.data_loader.shutdown()
 
     def _relabel(self, epoch: int) -> None:
-        start = time.perf_counter()
         if self._cfg.CAUREID.LABELS == "extract" and epoch > 0:
             self._bank.reset(extract_features(self.trainer.model, self._extraction))
+        start = time.perf_counter()
         found = self._cluster()
         seconds = time.perf_counter() - start
         self._report(epoch, found, seconds)
@@ -167,7 +182,7 @@ class UnsupervisedHook(HookBase):
             **{f"labels/{name}": value for name, value in figures.items()})
         logger.info(
             "epoch %d: %d clusters, %d outliers (%.1f %% of the images), largest cluster %d, "
-            "%.1f %% of the clusters span cameras, %.1f s", epoch, figures["clusters"],
+            "%.1f %% of the clusters span cameras, clustering took %.1f s", epoch, figures["clusters"],
             figures["outliers"], 100.0 * figures["outliers"] / len(labels),
             figures["largest"], 100.0 * figures["cross_camera"], seconds)
         if self._identities is not None:

@@ -29,13 +29,14 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         - input, output: (B, C, H, W)
 
     Raises:
-        ValueError: negative ``group_size``.
+        ValueError: ``group_size`` negative or 1.
     """
 
     def __init__(self, num_features: int, group_size: int = 16, **kwargs) -> None:
         super().__init__(num_features, **kwargs)
-        if group_size < 0:
-            raise ValueError(f"group_size {group_size} must be 0 (one group) or positive.")
+        if group_size < 0 or group_size == 1:
+            raise ValueError(f"group_size {group_size} (MODEL.BN_GROUP_SIZE) must be 0, for one "
+                             "group, or at least 2: a single value has no variance.")
         self.group_size = group_size
 
     def _group_sizes(self, batch: int) -> list[int]:
@@ -69,7 +70,7 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
 
 
 def convert_grouped_batch_norm(module: nn.Module, group_size: int) -> nn.Module:
-    """Replaces every ``nn.BatchNorm2d`` inside ``module`` by a :class:`GroupedBatchNorm2d`.
+    """Replaces every plain batch norm inside ``module`` by a :class:`GroupedBatchNorm2d`.
 
     Parameters and buffers are shared, not copied, so frozen weights stay frozen and the names in
     the state dict do not change.
@@ -83,7 +84,8 @@ def convert_grouped_batch_norm(module: nn.Module, group_size: int) -> nn.Module:
     """
     if group_size == 0:
         return module
-    if isinstance(module, nn.BatchNorm2d) and not isinstance(module, GroupedBatchNorm2d):
+    # a norm with a forward of its own (FastReID's GhostBN, say) was chosen on purpose
+    if isinstance(module, nn.BatchNorm2d) and type(module).forward is nn.BatchNorm2d.forward:
         grouped = GroupedBatchNorm2d(
             module.num_features, group_size, eps=module.eps, momentum=module.momentum,
             affine=module.affine, track_running_stats=module.track_running_stats)

@@ -71,6 +71,11 @@ class MemoryLoss(Loss):
         raise NotImplementedError
 
 
+def _check_temperature(name: str, node) -> None:
+    if node.TEMPERATURE <= 0:
+        raise ValueError(f"MODEL.LOSSES.{name}.TEMPERATURE {node.TEMPERATURE} must be positive.")
+
+
 @LOSS_REGISTRY.register()
 class InfoNCELoss(MemoryLoss):
     """:func:`caureid_plugin.losses.info_nce_loss` against the bank's centroids."""
@@ -78,6 +83,7 @@ class InfoNCELoss(MemoryLoss):
     @classmethod
     def from_config(cls, cfg):
         node = cfg.MODEL.LOSSES.INFONCE
+        _check_temperature("INFONCE", node)
         return {"scale": node.SCALE, "temperature": node.TEMPERATURE}
 
     def compare(self, features, labels, camids, memory) -> dict:
@@ -100,6 +106,10 @@ class CACCLoss(MemoryLoss):
         if node.ANCHOR not in cls.ANCHORS:
             raise ValueError(
                 f"MODEL.LOSSES.CACC.ANCHOR {node.ANCHOR!r} is unknown, known are {cls.ANCHORS}.")
+        _check_temperature("CACC", node)
+        if node.NUM_NEGATIVES < 0:
+            raise ValueError(
+                f"MODEL.LOSSES.CACC.NUM_NEGATIVES {node.NUM_NEGATIVES} must not be negative.")
         return {
             "scale": node.SCALE, "temperature": node.TEMPERATURE, "anchor": node.ANCHOR,
             "num_negatives": node.NUM_NEGATIVES, "normalize": node.NORMALIZE,

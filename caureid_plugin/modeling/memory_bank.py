@@ -25,6 +25,7 @@ class MemoryBank:
         labels: (N,) int64 clusters 0..K-1, -1 for outliers.
         camids: (N,) int64.
         num_clusters: K.
+        is_filled: whether it has been given features, by :meth:`reset` or from a checkpoint.
 
     Raises:
         ValueError: momentum outside [0, 1).
@@ -37,6 +38,7 @@ class MemoryBank:
         self.camids = torch.as_tensor(camids, dtype=torch.int64, device=device)
         self.momentum = momentum
         self.features = torch.zeros(len(self.camids), dim, device=device)
+        self.is_filled = False
         self.labels = torch.full_like(self.camids, -1)
         self.relabel(self.labels)
 
@@ -50,6 +52,7 @@ class MemoryBank:
             raise ValueError(f"The bank holds {tuple(self.features.shape)} features, got "
                              f"{tuple(features.shape)}.")
         self.features = F.normalize(features.to(self.features), dim=1)
+        self.is_filled = True
         self._rebuild()
 
     @torch.no_grad()
@@ -154,6 +157,7 @@ class MemoryBank:
         self.relabel(state["labels"])
         self._cluster_sums = state["cluster_sums"].to(self.features, copy=True)
         self._centre_sums = state["centre_sums"].to(self.features, copy=True)
+        self.is_filled = True
 
 
 def _turns(indexes: torch.Tensor) -> list[torch.Tensor]:

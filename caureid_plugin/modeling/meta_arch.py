@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from fastreid.config import configurable
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY, Baseline
 
+from ..compat import to_device
 from ..layers import convert_grouped_batch_norm
 from .losses import Loss, build_losses
 from .memory_bank import MemoryBank
@@ -50,6 +51,8 @@ class CAUReID(Baseline):
         return {**arguments, "losses": losses, "bn_group_size": cfg.MODEL.BN_GROUP_SIZE}
 
     def forward(self, batched_inputs):
+        if isinstance(batched_inputs, dict):
+            batched_inputs = to_device(batched_inputs, self.device)
         features = self.backbone(self.preprocess_image(batched_inputs))
         if not self.training:
             return self.heads(features)

@@ -58,3 +58,22 @@ def test_a_resumed_run_checks_its_checkpoint_too(make_trainer):
     trainer = make_trainer("MODEL.BACKBONE.FEAT_DIM", 24)
     with pytest.raises(ValueError, match="another architecture"):
         trainer.resume_or_load(resume=True)
+
+
+SEPARATED = ("MODEL.META_ARCHITECTURE", "CAUReID", "MODEL.HEADS.NAME", "CamSepHead",
+             "MODEL.HEADS.CAMSEP.REDUCTION", 4)
+
+
+@pytest.mark.parametrize("saved_with, loaded_with", [
+    ("none", "harmonious"), ("harmonious", "none")])
+def test_another_head_is_an_error_where_it_is_evaluated_and_a_warning_where_it_starts(
+        make_model, tmp_path, messages, saved_with, loaded_with):
+    attention = "MODEL.HEADS.CAMSEP.ATTENTION"
+    Checkpointer(make_model(*SEPARATED, attention, saved_with), str(tmp_path)).save("head")
+    path = str(tmp_path / "head.pth")
+    other = make_model(*SEPARATED, attention, loaded_with)
+    with pytest.raises(ValueError, match=r"another architecture.*heads\.attention"):
+        compat.load_weights(other, path)
+    Checkpointer(other).load(path)
+    assert any("head is another one" in text for text in messages)
+    compat.load_weights(make_model(*SEPARATED, attention, saved_with), path)

@@ -100,3 +100,10 @@ def test_legacy_names_leave_an_interpreter_alone_that_has_them(monkeypatch):
         assert legacy() == (dict, None)
     assert legacy() == (dict, None)
     assert sys.modules["torch._six"] is six
+
+
+def test_two_distributions_of_faiss_are_warned_about(monkeypatch):
+    monkeypatch.setattr(compat, "_is_installed", lambda name: name in ("faiss-cpu", "faiss-gpu"))
+    with pytest.warns(UserWarning, match="faiss-cpu and faiss-gpu are both installed"):
+        compat._import_toolbox()
+    assert not compat._is_installed("no-such-distribution")

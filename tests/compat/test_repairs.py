@@ -70,6 +70,7 @@ CITED = {
     "train_loader": "class DataLoaderX(DataLoader):",
     "test_loader_workers": "num_workers=4",
     "rerank_without_cuda": "features = features.cuda()",
+    "batch_on_other_device": "def forward(self, batched_inputs):",
     "preprocess_in_place": "images.sub_(self.pixel_mean)",
     "ddp_on_cpu": "device_ids=[comm.get_local_rank()]",
     "processes": "def _distributed_worker(",
@@ -88,7 +89,7 @@ CITED = {
     "unknown_key": "def merge_from_list(",
     "unknown_loss": "if 'TripletLoss' in loss_names:",
     "small_gallery": "all_cmc = np.asarray(all_cmc)",
-    "lost_evaluation": "if iter <= self._last_write:",
+    "lost_figures": "if iter <= self._last_write:",
     "random_affine": "resample=False",
 }
 

@@ -179,7 +179,7 @@ def test_a_run_of_very_few_iterations_can_be_printed(make_trainer, iterations, m
     make_trainer(*keys).train()
     printed = [m for m in messages if "epoch/iter: " in m]
     assert len(printed) == 1 and f"epoch/iter: 0/{iterations - 1} " in printed[0]
-    with compat.without("printer_twice"), compat.without("lost_evaluation"):
+    with compat.without("printer_twice"), compat.without("lost_figures"):
         with pytest.raises(ZeroDivisionError):
             make_trainer(*keys).train()
 
@@ -242,7 +242,7 @@ def test_every_figure_reaches_the_log_once(measured_run, written, evaluated, exp
     assert values("at_start") == values("at_end") == [0, 1, 2]
     assert len(values("total_loss")) == 3
     if left is not None:
-        with compat.without("lost_evaluation"):
+        with compat.without("lost_figures"):
             values = measured_run("as-it-was", written, evaluated)
         assert values("mAP") == left and values("at_start") == [0]
 

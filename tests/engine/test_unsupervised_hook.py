@@ -128,7 +128,8 @@ def test_extract_clusters_new_features_and_bank_clusters_the_bank(start, monkeyp
     assert len(passes) == 1
 
 
-def test_no_identity_reaches_training(start, monkeypatch):
+@pytest.mark.parametrize("preset", ["bank", "extract"])
+def test_no_identity_reaches_training(start, monkeypatch, preset):
     """True, shuffled, one for all and no identities give the same weights, bit for bit."""
     from fastreid.data.datasets.market1501 import Market1501
 
@@ -144,7 +145,7 @@ def test_no_identity_reaches_training(start, monkeypatch):
             return [(path, who, camera) for who, (path, _, camera) in zip(identities, items)]
 
         monkeypatch.setattr(Market1501, "process_dir", changed)
-        trainer = start("DATASETS.TESTS", ())
+        trainer = start("DATASETS.TESTS", (), "CAUREID.LABELS", preset)
         given = {identity for _, identity, _ in trainer.data_loader.dataset.img_items}
         assert len(given) == {"true": 8, "shuffled": 8, "one": 1, "absent": 1}[kind]
         trainer.train()
@@ -218,14 +219,17 @@ def test_diagnostics_are_marked_and_right(start, monkeypatch):
     assert trainer.storage.latest()["diagnostic_with_labels/ari"][0] == pytest.approx(1.0)
 
 
-def test_resume_restores_the_bank(start, tmp_path):
-    whole = start("SOLVER.MAX_EPOCH", 2)
+@pytest.mark.parametrize("preset", ["bank", "extract"])
+@pytest.mark.parametrize("period", [1, 2])
+def test_a_resumed_run_equals_an_uninterrupted_one(start, tmp_path, preset, period):
+    options = ("CAUREID.LABELS", preset, "CAUREID.CLUSTER_PERIOD", period)
+    whole = start("SOLVER.MAX_EPOCH", 2, *options)
     whole.train()
     for file in (tmp_path / "out").iterdir():
         file.unlink()
-    first = start("SOLVER.MAX_EPOCH", 1)
+    first = start("SOLVER.MAX_EPOCH", 1, *options)
     first.train()
-    second = start("SOLVER.MAX_EPOCH", 2)
+    second = start("SOLVER.MAX_EPOCH", 2, *options)
     second.resume_or_load(resume=True)
     assert second.start_epoch == 1
     assert torch.equal(_bank(second).features, _bank(first).features)
@@ -254,8 +258,22 @@ def test_clustering_every_second_epoch(start, monkeypatch):
     assign = clustering.assign_pseudo_labels
     monkeypatch.setattr(clustering, "assign_pseudo_labels",
                         lambda *a, **k: calls.append(1) or assign(*a, **k))
-    start("SOLVER.MAX_EPOCH", 4, "CAUREID.CLUSTER_PERIOD", 2).train()
-    assert len(calls) == 2
+    trainer = start("SOLVER.MAX_EPOCH", 4, "CAUREID.CLUSTER_PERIOD", 2)
+    relabelled = []
+    relabel = _bank(trainer).relabel
+    _bank(trainer).relabel = lambda labels: relabelled.append(trainer.epoch) or relabel(labels)
+    trainer.train()
+    assert len(calls) == 2 and relabelled == [0, 2]
+
+
+def test_frozen_layers_stay_frozen_while_features_are_extracted(start):
+    trainer = start()
+    trainer.model.train()
+    trainer.model.backbone.eval()
+    hook = trainer._hooks[-1]
+    caureid_plugin.extract_features(trainer.model, hook._extraction)
+    assert trainer.model.training and trainer.model.heads.training
+    assert not any(module.training for module in trainer.model.backbone.modules())
 
 
 # ------------------------------------------------------------------------- bad input ----
@@ -292,6 +310,13 @@ def test_fewer_clusters_than_a_batch_needs(start, monkeypatch, caplog):
     (["MODEL.HEADS.CAMSEP.NUM_CAMERAS", 5], "NUM_CAMERAS is 5, but .* 2 cameras"),
     (["CAUREID.LABELS", "both"], "CAUREID.LABELS 'both' is unknown"),
     (["CAUREID.CLUSTER_PERIOD", 0], "CLUSTER_PERIOD 0"),
+    (["MODEL.HEADS.NUM_CLASSES", 0], "NUM_CLASSES 0 .* set it to -1"),
+    (["MODEL.HEADS.NUM_CLASSES", 8], "NUM_CLASSES 8 .* set it to -1"),
+    (["TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.DATASET", "Market1501"], "PRECISE_BN"),
+    (["MODEL.BN_GROUP_SIZE", 1], "BN_GROUP_SIZE"),
+    (["MODEL.LOSSES.INFONCE.TEMPERATURE", 0.0], "INFONCE.TEMPERATURE 0.0"),
+    (["MODEL.LOSSES.CACC.NUM_NEGATIVES", -1], "NUM_NEGATIVES -1"),
+    (["SOLVER.ITERS_PER_EPOCH", -5], "ITERS_PER_EPOCH -5"),
     (["SOLVER.IMS_PER_BATCH", 18], "IMS_PER_BATCH 18 .*NUM_INSTANCE 4"),
     (["CAUREID.CLUSTER.EPS", 1.5], "CAUREID.CLUSTER.EPS"),
     (["CAUREID.MEMORY.MOMENTUM", 1.0], "MOMENTUM 1.0"),
@@ -317,6 +342,20 @@ def test_hook_on_another_architecture(start):
     with pytest.raises(ValueError, match="META_ARCHITECTURE CAUReID"):
         start("MODEL.META_ARCHITECTURE", "Baseline", "MODEL.HEADS.NUM_CLASSES", 8,
               "MODEL.LOSSES.NAME", ("CrossEntropyLoss",))
+
+
+def test_an_image_that_cannot_be_read_is_named(start, tiny_market):
+    broken = sorted((tiny_market / "Market-1501-v15.09.15" / "bounding_box_train").iterdir())[7]
+    broken.write_bytes(broken.read_bytes()[:200])
+    with pytest.raises(ValueError, match=broken.name):
+        start().train()
+
+
+def test_a_batch_that_is_no_multiple_of_the_norm_groups_is_warned_about(start, caplog):
+    logging.getLogger("fastreid").propagate = True
+    with caplog.at_level(logging.WARNING, logger="fastreid.caureid"):
+        start("MODEL.BN_GROUP_SIZE", 12)
+    assert "MODEL.BN_GROUP_SIZE 12" in caplog.text
 
 
 def test_camera_missing_on_one_image(start, monkeypatch):

@@ -155,6 +155,6 @@ def test_ranges():
 def test_errors():
     with pytest.raises(ValueError, match="mask_range 'third' .*'full', 'half'"):
         HarmoniousAttention(8, mask_range="third", uniform_start=False)
-    with pytest.raises(ValueError, match="uniform_start needs mask_range 'full'"):
+    with pytest.raises(ValueError, match="UNIFORM_START.* needs mask_range 'full'"):
         HarmoniousAttention(8, mask_range="half")
     assert HarmoniousAttention(8, mask_range="half", uniform_start=False).mask_range == "half"

@@ -11,7 +11,7 @@ import torch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 KEYS = """
-MODEL.DEVICE cpu MODEL.BACKBONE.FEAT_DIM 16 MODEL.HEADS.CAMSEP.REDUCTION 4 MODEL.BN_GROUP_SIZE 8
+MODEL.BACKBONE.FEAT_DIM 16 MODEL.HEADS.CAMSEP.REDUCTION 4 MODEL.BN_GROUP_SIZE 8
 MODEL.HEADS.CAMSEP.NUM_CAMERAS 2 DATASETS.NAMES ('Market1501',) DATASETS.TESTS ('Market1501',)
 INPUT.SIZE_TRAIN [32,16] INPUT.SIZE_TEST [32,16] SOLVER.IMS_PER_BATCH 16 SOLVER.ITERS_PER_EPOCH 3
 SOLVER.CHECKPOINT_PERIOD 1 CAUREID.CLUSTER.K1 6 CAUREID.CLUSTER.K2 2 CAUREID.CLUSTER.EPS 0.6
@@ -30,6 +30,7 @@ def train_net(tiny_market, tmp_path):
                    "OUTPUT_DIR", str(tmp_path / folder),
                    *[a for a in arguments if not str(a).startswith("--")]]
         environment = {**os.environ, "FASTREID_DATASETS": str(tiny_market), "OMP_NUM_THREADS": "1",
+                       "CUDA_VISIBLE_DEVICES": "",
                        "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
         done = subprocess.run([str(part) for part in command], env=environment, cwd=tmp_path,
                               capture_output=True, text=True, timeout=240)
@@ -49,7 +50,7 @@ def _last(folder, name):
 
 def test_train_resume_and_evaluate(train_net, tmp_path):
     log = train_net("a", "SOLVER.MAX_EPOCH", 1)
-    assert "running on the CPU" in log or "MODEL.DEVICE" in log
+    assert "running on the CPU" in log
     assert "epoch 0:" in log and (tmp_path / "a" / "model_final.pth").is_file()
     assert {"start/mAP", "labels/clusters", "loss_cacc"} <= set().union(*_metrics(tmp_path / "a"))
 
@@ -77,7 +78,7 @@ def test_two_processes_equal_one(train_net, tmp_path):
     train_net("two", "--num-gpus=2", "--dist-url=auto", *options)
     one, two = (torch.load(tmp_path / name / "model_final.pth", weights_only=True)
                 for name in ("one", "two"))
-    for name in ("loss_infonce", "loss_camsep", "loss_cacc", "mAP"):
+    for name in ("loss_infonce", "loss_camsep", "loss_cacc", "labels/clusters"):
         assert _last(tmp_path / "one", name) == pytest.approx(
             _last(tmp_path / "two", name), abs=1e-4), name
     torch.testing.assert_close(one["memory_bank"], two["memory_bank"], atol=1e-4, rtol=0)
@@ -97,8 +98,7 @@ def test_errors_of_the_command(train_net):
     log = train_net("c", "MODEL.HEADS.CAMSEP.NUM_CAMERA", 6, fails=True)
     assert "did you mean MODEL.HEADS.CAMSEP.NUM_CAMERAS" in log
     log = train_net("c", "SOLVER.AMP.ENABLED", True, fails=True)
-    if not torch.cuda.is_available():
-        assert "Set SOLVER.AMP.ENABLED False" in log
+    assert "Set SOLVER.AMP.ENABLED False" in log
 
 
 def test_a_config_that_does_not_exist_lists_the_others():
