@@ -3,6 +3,8 @@ tensors from the head's outputs, the batch and the memory bank, and call a pure 
 
 from __future__ import annotations
 
+from typing import Callable
+
 import torch
 import torch.nn.functional as F
 from fastreid.config import configurable
@@ -100,6 +102,12 @@ class CACCLoss(MemoryLoss):
 
     ANCHORS = ("centre", "sample")
 
+    @configurable
+    def __init__(self, *, anchor: str, normalize: bool, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.anchor = anchor
+        self.normalize = normalize
+
     @classmethod
     def from_config(cls, cfg):
         node = cfg.MODEL.LOSSES.CACC
@@ -116,13 +124,11 @@ class CACCLoss(MemoryLoss):
         }
 
     def compare(self, features, labels, camids, memory) -> dict:
-        options = dict(self.kwargs)
-        anchor, normalize = options.pop("anchor"), options.pop("normalize")
-        if anchor == "centre":
+        if self.anchor == "centre":
             features, labels = losses.batch_camera_centres(
-                *gather_batch(features, labels, camids), normalize=normalize)
+                *gather_batch(features, labels, camids), normalize=self.normalize)
         loss = losses.cacc_loss(
-            features, labels, *memory.camera_centres(normalize=normalize), **options)
+            features, labels, *memory.camera_centres(normalize=self.normalize), **self.kwargs)
         return {"loss_cacc": loss * self.scale}
 
 
@@ -154,9 +160,28 @@ class CrossEntropyLoss(Loss):
         return {"loss_cls": loss * self.scale}
 
 
+class FeatureLoss(Loss):
+    """Base of FastReID's losses between the features of a batch and its labels.
+
+    Attributes:
+        function: the toolbox's loss function.
+        scalar: name of the result.
+    """
+
+    function: Callable[..., torch.Tensor]
+    scalar: str
+
+    def __call__(self, outputs, batch, memory) -> dict:
+        features = self._output(outputs, "features")
+        loss = type(self).function(features, batch["targets"], **self.kwargs)
+        return {self.scalar: loss * self.scale}
+
+
 @LOSS_REGISTRY.register()
-class TripletLoss(Loss):
+class TripletLoss(FeatureLoss):
     """FastReID's triplet loss."""
+
+    function, scalar = toolbox.triplet_loss, "loss_triplet"
 
     @classmethod
     def from_config(cls, cfg):
@@ -164,40 +189,29 @@ class TripletLoss(Loss):
         return {"scale": node.SCALE, "margin": node.MARGIN, "norm_feat": node.NORM_FEAT,
                 "hard_mining": node.HARD_MINING}
 
-    def __call__(self, outputs, batch, memory) -> dict:
-        features = self._output(outputs, "features")
-        loss = toolbox.triplet_loss(features, batch["targets"], **self.kwargs)
-        return {"loss_triplet": loss * self.scale}
-
 
 @LOSS_REGISTRY.register()
-class CircleLoss(Loss):
+class CircleLoss(FeatureLoss):
     """FastReID's pairwise circle loss."""
+
+    function, scalar = toolbox.pairwise_circleloss, "loss_circle"
 
     @classmethod
     def from_config(cls, cfg):
         node = cfg.MODEL.LOSSES.CIRCLE
         return {"scale": node.SCALE, "margin": node.MARGIN, "gamma": node.GAMMA}
 
-    def __call__(self, outputs, batch, memory) -> dict:
-        features = self._output(outputs, "features")
-        loss = toolbox.pairwise_circleloss(features, batch["targets"], **self.kwargs)
-        return {"loss_circle": loss * self.scale}
-
 
 @LOSS_REGISTRY.register()
-class Cosface(Loss):
+class Cosface(FeatureLoss):
     """FastReID's pairwise CosFace loss."""
+
+    function, scalar = toolbox.pairwise_cosface, "loss_cosface"
 
     @classmethod
     def from_config(cls, cfg):
         node = cfg.MODEL.LOSSES.COSFACE
         return {"scale": node.SCALE, "margin": node.MARGIN, "gamma": node.GAMMA}
-
-    def __call__(self, outputs, batch, memory) -> dict:
-        features = self._output(outputs, "features")
-        loss = toolbox.pairwise_cosface(features, batch["targets"], **self.kwargs)
-        return {"loss_cosface": loss * self.scale}
 
 
 def _loss_class(name: str) -> type[Loss]:

@@ -1,6 +1,10 @@
 """The hook on FastReID's DefaultTrainer: clusters, labels, bank, loader, scalars, errors."""
 
+import io
 import logging
+import multiprocessing
+import os
+import sys
 
 import caureid_plugin
 import numpy as np
@@ -8,6 +12,7 @@ import pytest
 import torch
 from caureid_plugin import clustering
 from fastreid.engine import DefaultTrainer
+from fastreid.engine.train_loop import HookBase
 from fastreid.utils.events import EventStorage
 from torch.nn.functional import normalize
 
@@ -370,3 +375,39 @@ def test_camera_missing_on_one_image(start, monkeypatch):
     monkeypatch.setattr(Market1501, "process_dir", broken)
     with pytest.raises(ValueError, match=r"0001_c1s1_000000_00.jpg has no camera label"):
         start()
+
+
+# --------------------------------------------------------------------- what runs leave ----
+
+
+def test_processes_and_threads_stay_flat_over_twenty_epochs(start):
+    """New loaders for every epoch, for features and for training, leave nothing behind."""
+    counts = []
+
+    class Count(HookBase):
+        def after_step(self):
+            counts.append((len(multiprocessing.active_children()),
+                           len(os.listdir("/proc/self/task"))))
+
+    trainer = start("SOLVER.MAX_EPOCH", 20, "SOLVER.ITERS_PER_EPOCH", 1, "CAUREID.LABELS",
+                    "extract", "DATALOADER.NUM_WORKERS", 1, "DATASETS.TESTS", ())
+    trainer.register_hooks([Count()])
+    trainer.train()
+    assert {processes for processes, _ in counts} == {1}
+    # a queue's thread may still be ending; a leak would add two or more with each epoch
+    assert max(threads for _, threads in counts[3:]) <= counts[2][1] + 4
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_bars_are_for_terminals(start, monkeypatch, terminal):
+    class Stream(io.StringIO):
+        def isatty(self):
+            return terminal
+
+    stream = Stream()
+    trainer = start("SOLVER.MAX_EPOCH", 1, "DATASETS.TESTS", ())
+    monkeypatch.setattr(sys, "stderr", stream)
+    trainer.train()
+    for name in ("features", "clustering"):
+        assert (name in stream.getvalue()) == terminal
