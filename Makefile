@@ -25,8 +25,8 @@ $(READY): setup.py requirements-fastreid.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet --no-deps -r requirements-fastreid.txt
 	$(RUN) -m pip install --quiet -e '.[faiss-cpu,test]'
+	$(RUN) -m pip install --quiet --no-deps -r requirements-fastreid.txt
 	@touch $@
 
 clean:
