@@ -1,8 +1,14 @@
 """Fixtures shared by all tests: a tiny dataset in Market-1501's layout and a complete config."""
 
-import numpy as np
-import pytest
-from PIL import Image
+import os
+
+# Before torch is imported, here and in the processes that tests start: on tensors as small as
+# these, threads cost more than they gain.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from PIL import Image  # noqa: E402
 
 IDENTITIES = 8  # of the training set; as many others to test with
 
