@@ -2,9 +2,9 @@
 
 This is the only module that touches the toolbox's internals. Each defect has one repair: a
 function under ``@_repair`` that names the upstream location, the symptom and the versions where it
-was seen. None asks for a version: where the defect can be shown cheaply and without side effects, a probe
-runs the code and looks, and the repair is left out if the defect is gone; the others wrap the
-toolbox's function in a check or a default that does no harm to a toolbox without the defect.
+was seen. None asks for a version: where the defect can be shown cheaply and without side effects,
+a probe runs the code and looks, and the repair is left out if the defect is gone; the others wrap
+the toolbox's function in a check or a default that does no harm to a toolbox without the defect.
 ``docs/compatibility.md`` lists the repairs; ``tests/compat/`` switches each off in turn and watches
 the defect come back.
 
@@ -446,8 +446,8 @@ class PrefetchLoader(torch.utils.data.DataLoader):
     """Stands in for the toolbox's ``DataLoaderX``: same constructor, CPU or CUDA, no own thread.
 
     Starts its workers at the first batch, not at ``iter()``, so that a loader which is replaced
-    before it is used costs nothing. With CUDA, batches come from pinned memory and are copied to the
-    device without waiting. :meth:`shutdown` ends the workers.
+    before it is used costs nothing. With CUDA, batches come from pinned memory and are copied to
+    the device without waiting. :meth:`shutdown` ends the workers.
     """
 
     def __init__(self, local_rank: int, **kwargs) -> None:
@@ -549,8 +549,8 @@ def _rerank_without_cuda(patch: _Patches) -> None:
 
 @_repair(
     upstream="modeling/meta_arch/baseline.py:99 (forward) with data/data_utils.py:186 (preload)",
-    symptom="MODEL.DEVICE cpu on a machine with CUDA: the loader's batches are on the GPU, the model "
-    "is not",
+    symptom="MODEL.DEVICE cpu on a machine with CUDA: the loader's batches are on the GPU, the "
+    "model is not",
     versions="all",
 )
 def _batch_on_other_device(patch: _Patches) -> None:
@@ -1024,8 +1024,9 @@ def _sorted_split(split: str):
                 "environment variable FASTREID_DATASETS to the folder that holds the dataset.")
         for item in found if split == "train" else ():
             if len(item) > 2 and (item[2] is None or item[2] == ""):
-                raise ValueError(f"The training image {item[0]} has no camera label; every training "
-                                 "image needs one. Mend the dataset or remove the file.")
+                raise ValueError(
+                    f"The training image {item[0]} has no camera label; every training image needs "
+                    "one. Mend the dataset or remove the file.")
         # in place: datasets keep the list they built, and callers may hold it already
         found.sort(key=lambda item: item[0])
         return found

@@ -76,7 +76,8 @@ def test_every_key_has_a_comment():
     """The line above each key of config.py, or that of the group it opens, is a comment."""
     path = Path(caureid_plugin.__file__).with_name("config.py")
     lines = path.read_text().splitlines()
-    targets = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Assign)]
+    nodes = ast.walk(ast.parse(path.read_text()))
+    targets = [node for node in nodes if isinstance(node, ast.Assign)]
     assert len(targets) > 25
     bare = []
     for node in targets:

@@ -29,6 +29,7 @@ def test_the_configs_are_part_of_it(tmp_path):
     shipped = sorted(p.relative_to(ROOT / "configs") for p in (ROOT / "configs").rglob("*.yml"))
     carried = built / "caureid_plugin" / "configs"
     assert sorted(p.relative_to(carried) for p in carried.rglob("*.yml")) == shipped
-    done = subprocess.run([sys.executable, "-c", LOAD], cwd=tmp_path, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(built)}, check=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD], cwd=tmp_path, capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(built)}, timeout=120)
     assert done.stdout.split()[-2:] == [str(carried / "Market" / "caureid.yml"), "CAUReID"]

@@ -74,5 +74,6 @@ def test_the_tool_that_finds_imports_sees_relative_ones():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_no_bare_except(path):
-    handlers = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ExceptHandler)]
+    nodes = ast.walk(ast.parse(path.read_text()))
+    handlers = [node for node in nodes if isinstance(node, ast.ExceptHandler)]
     assert all(handler.type is not None for handler in handlers)

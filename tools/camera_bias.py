@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How strongly cameras show in an embedding: the share of nearest neighbours from the same camera.
 
-    tools/camera_bias.py --config-file configs/Synthetic/caureid.yml [--neighbors 10] [KEY VALUE ...]
+    tools/camera_bias.py --config-file configs/Synthetic/caureid.yml [KEY VALUE ...]
 
 The network is built from the config and the SEED (MODEL.WEIGHTS is loaded if it is set), the
 training images are embedded, and for each image its nearest neighbours are looked up.

@@ -67,7 +67,8 @@ def report(output: Path, seconds: float) -> str:
         lines.append(f"{name:12}{points[0][1]:10.0f}{points[-1][1]:10.0f}")
     lines.append(f"{'seconds':12}{'':10}{seconds:10.0f}")
     lines += ["", f"outputs: {output.resolve()}",
-              "  curves.png, people.png, log.txt, metrics.json, model_final.pth, TensorBoard events"]
+              "  curves.png, people.png, log.txt, metrics.json, model_final.pth, and events for",
+              "  TensorBoard"]
     return "\n".join(lines)
 
 

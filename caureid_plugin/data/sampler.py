@@ -24,8 +24,9 @@ class ClusterSampler(Sampler):
 
     A unit is K images of one cluster, taken from as many cameras as possible, or K different
     single-image clusters: a cluster of one image needs no second copy of it in the batch. No unit
-    is drawn twice within a pass over all of them; what does not fill a batch is left out. With fewer units than P, a batch repeats units (with other images where there are
-    any), so that few clusters never stop or hang a run.
+    is drawn twice within a pass over all of them; what does not fill a batch is left out. With
+    fewer units than P, a batch repeats units (with other images where there are any), so that few
+    clusters never stop or hang a run.
 
     Args:
         labels: (N,) clusters 0..K-1, -1 for images that are not drawn.

@@ -85,8 +85,8 @@ class UnsupervisedHook(HookBase):
         local = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
         if cfg.MODEL.BN_GROUP_SIZE and local % cfg.MODEL.BN_GROUP_SIZE:
             logger.warning(
-                "A process's %d images are no multiple of MODEL.BN_GROUP_SIZE %d: batch-norm groups "
-                "depend on the number of processes.", local, cfg.MODEL.BN_GROUP_SIZE)
+                "A process's %d images are no multiple of MODEL.BN_GROUP_SIZE %d: batch-norm "
+                "groups depend on the number of processes.", local, cfg.MODEL.BN_GROUP_SIZE)
 
     def _attach_bank(self) -> None:
         cfg = self._cfg
@@ -182,8 +182,8 @@ class UnsupervisedHook(HookBase):
             **{f"labels/{name}": value for name, value in figures.items()})
         logger.info(
             "epoch %d: %d clusters, %d outliers (%.1f %% of the images), largest cluster %d, "
-            "%.1f %% of the clusters span cameras, clustering took %.1f s", epoch, figures["clusters"],
-            figures["outliers"], 100.0 * figures["outliers"] / len(labels),
+            "%.1f %% of the clusters span cameras, clustering took %.1f s", epoch,
+            figures["clusters"], figures["outliers"], 100.0 * figures["outliers"] / len(labels),
             figures["largest"], 100.0 * figures["cross_camera"], seconds)
         if self._identities is not None:
             self._diagnose(labels)

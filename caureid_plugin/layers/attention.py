@@ -45,11 +45,12 @@ class HarmoniousAttention(nn.Module):
                  uniform_start: bool = True) -> None:
         super().__init__()
         if mask_range not in RANGES:
-            raise ValueError(f"mask_range {mask_range!r} (MODEL.HEADS.CAMSEP.RANGE) is not one of {RANGES}.")
+            raise ValueError(f"mask_range {mask_range!r} (MODEL.HEADS.CAMSEP.RANGE) is not one of "
+                             f"{RANGES}.")
         if uniform_start and mask_range == "half":
             raise ValueError(
                 "uniform_start (MODEL.HEADS.CAMSEP.UNIFORM_START) needs mask_range 'full' (RANGE): "
-                "with 'half' the zero weight sits behind a ReLU and would never receive a gradient.")
+                "with 'half' the zero weight sits behind a ReLU and never receives a gradient.")
         squeezed = max(1, channels // reduction)
         self.spatial_reduce = _conv_bn(1, 1, kernel=3, stride=2)
         self.spatial_refine = _conv_bn(1, 1, kernel=1)
