@@ -198,8 +198,10 @@ class Repair:
 
     def apply(self) -> None:
         """Applies the repair if it is not applied already and the defect is there."""
-        if self.applied or not self.is_broken():
-            return
+        if not self.applied and self.is_broken():
+            self._switch_on()
+
+    def _switch_on(self) -> None:
         self._patches = _Patches()
         self._change(self._patches)
 
@@ -242,14 +244,14 @@ def without(name: str) -> Iterator[None]:
         repair.revert()
     for repair in applied:
         if repair.name != name:
-            repair.apply()
+            repair._switch_on()  # it was needed before: not probed again
     try:
         yield
     finally:
         for repair in reversed(applied):
             repair.revert()
         for repair in applied:
-            repair.apply()
+            repair._switch_on()
 
 
 def apply_all() -> None:
@@ -565,11 +567,19 @@ def _batch_on_other_device(patch: _Patches) -> None:
     patch.set(_Baseline, "forward", forward)
 
 
+def _preprocessing_changes_its_input() -> bool:
+    model = types.SimpleNamespace(pixel_mean=torch.ones(1), pixel_std=torch.ones(1))
+    images = torch.zeros(1, 3, 1, 1)
+    _Baseline.preprocess_image(model, {"images": images})
+    return bool(images.any())
+
+
 @_repair(
     upstream="modeling/meta_arch/baseline.py:130 (images.sub_().div_() in place)",
     symptom="TEST.FLIP.ENABLED normalises the flipped images twice, so half of every averaged "
     "feature comes from a wrong image; the caller's batch is changed as well",
     versions="all",
+    broken=_preprocessing_changes_its_input,
 )
 def _preprocess_in_place(patch: _Patches) -> None:
     original = _Baseline.preprocess_image
@@ -954,11 +964,20 @@ def _keeps_numpy_state(original: Callable[..., Iterator]) -> Callable[..., Itera
     return generate
 
 
+def _sampler_reseeds_numpy() -> bool:
+    outer = np.random.get_state()
+    next(iter(_samplers.TrainingSampler(2, seed=0)))
+    changed = any(not np.array_equal(a, b) for a, b in zip(outer, np.random.get_state()))
+    np.random.set_state(outer)
+    return changed
+
+
 @_repair(
     upstream="data/samplers/*.py (np.random.seed in _infinite_indices)",
     symptom="starting a sampler reseeds NumPy for the whole process; what is drawn afterwards "
     "depends on how far the loader has read ahead",
     versions="all",
+    broken=_sampler_reseeds_numpy,
 )
 def _sampler_state(patch: _Patches) -> None:
     for kind in (_data_sampler.TrainingSampler, _imbalance_sampler.ImbalancedDatasetSampler,
@@ -967,11 +986,17 @@ def _sampler_state(patch: _Patches) -> None:
         patch.set(kind, "_infinite_indices", _keeps_numpy_state(kind._infinite_indices))
 
 
+def _sampler_accepts_too_few_identities() -> bool:
+    items = [("1.jpg", "one", 0), ("2.jpg", "one", 0)]
+    return not _raises(lambda: _samplers.NaiveIdentitySampler(items, 4, 2, seed=0), ValueError)
+
+
 @_repair(
     upstream="data/samplers/triplet_sampler.py:78 and :236-241",
     symptom="with fewer identities than P, or a batch that K does not divide, the first batch "
     "never comes: the samplers spin for ever",
     versions="all",
+    broken=_sampler_accepts_too_few_identities,
 )
 def _sampler_hang(patch: _Patches) -> None:
     for kind in (_samplers.NaiveIdentitySampler, _samplers.BalancedIdentitySampler):
@@ -1106,7 +1131,8 @@ def _unreadable_image(patch: _Patches) -> None:
 
 def _affine_arguments_renamed() -> bool:
     return _raises(
-        lambda: _transforms_build.T.RandomAffine(10, resample=False, fillcolor=0), TypeError)
+        lambda: _transforms_build.T.RandomAffine(degrees=10, resample=False, fillcolor=0),
+        TypeError)
 
 
 @_repair(
@@ -1199,11 +1225,22 @@ def registered_names(registry) -> list[str]:
     return sorted(registry._obj_map)
 
 
+def _registry_keeps_its_names() -> bool:
+    registry = Registry("PROBE")
+    registry.register(_always)
+    try:
+        registry.get("absent")
+    except KeyError as error:
+        return _always.__name__ not in str(error)
+    return True
+
+
 @_repair(
     upstream="utils/registry.py:61 (Registry.get)",
     symptom="an unknown head, backbone, dataset or meta-architecture is an error that does not say "
     "which names there are",
     versions="all",
+    broken=_registry_keeps_its_names,
 )
 def _unknown_name(patch: _Patches) -> None:
     original = Registry.get
@@ -1227,11 +1264,22 @@ def _all_keys(cfg, prefix: str = "") -> Iterator[str]:
             yield from _all_keys(value, f"{prefix}{key}.")
 
 
+def _unknown_key_is_an_assertion() -> bool:
+    try:
+        CfgNode({"KEY": 1}).merge_from_list(["KEZ", 2])
+    except KeyError:
+        return False
+    except AssertionError:
+        return True
+    return True
+
+
 @_repair(
     upstream="config/config.py:125 (merge_from_list) with yacs, whose merge_from_list "
     "asserts",
     symptom="a mistyped config key is a bare AssertionError without a hint",
     versions="all (yacs 0.1.8)",
+    broken=_unknown_key_is_an_assertion,
 )
 def _unknown_key(patch: _Patches) -> None:
     original = CfgNode.merge_from_list

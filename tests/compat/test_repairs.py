@@ -216,3 +216,15 @@ def test_a_reranking_that_works_is_left_alone(bare_toolbox, monkeypatch):
     repair.apply()
     assert not repair.is_broken() and not repair.applied
     assert compat._compute_dist.compute_jaccard_distance is mended
+
+
+@pytest.mark.parametrize("name", [
+    "preprocess_in_place", "random_affine", "rerank_without_cuda", "sampler_hang", "sampler_state",
+    "unknown_key", "unknown_name"])
+def test_a_probe_sees_the_defect_without_the_repair_and_none_with_it(name):
+    repair = compat.REPAIRS[name]
+    if name == "rerank_without_cuda" and torch.cuda.is_available():
+        pytest.skip("the probe leaves CUDA alone")
+    with compat.without(name):
+        assert repair.is_broken()
+    assert not repair.is_broken() and repair.applied
