@@ -26,7 +26,6 @@ import importlib.util
 import logging
 import os
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -444,7 +443,7 @@ def _default_device(patch: _Patches) -> None:
     patch.everywhere(original, build_model)
 
 
-class PrefetchLoader(torch.utils.data.DataLoader):
+class DeviceLoader(torch.utils.data.DataLoader):
     """Stands in for the toolbox's ``DataLoaderX``: same constructor, CPU or CUDA, no own thread.
 
     Starts its workers at the first batch, not at ``iter()``, so that a loader which is replaced
@@ -502,7 +501,7 @@ def to_device(batch: dict, device: torch.device) -> dict:
     versions="all",
 )
 def _train_loader(patch: _Patches) -> None:
-    patch.everywhere(_data_utils.DataLoaderX, PrefetchLoader)
+    patch.everywhere(_data_utils.DataLoaderX, DeviceLoader)
 
 
 @_repair(
