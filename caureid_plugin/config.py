@@ -94,7 +94,28 @@ def _add_unsupervised(cfg: CN) -> None:
     # k1: neighbours in the k-reciprocal encoding; k2: neighbours in its query expansion.
     node.CLUSTER.K1 = 30
     node.CLUSTER.K2 = 6
+    # Camera-aware neighbours (CA-Jaccard, arXiv 2311.10605) instead: searched separately within
+    # the image's camera ("intra") and across cameras ("inter"). K1 and K2 are then not used.
+    node.CLUSTER.CAMERA_AWARE = False
+    # k1_intra, k1_inter of that paper: neighbours of each kind.
+    node.CLUSTER.K1_INTRA = 5
+    node.CLUSTER.K1_INTER = 20
+    # k2_intra (the image itself included), k2_inter: neighbours in the query expansion.
+    node.CLUSTER.K2_INTRA = 2
+    node.CLUSTER.K2_INTER = 4
+    # The same two at the first clustering, before any training.
+    node.CLUSTER.K2_INTRA_FIRST = 3
+    node.CLUSTER.K2_INTER_FIRST = 3
     # DBSCAN: largest Jaccard distance (0..1) of neighbours. 0.5 for Market-1501, 0.6 for Duke.
     node.CLUSTER.EPS = 0.5
     # DBSCAN: neighbours (itself included) that make a core point.
     node.CLUSTER.MIN_SAMPLES = 4
+    # How neighbours are searched. Options: "torch" (exact, CPU or GPU), "faiss-flat" (exact),
+    # "faiss-ivf" (approximate), "auto" (torch on a GPU and up to 200,000 images on a CPU, beyond
+    # that faiss-ivf if faiss is installed).
+    node.CLUSTER.SEARCH = "auto"
+    # "faiss-ivf": share (0..1] of the true neighbours to find, measured on a sample of images.
+    node.CLUSTER.RECALL = 0.99
+    # GiB that clustering may take beyond the features; more is an error before it starts. 0: what
+    # the machine has free.
+    node.CLUSTER.MAX_MEMORY = 0.0

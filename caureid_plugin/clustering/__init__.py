@@ -1,21 +1,27 @@
 """Pseudo labels by clustering: k-reciprocal Jaccard distances and DBSCAN, in sparse form.
 
-The stages, each a function of its own:
+The stages:
 
 1. :mod:`.inputs`: features and parameters are checked, features become float32.
-2. :mod:`.neighbors`: exact nearest neighbours under squared L2.
-3. :mod:`.jaccard`: k-reciprocal encoding, then every pair within ``eps``.
-4. :mod:`.pseudo_labels`: DBSCAN on that graph, labels in order of first appearance.
+2. :mod:`.neighbors`: nearest neighbours under squared L2, by :mod:`.exact_search` or
+   :mod:`.faiss_search`, in one process or several; :mod:`.memory` says what it will need.
+   :mod:`.lists` puts the lists together, plain or camera-aware.
+3. :mod:`.encoding`: k-reciprocal sets, their weights and the query expansion.
+4. :mod:`.jaccard`: every pair within ``eps``.
+5. :mod:`.pseudo_labels`: DBSCAN on that graph, labels in order of first appearance.
+
+:mod:`.kernels` holds the compiled loops, :mod:`.threads` runs them.
 
 Letters in the docstrings: N images, D embedding size, K clusters.
 """
 
-from .jaccard import jaccard_graph
+from .jaccard import jaccard_distances, jaccard_encoding, jaccard_graph, pairs_within
 from .labels import label_statistics, outliers_to_singletons
-from .neighbors import search_neighbors
-from .pseudo_labels import assign_pseudo_labels
+from .neighbors import Search, search_by_camera, search_neighbors
+from .pseudo_labels import assign_pseudo_labels, cluster_graph
 
 __all__ = [
-    "assign_pseudo_labels", "jaccard_graph", "label_statistics", "outliers_to_singletons",
-    "search_neighbors",
+    "Search", "assign_pseudo_labels", "cluster_graph", "jaccard_distances", "jaccard_encoding",
+    "jaccard_graph", "label_statistics", "outliers_to_singletons", "pairs_within",
+    "search_by_camera", "search_neighbors",
 ]

@@ -54,19 +54,58 @@ def _check_rows(matrix: np.ndarray) -> None:
         )
 
 
-def check_graph_parameters(k1: int, k2: int, eps: float) -> None:
-    """Check ``k1 >= 1``, ``1 <= k2 <= k1`` and ``0 < eps < 1``.
+def check_graph_parameters(k1: int, k2: int) -> None:
+    """Check ``k1 >= 1`` and ``1 <= k2 <= k1``.
 
     Raises:
         ValueError: names the argument, its config key, its value and the rule.
     """
-    _check_count("k1", "CAUREID.CLUSTER.K1", k1)
-    _check_count("k2", "CAUREID.CLUSTER.K2", k2)
+    check_count("k1", "CAUREID.CLUSTER.K1", k1)
+    check_count("k2", "CAUREID.CLUSTER.K2", k2)
     if k2 > k1:
         raise ValueError(
             f"k2 (CAUREID.CLUSTER.K2) must not exceed k1 (CAUREID.CLUSTER.K1), "
             f"got k2={k2} and k1={k1}"
         )
+
+
+def check_camera_parameters(k1_intra: int, k1_inter: int, k2_intra: int, k2_inter: int) -> None:
+    """Check the counts of camera-aware neighbours.
+
+    Raises:
+        ValueError: names the argument, its config key, its value and the rule.
+    """
+    check_count("k1_intra", "CAUREID.CLUSTER.K1_INTRA", k1_intra)
+    check_count("k1_inter", "CAUREID.CLUSTER.K1_INTER", k1_inter)
+    check_count("k2_intra", "CAUREID.CLUSTER.K2_INTRA", k2_intra)
+    check_count("k2_inter", "CAUREID.CLUSTER.K2_INTER", k2_inter)
+    for which, k1, k2 in (("INTRA", k1_intra, k2_intra), ("INTER", k1_inter, k2_inter)):
+        if k2 > k1 + 1:
+            raise ValueError(
+                f"k2_{which.lower()} (CAUREID.CLUSTER.K2_{which}) must not exceed the list of "
+                f"k1_{which.lower()} + 1 (CAUREID.CLUSTER.K1_{which}), got {k2} and {k1}"
+            )
+
+
+def list_length(name: str, k1: int, n: int, small: bool) -> int:
+    """Length of the neighbour lists: ``k1``, or N if it is smaller and ``small`` allows that.
+
+    FastReID's function pads lists of more than N neighbours with -1, which then indexes the last
+    image, so its distances mean nothing there.
+
+    Raises:
+        ValueError: ``k1 >= N`` without ``small``.
+    """
+    if k1 >= n and not small:
+        raise ValueError(
+            f"{name} must be smaller than the number of images, got {k1} and N={n}: lower it, or "
+            "allow lists of all images with small=True"
+        )
+    return min(int(k1), n)
+
+
+def check_eps(eps: float) -> None:
+    """Check ``0 < eps < 1``; raises ValueError naming the argument and its config key."""
     # The graph is float32, so eps must keep its place between 0 and 1 after that rounding.
     if isinstance(eps, bool) or not isinstance(eps, Real) or not 0 < np.float32(eps) < 1:
         raise ValueError(
@@ -75,11 +114,29 @@ def check_graph_parameters(k1: int, k2: int, eps: float) -> None:
         )
 
 
+def as_cameras(camids: torch.Tensor | np.ndarray, n: int) -> np.ndarray:
+    """The camera of each image as integers.
+
+    Raises:
+        ValueError: not integers, or not one for each image.
+    """
+    if isinstance(camids, torch.Tensor):
+        camids = camids.detach().cpu().numpy()
+    camids = np.asarray(camids)
+    if camids.shape != (n,) or not np.issubdtype(camids.dtype, np.integer):
+        raise ValueError(
+            f"camids must hold one integer for each of the {n} images, got shape {camids.shape} "
+            f"and dtype {camids.dtype}"
+        )
+    return camids
+
+
 def check_min_samples(min_samples: int) -> None:
     """Check ``min_samples >= 1``; raises ValueError naming the argument and its config key."""
-    _check_count("min_samples", "CAUREID.CLUSTER.MIN_SAMPLES", min_samples)
+    check_count("min_samples", "CAUREID.CLUSTER.MIN_SAMPLES", min_samples)
 
 
-def _check_count(name: str, key: str, value: int) -> None:
+def check_count(name: str, key: str, value: int) -> None:
+    """Check ``value >= 1``; raises ValueError naming the argument, its config key and the value."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name} ({key}) must be an integer >= 1, got {value!r}")

@@ -1,61 +1,169 @@
-"""Exact nearest neighbours of every image under squared L2 distance.
+"""Nearest neighbours of every image under squared L2 distance: options and choice of back end.
 
-With faiss the search is ``IndexFlatL2``; without it, matrix products in torch, one tile of
-queries at a time. Both expand |x - y|^2 = |x|^2 + |y|^2 - 2 x.y in float32.
+Whatever the back end, it only proposes candidates; their distances are computed again by one
+function and ordered by (distance, index). Exact back ends therefore agree, up to images whose
+distances differ by less than float32 rounding.
 """
 
 from __future__ import annotations
 
-from numbers import Integral
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Integral, Real
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
-from .inputs import as_feature_matrix
+from . import memory
+from .exact_search import ByCamera, Everyone, search_exact
+from .faiss_search import require_faiss, search_flat, search_ivf
+from .inputs import as_cameras, as_feature_matrix, check_count
+from .processes import Processes
 
-# Distances held at once by the torch search: 32 MiB of float32, whatever N is.
-TILE_ENTRIES = 2**23
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+BACKENDS = ("auto", "torch", "faiss-flat", "faiss-ivf")
+# Above, "auto" takes the approximate search on a CPU: the exact one grows with N^2.
+EXACT_UP_TO = 200_000
 
 
-def search_neighbors(features: torch.Tensor | np.ndarray, k: int) -> np.ndarray:
+@dataclass(frozen=True)
+class Search:
+    """How neighbours are searched.
+
+    Args:
+        backend: "torch" (exact; matrix products in tiles, CPU or GPU), "faiss-flat" (exact),
+            "faiss-ivf" (approximate, for a million images) or "auto": "torch" on a GPU and up to
+            200,000 images on a CPU, beyond that "faiss-ivf" if faiss is installed, else "torch".
+        recall: of "faiss-ivf": the share of the true k nearest that it must find on a sample,
+            0 < recall <= 1; the number of lists it visits is raised until it does.
+        max_memory: GiB that clustering may take beyond the features; None: what the machine has
+            free when it starts.
+        device: where scores are computed, "cpu" or "cuda[:i]"; None: where the features are.
+        group: processes of torch.distributed that share the search; all of them must call, with
+            the same features and options, and all get the same result. None: this one alone.
+
+    Raises:
+        ValueError: an option that is not one of these.
+    """
+
+    backend: str = "auto"
+    recall: float = 0.99
+    max_memory: float | None = None
+    device: torch.device | str | None = None
+    group: dist.ProcessGroup | None = None
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend (CAUREID.CLUSTER.SEARCH) {self.backend!r} is unknown, known "
+                             f"are {BACKENDS}")
+        if not isinstance(self.recall, Real) or not 0 < self.recall <= 1:
+            raise ValueError("recall (CAUREID.CLUSTER.RECALL) must be a number with "
+                             f"0 < recall <= 1, got {self.recall!r}")
+        if self.max_memory is not None and not self.max_memory > 0:
+            raise ValueError("max_memory (CAUREID.CLUSTER.MAX_MEMORY) must be positive GiB or "
+                             f"None, got {self.max_memory!r}")
+
+    def resolve(self, n: int, device: torch.device) -> str:
+        """The back end for N images whose scores are computed on ``device``.
+
+        Raises:
+            ImportError: a faiss back end is asked for by name and faiss is not installed.
+        """
+        if self.backend != "auto":
+            if self.backend.startswith("faiss"):
+                require_faiss()
+            return self.backend
+        if device.type != "cpu" or n <= EXACT_UP_TO:
+            return "torch"
+        try:
+            require_faiss()
+        except ImportError as error:
+            logger.warning("%d images are searched exactly, in time that grows with their square. "
+                           "%s", n, error)
+            return "torch"
+        return "faiss-ivf"
+
+
+def search_neighbors(features: torch.Tensor | np.ndarray, k: int, *, search: Search = Search(),
+                     progress: Progress | None = None
+                     ) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest images of every image, nearest first, itself among the candidates.
 
-    An image is its own neighbour at distance 0, so it normally comes first. Images at equal
-    distance are ordered as the back end orders them: among duplicates an image need not come
-    first, and with more than k of them need not be listed at all.
+    An image is its own neighbour at distance 0, so it comes first, unless an exact duplicate has
+    a lower index; with k or more such duplicates it is not listed at all.
 
     Args:
         features: (N, D), any floating dtype.
         k: neighbours per image, 1 <= k <= N.
+        search: how.
+        progress: called with ("neighbours", rows done, N).
 
     Returns:
-        (N, k), int64, no index twice in a row.
+        Indices (N, k) int32, no index twice in a row, and squared distances (N, k) float32. The
+        approximate back end may find fewer than k: -1 and infinity then fill the row.
 
     Raises:
         ValueError: bad features (the first bad row is named) or ``k`` outside 1..N.
+        MemoryError: the search would not fit (see :class:`Search`).
     """
+    device = _device(features, search)
     features = as_feature_matrix(features)
-    if not isinstance(k, Integral) or not 1 <= k <= len(features):
+    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= len(features):
         raise ValueError(f"k must be an integer in 1..N with N={len(features)}, got k={k!r}")
-    k = int(k)
-    try:
-        import faiss
-    except ImportError:
-        return _search_torch(features, k)
-    index = faiss.IndexFlatL2(features.shape[1])
-    index.add(features)
-    return index.search(features, k)[1]
+    lists = _search(features, None, (int(k),), device, search, progress)
+    return lists[0]
 
 
-@torch.no_grad()
-def _search_torch(features: np.ndarray, k: int) -> np.ndarray:
-    features = torch.from_numpy(features)
-    squared_norms = features.square().sum(dim=1)
-    ranks = torch.empty(len(features), k, dtype=torch.int64)
-    rows_per_tile = max(1, TILE_ENTRIES // len(features))
-    for start in range(0, len(features), rows_per_tile):
-        queries = features[start : start + rows_per_tile]
-        # |query|^2 is the same for every candidate of a row, so it cannot change the order.
-        distances = torch.addmm(squared_norms, queries, features.T, alpha=-2)
-        ranks[start : start + rows_per_tile] = distances.topk(k, largest=False).indices
-    return ranks.numpy()
+def search_by_camera(features: torch.Tensor | np.ndarray, camids: torch.Tensor | np.ndarray,
+                     k_intra: int, k_inter: int, *, search: Search = Search(),
+                     progress: Progress | None = None
+                     ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """The nearest images of every image within its camera, and those in all other cameras.
+
+    Args:
+        features: (N, D), any floating dtype.
+        camids: (N,) integers.
+        k_intra: length of the list within the camera (the image itself included), >= 1.
+        k_inter: length of the list across cameras, >= 1.
+        search, progress: as in :func:`search_neighbors`.
+
+    Returns:
+        Two results of :func:`search_neighbors`' kind, within and across; a camera (or the others)
+        with fewer images leaves -1 and infinity at the ends of rows.
+
+    Raises:
+        ValueError, MemoryError: as there, or camids that do not match.
+    """
+    device = _device(features, search)
+    features = as_feature_matrix(features)
+    camids = as_cameras(camids, len(features))
+    check_count("k_intra", "CAUREID.CLUSTER.K1_INTRA", k_intra)
+    check_count("k_inter", "CAUREID.CLUSTER.K1_INTER", k_inter)
+    return tuple(_search(features, camids, (int(k_intra), int(k_inter)), device, search, progress))
+
+
+def _device(features: torch.Tensor | np.ndarray, search: Search) -> torch.device:
+    if search.device is not None:
+        return torch.device(search.device)
+    return features.device if isinstance(features, torch.Tensor) else torch.device("cpu")
+
+
+def _search(features, camids, ks, device, search, progress):
+    n, dim = features.shape
+    backend = search.resolve(n, device)
+    processes = Processes(search.group)
+    needed = memory.estimate(n, dim, ks, backend=backend, device=device)
+    processes.from_first(lambda: memory.check(needed, search.max_memory))
+    report = progress and functools.partial(progress, "neighbours")
+    if backend == "torch":
+        wanted = (functools.partial(Everyone, n, ks[0]) if camids is None
+                  else functools.partial(ByCamera, camids, ks))
+        return search_exact(features, wanted, device=device, processes=processes, progress=report)
+    find = search_flat if backend == "faiss-flat" else functools.partial(
+        search_ivf, recall=search.recall)
+    return find(features, camids, ks, device=device, processes=processes, progress=report)

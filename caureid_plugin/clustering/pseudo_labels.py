@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from scipy import sparse
 from sklearn.cluster import DBSCAN
 from sklearn.neighbors import sort_graph_by_row_values
 
-from .inputs import check_min_samples
-from .jaccard import jaccard_graph
+from .encoding import encode
+from .inputs import as_feature_matrix, check_eps, check_min_samples
+from .jaccard import pairs_within
+from .lists import neighbor_lists
+from .neighbors import Progress, Search
+from .processes import Processes
 
 
-def assign_pseudo_labels(features: torch.Tensor | np.ndarray, *, k1: int, k2: int, eps: float,
-                         min_samples: int,
-                         progress: Callable[[int, int], None] | None = None) -> np.ndarray:
+def assign_pseudo_labels(features: torch.Tensor | np.ndarray, *, eps: float, min_samples: int,
+                         progress: Progress | None = None, **encoding) -> np.ndarray:
     """Cluster the images and number the clusters.
 
     The partition is that of scikit-learn's ``DBSCAN(metric="precomputed")`` on the full matrix
@@ -24,21 +25,29 @@ def assign_pseudo_labels(features: torch.Tensor | np.ndarray, *, k1: int, k2: in
 
     Args:
         features: (N, D), any floating dtype.
-        k1: length of the neighbour lists, >= 1.
-        k2: neighbours whose encodings are averaged, 1 <= k2 <= k1.
         eps: largest distance between DBSCAN neighbours, 0 < eps < 1.
         min_samples: neighbours, itself included, that make an image a core point, >= 1.
         progress: see :func:`.jaccard.jaccard_graph`.
+        encoding: ``k1``, ``k2``, ``search`` and so on, as :func:`.jaccard.jaccard_encoding`
+            takes them.
 
     Returns:
         (N,), int64. Clusters are 0..K-1 in order of first appearance, -1 marks an outlier.
 
     Raises:
         ValueError: bad features (the first bad row is named) or a parameter out of its range.
+        MemoryError: it would not fit (see :class:`.neighbors.Search`).
     """
     check_min_samples(min_samples)
-    graph = jaccard_graph(features, k1=k1, k2=k2, eps=eps, progress=progress)
-    return number_by_appearance(cluster_graph(graph, eps, min_samples))
+    check_eps(eps)
+    lists = neighbor_lists(features, progress=progress, **encoding)
+
+    def label() -> np.ndarray:
+        graph = pairs_within(encode(as_feature_matrix(features), lists), eps, progress)
+        return number_by_appearance(cluster_graph(graph, eps, min_samples))
+
+    # only the search is shared: the rest is quick, and would take its memory in every process
+    return Processes(encoding.get("search", Search()).group).from_first(label)
 
 
 def cluster_graph(graph: sparse.csr_matrix, eps: float, min_samples: int) -> np.ndarray:

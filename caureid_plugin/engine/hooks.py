@@ -141,7 +141,7 @@ class UnsupervisedHook(HookBase):
         if self._cfg.CAUREID.LABELS == "extract" and epoch > 0:
             self._bank.reset(extract_features(self.trainer.model, self._extraction))
         start = time.perf_counter()
-        found = self._cluster()
+        found = self._cluster(epoch)
         seconds = time.perf_counter() - start
         self._report(epoch, found, seconds)
         if not (found >= 0).any():
@@ -160,17 +160,32 @@ class UnsupervisedHook(HookBase):
             raise ValueError(message)
         logger.warning("%s The labels of the last clustering stay in use.", message)
 
-    def _cluster(self) -> np.ndarray:
-        """Pseudo labels (N,), -1 for outliers, found by the first process for all of them."""
-        labels = None
-        if comm.is_main_process():
-            node = self._cfg.CAUREID.CLUSTER
-            with tqdm(total=len(self._bank), desc="clustering", disable=None, leave=False) as bar:
-                labels = clustering.assign_pseudo_labels(
-                    self._bank.features, k1=node.K1, k2=node.K2, eps=node.EPS,
-                    min_samples=node.MIN_SAMPLES,
-                    progress=lambda done, total: bar.update(done - bar.n))
-        return comm.all_gather(labels)[0]
+    def _cluster(self, epoch: int) -> np.ndarray:
+        """Pseudo labels (N,), -1 for outliers, the same in every process."""
+        node = self._cfg.CAUREID.CLUSTER
+        search = clustering.Search(
+            backend=node.SEARCH, recall=node.RECALL, max_memory=node.MAX_MEMORY or None,
+            group=torch.distributed.group.WORLD if comm.get_world_size() > 1 else None)
+        with tqdm(desc="clustering", leave=False,
+                  disable=None if comm.is_main_process() else True) as bar:
+
+            def show(stage: str, done: int, total: int) -> None:
+                bar.set_description(f"clustering: {stage}", refresh=False)
+                bar.total, bar.n = total, done
+                bar.refresh()
+
+            return clustering.assign_pseudo_labels(
+                self._bank.features, eps=node.EPS, min_samples=node.MIN_SAMPLES,
+                search=search, small=True, progress=show, **self._neighbor_counts(epoch))
+
+    def _neighbor_counts(self, epoch: int) -> dict:
+        node = self._cfg.CAUREID.CLUSTER
+        if not node.CAMERA_AWARE:
+            return {"k1": node.K1, "k2": node.K2}
+        first = epoch == 0
+        return {"camids": self._bank.camids, "k1_intra": node.K1_INTRA, "k1_inter": node.K1_INTER,
+                "k2_intra": node.K2_INTRA_FIRST if first else node.K2_INTRA,
+                "k2_inter": node.K2_INTER_FIRST if first else node.K2_INTER}
 
     def _report(self, epoch: int, labels: np.ndarray, seconds: float) -> None:
         figures = clustering.label_statistics(labels, self._bank.camids.cpu().numpy())

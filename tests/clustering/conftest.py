@@ -1,6 +1,7 @@
-"""Feature generators and a plain-loop Jaccard distance for the clustering tests."""
+"""Feature generators and the plain-loop Jaccard distances for the clustering tests."""
 
-import math
+import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,56 +25,20 @@ def make_features():
     return make
 
 
-def _plain_encoding(features, lists, k1):
-    """One dict {column: weight} per image, straight from the definition."""
-    n = len(features)
-
-    def reciprocal(size):
-        short = [ranks[:size] for ranks in lists]
-        return [{j for j in short[i] if i in short[j]} for i in range(n)]
-
-    full, half = reciprocal(k1), reciprocal(round(k1 / 2) + 1)
-    encoding = []
-    for i in range(n):
-        members = set(full[i])
-        for candidate in full[i]:
-            if len(half[candidate] & full[i]) > 2 / 3 * len(half[candidate]):
-                members |= half[candidate]
-        weights = {
-            j: math.exp(-sum((float(a) - float(b)) ** 2 for a, b in zip(features[i], features[j])))
-            for j in members
-        }
-        total = sum(weights.values())
-        encoding.append({j: weight / total for j, weight in weights.items()})
-    return encoding
+@pytest.fixture(scope="session")
+def plain():
+    """The module ``plain.py`` beside this file; importlib mode puts no test folder on the path."""
+    path = Path(__file__).with_name("plain.py")
+    spec = importlib.util.spec_from_file_location("plain_clustering", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
-def plain_jaccard():
-    """Dense (N, N) distances by loops, from features and their neighbour lists (N, k1)."""
-
-    def distances(features, ranks, k2):
-        n, k1 = ranks.shape
-        lists = ranks.tolist()
-        encoding = _plain_encoding(features.tolist(), lists, k1)
-        if k2 != 1:
-            averaged = []
-            for i in range(n):
-                row = {}
-                for j in lists[i][:k2]:
-                    for column, weight in encoding[j].items():
-                        row[column] = row.get(column, 0.0) + weight / min(k2, n)
-                averaged.append(row)
-            encoding = averaged
-        result = np.zeros((n, n))
-        for i in range(n):
-            for j in range(n):
-                shared = encoding[i].keys() & encoding[j].keys()
-                t = sum(min(encoding[i][g], encoding[j][g]) for g in shared)
-                result[i, j] = 0.0 if i == j else max(0.0, 1 - t / (2 - t))
-        return result
-
-    return distances
+def plain_jaccard(plain):
+    """Dense (N, N) distances by loops, from features, their neighbour lists (N, k1) and k2."""
+    return plain.jaccard_from_ranks
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def test_same_distances_and_same_clusters(make_features, to_dense, kind, n, k1, 
 
 
 def assert_same_graph(features, k1, k2, eps, expected, to_dense):
-    got = to_dense(jaccard_graph(features, k1=k1, k2=k2, eps=eps), fill=np.inf)
+    got = to_dense(jaccard_graph(features, k1=k1, k2=k2, eps=eps, small=True), fill=np.inf)
     within = expected <= eps
     assert np.array_equal(np.isfinite(got), within)
     assert np.abs(got[within] - expected[within]).max() < 1e-5
@@ -49,6 +49,7 @@ def assert_same_graph(features, k1, k2, eps, expected, to_dense):
 
 def assert_same_clusters(features, k1, k2, eps, expected):
     clusters = DBSCAN(eps=eps, min_samples=4, metric="precomputed").fit_predict(expected)
-    labels = assign_pseudo_labels(features, k1=k1, k2=k2, eps=eps, min_samples=4)
+    labels = assign_pseudo_labels(
+        features, k1=k1, k2=k2, eps=eps, min_samples=4, small=True)
     assert np.array_equal(labels < 0, clusters < 0)
     assert np.array_equal(labels[:, None] == labels, clusters[:, None] == clusters)

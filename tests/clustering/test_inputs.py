@@ -16,6 +16,8 @@ GOOD = dict(k1=3, k2=2, eps=0.5)
         (dict(k1=30.0), r"k1 \(CAUREID\.CLUSTER\.K1\).*got 30\.0"),
         (dict(k1=True, k2=1), r"k1 \(CAUREID\.CLUSTER\.K1\).*got True"),
         (dict(k2=0), r"k2 \(CAUREID\.CLUSTER\.K2\).*got 0"),
+        (dict(k1=5), r"k1 \(CAUREID\.CLUSTER\.K1\).*smaller than the number of images.*5 and N=5"),
+        (dict(k1=30), r"k1 \(CAUREID\.CLUSTER\.K1\).*got 30 and N=5"),
         (dict(k2=4), r"k2 \(CAUREID\.CLUSTER\.K2\).*k2=4 and k1=3"),
         (dict(eps=0), r"eps \(CAUREID\.CLUSTER\.EPS\).*got 0"),
         (dict(eps=-0.5), r"eps \(CAUREID\.CLUSTER\.EPS\).*got -0\.5"),
@@ -39,7 +41,7 @@ def test_bad_min_samples_is_named(min_samples):
         assign_pseudo_labels(np.eye(5, dtype=np.float32), **GOOD, min_samples=min_samples)
 
 
-@pytest.mark.parametrize("k", [0, 6, -1, 2.5])
+@pytest.mark.parametrize("k", [0, 6, -1, 2.5, True])
 def test_neighbor_count_outside_the_images_is_named(k):
     with pytest.raises(ValueError, match=rf"1\.\.N with N=5, got k={k}"):
         search_neighbors(np.eye(5, dtype=np.float32), k)

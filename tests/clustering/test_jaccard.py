@@ -5,12 +5,12 @@ import pytest
 import torch
 from scipy import sparse
 
-from caureid_plugin.clustering import jaccard, jaccard_graph, search_neighbors
-from caureid_plugin.clustering.jaccard import (
+from caureid_plugin.clustering import jaccard_graph, pairs_within, search_neighbors, threads
+from caureid_plugin.clustering.encoding import (
     average_over_neighbors,
     expanded_sets,
-    pairs_within,
-    reciprocal_sets,
+    member_distances,
+    reciprocal_mask,
     softmax_encoding,
 )
 
@@ -31,7 +31,7 @@ def test_equals_plain_loops(make_features, plain_jaccard, to_dense, k1, k2, norm
     # Unnormalised ones are scaled so that the softmax is neither flat nor a single spike.
     features, _ = make_features(60, normalise=normalise)
     features *= 1 if normalise else 0.2
-    expected = plain_jaccard(features, search_neighbors(features, k1), k2)
+    expected = plain_jaccard(features, search_neighbors(features, k1)[0], k2)
     for eps in (0.3, 0.6, 0.95):
         graph = jaccard_graph(features, k1=k1, k2=k2, eps=eps)
         assert_same_pairs(graph, expected, eps, to_dense)
@@ -44,13 +44,13 @@ def test_equals_plain_loops(make_features, plain_jaccard, to_dense, k1, k2, norm
 @pytest.mark.parametrize("n", [1, 2, 3, 7])
 def test_lists_longer_than_the_images(make_features, plain_jaccard, to_dense, n, k1, k2):
     features, _ = make_features(n, per_identity=3)
-    expected = plain_jaccard(features, search_neighbors(features, min(k1, n)), k2)
-    graph = jaccard_graph(features, k1=k1, k2=k2, eps=0.9)
+    expected = plain_jaccard(features, search_neighbors(features, min(k1, n))[0], k2)
+    graph = jaccard_graph(features, k1=k1, k2=k2, eps=0.9, small=True)
     assert_same_pairs(graph, expected, 0.9, to_dense)
 
 
 def test_one_image():
-    graph = jaccard_graph(np.ones((1, 4), dtype=np.float32), k1=30, k2=6, eps=0.5)
+    graph = jaccard_graph(np.ones((1, 4), dtype=np.float32), k1=30, k2=6, eps=0.5, small=True)
     assert graph.shape == (1, 1) and graph.indices.tolist() == [0] and graph.data.tolist() == [0]
 
 
@@ -59,14 +59,14 @@ def test_duplicates(make_features, plain_jaccard, to_dense, k2):
     features, _ = make_features(48)
     copies = [2, 9, 10, 30, 47]
     features[copies] = features[2]
-    expected = plain_jaccard(features, search_neighbors(features, 8), k2)
+    expected = plain_jaccard(features, search_neighbors(features, 8)[0], k2)
     graph = jaccard_graph(features, k1=8, k2=k2, eps=0.6)
     assert_same_pairs(graph, expected, 0.6, to_dense)
     assert np.isfinite(to_dense(graph, fill=np.inf)[np.ix_(copies, copies)]).all()
 
 
 def test_images_that_are_all_the_same(to_dense):
-    graph = jaccard_graph(np.ones((6, 3), dtype=np.float32), k1=6, k2=3, eps=0.5)
+    graph = jaccard_graph(np.ones((6, 3), dtype=np.float32), k1=6, k2=3, eps=0.5, small=True)
     assert np.abs(to_dense(graph, fill=np.inf)).max() < 1e-6
 
 
@@ -107,17 +107,18 @@ def test_form_of_the_graph(make_features):
     assert np.array_equal(features, before), "the caller's features must not change"
 
 
-def test_reciprocal_sets_by_hand():
-    ranks = np.array([[0, 1, 2], [1, 0, 3], [2, 1, 3], [3, 2, 1]])
-    # 0 lists 2, which does not list 0; 1 lists 3 and 3 lists 1; 2 lists 1, which does not.
-    expected = [[1, 1, 0, 0], [1, 1, 0, 1], [0, 0, 1, 1], [0, 1, 1, 1]]
-    assert reciprocal_sets(ranks).toarray().tolist() == expected
+def test_reciprocal_neighbours_by_hand():
+    ranks = np.array([[0, 1, 2], [1, 0, 3], [2, 1, 3], [3, 2, -1]], dtype=np.int32)
+    # 0 lists 2, which does not list 0; 1 lists 3, which does not list 1; nobody is at the -1.
+    expected = [[1, 1, 0], [1, 1, 0], [1, 0, 1], [1, 1, 0]]
+    assert reciprocal_mask(ranks).astype(int).tolist() == expected
 
 
 def test_expansion_asks_for_more_than_two_thirds_of_the_original_set():
     # k1 = 3, so half lists have np.around(1.5) + 1 = 3 columns and H = R:
     # R(0) = {0, 1}, R(1) = {0, 1, 2}, R(2) = {1, 2, 3}, R(3) = {2, 3, 4}, R(4) = {3, 4}.
-    ranks = np.array([[0, 1, 3], [1, 0, 2], [2, 1, 3], [3, 4, 2], [4, 3, 0]])
+    ranks = np.array(
+        [[0, 1, 3], [1, 0, 2], [2, 1, 3], [3, 4, 2], [4, 3, 0]], dtype=np.int32)
     # Exactly two thirds of H(1) lie in R(0), and so on down the chain: not enough.
     expected = [[0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4]]
     expanded = expanded_sets(ranks)
@@ -137,7 +138,8 @@ def test_expansion_by_hand():
             [5, 4, 0, 1, 2, 6],
             [6, 7, 0, 1, 2, 3],
             [7, 6, 0, 1, 2, 3],
-        ]
+        ],
+        dtype=np.int32,
     )
     # R(4) = {0, 1, 2, 4, 5} holds three of the four of H(0): so 3 joins it.
     # R(3) = {0, 1, 2, 3, 6, 7}, R(6) = R(7) = {3, 6, 7}: nothing joins them.
@@ -156,7 +158,7 @@ def test_softmax_by_hand_and_empty_rows():
 
 def test_no_reciprocal_neighbor_at_all():
     # Three duplicates that list one another in a circle: every set and every encoding is empty.
-    members = expanded_sets(np.array([[1], [2], [0]]))
+    members = expanded_sets(np.array([[1], [2], [0]], dtype=np.int32))
     assert members.nnz == 0
     graph = pairs_within(softmax_encoding(np.empty(0, dtype=np.float32), members), 0.5)
     assert graph.indices.tolist() == [0, 1, 2] and graph.data.tolist() == [0, 0, 0]
@@ -164,9 +166,10 @@ def test_no_reciprocal_neighbor_at_all():
 
 def test_average_by_hand():
     encoding = sparse.csr_matrix(np.array([[1.0, 0, 0], [0.5, 0.5, 0], [0, 0, 1.0]]))
-    averaged = average_over_neighbors(encoding, np.array([[0, 1], [1, 0], [2, 1]])).toarray()
+    averaged = average_over_neighbors(
+        encoding, np.array([[0, 1], [1, 0], [2, 1]], dtype=np.int32)).toarray()
     assert np.allclose(averaged, [[0.75, 0.25, 0], [0.75, 0.25, 0], [0.25, 0.25, 0.5]])
-    alone = average_over_neighbors(encoding, np.array([[1], [0], [2]]))
+    alone = average_over_neighbors(encoding, np.array([[1], [0], [2]], dtype=np.int32))
     assert np.array_equal(alone.toarray(), encoding.toarray()), "k2 = 1 averages nothing"
 
 
@@ -181,21 +184,40 @@ def test_a_distance_equal_to_eps_is_within_it(eps, linked):
     assert graph.indices[graph.indptr[2] : graph.indptr[3]].tolist() == [2]
 
 
-@pytest.mark.parametrize("entries", [1, 500, 2**30])
-def test_progress_and_blocks(make_features, monkeypatch, entries):
+@pytest.mark.parametrize("num_threads", [1, 3])
+@pytest.mark.parametrize("block", [1, 7, 60, 2**30])
+def test_progress_blocks_and_threads(make_features, monkeypatch, block, num_threads):
     features, _ = make_features(60)
     expected = jaccard_graph(features, k1=10, k2=3, eps=0.6)
-    monkeypatch.setattr(jaccard, "BLOCK_ENTRIES", entries)
+    monkeypatch.setattr(threads, "ROWS_PER_BLOCK", block)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
     calls = []
-    graph = jaccard_graph(
-        features, k1=10, k2=3, eps=0.6, progress=lambda done, total: calls.append((done, total))
-    )
-    done = [call[0] for call in calls]
-    assert all(total == 60 for _, total in calls)
-    assert done == sorted(set(done)) and done[-1] == 60
-    assert len(calls) == {1: 60, 2**30: 1}.get(entries, len(calls))
+    graph = jaccard_graph(features, k1=10, k2=3, eps=0.6, progress=lambda *c: calls.append(c))
+    done = [call[1] for call in calls if call[0] == "pairs"]
+    assert done == [min(stop, 60) for stop in range(block, 60 + block, block)][: len(done)]
+    assert done[-1] == 60 and {call[2] for call in calls} == {60}
+    assert [call[0] for call in calls].index("pairs") > 0 and calls[0][0] == "neighbours"
     assert np.array_equal(graph.indices, expected.indices)
-    assert np.allclose(graph.data, expected.data, rtol=0, atol=1e-7)
+    assert np.array_equal(graph.data, expected.data)
+
+
+def test_distances_are_taken_over_where_they_are_known():
+    features = np.arange(8, dtype=np.float32).reshape(4, 2)
+    members = sparse.csr_matrix(np.array([[1, 0, 1, 1], [0, 0, 0, 0], [1, 0, 0, 1], [0, 1, 0, 0]]))
+    ranks = np.array([[2, -1], [1, 0], [0, -1], [2, 0]], dtype=np.int32)
+    known = np.array([[100, np.inf], [7, 7], [200, np.inf], [7, 7]], dtype=np.float32)
+    # rows differ by 2 in each of two columns for each step
+    assert member_distances(features, members, ranks, known).tolist() == [0, 100, 72, 200, 8, 32]
+
+
+def test_underflown_weights_are_listed_once():
+    # exp(-1000) is 0: stored, but no weight; a sum of minima must not count it or list it twice
+    encoding = sparse.csr_matrix((np.array([1.0, 0.0, 0.0, 1.0]), [0, 1, 0, 1], [0, 2, 4]))
+    graph = pairs_within(encoding, 0.9)
+    assert graph.indices.tolist() == [0, 1]
+    averaged = average_over_neighbors(encoding, np.array([[0, 1], [1, 0]], dtype=np.int32))
+    assert averaged.toarray().tolist() == [[0.5, 0.5], [0.5, 0.5]]
+    assert averaged.indices.tolist() == [0, 1, 0, 1]
 
 
 def test_repeats_bit_for_bit(make_features):
@@ -209,7 +231,7 @@ def test_memory_stays_far_below_a_dense_matrix(make_features):
     n = 3000
     features, _ = make_features(n, 16)
     jaccard_graph(features[:50], k1=20, k2=6, eps=0.5)  # imports are not what is measured
-    tracemalloc.start()
+    tracemalloc.start()  # numpy reports to it; torch's tiles are bounded by TILE_BYTES
     try:
         graph = jaccard_graph(features, k1=20, k2=6, eps=0.5)
         peak = tracemalloc.get_traced_memory()[1]

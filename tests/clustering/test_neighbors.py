@@ -1,57 +1,241 @@
+import logging
 import sys
 
 import numpy as np
 import pytest
+import torch
 
-from caureid_plugin.clustering import neighbors, search_neighbors
+from caureid_plugin.clustering import (
+    Search,
+    exact_search,
+    faiss_search,
+    search_by_camera,
+    search_neighbors,
+)
+from caureid_plugin.clustering.exact_search import RoundedFeatures, search_exact
+
+CPU = torch.device("cpu")
+BACKENDS = ["torch", "torch float32", "torch in tiles", "faiss-flat"]
 
 
-@pytest.fixture(params=["faiss", "torch", "torch in tiles of 3 rows"])
-def back_end(request, monkeypatch, make_features):
-    """Runs a test once per way of searching."""
-    if request.param == "faiss":
+@pytest.fixture(params=BACKENDS)
+def search(request, monkeypatch):
+    """Runs a test once per exact way of searching."""
+    name = request.param
+    if name == "faiss-flat":
         pytest.importorskip("faiss")
-        return
-    monkeypatch.setitem(sys.modules, "faiss", None)  # makes "import faiss" fail
-    if "tiles" in request.param:
-        monkeypatch.setattr(neighbors, "TILE_ENTRIES", 3 * 50 + 7)
+        monkeypatch.setattr(faiss_search, "ROWS", 7)
+        return Search(backend=name)
+    dtype = torch.float32 if name == "torch float32" else torch.bfloat16
+    monkeypatch.setattr(exact_search, "fast_dtype", lambda device: dtype)
+    if name == "torch in tiles":
+        monkeypatch.setattr(exact_search, "TILE_ROWS", 7)
+        monkeypatch.setattr(exact_search, "TILE_BYTES", 7 * 7 * 3 * 2)
+    return Search(backend="torch")
+
+
+def plain_lists(features, k, allowed=None):
+    """Indices and distances (N, k) by full sorting in float64; -1 where there are fewer."""
+    n = len(features)
+    exact = features.astype(np.float64)
+    ranks, distances = np.full((n, k), -1), np.full((n, k), np.inf)
+    for i in range(n):
+        d = ((exact - exact[i]) ** 2).sum(axis=1)
+        order = [j for j in np.lexsort((np.arange(n), d)) if allowed is None or allowed[i, j]][:k]
+        ranks[i, : len(order)], distances[i, : len(order)] = order, d[order]
+    return ranks, distances
+
+
+def assert_same_lists(found, expected):
+    ranks, distances = found
+    assert ranks.dtype == np.int32 and distances.dtype == np.float32
+    assert np.array_equal(ranks, expected[0])
+    assert np.allclose(distances, expected[1], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("k", [1, 7, 50])
+@pytest.mark.parametrize("shift", [0.0, 30.0])
 @pytest.mark.parametrize("normalise", [True, False])
-def test_lists_hold_the_nearest_images_in_order(back_end, make_features, k, normalise):
+def test_lists_hold_the_nearest_images_in_order(search, make_features, k, normalise, shift):
     features, _ = make_features(50, normalise=normalise)
-    ranks = search_neighbors(features, k)
-    assert ranks.shape == (50, k) and ranks.dtype == np.int64
-    for i in range(50):
-        difference = features.astype(np.float64) - features[i]
-        distances = (difference**2).sum(axis=1)
-        assert len(set(ranks[i])) == k
-        assert np.allclose(distances[ranks[i]], np.sort(distances)[:k], atol=1e-4)
-    assert np.array_equal(ranks[:, 0], np.arange(50))
+    features += np.float32(shift)  # far from the origin, where rounding costs most
+    assert_same_lists(search_neighbors(features, k, search=search), plain_lists(features, k))
 
 
-def test_duplicates_fill_the_first_places(back_end, make_features):
+@pytest.mark.parametrize("n, dim, k", [(900, 3, 12), (700, 64, 30), (2500, 16, 5)])
+def test_many_images_of_which_most_are_no_candidates(search, make_features, n, dim, k):
+    features, _ = make_features(n, dim, per_identity=20, noise=0.8)
+    assert_same_lists(search_neighbors(features, k, search=search), plain_lists(features, k))
+
+
+@pytest.mark.parametrize("cameras", [1, 2, 5])
+def test_lists_by_camera(search, make_features, cameras):
+    features, _ = make_features(90, cameras=cameras)
+    camids = np.random.default_rng(0).integers(0, cameras, 90) * 4 - 3  # any integers will do
+    camids[:3] = 99  # a camera with fewer images than the list
+    same = camids[:, None] == camids
+    intra, inter = search_by_camera(features, torch.from_numpy(camids), 6, 21, search=search)
+    assert_same_lists(intra, plain_lists(features, 6, same))
+    assert_same_lists(inter, plain_lists(features, 21, ~same))
+
+
+def test_one_camera_has_no_neighbours_across(search, make_features):
+    features, _ = make_features(30)
+    _, (ranks, distances) = search_by_camera(
+        features, np.zeros(30, dtype=np.int64), 3, 4, search=search)
+    assert (ranks == -1).all() and np.isinf(distances).all()
+
+
+def test_images_that_cannot_be_proved_are_searched_again(make_features, monkeypatch):
+    # Images in a tight bunch far from others: their distances are below bfloat16's rounding.
+    features, _ = make_features(1200, 16)
+    features[:600] = features[0] + 1e-2 * features[:600]
+    again = []
+    search_again = exact_search._search_again
+
+    def count(*args):
+        again.extend(args[3])
+        return search_again(*args)
+
+    monkeypatch.setattr(exact_search, "_search_again", count)
+    found, = search_exact(features, lambda **kind: exact_search.Everyone(1200, 20, **kind),
+                          device=CPU, dtype=torch.bfloat16)
+    assert len(again) >= 600, "the case must be one that bfloat16 cannot decide"
+    assert_same_lists(found, plain_lists(features, 20))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("scale", [1.0, 1000.0, 1e-3])
+def test_no_distance_is_below_the_bound(make_features, dtype, scale):
+    """The proof's inequality, for every pair and the score that the tile gave it."""
+    features, _ = make_features(120, 48, normalise=False)
+    features = np.maximum(features, 0) * np.float32(scale) + np.float32(scale)
+    rounded = RoundedFeatures(features, np.arange(120), dtype, CPU)
+    everything = slice(0, 120)
+    scores = rounded.scores(everything, everything).double().numpy()
+    exact = features.astype(np.float64)
+    distances = ((exact[:, None] - exact) ** 2).sum(axis=2)
+    tight = 0
+    for column in range(120):
+        bounds = rounded.lower_bounds(scores[:, column], everything)
+        assert (bounds <= distances[:, column]).all()
+        tight += (bounds >= 0.8 * distances[:, column]).sum()
+    assert tight > 0.9 * 120 * 120 or dtype == torch.bfloat16 and tight > 0.3 * 120 * 120
+
+
+def test_rounded_features_give_distances(make_features):
+    features, _ = make_features(40, 24)
+    rounded = RoundedFeatures(features, np.arange(40), torch.bfloat16, CPU)
+    near = torch.from_numpy(features - features.mean(axis=0)).bfloat16().double()
+    expected = -((near[:, None] - near) ** 2).sum(dim=2) / 2
+    scores = rounded.scores(slice(5, 30), slice(0, 40)).double()
+    assert torch.allclose(scores, expected[5:30], rtol=2**-7, atol=1e-5)
+    exact = features - features.mean(axis=0, dtype=np.float64)
+    errors = np.linalg.norm(exact - near.numpy(), axis=1)
+    assert (rounded.errors >= errors).all() and (rounded.errors < 1.1 * errors + 1e-5).all()
+
+
+def test_duplicates_come_by_index(search, make_features):
     features, _ = make_features(50)
     copies = [3, 17, 18, 44]
     features[copies] = features[3]
-    ranks = search_neighbors(features, 6)
+    ranks, distances = search_neighbors(features, 6, search=search)
     for i in copies:
-        assert set(ranks[i, :4]) == set(copies)
+        assert ranks[i, :4].tolist() == copies and distances[i, :4].tolist() == [0] * 4
 
 
-def test_more_duplicates_than_places(back_end):
-    ranks = search_neighbors(np.ones((50, 4), dtype=np.float32), 5)
-    assert all(len(set(row)) == 5 for row in ranks)
-    assert ranks.min() >= 0 and ranks.max() < 50
+def test_more_duplicates_than_places(search):
+    ranks, distances = search_neighbors(np.ones((50, 4), dtype=np.float32), 5, search=search)
+    assert ranks.tolist() == [[0, 1, 2, 3, 4]] * 50 and (distances == 0).all()
 
 
-def test_one_image(back_end):
-    assert search_neighbors(np.ones((1, 4), dtype=np.float32), 1).tolist() == [[0]]
+def test_one_image(search):
+    ranks, distances = search_neighbors(np.ones((1, 4), dtype=np.float32), 1, search=search)
+    assert ranks.tolist() == [[0]] and distances.tolist() == [[0]]
 
 
-def test_search_does_not_change_the_features(back_end, make_features):
+def test_search_does_not_change_the_features(search, make_features):
     features, _ = make_features(50)
     before = features.copy()
-    search_neighbors(features, 5)
+    search_neighbors(features, 5, search=search)
     assert np.array_equal(features, before)
+
+
+@pytest.mark.parametrize("by_camera", [False, True])
+def test_approximate_search_reaches_its_recall(make_features, monkeypatch, caplog, by_camera):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(faiss_search, "FLAT_UP_TO", 500)
+    features, _ = make_features(4000, 16, noise=1.0)
+    camids = np.arange(4000) % 2
+    search = Search(backend="faiss-ivf", recall=0.95)
+    with caplog.at_level(logging.INFO, logger="caureid_plugin"):
+        if by_camera:
+            found, _ = search_by_camera(features, camids, 10, 10, search=search)
+            expected = plain_lists(features, 10, camids[:, None] == camids)
+        else:
+            found = search_neighbors(features, 10, search=search)
+            expected = plain_lists(features, 10)
+    hits = [len(set(a) & set(b)) for a, b in zip(found[0].tolist(), expected[0].tolist())]
+    assert 0.94 < np.mean(hits) / 10 < 1, "approximate, but not by more than it was told"
+    assert "recall at 10 is 0.9" in caplog.text
+
+
+def test_auto_chooses_by_size_and_device():
+    cuda = torch.device("cuda")
+    assert Search().resolve(1000, CPU) == "torch"
+    assert Search().resolve(10**6, cuda) == "torch"
+    assert Search().resolve(200_000, CPU) == "torch"
+    pytest.importorskip("faiss")
+    assert Search().resolve(200_001, CPU) == "faiss-ivf"
+    assert Search(backend="faiss-flat").resolve(10, CPU) == "faiss-flat"
+
+
+def test_without_faiss(monkeypatch, caplog, make_features):
+    monkeypatch.setitem(sys.modules, "faiss", None)  # makes "import faiss" fail
+    assert Search().resolve(10**6, CPU) == "torch"
+    assert "caureid-plugin[faiss-cpu]" in caplog.text
+    features, _ = make_features(40)
+    assert search_neighbors(features, 5)[0].shape == (40, 5)
+    for backend in ("faiss-flat", "faiss-ivf"):
+        with pytest.raises(ImportError, match="CAUREID.CLUSTER.SEARCH"):
+            search_neighbors(features, 5, search=Search(backend=backend))
+
+
+@pytest.mark.parametrize("option, named", [
+    (dict(backend="annoy"), r"CAUREID\.CLUSTER\.SEARCH.*'annoy'"),
+    (dict(recall=0), r"CAUREID\.CLUSTER\.RECALL.*got 0"),
+    (dict(recall=1.5), r"CAUREID\.CLUSTER\.RECALL.*got 1\.5"),
+    (dict(max_memory=0), r"CAUREID\.CLUSTER\.MAX_MEMORY.*got 0"),
+    (dict(max_memory=-1.0), r"CAUREID\.CLUSTER\.MAX_MEMORY.*got -1\.0"),
+])
+def test_bad_options_are_named(option, named):
+    with pytest.raises(ValueError, match=named):
+        Search(**option)
+
+
+@pytest.mark.parametrize("camids, named", [
+    (np.zeros(49, dtype=np.int64), r"50 images, got shape \(49,\)"),
+    (np.zeros((50, 1), dtype=np.int64), r"shape \(50, 1\)"),
+    (np.zeros(50), "float64"),
+])
+def test_cameras_that_do_not_match_are_named(make_features, camids, named):
+    features, _ = make_features(50)
+    with pytest.raises(ValueError, match=named):
+        search_by_camera(features, camids, 3, 3)
+
+
+@pytest.mark.parametrize("flags, mkldnn, device, expected", [
+    ("fpu avx512f avx512_bf16", True, "cpu", torch.bfloat16),
+    ("fpu amx_bf16", True, "cpu", torch.bfloat16),
+    ("fpu avx2", True, "cpu", torch.float32),
+    ("fpu avx512_bf16", False, "cpu", torch.float32),
+    ("fpu avx512_bf16", True, "cuda", torch.float32),
+    (None, True, "cpu", torch.float32),
+])
+def test_bfloat16_only_where_it_is_native(monkeypatch, tmp_path, flags, mkldnn, device, expected):
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+    monkeypatch.setattr(exact_search, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: mkldnn)
+    assert exact_search.fast_dtype(torch.device(device)) == expected
+

@@ -22,11 +22,12 @@ def together(labels):
 def test_partition_of_dbscan_on_plain_loop_distances(make_features, plain_jaccard, k1, k2, noise):
     features, _ = make_features(72, noise=noise, seed=2)
     features[[5, 6, 7]] = features[4]
-    dense = plain_jaccard(features, search_neighbors(features, min(k1, 72)), k2)
+    dense = plain_jaccard(features, search_neighbors(features, min(k1, 72))[0], k2)
     for eps in (0.4, 0.6, 0.8):
         assert np.abs(dense - eps).min() > 1e-6, "a distance on the threshold: change the seed"
         expected = DBSCAN(eps=eps, min_samples=4, metric="precomputed").fit_predict(dense)
-        labels = assign_pseudo_labels(features, k1=k1, k2=k2, eps=eps, min_samples=4)
+        labels = assign_pseudo_labels(
+            features, k1=k1, k2=k2, eps=eps, min_samples=4, small=True)
         assert labels.shape == (72,) and labels.dtype == np.int64
         assert np.array_equal(together(labels), together(expected))
 
@@ -96,7 +97,8 @@ def test_a_distance_equal_to_eps_links_in_float32_too():
 @pytest.mark.parametrize("min_samples, expected", [(1, [0]), (2, [-1])])
 def test_one_image(min_samples, expected):
     features = np.ones((1, 8), dtype=np.float32)
-    labels = assign_pseudo_labels(features, k1=30, k2=6, eps=0.5, min_samples=min_samples)
+    labels = assign_pseudo_labels(
+        features, k1=30, k2=6, eps=0.5, min_samples=min_samples, small=True)
     assert labels.tolist() == expected
 
 
@@ -114,4 +116,4 @@ def test_no_warnings_and_progress_is_passed_on(make_features):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assign_pseudo_labels(features, **PARAMETERS, progress=lambda *call: calls.append(call))
-    assert calls[-1] == (60, 60)
+    assert calls[-1] == ("pairs", 60, 60)

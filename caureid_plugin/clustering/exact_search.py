@@ -1,0 +1,376 @@
+"""Exact nearest neighbours by matrix products in torch, on the CPU or on a GPU.
+
+Two steps. **Candidates**: the features are rounded to a type in which the processor multiplies
+fastest (bfloat16 where it has instructions for it, else float32), the scores of all pairs are
+computed tile by tile, and each image keeps its best few more than k. Scores are symmetric, so
+only tiles on and above the diagonal are computed; each serves its rows and its columns.
+**Exact**: the candidates' distances are computed again from the features themselves, by
+differences, and the k nearest kept.
+
+That this gives the k nearest of *all* images is proved for each image, or else redone for it. Let
+x^ be the rounded x, e(x) = |x - x^|, and a the smallest distance |x^ - y^| that an image y which
+is no candidate can have: that of the worst candidate, less what the matrix product may have
+rounded away. By the triangle inequality |x - y| >= a - e(x) - max e. If the k-th exact distance
+is below that, no other image comes before it. Images for which it is not (many near-equal
+distances, duplicates) are searched again in float32 with some hundred candidates. Rounding errors
+grow with the norm, distances do not depend on the origin: it is moved to the mean first.
+
+Distances are ordered as the float32 numbers that :func:`.kernels.squared_distance` gives, equal
+ones by index.
+
+Letters: N images, D embedding size, m candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import kernels
+from .processes import Processes
+from .threads import over_rows
+
+TILE_ROWS = 2048
+TILE_BYTES = 2**27  # of scores, held twice
+# Candidates of an image in the second search, beyond k. Only an image with more than that at the
+# k-th neighbour's distance, up to float32 rounding (duplicates), may miss one of them.
+SECOND_SEARCH = 256
+CPU_INFO = Path("/proc/cpuinfo")
+EXTRA_COLUMNS = 6  # three parts of the squared norm, three ones
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 on processors that multiply it natively, else float32."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return torch.float32
+    try:
+        words = set(CPU_INFO.read_text().split())
+    except OSError:  # not Linux
+        return torch.float32
+    return torch.bfloat16 if words & {"avx512_bf16", "amx_bf16"} else torch.float32
+
+
+def num_candidates(k: int, n: int) -> int:
+    """m: half as many again as asked for, and a few."""
+    return min(n, k + k // 2 + 16)
+
+
+class RoundedFeatures:
+    """Features in a faster type, laid out so that one product gives ``-|x^ - y^|^2 / 2``.
+
+    A row holds x^ (of x less the mean), then -|x^|^2 / 2 split into three numbers of the type
+    (their sum is exact to float32's digits), then three ones. With the two groups of three
+    swapped on one side, the product of two rows is x^.y^ - |x^|^2 / 2 - |y^|^2 / 2.
+
+    Args:
+        features: (N, D) float32.
+        order: (N,) the row of ``features`` that each row here holds.
+        dtype, device: of the copy.
+
+    Attributes:
+        rows: (N, D + 6) of that type.
+        errors: (N,) float64, at least e(x) = |x - x^|.
+        norms: (N,) float64, |x^|.
+    """
+
+    def __init__(self, features: np.ndarray, order: np.ndarray, dtype: torch.dtype,
+                 device: torch.device) -> None:
+        n, dim = features.shape
+        self.dim, self.dtype = dim, dtype
+        self.rows = torch.empty(n, dim + EXTRA_COLUMNS, dtype=dtype, device=device)
+        self.errors, self.norms = np.empty(n), np.empty(n)
+        mean = torch.from_numpy(features.mean(axis=0, dtype=np.float64).astype(np.float32))
+        for start in range(0, n, TILE_ROWS):
+            part = slice(start, start + TILE_ROWS)
+            self._take(part, torch.from_numpy(features[order[part]]) - mean)
+        # that subtraction rounded too
+        self.errors += 2.0**-23 * (self.norms + float(mean.norm()))
+        self.rows[:, dim + 3 :] = 1
+
+    def _take(self, part: slice, exact: torch.Tensor) -> None:
+        rounded = exact.to(self.dtype)
+        self.rows[part, : self.dim] = rounded.to(self.rows.device)
+        rounded = rounded.float()
+        # float32 sums of D terms: their own rounding is far below the 0.1 % added to them
+        self.errors[part] = 1.001 * (exact - rounded).norm(dim=1).numpy()
+        self.norms[part] = rounded.norm(dim=1).numpy()
+        rest = -torch.linalg.vecdot(rounded.double(), rounded.double()) / 2
+        for column in range(self.dim, self.dim + 3):
+            piece = rest.to(self.dtype)
+            self.rows[part, column] = piece.to(self.rows.device)
+            rest = rest - piece.double()
+
+    def scores(self, rows: slice, columns: slice) -> torch.Tensor:
+        """-|x^ - y^|^2 / 2 of a tile, in the type."""
+        left = self.rows[rows]
+        cuts = (self.dim, self.dim + 3)
+        left = torch.cat([left[:, : cuts[0]], left[:, cuts[1] :], left[:, cuts[0] : cuts[1]]], 1)
+        return left @ self.rows[columns].T
+
+    def lower_bounds(self, worst: np.ndarray, rows: slice) -> np.ndarray:
+        """Below these squared distances no image scores worse than ``worst``, one for each row."""
+        unit = torch.finfo(self.dtype).eps / 2
+        # what summing D + 6 products in float32 may lose
+        most = self.norms.max()
+        lost = self.rounding() * (self.norms[rows] + most) ** 2 / 2
+        squared = 2 * np.maximum(-worst / (1 + unit) - lost, 0)
+        gap = np.sqrt(squared) - self.errors[rows] - self.errors.max()
+        return np.maximum(gap, 0) ** 2
+
+    def rounding(self) -> float:
+        """Relative error of a float32 sum of as many terms as a row has, at the worst."""
+        return (self.dim + EXTRA_COLUMNS + 2) * 2.0**-24
+
+
+class BestScores:
+    """The best m scores of each image among the tiles seen so far.
+
+    Attributes:
+        values: (N, m), -inf where fewer were seen; in no order.
+        ids: (N, m) int32, -1 where fewer were seen.
+    """
+
+    def __init__(self, n: int, m: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.values = torch.full((n, m), -torch.inf, dtype=dtype, device=device)
+        self.ids = torch.full((n, m), -1, dtype=torch.int32, device=device)
+
+    def add(self, first_row: int, first_column: int, scores: torch.Tensor) -> None:
+        """Takes scores (R, C) of R consecutive images against C consecutive ones."""
+        m = self.values.shape[1]
+        values, ids = scores.topk(min(m, scores.shape[1]), dim=1, sorted=False)
+        self.merge(slice(first_row, first_row + len(scores)), values,
+                   (ids + first_column).to(torch.int32))
+
+    def merge(self, rows: slice, values: torch.Tensor, ids: torch.Tensor) -> None:
+        """Takes scores (R, any) and their columns for some rows."""
+        values = torch.cat([self.values[rows], values], dim=1)
+        ids = torch.cat([self.ids[rows], ids], dim=1)
+        self.values[rows], kept = values.topk(self.values.shape[1], dim=1, sorted=False)
+        self.ids[rows] = ids.gather(1, kept)
+
+
+class Everyone:
+    """Neighbours among all images. ``lists``: one, of ``k``."""
+
+    def __init__(self, n: int, k: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.order = np.arange(n)
+        self.ks = (k,)
+        self.best = (BestScores(n, num_candidates(k, n), dtype, device),)
+
+    def add(self, first_row: int, first_column: int, scores: torch.Tensor) -> None:
+        self.best[0].add(first_row, first_column, scores)
+
+    def allowed(self, rows: np.ndarray, which: int) -> Iterator[tuple[np.ndarray, list[slice]]]:
+        """Groups of rows, with the ranges of images that may be their neighbours."""
+        yield np.arange(len(rows)), [slice(0, len(self.order))]
+
+
+class ByCamera:
+    """Neighbours within the image's camera and, in a second list, in all others.
+
+    Images are ordered by camera, so that a camera is a range of rows.
+
+    Args:
+        camids: (N,).
+        ks: length of the list within the camera, and of the one across cameras.
+    """
+
+    def __init__(self, camids: np.ndarray, ks: tuple[int, int], dtype: torch.dtype,
+                 device: torch.device) -> None:
+        self.order = np.argsort(camids, kind="stable")
+        starts = np.flatnonzero(np.diff(camids[self.order], prepend=camids[self.order[0]] - 1))
+        self.cameras = list(zip(starts.tolist(), [*starts[1:].tolist(), len(camids)]))
+        self.ks = ks
+        n = len(camids)
+        self.best = tuple(BestScores(n, num_candidates(k, n), dtype, device) for k in ks)
+
+    def add(self, first_row: int, first_column: int, scores: torch.Tensor) -> None:
+        rows, columns = scores.shape
+        for start, stop in self.cameras:
+            top, bottom = max(start - first_row, 0), min(stop - first_row, rows)
+            left, right = max(start - first_column, 0), min(stop - first_column, columns)
+            if top < bottom and left < right:
+                block = scores[top:bottom, left:right]
+                self.best[0].add(first_row + top, first_column + left, block)
+                block.fill_(-torch.inf)
+        self.best[1].add(first_row, first_column, scores)
+
+    def allowed(self, rows: np.ndarray, which: int) -> Iterator[tuple[np.ndarray, list[slice]]]:
+        for start, stop in self.cameras:
+            group = np.flatnonzero((rows >= start) & (rows < stop))
+            if len(group):
+                within, before, after = (
+                    slice(start, stop), slice(0, start), slice(stop, len(self.order)))
+                yield group, [within] if which == 0 else [before, after]
+
+
+def search_exact(features: np.ndarray, wanted: Callable[..., Everyone | ByCamera], *,
+                 device: torch.device, dtype: torch.dtype | None = None,
+                 processes: Processes = Processes(),
+                 progress: Callable[[int, int], None] | None = None
+                 ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The nearest images of every image.
+
+    Args:
+        features: (N, D) float32.
+        wanted: called with ``dtype`` and ``device``; says who may be whose neighbour.
+        device: where the scores are computed.
+        dtype: of the scores; None: :func:`fast_dtype`.
+        processes: shares the tiles.
+        progress: called with (rows of tiles done, N).
+
+    Returns:
+        For each list that is wanted: neighbour indices (N, k) int32, nearest first, and squared
+        distances (N, k) float32; -1 and infinity where there are fewer than k.
+    """
+    dtype = dtype or fast_dtype(device)
+    wanted = wanted(dtype=dtype, device=device)
+    n = len(features)
+    with torch.no_grad(), _full_float32():
+        rounded = RoundedFeatures(features, wanted.order, dtype, device)
+        for rows, columns in _tiles(n, dtype, processes):
+            scores = rounded.scores(rows, columns)
+            # the columns' turn, but for those of the diagonal tile, which are its rows
+            beyond = max(rows.stop, columns.start)
+            mirrored = scores[:, beyond - columns.start :].T.contiguous()
+            wanted.add(rows.start, columns.start, scores)
+            if len(mirrored):
+                wanted.add(beyond, rows.start, mirrored)
+            if progress is not None and columns.stop == n:
+                progress(rows.stop, n)
+        return [_exact_lists(features, rounded, wanted, which, processes)
+                for which in range(len(wanted.ks))]
+
+
+def _tiles(n: int, dtype: torch.dtype, processes: Processes) -> Iterator[tuple[slice, slice]]:
+    """This process's tiles on and above the diagonal, row of tiles by row of tiles.
+
+    Their edges are the same for any number of processes, and so are the bits of the scores.
+    """
+    wide = TILE_BYTES // (TILE_ROWS * dtype.itemsize)
+    for number, start in enumerate(range(0, n, TILE_ROWS)):
+        # rows of tiles get shorter: dealt out there and back, 0 1 1 0 0 1 1 0 ...
+        turn, place = divmod(number, processes.size)
+        if (place if turn % 2 == 0 else processes.size - 1 - place) != processes.rank:
+            continue
+        rows = slice(start, min(start + TILE_ROWS, n))
+        for left in range(start, n, wide):
+            yield rows, slice(left, min(left + wide, n))
+
+
+def _exact_lists(features: np.ndarray, rounded: RoundedFeatures, wanted: Everyone | ByCamera,
+                 which: int, processes: Processes) -> tuple[np.ndarray, np.ndarray]:
+    n, k, best = len(features), wanted.ks[which], wanted.best[which]
+    found = (np.full((n, k), -1, dtype=np.int32), np.full((n, k), np.inf, dtype=np.float32))
+    for number, start in enumerate(range(0, n, TILE_ROWS)):
+        rows = slice(start, min(start + TILE_ROWS, n))
+        if processes.size > 1:
+            _merge_processes(best, rows, processes)
+        if number % processes.size == processes.rank:
+            lists = _exact_rows(features, rounded, wanted, which, rows)
+            for result, part in zip(found, lists):
+                result[wanted.order[rows]] = part
+    return processes.share_rows(found, wanted.order, TILE_ROWS)
+
+
+def _merge_processes(best: BestScores, rows: slice, processes: Processes) -> None:
+    values = processes.gather(best.values[rows])
+    ids = processes.gather(best.ids[rows])
+    best.values[rows] = -torch.inf
+    best.merge(rows, torch.cat(values, dim=1), torch.cat(ids, dim=1))
+
+
+def _exact_rows(features: np.ndarray, rounded: RoundedFeatures, wanted: Everyone | ByCamera,
+                which: int, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+    k, best = wanted.ks[which], wanted.best[which]
+    ids = best.ids[rows].cpu().numpy()
+    ids = np.where(np.isfinite(best.values[rows].float().cpu().numpy()), ids, -1)
+    candidates = np.where(ids >= 0, wanted.order[ids], -1).astype(np.int32)
+    lists = rank_candidates(features, wanted.order[rows], candidates, k)
+    worst = best.values[rows].float().min(dim=1).values.cpu().numpy().astype(np.float64)
+    # the computed k-th distance against what the computed distance of anyone else must exceed
+    exceeded = rounded.lower_bounds(worst, rows) * (1 - rounded.rounding())
+    unproved = np.flatnonzero(np.isfinite(worst) & ~(lists[1][:, -1] < exceeded))
+    if len(unproved):
+        again = _search_again(features, wanted, which, rows.start + unproved, rounded.rows.device)
+        for result, part in zip(lists, again):
+            result[unproved] = part
+    return lists
+
+
+def rank_candidates(features: np.ndarray, rows: np.ndarray, candidates: np.ndarray, k: int,
+    ) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest of each row's candidates, by (distance, index).
+
+    Args:
+        features: (N, D) float32.
+        rows: (R,) images.
+        candidates: (R, any) int32, -1 for none.
+
+    Returns:
+        (R, k) int32 and squared distances (R, k) float32; -1 and infinity where there are fewer.
+    """
+    ranks = np.empty((len(rows), k), dtype=np.int32)
+    distances = np.empty((len(rows), k), dtype=np.float32)
+    over_rows(lambda start, stop: kernels.nearest_of(
+        features, rows, candidates, start, stop, ranks, distances), len(rows), block=64)
+    return ranks, distances
+
+
+def _search_again(features: np.ndarray, wanted: Everyone | ByCamera, which: int, rows: np.ndarray,
+                  device: torch.device) -> tuple[np.ndarray, np.ndarray]:
+    """The float32 search of some rows (positions in ``wanted.order``) among all images."""
+    k = wanted.ks[which]
+    ranks = np.empty((len(rows), k), dtype=np.int32)
+    distances = np.empty((len(rows), k), dtype=np.float32)
+    for group, ranges in wanted.allowed(rows, which):
+        ranks[group], distances[group] = search_rows(
+            features, wanted.order[rows[group]], wanted.order, ranges, k, device)
+    return ranks, distances
+
+
+def search_rows(features: np.ndarray, rows: np.ndarray, order: np.ndarray, ranges: list[slice],
+                k: int, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest of some images, with float32 scores.
+
+    Args:
+        features: (N, D) float32.
+        rows: (R,) images.
+        order, ranges: their neighbours are ``order[r]`` for the ranges r.
+        k: neighbours.
+        device: where scores are computed.
+
+    Returns:
+        As :func:`rank_candidates`.
+    """
+    best = BestScores(len(rows), min(len(features), k + SECOND_SEARCH), torch.float32, device)
+    queries = torch.from_numpy(features[rows]).to(device)
+    for columns in _pieces(ranges):
+        others = torch.from_numpy(features[order[columns]]).to(device)
+        # |query|^2 is the same for every candidate of a row, so it cannot change the order
+        best.add(0, columns.start,
+                 torch.addmm(-others.square().sum(dim=1), queries, others.T, alpha=2))
+    ids = best.ids.cpu().numpy()
+    return rank_candidates(
+        features, rows, np.where(ids >= 0, order[ids], -1).astype(np.int32), k)
+
+
+def _pieces(ranges: list[slice]) -> Iterator[slice]:
+    for whole in ranges:
+        for start in range(whole.start, whole.stop, 2 * TILE_ROWS):
+            yield slice(start, min(start + 2 * TILE_ROWS, whole.stop))
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Float32 products on a GPU without the shorter TF32, as the proof assumes."""
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed

@@ -1,0 +1,254 @@
+"""Compiled loops (numba) of the clustering, each over a range of rows.
+
+They hold no Python object and release the interpreter lock, so that :mod:`.threads` runs several
+ranges at once; each row is the work of one thread in a fixed order, hence the same bits whatever
+the number of threads. Neighbour lists are int32 and may end in -1 where a row has fewer
+neighbours. Sparse results are three arrays: entries per row, columns, values.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+compiled = numba.njit(nogil=True, cache=True)
+
+
+# Sums may be reordered, which is what lets the compiler use the vector units; nothing else.
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def squared_distance(x, y):
+    """|x - y|^2 of two vectors, by differences: no digits are lost to large norms."""
+    total = np.float32(0)
+    for d in range(len(x)):
+        difference = x[d] - y[d]
+        total += difference * difference
+    return total
+
+
+@compiled
+def nearest_of(features, rows, candidates, start, stop, ranks, distances):
+    """The nearest of each row's candidates, by (distance, index), into ranks and distances.
+
+    ``rows``, ``candidates``: what is searched for, and where; -1 candidates are skipped.
+    ``ranks``, ``distances`` (len(rows), k): filled in positions start..stop-1; -1 and infinity
+    where there are fewer than k candidates.
+    """
+    k = ranks.shape[1]
+    for r in range(start, stop):
+        ranks[r] = -1
+        distances[r] = np.inf
+        found = 0
+        for candidate in candidates[r]:
+            if candidate < 0:
+                continue
+            d = squared_distance(features[rows[r]], features[candidate])
+            at = min(found, k)
+            while at > 0 and (d < distances[r, at - 1]
+                              or (d == distances[r, at - 1] and candidate < ranks[r, at - 1])):
+                if at < k:
+                    ranks[r, at] = ranks[r, at - 1]
+                    distances[r, at] = distances[r, at - 1]
+                at -= 1
+            if at < k:
+                ranks[r, at] = candidate
+                distances[r, at] = d
+                found += 1
+
+
+@compiled
+def mark_reciprocal(ranks, start, stop, mark):
+    """mark[i, p]: whether the p-th neighbour of i lists i too."""
+    for i in range(start, stop):
+        for p, j in enumerate(ranks[i]):
+            mark[i, p] = False
+            if j >= 0:
+                for back in ranks[j]:
+                    if back == i:
+                        mark[i, p] = True
+                        break
+
+
+@compiled
+def _with_room(array, needed):
+    if needed <= len(array):
+        return array
+    larger = np.empty(max(needed, 2 * len(array)), dtype=array.dtype)
+    larger[: len(array)] = array
+    return larger
+
+
+@compiled
+def expand(ranks, full, half_ranks, half, start, stop):
+    """R*(i) for a range of rows: marked members, and half-size sets that mostly agree."""
+    in_full = np.full(len(ranks), -1, dtype=np.int32)  # the row that last put an image there
+    in_grown = np.full(len(ranks), -1, dtype=np.int32)
+    counts = np.zeros(stop - start, dtype=np.int64)
+    columns = np.empty((stop - start) * ranks.shape[1], dtype=np.int32)
+    used = 0
+    for i in range(start, stop):
+        # at most: every member brings a whole half-size set
+        columns = _with_room(columns, used + ranks.shape[1] * (1 + half_ranks.shape[1]))
+        first = used
+        for p, j in enumerate(ranks[i]):
+            if full[i, p]:
+                in_full[j] = i
+                in_grown[j] = i
+                columns[used] = j
+                used += 1
+        for member in columns[first:used].copy():
+            size = 0
+            shared = 0
+            for p, j in enumerate(half_ranks[member]):
+                if half[member, p]:
+                    size += 1
+                    shared += in_full[j] == i
+            if 3 * shared > 2 * size:
+                for p, j in enumerate(half_ranks[member]):
+                    if half[member, p] and in_grown[j] != i:
+                        in_grown[j] = i
+                        columns[used] = j
+                        used += 1
+        columns[first:used].sort()
+        counts[i - start] = used - first
+    return counts, columns[:used].copy()
+
+
+@compiled
+def member_distances(features, bounds, members, ranks, known, start, stop, distances):
+    """Squared distance of every stored pair (i, j); those in the neighbour lists are copied."""
+    scratch = np.full(len(features), np.nan, dtype=np.float32)
+    for i in range(start, stop):
+        for p, j in enumerate(ranks[i]):
+            if j >= 0:
+                scratch[j] = known[i, p]
+        for entry in range(bounds[i], bounds[i + 1]):
+            j = members[entry]
+            d = scratch[j]
+            distances[entry] = squared_distance(features[i], features[j]) if np.isnan(d) else d
+        for j in ranks[i]:
+            if j >= 0:
+                scratch[j] = np.nan
+
+
+@compiled
+def softmax_rows(distances, bounds, start, stop, weights):
+    """weights = softmax(-distances) within each row, in float64."""
+    for i in range(start, stop):
+        first, last = bounds[i], bounds[i + 1]
+        if first == last:
+            continue
+        nearest = np.float64(distances[first:last].min())
+        total = 0.0
+        for entry in range(first, last):
+            weights[entry] = np.exp(nearest - np.float64(distances[entry]))
+            total += weights[entry]
+        for entry in range(first, last):
+            weights[entry] /= total
+
+
+@compiled
+def average_rows(bounds, columns, values, neighbors, start, stop):
+    """Mean of the neighbours' rows, for a range of rows; columns sorted."""
+    sums = np.zeros(len(bounds) - 1)
+    counts = np.zeros(stop - start, dtype=np.int64)
+    out_columns = np.empty(16, dtype=np.int32)
+    out_values = np.empty(16)
+    used = 0
+    for i in range(start, stop):
+        size = 0
+        room = 0
+        for j in neighbors[i]:
+            if j >= 0:
+                size += 1
+                room += bounds[j + 1] - bounds[j]
+        out_columns = _with_room(out_columns, used + room)
+        first = used
+        for j in neighbors[i]:
+            if j < 0:
+                continue
+            for entry in range(bounds[j], bounds[j + 1]):
+                column = columns[entry]
+                share = values[entry] / size
+                if share == 0:  # underflow of exp: 0 also marks what is not listed yet
+                    continue
+                if sums[column] == 0:
+                    out_columns[used] = column
+                    used += 1
+                sums[column] += share
+        out_columns[first:used].sort()
+        out_values = _with_room(out_values, used)
+        for entry in range(first, used):
+            out_values[entry] = sums[out_columns[entry]]
+            sums[out_columns[entry]] = 0
+        counts[i - start] = used - first
+    return counts, out_columns[:used].copy(), out_values[:used].copy()
+
+
+@compiled
+def _sum_minima(i, bounds, columns, values, list_bounds, list_rows, list_values, sums, touched):
+    """sums[j] = t(i, j) for every row j that shares a column with i; returns how many do."""
+    count = 0
+    for entry in range(bounds[i], bounds[i + 1]):
+        own = values[entry]
+        column = columns[entry]
+        for at in range(list_bounds[column], list_bounds[column + 1]):
+            least = min(own, list_values[at])
+            if least == 0:  # underflow of exp: 0 also marks what is not touched yet
+                continue
+            j = list_rows[at]
+            if sums[j] == 0:
+                touched[count] = j
+                count += 1
+            sums[j] += least
+    return count
+
+
+@compiled
+def close_pairs(bounds, columns, values, list_bounds, list_rows, list_values, eps, start, stop):
+    """Every j with Jaccard distance <= eps (float32) to a row of the range, and the row itself."""
+    n = len(bounds) - 1
+    sums = np.zeros(n)
+    touched = np.empty(n, dtype=np.int32)
+    counts = np.zeros(stop - start, dtype=np.int64)
+    out_columns = np.empty(16, dtype=np.int32)
+    out_distances = np.empty(16, dtype=np.float32)
+    used = 0
+    for i in range(start, stop):
+        count = _sum_minima(i, bounds, columns, values, list_bounds, list_rows, list_values, sums,
+                            touched)
+        out_columns = _with_room(out_columns, used + count + 1)
+        first = used
+        out_columns[used] = i
+        used += 1
+        for j in touched[:count]:
+            t = sums[j]
+            if j != i and np.float32(1 - t / (2 - t)) <= eps:
+                out_columns[used] = j
+                used += 1
+        out_columns[first:used].sort()
+        out_distances = _with_room(out_distances, used)
+        for entry in range(first, used):
+            j = out_columns[entry]
+            t = sums[j]
+            # rows sum to 1 only up to rounding, so duplicates could come out below 0
+            out_distances[entry] = 0 if j == i else np.float32(max(1 - t / (2 - t), 0))
+        for j in touched[:count]:
+            sums[j] = 0
+        counts[i - start] = used - first
+    return counts, out_columns[:used].copy(), out_distances[:used].copy()
+
+
+@compiled
+def distances_to(bounds, columns, values, list_bounds, list_rows, list_values, first, start, stop,
+                 distances):
+    """Jaccard distances of rows start..stop-1 to every row from ``first`` on, dense."""
+    sums = np.zeros(len(bounds) - 1)
+    touched = np.empty(len(bounds) - 1, dtype=np.int32)
+    for i in range(start, stop):
+        count = _sum_minima(i, bounds, columns, values, list_bounds, list_rows, list_values, sums,
+                            touched)
+        distances[i] = 1
+        for j in touched[:count]:
+            if j >= first:
+                distances[i, j - first] = max(1 - sums[j] / (2 - sums[j]), 0)
+            sums[j] = 0

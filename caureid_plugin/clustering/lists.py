@@ -1,0 +1,92 @@
+"""Neighbour lists for the k-reciprocal encoding: the plain ones and the camera-aware ones.
+
+The plain ones are those of Zhong et al. (see :mod:`.jaccard`).
+
+The camera-aware ones are those of CA-Jaccard, Chen et al., "CA-Jaccard: Camera-aware Jaccard
+Distance for Person Re-identification" (CVPR 2024, arXiv 2311.10605). Images of one camera look
+alike whoever they show, so they crowd the plain lists. Here neighbours are searched, and tested
+for reciprocity, separately within the camera and across cameras; the two reciprocal sets are
+united, without the half-size expansion; query expansion averages over the first of both lists.
+
+Counting follows the authors' code (its training side): the lists hold k1_intra + 1 and
+k1_inter + 1 images, the image itself being one of the first list only; query expansion takes the
+first k2_intra of the first list (the image itself among them) and the first k2_inter of the
+second, each with the same weight. Where a camera, or all others together, has fewer images than
+a list asks for, the list is shorter here; theirs goes on with images of the other kind.
+
+Letters: N images, D embedding size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .inputs import as_feature_matrix, check_camera_parameters, check_graph_parameters, list_length
+from .neighbors import Progress, Search, search_by_camera, search_neighbors
+
+PLAIN = {"k1": 30, "k2": 6}
+CAMERA_AWARE = {"k1_intra": 5, "k1_inter": 20, "k2_intra": 2, "k2_inter": 4}
+
+
+@dataclass(frozen=True)
+class NeighborLists:
+    """What the encoding is built from.
+
+    Attributes:
+        parts: one (ranks, distances) or two (within the camera, across cameras): indices (N, k)
+            int32, nearest first, -1 where there is none, and squared distances (N, k) float32.
+        expand: whether reciprocal sets grow by the half-size sets of their members.
+        averaged: (N, k2) int32, the neighbours that query expansion averages over.
+    """
+
+    parts: tuple[tuple[np.ndarray, np.ndarray], ...]
+    expand: bool
+    averaged: np.ndarray
+
+
+def neighbor_lists(features: torch.Tensor | np.ndarray, *, k1: int | None = None, k2: int | None = None,
+                   camids: torch.Tensor | np.ndarray | None = None,
+                   k1_intra: int | None = None, k1_inter: int | None = None,
+                   k2_intra: int | None = None, k2_inter: int | None = None,
+                   small: bool = False, search: Search = Search(),
+                   progress: Progress | None = None) -> NeighborLists:
+    """Searches the lists; arguments and errors as :func:`.jaccard.jaccard_encoding`."""
+    plain = {"k1": k1, "k2": k2}
+    camera_aware = {"k1_intra": k1_intra, "k1_inter": k1_inter, "k2_intra": k2_intra,
+                    "k2_inter": k2_inter}
+    unused = plain if camids is not None else camera_aware
+    if given := [name for name, value in unused.items() if value is not None]:
+        raise ValueError(f"{' and '.join(given)} cannot be used "
+                         + ("with" if camids is not None else "without") + " camids")
+    how = {"small": small, "search": search, "progress": progress}
+    if camids is None:
+        return _plain_lists(features, **_filled(plain, PLAIN), **how)
+    return _camera_aware_lists(features, camids, **_filled(camera_aware, CAMERA_AWARE), **how)
+
+
+def _filled(given: dict, defaults: dict) -> dict:
+    return {name: defaults[name] if value is None else value for name, value in given.items()}
+
+
+def _plain_lists(features, *, k1: int, k2: int, small: bool, search: Search,
+                 progress: Progress | None) -> NeighborLists:
+    check_graph_parameters(k1, k2)
+    k1 = list_length("k1 (CAUREID.CLUSTER.K1)", k1, len(as_feature_matrix(features)), small)
+    found = search_neighbors(features, k1, search=search, progress=progress)
+    return NeighborLists((found,), True, found[0][:, :k2])
+
+
+def _camera_aware_lists(features, camids, *, k1_intra: int, k1_inter: int, k2_intra: int,
+                        k2_inter: int, small: bool, search: Search, progress: Progress | None
+                        ) -> NeighborLists:
+    check_camera_parameters(k1_intra, k1_inter, k2_intra, k2_inter)
+    n = len(as_feature_matrix(features))
+    list_length("k1_intra (CAUREID.CLUSTER.K1_INTRA)", k1_intra, n, small)
+    list_length("k1_inter (CAUREID.CLUSTER.K1_INTER)", k1_inter, n, small)
+    intra, inter = search_by_camera(
+        features, camids, k1_intra + 1, k1_inter + 1, search=search, progress=progress)
+    averaged = np.concatenate([intra[0][:, :k2_intra], inter[0][:, :k2_inter]], axis=1)
+    return NeighborLists((intra, inter), False, averaged)

@@ -1,0 +1,82 @@
+"""What the neighbour search needs of several processes (torch.distributed)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that share a search; by default this one alone.
+
+    Args:
+        group: a process group of torch.distributed, None for one process. All its members must
+            make the same calls.
+    """
+
+    group: dist.ProcessGroup | None = None
+
+    @property
+    def size(self) -> int:
+        return 1 if self.group is None else dist.get_world_size(self.group)
+
+    @property
+    def rank(self) -> int:
+        return 0 if self.group is None else dist.get_rank(self.group)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the group's back end wants its tensors."""
+        if dist.get_backend(self.group) == "nccl":
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("cpu")
+
+    def from_first(self, work: Callable[[], object]) -> object:
+        """What ``work()`` returns in the first process, for all of them; what it raises, too."""
+        if self.size == 1:
+            return work()
+        outcome = [None, None]
+        if self.rank == 0:
+            try:
+                outcome[0] = work()
+            except Exception as error:  # raised below, in every process
+                outcome[1] = error
+        source = dist.get_global_rank(self.group, 0)
+        dist.broadcast_object_list(outcome, source, group=self.group, device=self.device)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+    def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """Every process's tensor, all of one shape, in the order of the ranks."""
+        if self.size == 1:
+            return [tensor]
+        sent = tensor.to(self.device).contiguous()
+        received = [torch.empty_like(sent) for _ in range(self.size)]
+        dist.all_gather(received, sent, group=self.group)
+        return [part.to(tensor.device) for part in received]
+
+    def share_rows(self, arrays: tuple[np.ndarray, ...], order: np.ndarray,
+                   rows: int) -> tuple[np.ndarray, ...]:
+        """Arrays of which each process filled every ``size``-th block of rows, made whole.
+
+        Args:
+            arrays: (N, any), changed in place.
+            order: (N,) the row that is dealt out at each position.
+            rows: positions of a block; block b was filled by process ``b % size``.
+        """
+        if self.size == 1:
+            return arrays
+        for number, start in enumerate(range(0, len(order), rows)):
+            block = order[start : start + rows]
+            for array in arrays:
+                part = torch.from_numpy(array[block]).to(self.device)
+                source = dist.get_global_rank(self.group, number % self.size)
+                dist.broadcast(part, source, group=self.group)
+                array[block] = part.cpu().numpy()
+        return arrays
