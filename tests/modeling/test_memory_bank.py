@@ -141,6 +141,49 @@ def test_centroids_after_hundreds_of_updates():
     assert_sums_are_right(bank, 1e-6)
 
 
+def epoch_batches(bank, steps, seed):
+    """Batches of 64: 36 images of any kind, 8 outliers, 16 of cluster 0, and the first two again,
+    twice; their features are random."""
+    generator = torch.Generator().manual_seed(seed)
+    outliers = (bank.labels == -1).nonzero().flatten()
+    largest = (bank.labels == 0).nonzero().flatten()
+    for _ in range(steps):
+        parts = [pool[torch.randint(len(pool), (count,), generator=generator)] for pool, count
+                 in ((torch.arange(len(bank)), 36), (outliers, 8), (largest, 16))]
+        indexes = torch.cat((*parts, parts[0][[0, 1, 0, 1]]))
+        features = torch.randn(len(indexes), bank.features.shape[1], generator=generator)
+        yield torch.nn.functional.normalize(features, dim=1), indexes
+
+
+@pytest.mark.parametrize("clusters", [12, 1250])
+@pytest.mark.parametrize("momentum", [0.1, 0.2])
+def test_drift_over_an_epoch(clusters, momentum):
+    bank = random_bank(20_000, 64, clusters, 6, momentum=momentum, outliers=2_000)
+    labels = bank.labels.clone()
+    labels[:4_000][labels[:4_000] >= 0] = 0  # one cluster far larger than the others
+    bank.relabel(labels)
+    before, centres_before = bank.centroids, bank.camera_centres()[0]
+    for features, indexes in epoch_batches(bank, 400, clusters):
+        bank.update(features, indexes)
+
+    means, centre_means, pairs = (np.array(part) for part in plain_centroids(bank))
+    centres, centre_labels = bank.camera_centres()
+    assert centre_labels.tolist() == pairs[:, 0].tolist()
+    assert np.abs(bank.centroids.numpy() - means).max() < 1e-5
+    assert np.abs(bank.camera_centres(normalize=False)[0].numpy() - centre_means).max() < 1e-5
+    assert np.abs(centres.numpy() - unit(centre_means)).max() < 1e-5
+    # what was compared has come a long way from where it was
+    assert (bank.centroids - before).abs().amax(dim=1).min() > 1e-3
+    assert (centres - centres_before).abs().max() > 0.1
+
+    bank.relabel(labels)
+    fresh = MemoryBank(bank.camids, 64, momentum=momentum)
+    fresh.features = bank.features
+    fresh.relabel(labels)
+    assert torch.equal(bank.centroids, fresh.centroids), "relabelling leaves no drift behind"
+    assert torch.equal(bank.camera_centres()[0], fresh.camera_centres()[0])
+
+
 def test_a_single_camera_and_single_image_clusters():
     bank = MemoryBank(torch.zeros(6), 4, momentum=0.2)
     bank.reset(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)))
