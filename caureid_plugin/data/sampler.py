@@ -8,6 +8,11 @@ import numpy as np
 from torch.utils.data import Sampler
 
 
+# Of a cluster with more than this many images for each one to draw, a random part is looked at: a
+# batch must not take longer because clusters are large.
+IMAGES_LOOKED_AT = 16
+
+
 class Draw(NamedTuple):
     """One image to load: its row, and the seed of its augmentations.
 
@@ -104,6 +109,9 @@ class ClusterSampler(Sampler):
 
     def _images_of(self, cluster: list[int], rng: np.random.Generator) -> list[int]:
         """K images of a cluster, one camera after the other; repeated only if there are fewer."""
+        most = IMAGES_LOOKED_AT * self._num_instances
+        if len(cluster) > most:
+            cluster = [cluster[i] for i in rng.choice(len(cluster), most, replace=False)]
         shuffled = rng.permutation(cluster)
         seen: dict[int, int] = {}
         turn = []

@@ -50,17 +50,19 @@ def cacc_loss(anchors: torch.Tensor, anchor_labels: torch.Tensor, centres: torch
     Returns:
         Scalar; 0 (with a graph) if no anchor has a positive centre.
     """
-    similarity = anchors @ centres.t() / temperature
     positive = anchor_labels[:, None] == centre_labels[None, :]
     used = positive.any(dim=1) & (anchor_labels >= 0)
     if not used.any():
         return anchors.sum() * 0.0
-    similarity, positive = similarity[used], positive[used]
-    # -inf drops a place out of both the ranking and the sum of exponentials
-    negatives = similarity.masked_fill(positive, -torch.inf)
-    negatives = negatives.topk(min(num_negatives, negatives.shape[1]), dim=1).values
-    positives = similarity.masked_fill(~positive, -torch.inf)
-    total = torch.logsumexp(torch.cat((positives, negatives), dim=1), dim=1)
+    anchors, positive = anchors[used], positive[used]
+    similarity = anchors @ centres.t() / temperature
+    # positives first, then the nearest others: the gradient passes through these few places alone
     count = positive.sum(dim=1)
-    mean_positive = similarity.masked_fill(~positive, 0.0).sum(dim=1) / count
+    width = min(int(count.max()) + num_negatives, similarity.shape[1])
+    ranking = similarity.detach().masked_fill(positive, torch.inf)
+    nearest = similarity.gather(1, ranking.topk(width, dim=1).indices)
+    place = torch.arange(width, device=count.device)
+    left_out = place >= count[:, None] + num_negatives
+    total = torch.logsumexp(nearest.masked_fill(left_out, -torch.inf), dim=1)
+    mean_positive = nearest.masked_fill(place >= count[:, None], 0.0).sum(dim=1) / count
     return (total - mean_positive).mean()

@@ -132,8 +132,9 @@ class MemoryBank:
 
     def camera_centres(self, *, normalize: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean feature of each (cluster, camera) pair (eq. 6): centres (M, D), clusters (M,)."""
-        centres = self._centre_sums / self._centre_sizes[:, None]
-        return (F.normalize(centres, dim=1) if normalize else centres), self.centre_labels
+        if normalize:  # a sum has its mean's direction
+            return F.normalize(self._centre_sums, dim=1), self.centre_labels
+        return self._centre_sums / self._centre_sizes[:, None], self.centre_labels
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Everything a resumed run needs; the sums as well, so that it goes on bit for bit."""

@@ -244,3 +244,24 @@ def test_processes_share_the_batch_of_one(labels, world_size):
     for _ in range(20):
         expected = [next(whole) for _ in range(32)]
         assert [next(part) for part in parts for _ in range(local)] == expected
+
+
+def test_a_large_cluster_is_not_gone_through_for_each_batch(monkeypatch):
+    cameras = np.arange(5000) % 6
+    sampler = ClusterSampler(
+        np.repeat([0, 1], 2500), cameras, batch_size=8, num_instances=4, seed=3)
+    looked_at = []
+    permutation = np.random.Generator.permutation
+
+    class Counting(np.random.Generator):
+        def permutation(self, x):
+            looked_at.append(np.size(x))
+            return permutation(self, x)
+
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: Counting(np.random.PCG64(seed)))
+    drawn = [draw.index for draw, _ in zip(sampler, range(8 * 400))]
+    assert max(looked_at) <= 16 * 4
+    for start in range(0, len(drawn), 4):  # four images of one cluster from four cameras
+        unit = np.array(drawn[start:start + 4])
+        assert len(set(unit // 2500)) == 1 and len(set(cameras[unit])) == 4
+    assert len(set(drawn)) > 2000, "all images have their chance"
