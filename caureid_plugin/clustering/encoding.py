@@ -15,8 +15,8 @@ from .lists import NeighborLists
 from .threads import over_rows, stack_rows
 
 
-def encode(features: np.ndarray, lists: NeighborLists) -> sparse.csr_matrix:
-    """The encoding (N, N) of features (N, D) float32, as :func:`.jaccard.jaccard_encoding`."""
+def encode(lists: NeighborLists) -> sparse.csr_matrix:
+    """The encoding (N, N) that :func:`.jaccard.jaccard_encoding` describes."""
     if lists.expand:
         (ranks, known), = lists.parts
         members = expanded_sets(ranks)
@@ -25,7 +25,7 @@ def encode(features: np.ndarray, lists: NeighborLists) -> sparse.csr_matrix:
         known = np.concatenate([known for _, known in lists.parts], axis=1)
         mutual = np.concatenate([reciprocal_mask(ranks) for ranks, _ in lists.parts], axis=1)
         members = marked_members(ranks, mutual)
-    weights = softmax_encoding(member_distances(features, members, ranks, known), members)
+    weights = softmax_encoding(member_distances(lists.features, members, ranks, known), members)
     return average_over_neighbors(weights, lists.averaged)
 
 

@@ -36,6 +36,7 @@ from .threads import over_rows
 
 TILE_ROWS = 2048
 TILE_BYTES = 2**27  # of scores, held twice
+ROWS_IN_CACHE = 256
 # Candidates of an image in the second search, beyond k. Only an image with more than that at the
 # k-th neighbour's distance, up to float32 rounding (duplicates), may miss one of them.
 SECOND_SEARCH = 256
@@ -55,8 +56,11 @@ def fast_dtype(device: torch.device) -> torch.dtype:
 
 
 def num_candidates(k: int, n: int) -> int:
-    """m: half as many again as asked for, and a few."""
-    return min(n, k + k // 2 + 16)
+    """m: with half as many again as asked for, bfloat16 leaves 1 image in 1,000 unproved.
+
+    (Embeddings of people, 12,936 x 2048: 5.6 % unproved with m = 38 of k = 30, 0.1 % with 45.)
+    """
+    return min(n, k + max(k // 2, 8))
 
 
 class RoundedFeatures:
@@ -84,8 +88,8 @@ class RoundedFeatures:
         self.rows = torch.empty(n, dim + EXTRA_COLUMNS, dtype=dtype, device=device)
         self.errors, self.norms = np.empty(n), np.empty(n)
         mean = torch.from_numpy(features.mean(axis=0, dtype=np.float64).astype(np.float32))
-        for start in range(0, n, TILE_ROWS):
-            part = slice(start, start + TILE_ROWS)
+        for start in range(0, n, ROWS_IN_CACHE):
+            part = slice(start, start + ROWS_IN_CACHE)
             self._take(part, torch.from_numpy(features[order[part]]) - mean)
         # that subtraction rounded too
         self.errors += 2.0**-23 * (self.norms + float(mean.norm()))
@@ -111,15 +115,25 @@ class RoundedFeatures:
         left = torch.cat([left[:, : cuts[0]], left[:, cuts[1] :], left[:, cuts[0] : cuts[1]]], 1)
         return left @ self.rows[columns].T
 
-    def lower_bounds(self, worst: np.ndarray, rows: slice) -> np.ndarray:
-        """Below these squared distances no image scores worse than ``worst``, one for each row."""
+    def bounds(self, scores: np.ndarray, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Between what lies the squared distance, as computed, of an image with such a score.
+
+        Args:
+            scores: (R, any) float64, of images unknown.
+            rows: the R images they belong to.
+
+        Returns:
+            Lower and upper bounds, of the shape of ``scores``; the larger the score, the smaller
+            both.
+        """
         unit = torch.finfo(self.dtype).eps / 2
         # what summing D + 6 products in float32 may lose
-        most = self.norms.max()
-        lost = self.rounding() * (self.norms[rows] + most) ** 2 / 2
-        squared = 2 * np.maximum(-worst / (1 + unit) - lost, 0)
-        gap = np.sqrt(squared) - self.errors[rows] - self.errors.max()
-        return np.maximum(gap, 0) ** 2
+        lost = (self.rounding() * (self.norms[rows] + self.norms.max()) ** 2 / 2)[:, None]
+        error = (self.errors[rows] + self.errors.max())[:, None]
+        low = np.sqrt(2 * np.maximum(-scores / (1 + unit) - lost, 0)) - error
+        high = np.sqrt(2 * np.maximum(-scores / (1 - unit) + lost, 0)) + error
+        own = self.rounding()  # of summing squared differences in float32
+        return np.maximum(low, 0) ** 2 * (1 - own), high**2 * (1 + own)
 
     def rounding(self) -> float:
         """Relative error of a float32 sum of as many terms as a row has, at the worst."""
@@ -287,14 +301,17 @@ def _merge_processes(best: BestScores, rows: slice, processes: Processes) -> Non
 def _exact_rows(features: np.ndarray, rounded: RoundedFeatures, wanted: Everyone | ByCamera,
                 which: int, rows: slice) -> tuple[np.ndarray, np.ndarray]:
     k, best = wanted.ks[which], wanted.best[which]
+    scores = best.values[rows].float().cpu().numpy().astype(np.float64)
     ids = best.ids[rows].cpu().numpy()
-    ids = np.where(np.isfinite(best.values[rows].float().cpu().numpy()), ids, -1)
-    candidates = np.where(ids >= 0, wanted.order[ids], -1).astype(np.int32)
+    seen = np.isfinite(scores)
+    low, high = rounded.bounds(scores, rows)
+    # k images are within the k-th smallest upper bound: who cannot be is no candidate
+    within = np.partition(high, k - 1, axis=1)[:, k - 1 : k] if k < high.shape[1] else np.inf
+    candidates = np.where(seen & (low <= within), wanted.order[ids], -1).astype(np.int32)
     lists = rank_candidates(features, wanted.order[rows], candidates, k)
-    worst = best.values[rows].float().min(dim=1).values.cpu().numpy().astype(np.float64)
-    # the computed k-th distance against what the computed distance of anyone else must exceed
-    exceeded = rounded.lower_bounds(worst, rows) * (1 - rounded.rounding())
-    unproved = np.flatnonzero(np.isfinite(worst) & ~(lists[1][:, -1] < exceeded))
+    # of anyone else; there is nobody else if fewer than m images were seen
+    exceeded = np.where(seen.all(axis=1), low.max(axis=1), np.inf)
+    unproved = np.flatnonzero(np.isfinite(exceeded) & ~(lists[1][:, -1] < exceeded))
     if len(unproved):
         again = _search_again(features, wanted, which, rows.start + unproved, rounded.rows.device)
         for result, part in zip(lists, again):

@@ -27,7 +27,6 @@ Letters: N images, D embedding size.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -92,7 +91,7 @@ def jaccard_encoding(features: torch.Tensor | np.ndarray, *, k1: int | None = No
     Raises:
         ValueError: as :func:`jaccard_graph`, or parameters of the one kind given for the other.
     """
-    return encode(as_feature_matrix(features), neighbor_lists(
+    return encode(neighbor_lists(
         features, k1=k1, k2=k2, camids=camids, k1_intra=k1_intra, k1_inter=k1_inter,
         k2_intra=k2_intra, k2_inter=k2_inter, small=small, search=search, progress=progress))
 

@@ -19,13 +19,20 @@ Letters: N images, D embedding size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from .inputs import as_feature_matrix, check_camera_parameters, check_graph_parameters, list_length
-from .neighbors import Progress, Search, search_by_camera, search_neighbors
+from .inputs import (
+    as_cameras,
+    as_feature_matrix,
+    check_camera_parameters,
+    check_graph_parameters,
+    list_length,
+)
+from .neighbors import Progress, Search, search_lists
 
 PLAIN = {"k1": 30, "k2": 6}
 CAMERA_AWARE = {"k1_intra": 5, "k1_inter": 20, "k2_intra": 2, "k2_inter": 4}
@@ -36,12 +43,14 @@ class NeighborLists:
     """What the encoding is built from.
 
     Attributes:
+        features: (N, D) float32, checked.
         parts: one (ranks, distances) or two (within the camera, across cameras): indices (N, k)
             int32, nearest first, -1 where there is none, and squared distances (N, k) float32.
         expand: whether reciprocal sets grow by the half-size sets of their members.
         averaged: (N, k2) int32, the neighbours that query expansion averages over.
     """
 
+    features: np.ndarray
     parts: tuple[tuple[np.ndarray, np.ndarray], ...]
     expand: bool
     averaged: np.ndarray
@@ -61,32 +70,36 @@ def neighbor_lists(features: torch.Tensor | np.ndarray, *, k1: int | None = None
     if given := [name for name, value in unused.items() if value is not None]:
         raise ValueError(f"{' and '.join(given)} cannot be used "
                          + ("with" if camids is not None else "without") + " camids")
-    how = {"small": small, "search": search, "progress": progress}
+    device = search.device_for(features)
+    features = as_feature_matrix(features)
+
+    def find(cameras: np.ndarray | None, *ks: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        return search_lists(features, cameras, ks, device, search, progress)
+
     if camids is None:
-        return _plain_lists(features, **_filled(plain, PLAIN), **how)
-    return _camera_aware_lists(features, camids, **_filled(camera_aware, CAMERA_AWARE), **how)
+        return _plain_lists(features, find, small, **_filled(plain, PLAIN))
+    return _camera_aware_lists(features, find, small, camids,
+                               **_filled(camera_aware, CAMERA_AWARE))
 
 
 def _filled(given: dict, defaults: dict) -> dict:
     return {name: defaults[name] if value is None else value for name, value in given.items()}
 
 
-def _plain_lists(features, *, k1: int, k2: int, small: bool, search: Search,
-                 progress: Progress | None) -> NeighborLists:
+def _plain_lists(features: np.ndarray, find: Callable, small: bool, *, k1: int, k2: int
+                 ) -> NeighborLists:
     check_graph_parameters(k1, k2)
-    k1 = list_length("k1 (CAUREID.CLUSTER.K1)", k1, len(as_feature_matrix(features)), small)
-    found = search_neighbors(features, k1, search=search, progress=progress)
-    return NeighborLists((found,), True, found[0][:, :k2])
+    found, = find(None, list_length("k1 (CAUREID.CLUSTER.K1)", k1, len(features), small))
+    return NeighborLists(features, (found,), True, found[0][:, :k2])
 
 
-def _camera_aware_lists(features, camids, *, k1_intra: int, k1_inter: int, k2_intra: int,
-                        k2_inter: int, small: bool, search: Search, progress: Progress | None
-                        ) -> NeighborLists:
+def _camera_aware_lists(features: np.ndarray, find: Callable, small: bool,
+                        camids: torch.Tensor | np.ndarray, *, k1_intra: int, k1_inter: int,
+                        k2_intra: int, k2_inter: int) -> NeighborLists:
     check_camera_parameters(k1_intra, k1_inter, k2_intra, k2_inter)
-    n = len(as_feature_matrix(features))
+    n = len(features)
     list_length("k1_intra (CAUREID.CLUSTER.K1_INTRA)", k1_intra, n, small)
     list_length("k1_inter (CAUREID.CLUSTER.K1_INTER)", k1_inter, n, small)
-    intra, inter = search_by_camera(
-        features, camids, k1_intra + 1, k1_inter + 1, search=search, progress=progress)
+    intra, inter = find(as_cameras(camids, n), int(k1_intra) + 1, int(k1_inter) + 1)
     averaged = np.concatenate([intra[0][:, :k2_intra], inter[0][:, :k2_inter]], axis=1)
-    return NeighborLists((intra, inter), False, averaged)
+    return NeighborLists(features, (intra, inter), False, averaged)

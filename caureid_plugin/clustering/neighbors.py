@@ -68,6 +68,12 @@ class Search:
             raise ValueError("max_memory (CAUREID.CLUSTER.MAX_MEMORY) must be positive GiB or "
                              f"None, got {self.max_memory!r}")
 
+    def device_for(self, features: torch.Tensor | np.ndarray) -> torch.device:
+        """Where the scores of these features are computed."""
+        if self.device is not None:
+            return torch.device(self.device)
+        return features.device if isinstance(features, torch.Tensor) else torch.device("cpu")
+
     def resolve(self, n: int, device: torch.device) -> str:
         """The back end for N images whose scores are computed on ``device``.
 
@@ -111,12 +117,11 @@ def search_neighbors(features: torch.Tensor | np.ndarray, k: int, *, search: Sea
         ValueError: bad features (the first bad row is named) or ``k`` outside 1..N.
         MemoryError: the search would not fit (see :class:`Search`).
     """
-    device = _device(features, search)
+    device = search.device_for(features)
     features = as_feature_matrix(features)
     if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= len(features):
         raise ValueError(f"k must be an integer in 1..N with N={len(features)}, got k={k!r}")
-    lists = _search(features, None, (int(k),), device, search, progress)
-    return lists[0]
+    return search_lists(features, None, (int(k),), device, search, progress)[0]
 
 
 def search_by_camera(features: torch.Tensor | np.ndarray, camids: torch.Tensor | np.ndarray,
@@ -139,21 +144,30 @@ def search_by_camera(features: torch.Tensor | np.ndarray, camids: torch.Tensor |
     Raises:
         ValueError, MemoryError: as there, or camids that do not match.
     """
-    device = _device(features, search)
+    device = search.device_for(features)
     features = as_feature_matrix(features)
     camids = as_cameras(camids, len(features))
     check_count("k_intra", "CAUREID.CLUSTER.K1_INTRA", k_intra)
     check_count("k_inter", "CAUREID.CLUSTER.K1_INTER", k_inter)
-    return tuple(_search(features, camids, (int(k_intra), int(k_inter)), device, search, progress))
+    ks = (int(k_intra), int(k_inter))
+    return tuple(search_lists(features, camids, ks, device, search, progress))
 
 
-def _device(features: torch.Tensor | np.ndarray, search: Search) -> torch.device:
-    if search.device is not None:
-        return torch.device(search.device)
-    return features.device if isinstance(features, torch.Tensor) else torch.device("cpu")
+def search_lists(features: np.ndarray, camids: np.ndarray | None, ks: tuple[int, ...],
+                 device: torch.device, search: Search, progress: Progress | None = None
+                 ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """What both functions above do once their arguments are checked.
 
+    Args:
+        features: (N, D) float32, as :func:`.inputs.as_feature_matrix` gives it.
+        camids: (N,), or None for one list among all images.
+        ks: the length of each list.
+        device: where scores are computed.
+        search, progress: as above.
 
-def _search(features, camids, ks, device, search, progress):
+    Returns:
+        (indices, squared distances) of each list.
+    """
     n, dim = features.shape
     backend = search.resolve(n, device)
     processes = Processes(search.group)

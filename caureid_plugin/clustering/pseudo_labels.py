@@ -9,7 +9,7 @@ from sklearn.cluster import DBSCAN
 from sklearn.neighbors import sort_graph_by_row_values
 
 from .encoding import encode
-from .inputs import as_feature_matrix, check_eps, check_min_samples
+from .inputs import check_eps, check_min_samples
 from .jaccard import pairs_within
 from .lists import neighbor_lists
 from .neighbors import Progress, Search
@@ -43,7 +43,7 @@ def assign_pseudo_labels(features: torch.Tensor | np.ndarray, *, eps: float, min
     lists = neighbor_lists(features, progress=progress, **encoding)
 
     def label() -> np.ndarray:
-        graph = pairs_within(encode(as_feature_matrix(features), lists), eps, progress)
+        graph = pairs_within(encode(lists), eps, progress)
         return number_by_appearance(cluster_graph(graph, eps, min_samples))
 
     # only the search is shared: the rest is quick, and would take its memory in every process

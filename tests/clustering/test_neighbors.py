@@ -106,21 +106,21 @@ def test_images_that_cannot_be_proved_are_searched_again(make_features, monkeypa
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("scale", [1.0, 1000.0, 1e-3])
-def test_no_distance_is_below_the_bound(make_features, dtype, scale):
-    """The proof's inequality, for every pair and the score that the tile gave it."""
+def test_every_distance_is_between_its_bounds(make_features, dtype, scale):
+    """The proof's inequalities, for every pair and the score that the tile gave it."""
     features, _ = make_features(120, 48, normalise=False)
     features = np.maximum(features, 0) * np.float32(scale) + np.float32(scale)
     rounded = RoundedFeatures(features, np.arange(120), dtype, CPU)
     everything = slice(0, 120)
     scores = rounded.scores(everything, everything).double().numpy()
-    exact = features.astype(np.float64)
-    distances = ((exact[:, None] - exact) ** 2).sum(axis=2)
-    tight = 0
-    for column in range(120):
-        bounds = rounded.lower_bounds(scores[:, column], everything)
-        assert (bounds <= distances[:, column]).all()
-        tight += (bounds >= 0.8 * distances[:, column]).sum()
-    assert tight > 0.9 * 120 * 120 or dtype == torch.bfloat16 and tight > 0.3 * 120 * 120
+    low, high = rounded.bounds(scores, everything)
+    for i in range(120):
+        for j in range(120):
+            exact = sum((float(a) - float(b)) ** 2 for a, b in zip(features[i], features[j]))
+            assert low[i, j] <= exact <= high[i, j]
+    apart = ~np.eye(120, dtype=bool)
+    slack = (high - low)[apart] / low[apart]
+    assert np.median(slack) < (0.2 if dtype == torch.bfloat16 else 1e-3), "they must say something"
 
 
 def test_rounded_features_give_distances(make_features):
