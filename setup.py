@@ -52,7 +52,7 @@ setup(
     extras_require={
         "faiss-cpu": ["faiss-cpu>=1.7.4"],
         "faiss-gpu": ["faiss-gpu>=1.14"],
-        "test": ["pytest>=7.4", "pytest-timeout>=2.2"],
+        "test": ["pytest>=7.4", "pytest-timeout>=2.2", "hypothesis>=6.80"],
     },
     classifiers=[
         "Intended Audience :: Science/Research",

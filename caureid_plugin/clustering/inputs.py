@@ -78,7 +78,7 @@ def check_camera_parameters(k1_intra: int, k1_inter: int, k2_intra: int, k2_inte
     check_count("k1_intra", "CAUREID.CLUSTER.K1_INTRA", k1_intra)
     check_count("k1_inter", "CAUREID.CLUSTER.K1_INTER", k1_inter)
     check_count("k2_intra", "CAUREID.CLUSTER.K2_INTRA", k2_intra)
-    check_count("k2_inter", "CAUREID.CLUSTER.K2_INTER", k2_inter)
+    check_count("k2_inter", "CAUREID.CLUSTER.K2_INTER", k2_inter, least=0)
     for which, k1, k2 in (("INTRA", k1_intra, k2_intra), ("INTER", k1_inter, k2_inter)):
         if k2 > k1 + 1:
             raise ValueError(
@@ -136,7 +136,7 @@ def check_min_samples(min_samples: int) -> None:
     check_count("min_samples", "CAUREID.CLUSTER.MIN_SAMPLES", min_samples)
 
 
-def check_count(name: str, key: str, value: int) -> None:
-    """Check ``value >= 1``; raises ValueError naming the argument, its config key and the value."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"{name} ({key}) must be an integer >= 1, got {value!r}")
+def check_count(name: str, key: str, value: int, least: int = 1) -> None:
+    """Check ``value >= least``; raises ValueError naming the argument, its config key and value."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name} ({key}) must be an integer >= {least}, got {value!r}")

@@ -8,7 +8,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from .exact_search import TILE_BYTES, fast_dtype, num_candidates
+from .exact_search import TILE_BYTES, TILE_ROWS, fast_dtype, num_candidates
+from .faiss_search import ROWS
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +38,13 @@ def estimate(n: int, dim: int, ks: tuple[int, ...], *, backend: str,
     size = fast_dtype(device).itemsize
     search = lists
     if backend == "torch":
-        tile = min(TILE_BYTES, n * n * size)
-        search += n * m * (size + 4) + (n * dim * size + 4 * tile if device.type == "cpu" else 0)
+        if device.type == "cpu":
+            # the rounded copy, candidates, a tile with its mirror image and the best of both
+            tile = min(TILE_BYTES, min(n, TILE_ROWS) * n * size)
+            search += n * (dim * size + m * (size + 4)) + 3 * tile
     else:
-        search += n * m * 8 + n * (dim * 4 + 16) + 2 * TILE_BYTES
+        # the index's copy, candidates, and what one call asks and answers
+        search += n * (dim * 4 + 16 + m * 8) + min(n, ROWS) * (dim * 4 + m * 48)
     entries = ENTRIES_PER_NEIGHBOR * k * n
     # rows and columns of the encoding (12 bytes an entry each), then the pairs within eps
     graph = lists + 2 * 12 * entries + 3 * 8 * n * k

@@ -35,6 +35,28 @@ def test_bad_graph_parameters_are_named(change, named):
         assign_pseudo_labels(features, **{**GOOD, **change}, min_samples=2)
 
 
+@pytest.mark.parametrize("change, named", [
+    (dict(k1_intra=0), r"k1_intra \(CAUREID\.CLUSTER\.K1_INTRA\).*got 0"),
+    (dict(k1_inter=-1), r"k1_inter \(CAUREID\.CLUSTER\.K1_INTER\).*got -1"),
+    (dict(k2_intra=0), r"k2_intra \(CAUREID\.CLUSTER\.K2_INTRA\).*>= 1, got 0"),
+    (dict(k2_inter=-1), r"k2_inter \(CAUREID\.CLUSTER\.K2_INTER\).*>= 0, got -1"),
+    (dict(k2_intra=4), r"k2_intra \(CAUREID\.CLUSTER\.K2_INTRA\) must not exceed.*got 4 and 2"),
+    (dict(k2_inter=5), r"k2_inter \(CAUREID\.CLUSTER\.K2_INTER\) must not exceed.*got 5 and 3"),
+    (dict(k1_intra=6), r"k1_intra \(CAUREID\.CLUSTER\.K1_INTRA\).*smaller.*got 6 and N=6"),
+    (dict(k1_inter=20), r"k1_inter \(CAUREID\.CLUSTER\.K1_INTER\).*smaller.*got 20 and N=6"),
+    (dict(k1=3), "k1 cannot be used with camids"),
+    (dict(camids=None), "k1_intra and k1_inter and k2_intra and k2_inter cannot .* without camids"),
+    (dict(camids=[0, 1]), r"camids must hold one integer for each of the 6 images.*\(2,\)"),
+    (dict(camids=[0.5] * 6), "camids must hold one integer.*float64"),
+])
+def test_bad_camera_aware_parameters_are_named(change, named):
+    good = dict(camids=np.arange(6) % 2, k1_intra=2, k1_inter=3, k2_intra=2, k2_inter=2, eps=0.5)
+    features = np.eye(6, dtype=np.float32)
+    assert jaccard_graph(features, **good).shape == (6, 6)
+    with pytest.raises(ValueError, match=named):
+        jaccard_graph(features, **{**good, **change})
+
+
 @pytest.mark.parametrize("min_samples", [0, -1, 2.5, None, True])
 def test_bad_min_samples_is_named(min_samples):
     with pytest.raises(ValueError, match=r"min_samples \(CAUREID\.CLUSTER\.MIN_SAMPLES\)"):

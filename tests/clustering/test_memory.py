@@ -1,0 +1,97 @@
+import logging
+import subprocess
+import sys
+
+import psutil
+import pytest
+import torch
+
+from caureid_plugin.clustering import Search, assign_pseudo_labels, jaccard_graph, memory
+
+CPU = torch.device("cpu")
+
+
+def test_what_does_not_fit_is_said_before_it_starts(make_features, monkeypatch):
+    features, _ = make_features(300)
+    monkeypatch.setattr("caureid_plugin.clustering.neighbors.search_exact",
+                        lambda *args, **options: pytest.fail("it started"))
+    with pytest.raises(MemoryError, match=r"allowed by CAUREID\.CLUSTER\.MAX_MEMORY.*raise") as e:
+        jaccard_graph(features, k1=20, k2=6, eps=0.5, search=Search(max_memory=1e-4))
+    assert "0.0 are allowed" in str(e.value)
+
+
+def test_what_the_machine_has_free_is_the_limit(make_features, monkeypatch):
+    features, _ = make_features(60)
+    monkeypatch.setattr(memory, "available", lambda: 1e-6)
+    with pytest.raises(MemoryError, match=r"free.*CAUREID\.CLUSTER\.K1"):
+        assign_pseudo_labels(features, k1=20, k2=6, eps=0.5, min_samples=3)
+
+
+def test_the_need_is_logged(make_features, caplog):
+    features, _ = make_features(60)
+    with caplog.at_level(logging.INFO, logger="caureid_plugin"):
+        jaccard_graph(features, k1=20, k2=6, eps=0.5, search=Search(max_memory=3.0))
+    assert "clustering needs about" in caplog.text and "3.0 are allowed" in caplog.text
+
+
+def test_a_container_has_less_than_the_machine(monkeypatch, tmp_path):
+    free = psutil.virtual_memory().available / 2**30
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    assert abs(memory.available() - free) < 1  # no such files
+    (tmp_path / "memory.max").write_text("max\n")
+    assert abs(memory.available() - free) < 1
+    (tmp_path / "memory.max").write_text(f"{2**30}\n")
+    (tmp_path / "memory.current").write_text(f"{2**28}\n")
+    assert memory.available() == 0.75
+
+
+MEASURE = """
+import sys, types
+face = types.ModuleType("caureid_plugin")  # the clustering alone, without the toolbox
+face.__path__ = [sys.argv[1]]
+sys.modules["caureid_plugin"] = face
+import numpy as np, psutil, torch
+from caureid_plugin.clustering import Search, assign_pseudo_labels, memory
+n, dim, backend, camera_aware = (
+    int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5] == "True")
+rng = np.random.default_rng(0)
+features = rng.normal(size=(n // 15 + 1, dim)).astype(np.float32)[np.arange(n) // 15]
+features += 0.6 * rng.standard_normal((n, dim), dtype=np.float32)
+features /= np.linalg.norm(features, axis=1, keepdims=True)
+options = dict(camids=rng.integers(0, 4, n)) if camera_aware else dict(k1=30, k2=6)
+search = Search(backend=backend)
+assign_pseudo_labels(features[:500], eps=0.5, min_samples=4, search=search, **{
+    **options, **({"camids": options["camids"][:500]} if camera_aware else {})})  # compile, import
+open("/proc/self/clear_refs", "w").write("5")  # forget the peak so far
+before = psutil.Process().memory_info().rss
+assign_pseudo_labels(features, eps=0.5, min_samples=4, search=search, **options)
+peak = [line for line in open("/proc/self/status") if line.startswith("VmHWM")][0].split()[1]
+ks = (6, 21) if camera_aware else (30,)
+needed = memory.estimate(n, dim, ks, backend=backend, device=torch.device("cpu"))
+print(int(peak) / 2**20 - before / 2**30, needed["peak"])
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("n, dim, backend, camera_aware", [
+    (16000, 64, "torch", False), (8000, 1024, "torch", False), (8000, 64, "torch", True),
+    (16000, 256, "faiss-flat", False),
+])
+def test_the_estimate_is_what_is_taken(n, dim, backend, camera_aware):
+    if backend.startswith("faiss"):
+        pytest.importorskip("faiss")
+    package = memory.__file__.rsplit("/", 2)[0]
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE, package, str(n), str(dim), backend, str(camera_aware)],
+        capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    taken, needed = map(float, run.stdout.split())
+    assert 0.3 * needed < taken < 1.1 * needed + 0.03, (taken, needed)
+
+
+def test_estimates_grow_with_the_images_and_not_with_their_square():
+    sizes = [10**6, 10**7]
+    for backend in ("torch", "faiss-flat", "faiss-ivf"):
+        small, large = (memory.estimate(n, 256, (30,), backend=backend, device=CPU)["peak"]
+                        for n in sizes)
+        assert 7 < large / small < 11
