@@ -98,3 +98,10 @@ def test_unknown_key_is_an_error(cfg):
 def test_unknown_config_lists_the_known_ones():
     with pytest.raises(FileNotFoundError, match="Market/caureid.yml"):
         caureid_plugin.get_config_file("Markt/caureid.yml")
+
+
+def test_camera_aware_values_of_its_paper(cfg):
+    node = _load(cfg, CONFIGS / "Market" / "caureid_cajaccard.yml").CAUREID.CLUSTER
+    assert node.CAMERA_AWARE and node.EPS == 0.4 and node.MIN_SAMPLES == 4
+    assert (node.K1_INTRA, node.K1_INTER, node.K2_INTRA, node.K2_INTER) == (5, 20, 2, 4)
+    assert (node.K2_INTRA_FIRST, node.K2_INTER_FIRST) == (3, 3)

@@ -271,6 +271,45 @@ def test_clustering_every_second_epoch(start, monkeypatch):
     assert len(calls) == 2 and relabelled == [0, 2]
 
 
+def _watch_clustering(monkeypatch):
+    calls, assign = [], clustering.assign_pseudo_labels
+
+    def watched(features, **options):
+        calls.append(options)
+        return assign(features, **options)
+
+    monkeypatch.setattr(clustering, "assign_pseudo_labels", watched)
+    return calls
+
+
+def test_the_options_of_the_clustering_come_from_the_config(start, monkeypatch):
+    calls = _watch_clustering(monkeypatch)
+    start("CAUREID.CLUSTER.SEARCH", "faiss-flat", "CAUREID.CLUSTER.RECALL", 0.9,
+          "CAUREID.CLUSTER.MAX_MEMORY", 7.0).train()
+    for call in calls:
+        assert call["search"] == clustering.Search("faiss-flat", recall=0.9, max_memory=7.0)
+        assert (call["k1"], call["k2"], call["eps"], call["min_samples"]) == (6, 2, 0.6, 2)
+        assert "camids" not in call
+
+
+def test_camera_aware_neighbours_with_the_cameras_of_the_bank(start, monkeypatch):
+    calls = _watch_clustering(monkeypatch)
+    trainer = start("CAUREID.CLUSTER.CAMERA_AWARE", True, "CAUREID.CLUSTER.K1_INTRA", 3,
+                    "CAUREID.CLUSTER.K1_INTER", 7, "CAUREID.CLUSTER.K2_INTER", 5)
+    trainer.train()
+    assert len(calls) == 2
+    for call in calls:
+        assert torch.equal(call["camids"], _bank(trainer).camids)
+        assert (call["k1_intra"], call["k1_inter"]) == (3, 7) and "k1" not in call
+    # the first clustering has counts of its own
+    assert [(c["k2_intra"], c["k2_inter"]) for c in calls] == [(3, 3), (2, 5)]
+
+
+def test_memory_that_is_not_there_ends_the_run_before_it_clusters(start):
+    with pytest.raises(MemoryError, match="CAUREID.CLUSTER.MAX_MEMORY"):
+        start("CAUREID.CLUSTER.MAX_MEMORY", 1e-6).train()
+
+
 def test_frozen_layers_stay_frozen_while_features_are_extracted(start):
     trainer = start()
     trainer.model.train()
