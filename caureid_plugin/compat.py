@@ -38,15 +38,13 @@ from typing import Callable, Iterator
 import numpy as np
 import torch
 
+from .clustering import Search, jaccard_distances
+
 logger = logging.getLogger("fastreid.caureid")
 
 _INSTALL_HINT = (
     "install it with `pip install --no-deps fastreid==1.4.0` "
     "(--no-deps, because its own pins ask for torch 1.13.1)"
-)
-_FAISS_HINT = (
-    "install exactly one of `pip install faiss-cpu` or `pip install faiss-gpu` "
-    "(the extras [faiss-cpu] and [faiss-gpu] of caureid-plugin); both provide the module `faiss`"
 )
 
 
@@ -80,6 +78,44 @@ def legacy_names() -> Iterator[None]:
             remove()
 
 
+@contextlib.contextmanager
+def faiss_stand_in() -> Iterator[None]:
+    """Lets modules of the toolbox be imported where faiss is not installed.
+
+    Upstream: ``utils/compute_dist.py:10``, ``utils/faiss_utils.py:4`` and ``evaluation/roc.py:9``
+    import faiss, which only the dense Jaccard distance uses. Symptom: without faiss nothing of
+    the toolbox can be imported. Modules imported inside the block keep a stand-in that says, when
+    it is used, what to install; ``import faiss`` afterwards fails as before. Where faiss is
+    installed nothing happens, also if it is broken: its own error is the one to see.
+    """
+    if not _faiss_is_missing():
+        yield
+        return
+    stand_in = types.ModuleType("faiss")
+    stand_in.__getattr__ = _missing_faiss_attribute
+    stand_in.METRIC_L2 = 1  # faiss_utils.py:49 makes it a default argument
+    blocked = "faiss" in sys.modules  # as None
+    sys.modules["faiss"] = stand_in
+    try:
+        yield
+    finally:
+        if blocked:
+            sys.modules["faiss"] = None
+        else:
+            del sys.modules["faiss"]
+
+
+def _faiss_is_missing() -> bool:
+    return importlib.util.find_spec("faiss") is None
+
+
+def _missing_faiss_attribute(name: str) -> None:
+    if name.startswith("__"):  # asked for by whoever looks at modules, not by the toolbox
+        raise AttributeError(f"the stand-in for faiss has no {name}")
+    raise ImportError(f"faiss.{name} of FastReID needs faiss, which is not installed: pip install "
+                      "'caureid-plugin[faiss-cpu]' (or [faiss-gpu]).")
+
+
 def _is_installed(distribution: str) -> bool:
     try:
         importlib.metadata.version(distribution)
@@ -89,15 +125,13 @@ def _is_installed(distribution: str) -> bool:
 
 
 def _import_toolbox() -> None:
-    if importlib.util.find_spec("faiss") is None:
-        raise ImportError(f"FastReID's evaluator imports faiss, which is missing: {_FAISS_HINT}.")
     if importlib.util.find_spec("fastreid") is None:
         raise ImportError(f"FastReID is not installed: {_INSTALL_HINT}.")
     both = [name for name in ("faiss-cpu", "faiss-gpu") if _is_installed(name)]
     if len(both) > 1:
         warnings.warn(f"{' and '.join(both)} are both installed, and overwrite each other's files: "
-                      f"{_FAISS_HINT}.", stacklevel=2)
-    with legacy_names():
+                      "uninstall both, then install one of them.", stacklevel=2)
+    with legacy_names(), faiss_stand_in():
         for name in ("config", "data", "engine", "evaluation", "modeling", "solver", "utils"):
             importlib.import_module(f"fastreid.{name}")
         for name in ("compute_dist", "checkpoint", "comm", "events", "params"):
@@ -526,17 +560,18 @@ def _test_loader_workers(patch: _Patches) -> None:
 
 def _jaccard_needs_cuda() -> bool:
     # with CUDA the call would open a context on the first device, whatever the rank
-    return torch.cuda.is_available() or _raises(lambda: _compute_dist.build_dist(
-        torch.eye(4), torch.eye(4), metric="jaccard", k1=2, k2=1))
+    return torch.cuda.is_available() or _raises(
+        lambda: _compute_dist.compute_jaccard_distance(torch.eye(4), k1=2, k2=1))
 
 
 @_repair(
-    upstream="utils/compute_dist.py:53 (build_dist) and :68 (features.cuda())",
-    symptom="TEST.RERANK.ENABLED fails without CUDA or without faiss-gpu",
+    upstream="utils/compute_dist.py:68 (features.cuda()) with :76,82 and utils/faiss_utils.py:115",
+    symptom="compute_jaccard_distance with its default search_option fails without CUDA or "
+    "without faiss-gpu",
     versions="all",
     broken=_jaccard_needs_cuda,
 )
-def _rerank_without_cuda(patch: _Patches) -> None:
+def _jaccard_without_cuda(patch: _Patches) -> None:
     original = _compute_dist.compute_jaccard_distance
 
     @functools.wraps(original)
@@ -809,6 +844,68 @@ def _rank_small_gallery(original, distmat, q_pids, g_pids, q_camids, g_camids, m
         distmat = np.pad(distmat, ((0, 0), (0, max_rank)), constant_values=np.inf)
         g_pids, g_camids = np.append(g_pids, nobody), np.append(g_camids, nobody)
     return original(distmat, q_pids, g_pids, q_camids, g_camids, max_rank, **options)
+
+
+@_repair(
+    upstream="utils/compute_dist.py:51-54 (build_dist) with :105 and :156",
+    symptom="TEST.RERANK fills two dense arrays over queries and gallery together, in Python "
+    "loops, to return the Q x G part of one; with fewer images than K1, neighbour lists are padded "
+    "with -1, which indexes the last image",
+    versions="all",
+)
+def _rerank_memory(patch: _Patches) -> None:
+    original = _compute_dist.build_dist
+
+    @functools.wraps(original)
+    def build_dist(feat_1, feat_2, metric="euclidean", **kwargs):
+        if metric == "jaccard":
+            return _rerank(feat_1, feat_2, kwargs["k1"], kwargs["k2"])
+        return original(feat_1, feat_2, metric, **kwargs)
+
+    patch.everywhere(original, build_dist)
+
+
+def _rerank(query: torch.Tensor, gallery: torch.Tensor, k1: int, k2: int) -> np.ndarray:
+    """Jaccard distances (Q, G), float32, of features (Q, D) and (G, D).
+
+    Raises:
+        ValueError: features that are not finite, or k1 or k2 below 1.
+        MemoryError: it would not fit.
+    """
+    for name, value in (("K1", k1), ("K2", k2)):
+        if value < 1:
+            raise ValueError(f"TEST.RERANK.{name} must be at least 1, got {value}.")
+    # exact whatever the size, and on the GPU if there is one, as the toolbox does it
+    search = Search(backend="torch", device="cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        # a list has only k1 neighbours to average over
+        return jaccard_distances(query, gallery, k1=k1, k2=min(k1, k2), small=True, search=search)
+    except MemoryError as error:
+        raise MemoryError(
+            f"Re-ranking {len(query)} queries against {len(gallery)} images does not fit: lower "
+            f"TEST.RERANK.K1 {k1} or set TEST.RERANK.ENABLED False.") from error
+
+
+@_repair(
+    upstream="evaluation/roc.py:9 (import faiss), also utils/compute_dist.py:10 and "
+    "utils/faiss_utils.py:4",
+    symptom="nothing of the toolbox can be imported without faiss, and TEST.ROC, which imports it "
+    "at the first evaluation and never uses it, ends the run",
+    versions="all",
+    broken=_faiss_is_missing,
+)
+def _faiss_missing(patch: _Patches) -> None:
+    # faiss_stand_in has helped the other two, when the toolbox was imported
+    original = _defaults.ReidEvaluator.evaluate
+
+    @functools.wraps(original)
+    def evaluate(self):
+        if self.cfg.TEST.ROC.ENABLED:
+            with faiss_stand_in():
+                importlib.import_module("fastreid.evaluation.roc")  # not before it is compiled
+        return original(self)
+
+    patch.set(_defaults.ReidEvaluator, "evaluate", evaluate)
 
 
 @_repair(

@@ -12,7 +12,7 @@ ALLOWED = {
     "layers": set(),
     "losses": set(),
     "clustering": set(),
-    "compat": {"fastreid"},
+    "compat": {"clustering", "fastreid"},
     "config": {"fastreid"},
     "config_files": set(),
     "modeling": {"compat", "layers", "losses", "fastreid"},

@@ -100,9 +100,8 @@ def pairs_within(encoding: sparse.csr_matrix, eps: float,
                  progress: Progress | None = None) -> sparse.csr_matrix:
     """Every pair of rows whose Jaccard distance is at most ``eps``.
 
-    For each row, only the rows that share a column with it are visited, through the columns'
-    entry lists (inverted lists). Both (i, j) and (j, i) are computed, from the same terms in the
-    same order, hence equal to the bit.
+    For each row, only the later rows that share a column with it are visited, through the
+    columns' entry lists (inverted lists); the other half of the graph is its mirror image.
 
     Args:
         encoding: (N, N), float64, non-negative, rows sum to 1 or 0, indices sorted.
@@ -113,9 +112,17 @@ def pairs_within(encoding: sparse.csr_matrix, eps: float,
         (N, N), as :func:`jaccard_graph` returns it.
     """
     n = encoding.shape[0]
-    return stack_rows(over_rows(
+    above = stack_rows(over_rows(
         functools.partial(kernels.close_pairs, *_with_lists(encoding), np.float32(eps)), n,
         progress and functools.partial(progress, "pairs")), n)
+    below = above.T.tocsr()
+    bounds = np.arange(n + 1) + above.indptr + below.indptr
+    columns = np.empty(bounds[-1], dtype=np.int32)
+    distances = np.empty(bounds[-1], dtype=np.float32)
+    over_rows(lambda start, stop: kernels.mirror(
+        above.indptr, above.indices, above.data, below.indptr, below.indices, below.data,
+        start, stop, bounds, columns, distances), n)
+    return sparse.csr_matrix((distances, columns, bounds), shape=(n, n))
 
 
 def _with_lists(encoding: sparse.csr_matrix) -> tuple[np.ndarray, ...]:

@@ -12,6 +12,7 @@ import numba
 import numpy as np
 
 compiled = numba.njit(nogil=True, cache=True)
+CHUNK = 64  # scores that are looked at together
 
 
 # Sums may be reordered, which is what lets the compiler use the vector units; nothing else.
@@ -23,6 +24,82 @@ def squared_distance(x, y):
         difference = x[d] - y[d]
         total += difference * difference
     return total
+
+
+@compiled
+def keep_best(bits, low, high, left, right, first_row, first_column, keys, ids, start, stop):
+    """Rows start..stop-1 of a tile of scores: the best m of each image so far are kept.
+
+    ``bits``: (R, C), the scores' bits as signed integers, of which columns left..right-1 count.
+    ``first_row``, ``first_column``: the images of the tile's first row and column.
+    ``low``, ``high``: the integer type's sign bit, as a shift, and all others, as a mask: the bits
+    of a negative number, but for the sign, flipped are in the order of the numbers.
+    ``keys``, ``ids``: (N, m), changed; the bits in that order, and the columns; in no order.
+    """
+    m = keys.shape[1]
+    for r in range(start, stop):
+        own_keys, own_ids = keys[first_row + r], ids[first_row + r]
+        worst = own_keys.argmin()
+        least = own_keys[worst]
+        for chunk in range(left, right, CHUNK):
+            end = min(chunk + CHUNK, right)
+            best = least
+            for c in range(chunk, end):  # no branch but the maximum's: this runs in vector units
+                b = bits[r, c]
+                best = max(best, b ^ ((b >> low) & high))
+            if best <= least:
+                continue
+            for c in range(chunk, end):
+                b = bits[r, c]
+                key = b ^ ((b >> low) & high)
+                if key > least:
+                    own_keys[worst] = key
+                    own_ids[worst] = first_column + c
+                    worst = 0
+                    for p in range(1, m):
+                        if own_keys[p] < own_keys[worst]:
+                            worst = p
+                    least = own_keys[worst]
+
+
+@compiled
+def bounds_of(score, unit, lost, error, rounding):
+    """Between what lies a squared distance with such a score, see ``RoundedFeatures.bounds``."""
+    low = max(np.sqrt(2 * max(-score / (1 + unit) - lost, 0.0)) - error, 0.0)
+    high = np.sqrt(2 * max(-score / (1 - unit) + lost, 0.0)) + error
+    return low * low * (1 - rounding), high * high * (1 + rounding)
+
+
+@compiled
+def limits(scores, k, unit, lost, errors, rounding, start, stop, nearest, others):
+    """What the scores of an image's candidates say about distances.
+
+    ``nearest``: no image among the k nearest has a squared distance above this.
+    ``others``: no image that is no candidate has one below this; infinity if fewer than m were
+    seen, for then there are none. Candidates that were not seen score -inf.
+    """
+    m = scores.shape[1]
+    highs = np.empty(m)
+    for r in range(start, stop):
+        others[r] = 0.0
+        for c in range(m):
+            if np.isinf(scores[r, c]):
+                highs[c] = np.inf
+                others[r] = np.inf
+            else:
+                low, highs[c] = bounds_of(scores[r, c], unit, lost[r], errors[r], rounding)
+                others[r] = max(others[r], low)
+        nearest[r] = np.sort(highs)[k - 1] if k <= m else np.inf
+
+
+@compiled
+def drop_hopeless(scores, unit, lost, errors, rounding, nearest, start, stop, candidates):
+    """Candidates become -1 if they cannot be within ``nearest`` or were not seen."""
+    for r in range(start, stop):
+        for c in range(scores.shape[1]):
+            if np.isinf(scores[r, c]) or bounds_of(
+                    scores[r, c], unit, lost[r], errors[r], rounding)[0] > nearest[r]:
+                candidates[r, c] = -1
 
 
 @compiled
@@ -185,13 +262,16 @@ def average_rows(bounds, columns, values, neighbors, start, stop):
 
 
 @compiled
-def _sum_minima(i, bounds, columns, values, list_bounds, list_rows, list_values, sums, touched):
-    """sums[j] = t(i, j) for every row j that shares a column with i; returns how many do."""
+def _sum_minima(i, first, bounds, columns, values, list_bounds, list_rows, list_values, sums,
+                touched):
+    """sums[j] = t(i, j) for rows j >= first that share a column with i; returns how many do."""
     count = 0
     for entry in range(bounds[i], bounds[i + 1]):
         own = values[entry]
         column = columns[entry]
-        for at in range(list_bounds[column], list_bounds[column + 1]):
+        begin, end = list_bounds[column], list_bounds[column + 1]
+        begin += np.searchsorted(list_rows[begin:end], first)
+        for at in range(begin, end):
             least = min(own, list_values[at])
             if least == 0:  # underflow of exp: 0 also marks what is not touched yet
                 continue
@@ -205,7 +285,7 @@ def _sum_minima(i, bounds, columns, values, list_bounds, list_rows, list_values,
 
 @compiled
 def close_pairs(bounds, columns, values, list_bounds, list_rows, list_values, eps, start, stop):
-    """Every j with Jaccard distance <= eps (float32) to a row of the range, and the row itself."""
+    """Every j > i with Jaccard distance <= eps (float32), for a range of rows i."""
     n = len(bounds) - 1
     sums = np.zeros(n)
     touched = np.empty(n, dtype=np.int32)
@@ -214,28 +294,44 @@ def close_pairs(bounds, columns, values, list_bounds, list_rows, list_values, ep
     out_distances = np.empty(16, dtype=np.float32)
     used = 0
     for i in range(start, stop):
-        count = _sum_minima(i, bounds, columns, values, list_bounds, list_rows, list_values, sums,
-                            touched)
-        out_columns = _with_room(out_columns, used + count + 1)
+        count = _sum_minima(i, i + 1, bounds, columns, values, list_bounds, list_rows, list_values,
+                            sums, touched)
+        out_columns = _with_room(out_columns, used + count)
         first = used
-        out_columns[used] = i
-        used += 1
         for j in touched[:count]:
             t = sums[j]
-            if j != i and np.float32(1 - t / (2 - t)) <= eps:
+            if np.float32(1 - t / (2 - t)) <= eps:
                 out_columns[used] = j
                 used += 1
         out_columns[first:used].sort()
         out_distances = _with_room(out_distances, used)
         for entry in range(first, used):
-            j = out_columns[entry]
-            t = sums[j]
+            t = sums[out_columns[entry]]
             # rows sum to 1 only up to rounding, so duplicates could come out below 0
-            out_distances[entry] = 0 if j == i else np.float32(max(1 - t / (2 - t), 0))
+            out_distances[entry] = np.float32(max(1 - t / (2 - t), 0))
         for j in touched[:count]:
             sums[j] = 0
         counts[i - start] = used - first
     return counts, out_columns[:used].copy(), out_distances[:used].copy()
+
+
+@compiled
+def mirror(bounds, columns, distances, low_bounds, low_columns, low_distances, start, stop,
+           full_bounds, full_columns, full_distances):
+    """Rows of the whole graph: what is below the diagonal, the diagonal's 0, what is above."""
+    for i in range(start, stop):
+        at = full_bounds[i]
+        for entry in range(low_bounds[i], low_bounds[i + 1]):
+            full_columns[at] = low_columns[entry]
+            full_distances[at] = low_distances[entry]
+            at += 1
+        full_columns[at] = i
+        full_distances[at] = 0
+        at += 1
+        for entry in range(bounds[i], bounds[i + 1]):
+            full_columns[at] = columns[entry]
+            full_distances[at] = distances[entry]
+            at += 1
 
 
 @compiled
@@ -245,10 +341,9 @@ def distances_to(bounds, columns, values, list_bounds, list_rows, list_values, f
     sums = np.zeros(len(bounds) - 1)
     touched = np.empty(len(bounds) - 1, dtype=np.int32)
     for i in range(start, stop):
-        count = _sum_minima(i, bounds, columns, values, list_bounds, list_rows, list_values, sums,
-                            touched)
+        count = _sum_minima(i, first, bounds, columns, values, list_bounds, list_rows, list_values,
+                            sums, touched)
         distances[i] = 1
         for j in touched[:count]:
-            if j >= first:
-                distances[i, j - first] = max(1 - sums[j] / (2 - sums[j]), 0)
+            distances[i, j - first] = max(1 - sums[j] / (2 - sums[j]), 0)
             sums[j] = 0

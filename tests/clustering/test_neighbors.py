@@ -9,6 +9,7 @@ from caureid_plugin.clustering import (
     Search,
     exact_search,
     faiss_search,
+    kernels,
     search_by_camera,
     search_neighbors,
 )
@@ -62,6 +63,31 @@ def test_lists_hold_the_nearest_images_in_order(search, make_features, k, normal
     assert_same_lists(search_neighbors(features, k, search=search), plain_lists(features, k))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_best_scores_are_those_of_a_sort(dtype):
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(40, 500, generator=generator).to(dtype)  # of both signs
+    scores[3, 10:30], scores[5] = -torch.inf, -0.0
+    best = exact_search.BestScores(60, 9, dtype, CPU)
+    pieces = [slice(0, 3), slice(3, 200), slice(200, 500)]
+    for columns in pieces:
+        best.add(20, 1000 + columns.start, scores[:, columns].contiguous())
+    best.add(20, 1000, scores, slice(0, 4), slice(0, 0))  # nothing
+    values, ids = best.of(slice(20, 60))
+    for row in range(40):
+        expected = sorted(scores[row].tolist(), reverse=True)[:9]
+        assert sorted(values[row].tolist(), reverse=True) == expected
+        assert len(set(ids[row].tolist())) == 9
+        assert torch.equal(scores[row, ids[row].long() - 1000], values[row])
+    untouched = best.of(slice(0, 20))
+    assert torch.isinf(untouched[0]).all() and (untouched[1] == -1).all()
+    best.merge(slice(20, 21), torch.tensor([[7.0, -9.0]], dtype=dtype),
+               torch.tensor([[5, 6]], dtype=torch.int32))
+    assert best.of(slice(20, 21))[0].max() == 7 and 5 in best.of(slice(20, 21))[1]
+    best.forget(slice(20, 21))
+    assert torch.isinf(best.of(slice(20, 21))[0]).all()
+
+
 @pytest.mark.parametrize("n, dim, k", [(900, 3, 12), (700, 64, 30), (2500, 16, 5)])
 def test_many_images_of_which_most_are_no_candidates(search, make_features, n, dim, k):
     features, _ = make_features(n, dim, per_identity=20, noise=0.8)
@@ -113,9 +139,12 @@ def test_every_distance_is_between_its_bounds(make_features, dtype, scale):
     rounded = RoundedFeatures(features, np.arange(120), dtype, CPU)
     everything = slice(0, 120)
     scores = rounded.scores(everything, everything).double().numpy()
-    low, high = rounded.bounds(scores, everything)
+    unit, lost, errors, rounding = rounded.slack(everything).values()
+    low, high = np.empty((120, 120)), np.empty((120, 120))
     for i in range(120):
         for j in range(120):
+            low[i, j], high[i, j] = kernels.bounds_of(
+                scores[i, j], unit, lost[i], errors[i], rounding)
             exact = sum((float(a) - float(b)) ** 2 for a, b in zip(features[i], features[j]))
             assert low[i, j] <= exact <= high[i, j]
     apart = ~np.eye(120, dtype=bool)

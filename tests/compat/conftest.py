@@ -101,11 +101,31 @@ def make_trainer(tiny_cfg):
     return make
 
 
+_HIDE = """
+import sys
+from importlib.machinery import PathFinder
+
+class Hiding:
+    def find_spec(name, path=None, target=None):
+        hidden = name.split(".")[0] in {names}
+        return None if hidden else PathFinder.find_spec(name, path, target)
+
+sys.meta_path[:] = [Hiding if finder is PathFinder else finder for finder in sys.meta_path]
+"""
+
+
 @pytest.fixture
 def run_python(tmp_path):
-    """Runs a command of a fresh Python that can import the plugin; gives its finished process."""
+    """Runs a command of a fresh Python that can import the plugin; gives its finished process.
 
-    def run(*arguments, timeout=120, **environment):
+    ``hidden``: modules that code given by ``-c`` does not find, as if they were not installed.
+    """
+
+    def run(*arguments, timeout=120, hidden=(), **environment):
+        if hidden:
+            option, code, *rest = arguments
+            assert option == "-c"
+            arguments = (option, _HIDE.format(names=set(hidden)) + code, *rest)
         path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
         return subprocess.run(
             [sys.executable, *map(str, arguments)], capture_output=True, text=True,

@@ -1,6 +1,7 @@
 """The list of repairs: described, tested, taken back without a trace, left out where not needed."""
 
 import importlib.metadata
+import importlib.util
 import inspect
 import re
 import sys
@@ -69,7 +70,9 @@ CITED = {
     "default_device": "model.to(torch.device(cfg.MODEL.DEVICE))",
     "train_loader": "class DataLoaderX(DataLoader):",
     "test_loader_workers": "num_workers=4",
-    "rerank_without_cuda": "features = features.cuda()",
+    "jaccard_without_cuda": "features = features.cuda()",
+    "rerank_memory": "jaccard_dist = np.zeros((N, N), dtype=mat_type)",
+    "faiss_missing": "import faiss",
     "batch_on_other_device": "def forward(self, batched_inputs):",
     "preprocess_in_place": "images.sub_(self.pixel_mean)",
     "ddp_on_cpu": "device_ids=[comm.get_local_rank()]",
@@ -185,7 +188,7 @@ def test_an_unknown_repair_cannot_be_switched_off():
 
 def test_importing_the_plugin_applies_every_needed_repair():
     unneeded = {name for name, repair in compat.REPAIRS.items() if not repair.applied}
-    assert unneeded <= ({"rerank_without_cuda"} if torch.cuda.is_available() else set())
+    assert unneeded == ({"faiss_missing"} if importlib.util.find_spec("faiss") else set())
 
 
 # ----------------------------------------------------------------------------- probes ----
@@ -205,8 +208,9 @@ def test_a_buffer_that_survives_zero_grad_is_left_alone(bare_toolbox, monkeypatc
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shows a defect without CUDA")
-def test_a_reranking_that_works_is_left_alone(bare_toolbox, monkeypatch):
-    repair = compat.REPAIRS["rerank_without_cuda"]
+def test_a_jaccard_distance_that_works_is_left_alone(bare_toolbox, monkeypatch):
+    pytest.importorskip("faiss")
+    repair = compat.REPAIRS["jaccard_without_cuda"]
     assert repair.is_broken()
     compute = compat._compute_dist.compute_jaccard_distance
     monkeypatch.setattr(  # as a toolbox would that chooses the CPU by itself
@@ -219,12 +223,14 @@ def test_a_reranking_that_works_is_left_alone(bare_toolbox, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [
-    "preprocess_in_place", "random_affine", "rerank_without_cuda", "sampler_hang", "sampler_state",
-    "unknown_key", "unknown_name"])
+    "jaccard_without_cuda", "preprocess_in_place", "random_affine", "sampler_hang",
+    "sampler_state", "unknown_key", "unknown_name"])
 def test_a_probe_sees_the_defect_without_the_repair_and_none_with_it(name):
     repair = compat.REPAIRS[name]
-    if name == "rerank_without_cuda" and torch.cuda.is_available():
-        pytest.skip("the probe leaves CUDA alone")
+    if name == "jaccard_without_cuda":
+        pytest.importorskip("faiss")
+        if torch.cuda.is_available():
+            pytest.skip("the probe leaves CUDA alone")
     with compat.without(name):
         assert repair.is_broken()
     assert not repair.is_broken() and repair.applied

@@ -1,0 +1,241 @@
+"""The plugin where faiss or FastReID is not installed, in processes that do not find them."""
+
+import json
+import sys
+import types
+
+import pytest
+from caureid_plugin import compat
+
+# ------------------------------------------------------------------------------------ faiss ----
+
+_TOOLBOX_ALONE = """
+import collections, collections.abc, sys, types
+collections.Mapping = collections.abc.Mapping  # what else it misses today
+sys.modules["torch._six"] = types.ModuleType("torch._six")
+sys.modules["torch._six"].string_classes = (str, bytes)
+import fastreid.evaluation
+"""
+
+
+def test_without_the_plugin_the_toolbox_needs_faiss(run_python):
+    done = run_python("-c", _TOOLBOX_ALONE, hidden=["faiss"])
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'faiss'"
+
+
+_SHOWN = """
+import json, sys
+
+def shown(action):
+    try:
+        action()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "fine"
+
+def import_it(name):
+    import importlib
+    importlib.import_module(name)
+
+found = {}
+"""
+
+_WITHOUT_FAISS = _SHOWN + """
+import caureid_plugin
+from caureid_plugin import compat
+found["toolbox"] = "fastreid.utils.compute_dist" in sys.modules
+found["import"] = shown(lambda: import_it("faiss"))
+found["applied"] = compat.REPAIRS["faiss_missing"].applied
+
+import torch
+from fastreid.utils import compute_dist, faiss_utils
+found["use"] = shown(lambda: faiss_utils.index_init_cpu(8))
+found["dense"] = shown(lambda: compute_dist.compute_jaccard_distance(torch.eye(9)))
+found["dunder"] = shown(lambda: compute_dist.faiss.__wrapped__)
+
+from fastreid.config import get_cfg
+from fastreid.evaluation import ReidEvaluator
+
+def evaluate(*keys):
+    cfg = get_cfg()
+    cfg.merge_from_list(["TEST.RERANK.ENABLED", True, "TEST.RERANK.K1", 6, "TEST.RERANK.K2", 2,
+                         *keys])
+    evaluator = ReidEvaluator(cfg, 8)
+    pids = torch.arange(40) % 4
+    features = torch.eye(4)[pids] + 0.1 * torch.randn(40, 4, generator=torch.manual_seed(0))
+    evaluator.process({"targets": pids, "camids": torch.arange(40) // 4 % 2}, features)
+    found["results"] = {name: float(value) for name, value in evaluator.evaluate().items()}
+
+with compat.without("faiss_missing"):
+    found["rerank alone"] = shown(evaluate)
+    found["without"] = shown(lambda: evaluate("TEST.ROC.ENABLED", True))
+found["evaluation"] = shown(lambda: evaluate("TEST.ROC.ENABLED", True))
+
+from caureid_plugin.clustering import Search, assign_pseudo_labels
+rows = torch.cat([torch.eye(3)[[i]] + 0.01 * torch.randn(10, 3, generator=torch.manual_seed(i))
+                  for i in range(3)])
+found["labels"] = assign_pseudo_labels(rows, k1=10, k2=3, eps=0.6, min_samples=2).tolist()
+found["back end"] = Search().resolve(10**6, torch.device("cpu"))
+found["asked"] = shown(lambda: assign_pseudo_labels(
+    rows, k1=10, k2=3, eps=0.6, min_samples=2, search=Search(backend="faiss-flat")))
+found["again"] = shown(lambda: import_it("faiss"))
+found["left"] = "faiss" in sys.modules
+print(json.dumps(found))
+"""
+
+
+def last_line(done):
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_plugin_evaluates_and_clusters_without_faiss(run_python):
+    found = last_line(run_python("-c", _WITHOUT_FAISS, hidden=["faiss"]))
+    none = "ModuleNotFoundError: No module named 'faiss'"
+    assert found["toolbox"] and found["applied"]
+    assert found["import"] == found["again"] == none and not found["left"]
+    for name in ("use", "dense"):
+        assert found[name].startswith("ImportError: faiss.")
+        assert "pip install 'caureid-plugin[faiss-cpu]'" in found[name]
+    assert found["dunder"].startswith("AttributeError")
+    assert found["rerank alone"] == found["evaluation"] == "fine"
+    assert found["without"] == none
+    assert found["results"]["mAP"] > 90 and "TPR@FPR=1e-02" in found["results"]
+    assert found["labels"] == [0] * 10 + [1] * 10 + [2] * 10
+    assert found["back end"] == "torch"
+    assert found["asked"].startswith("ImportError") and "faiss-cpu" in found["asked"]
+
+
+_TRAINING = """
+import sys
+import caureid_plugin
+from fastreid.config import get_cfg
+from fastreid.engine import DefaultTrainer
+from fastreid.utils.logger import setup_logger
+
+setup_logger()
+cfg = get_cfg()
+caureid_plugin.add_caureid_config(cfg)
+cfg.merge_from_file(caureid_plugin.get_config_file("Synthetic/caureid.yml"))
+cfg.merge_from_list([
+    "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.FEAT_DIM", 16, "MODEL.HEADS.CAMSEP.REDUCTION", 4,
+    "MODEL.HEADS.CAMSEP.NUM_CAMERAS", 2, "MODEL.BN_GROUP_SIZE", 8,
+    "DATASETS.NAMES", ("Market1501",), "DATASETS.TESTS", ("Market1501",),
+    "INPUT.SIZE_TRAIN", [32, 16], "INPUT.SIZE_TEST", [32, 16], "SOLVER.IMS_PER_BATCH", 16,
+    "SOLVER.ITERS_PER_EPOCH", 2, "SOLVER.MAX_EPOCH", 1, "CAUREID.CLUSTER.K1", 6,
+    "CAUREID.CLUSTER.K2", 2, "CAUREID.CLUSTER.EPS", 0.6, "TEST.EVAL_PERIOD", 1,
+    "TEST.RERANK.ENABLED", True, "DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", sys.argv[1]])
+cfg.freeze()
+trainer = DefaultTrainer(cfg)
+trainer.register_hooks([caureid_plugin.UnsupervisedHook(cfg)])
+trainer.train()
+assert "faiss" not in sys.modules
+"""
+
+
+def test_the_plugin_trains_without_faiss(run_python, tiny_market, tmp_path):
+    (tmp_path / "out").mkdir()
+    done = run_python("-c", _TRAINING, tmp_path / "out", hidden=["faiss"],
+                      FASTREID_DATASETS=str(tiny_market), CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0, done.stderr
+    assert "epoch 0:" in done.stdout and "Test with rerank setting" in done.stdout
+    assert (tmp_path / "out" / "model_final.pth").is_file()
+
+
+def faiss_in_sys_modules():
+    return sys.modules.get("faiss", "absent")
+
+
+@pytest.mark.parametrize("blocked", [False, True])
+def test_the_stand_in_is_there_inside_the_block_alone(monkeypatch, blocked):
+    monkeypatch.setattr(compat, "_faiss_is_missing", lambda: True)
+    monkeypatch.delitem(sys.modules, "faiss", raising=False)
+    if blocked:
+        monkeypatch.setitem(sys.modules, "faiss", None)
+    before = faiss_in_sys_modules()
+    with compat.faiss_stand_in():
+        import faiss
+        assert faiss.METRIC_L2 == 1
+        with pytest.raises(ImportError, match=r"faiss\.IndexFlatL2 .*pip install"):
+            faiss.IndexFlatL2(3)
+    assert faiss_in_sys_modules() == before
+    with pytest.raises(OSError):
+        with compat.faiss_stand_in():
+            raise OSError
+    assert faiss_in_sys_modules() == before
+
+
+def test_an_installed_faiss_is_left_alone():
+    faiss = pytest.importorskip("faiss")
+    with compat.faiss_stand_in():
+        assert sys.modules["faiss"] is faiss
+
+
+_BROKEN = """
+import pathlib, sys
+folder = pathlib.Path(sys.argv[1], "{name}")
+folder.mkdir()
+(folder / "__init__.py").write_text("raise ImportError('numpy.core.multiarray failed')")
+sys.path.insert(0, sys.argv[1])
+import caureid_plugin
+"""
+
+
+@pytest.mark.parametrize("name", ["faiss", "fastreid"])
+def test_what_is_installed_and_broken_shows_its_own_error(run_python, tmp_path, name):
+    done = run_python("-c", _BROKEN.format(name=name), tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1] == "ImportError: numpy.core.multiarray failed"
+
+
+# --------------------------------------------------------------------------------- FastReID ----
+
+_WITHOUT_FASTREID = _SHOWN + """
+import numpy as np, torch
+from caureid_plugin.clustering import assign_pseudo_labels
+from caureid_plugin import clustering, layers, losses
+import caureid_plugin.layers, caureid_plugin.losses
+import caureid_plugin
+
+rows = np.repeat(np.eye(3), 10, axis=0) + 0.01 * np.random.default_rng(0).normal(size=(30, 3))
+found["labels"] = assign_pseudo_labels(rows, k1=10, k2=3, eps=0.6, min_samples=2).tolist()
+found["loss"] = losses.info_nce_loss(
+    torch.eye(2), torch.tensor([0, 1]), torch.eye(2), temperature=0.1).item()
+found["layer"] = list(layers.GroupedBatchNorm2d(3, 2)(torch.ones(2, 3, 1, 1)).shape)
+
+def from_the_face():
+    from caureid_plugin import CAUReID
+
+found["from"] = shown(from_the_face)
+found["names"] = {name: shown(lambda: getattr(caureid_plugin, name))
+                  for name in caureid_plugin.__all__}
+found["star"] = shown(lambda: exec("from caureid_plugin import *", {}))
+found["compat"] = shown(lambda: import_it("caureid_plugin.compat"))
+found["unknown"] = shown(lambda: caureid_plugin.NoSuchName)
+found["version"] = caureid_plugin.__version__
+found["loaded"] = [name for name in sys.modules if name.split(".")[0] == "fastreid"]
+print(json.dumps(found))
+"""
+
+
+def test_parts_that_do_not_know_fastreid_work_without_it(run_python):
+    found = last_line(run_python("-c", _WITHOUT_FASTREID, hidden=["fastreid"]))
+    assert found["labels"] == [0] * 10 + [1] * 10 + [2] * 10
+    assert 0 <= found["loss"] < 1 and found["layer"] == [2, 3, 1, 1]
+    assert found["loaded"] == [] and found["version"]
+    hint = "ImportError: FastReID is not installed: install it with " \
+        "`pip install --no-deps fastreid==1.4.0`"
+    assert {"CAUReID", "UnsupervisedHook", "launch", "compat"} <= found["names"].keys()
+    for text in (found["from"], found["star"], found["compat"], *found["names"].values()):
+        assert text.startswith(hint)
+    assert found["unknown"] == \
+        "AttributeError: module 'caureid_plugin' has no attribute 'NoSuchName'"
+
+
+def test_with_fastreid_the_face_has_all_its_names():
+    import caureid_plugin
+
+    assert {name for name in caureid_plugin.__all__ if not hasattr(caureid_plugin, name)} == set()
+    assert isinstance(caureid_plugin.compat, types.ModuleType)
+    assert not hasattr(caureid_plugin, "NoSuchName")
