@@ -23,6 +23,7 @@ Letters: N images, D embedding size, m candidates.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,9 @@ from . import kernels
 from .processes import Processes
 from .threads import over_rows
 
-TILE_ROWS = 2048
+logger = logging.getLogger(__name__)
+
+TILE_ROWS = 1024
 TILE_BYTES = 2**27  # of scores, held twice
 ROWS_IN_CACHE = 256
 # Candidates of an image in the second search, beyond k. Only an image with more than that at the
@@ -73,7 +76,9 @@ class RoundedFeatures:
     Args:
         features: (N, D) float32.
         order: (N,) the row of ``features`` that each row here holds.
-        dtype, device: of the copy.
+        dtype: of the copy.
+        device: where scores are computed. The copy lies there too if it takes no more than half
+            of what is free there, else in the CPU's memory.
 
     Attributes:
         rows: (N, D + 6) of that type.
@@ -84,13 +89,16 @@ class RoundedFeatures:
     def __init__(self, features: np.ndarray, order: np.ndarray, dtype: torch.dtype,
                  device: torch.device) -> None:
         n, dim = features.shape
-        self.dim, self.dtype = dim, dtype
-        self.rows = torch.empty(n, dim + EXTRA_COLUMNS, dtype=dtype, device=device)
+        self.dim, self.dtype, self.device = dim, dtype, device
+        size = n * (dim + EXTRA_COLUMNS) * dtype.itemsize
+        fits = device.type != "cuda" or size <= torch.cuda.mem_get_info(device)[0] / 2
+        self.rows = torch.empty(n, dim + EXTRA_COLUMNS, dtype=dtype,
+                                device=device if fits else "cpu")
         self.errors, self.norms = np.empty(n), np.empty(n)
         mean = torch.from_numpy(features.mean(axis=0, dtype=np.float64).astype(np.float32))
         for start in range(0, n, ROWS_IN_CACHE):
             part = slice(start, start + ROWS_IN_CACHE)
-            self._take(part, torch.from_numpy(features[order[part]]) - mean)
+            self._take(part, torch.from_numpy(_take(features, order[part])) - mean)
         # that subtraction rounded too
         self.errors += 2.0**-23 * (self.norms + float(mean.norm()))
         self.rows[:, dim + 3 :] = 1
@@ -110,10 +118,10 @@ class RoundedFeatures:
 
     def scores(self, rows: slice, columns: slice) -> torch.Tensor:
         """-|x^ - y^|^2 / 2 of a tile, in the type."""
-        left = self.rows[rows]
+        left = self.rows[rows].to(self.device)
         cuts = (self.dim, self.dim + 3)
         left = torch.cat([left[:, : cuts[0]], left[:, cuts[1] :], left[:, cuts[0] : cuts[1]]], 1)
-        return left @ self.rows[columns].T
+        return left @ self.rows[columns].to(self.device).T
 
     def slack(self, rows: slice) -> dict[str, np.ndarray | float]:
         """What scores may differ by from the distances of some rows, for the kernels.
@@ -143,14 +151,16 @@ class BestScores:
     Args:
         n, m: N images, m scores of each.
         dtype, device: of the scores.
+        loop: whether by the loop; None: on a CPU.
     """
 
-    def __init__(self, n: int, m: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, n: int, m: int, dtype: torch.dtype, device: torch.device,
+                 loop: bool | None = None) -> None:
         self._dtype = dtype
         self._ids = torch.full((n, m), -1, dtype=torch.int32, device=device)
         self._values = torch.full((n, m), -torch.inf, dtype=dtype, device=device)
         self._keys = None
-        if device.type == "cpu":
+        if loop or loop is None and device.type == "cpu":
             self._bits = {2: torch.int16, 4: torch.int32}[dtype.itemsize]
             self._low, self._high = 8 * dtype.itemsize - 1, torch.iinfo(self._bits).max
             self._keys = self._flip(self._values.view(self._bits)).numpy()
@@ -322,14 +332,17 @@ def _exact_lists(features: np.ndarray, rounded: RoundedFeatures, wanted: Everyon
                  which: int, processes: Processes) -> tuple[np.ndarray, np.ndarray]:
     n, k, best = len(features), wanted.ks[which], wanted.best[which]
     found = (np.full((n, k), -1, dtype=np.int32), np.full((n, k), np.inf, dtype=np.float32))
+    unproved = [np.empty(0, dtype=np.int64)]
     for number, start in enumerate(range(0, n, TILE_ROWS)):
         rows = slice(start, min(start + TILE_ROWS, n))
         if processes.size > 1:
             _merge_processes(best, rows, processes)
         if number % processes.size == processes.rank:
-            lists = _exact_rows(features, rounded, wanted, which, rows)
+            lists, proved = _exact_rows(features, rounded, wanted, which, rows)
             for result, part in zip(found, lists):
                 result[wanted.order[rows]] = part
+            unproved.append(start + np.flatnonzero(~proved))
+    _search_again(features, wanted, which, np.concatenate(unproved), rounded.device, found)
     return processes.share_rows(found, wanted.order, TILE_ROWS)
 
 
@@ -340,7 +353,9 @@ def _merge_processes(best: BestScores, rows: slice, processes: Processes) -> Non
 
 
 def _exact_rows(features: np.ndarray, rounded: RoundedFeatures, wanted: Everyone | ByCamera,
-                which: int, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+                which: int, rows: slice
+                ) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """Lists of some rows, and for which of them it is proved that nobody is missing."""
     k, best = wanted.ks[which], wanted.best[which]
     scores, ids = (own.cpu() for own in best.of(rows))
     scores, candidates = scores.double().numpy(), wanted.order[ids.numpy()].astype(np.int32)
@@ -351,12 +366,7 @@ def _exact_rows(features: np.ndarray, rounded: RoundedFeatures, wanted: Everyone
     over_rows(lambda start, stop: kernels.drop_hopeless(
         scores, *slack.values(), nearest, start, stop, candidates), len(scores), block=256)
     lists = rank_candidates(features, wanted.order[rows], candidates, k)
-    unproved = np.flatnonzero(np.isfinite(others) & ~(lists[1][:, -1] < others))
-    if len(unproved):
-        again = _search_again(features, wanted, which, rows.start + unproved, rounded.rows.device)
-        for result, part in zip(lists, again):
-            result[unproved] = part
-    return lists
+    return lists, lists[1][:, -1] < others
 
 
 def rank_candidates(features: np.ndarray, rows: np.ndarray, candidates: np.ndarray, k: int,
@@ -379,15 +389,16 @@ def rank_candidates(features: np.ndarray, rows: np.ndarray, candidates: np.ndarr
 
 
 def _search_again(features: np.ndarray, wanted: Everyone | ByCamera, which: int, rows: np.ndarray,
-                  device: torch.device) -> tuple[np.ndarray, np.ndarray]:
-    """The float32 search of some rows (positions in ``wanted.order``) among all images."""
-    k = wanted.ks[which]
-    ranks = np.empty((len(rows), k), dtype=np.int32)
-    distances = np.empty((len(rows), k), dtype=np.float32)
-    for group, ranges in wanted.allowed(rows, which):
-        ranks[group], distances[group] = search_rows(
-            features, wanted.order[rows[group]], wanted.order, ranges, k, device)
-    return ranks, distances
+                  device: torch.device, found: tuple[np.ndarray, np.ndarray]) -> None:
+    """The float32 search of some rows (positions in ``wanted.order``), into ``found``."""
+    logger.debug("%d of %d lists are searched again in float32", len(rows), len(features))
+    for start in range(0, len(rows), TILE_ROWS):
+        part = rows[start : start + TILE_ROWS]
+        for group, ranges in wanted.allowed(part, which):
+            images = wanted.order[part[group]]
+            lists = search_rows(features, images, wanted.order, ranges, wanted.ks[which], device)
+            for result, searched in zip(found, lists):
+                result[images] = searched
 
 
 def search_rows(features: np.ndarray, rows: np.ndarray, order: np.ndarray, ranges: list[slice],
@@ -407,13 +418,20 @@ def search_rows(features: np.ndarray, rows: np.ndarray, order: np.ndarray, range
     best = BestScores(len(rows), min(len(features), k + SECOND_SEARCH), torch.float32, device)
     queries = torch.from_numpy(features[rows]).to(device)
     for columns in _pieces(ranges):
-        others = torch.from_numpy(features[order[columns]]).to(device)
+        others = torch.from_numpy(_take(features, order[columns])).to(device)
         # |query|^2 is the same for every candidate of a row, so it cannot change the order
         best.add(0, columns.start,
                  torch.addmm(-others.square().sum(dim=1), queries, others.T, alpha=2))
     ids = best.of(slice(None))[1].cpu().numpy()
     return rank_candidates(
         features, rows, np.where(ids >= 0, order[ids], -1).astype(np.int32), k)
+
+
+def _take(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """features[rows], without a copy if the rows are consecutive."""
+    if rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
+        return features[rows[0] : rows[-1] + 1]
+    return features[rows]
 
 
 def _pieces(ranges: list[slice]) -> Iterator[slice]:

@@ -143,7 +143,9 @@ def _on_device(index, device: torch.device):
     faiss = require_faiss()
     if device.type == "cuda" and hasattr(faiss, "StandardGpuResources"):
         number = torch.cuda.current_device() if device.index is None else device.index
-        return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), number, index)
+        resources = faiss.StandardGpuResources()
+        index = faiss.index_cpu_to_gpu(resources, number, index)
+        index.kept_with_the_index = resources  # it must outlive the index
     return index
 
 

@@ -16,7 +16,7 @@ from caureid_plugin.clustering import (
 from caureid_plugin.clustering.exact_search import RoundedFeatures, search_exact
 
 CPU = torch.device("cpu")
-BACKENDS = ["torch", "torch float32", "torch in tiles", "faiss-flat"]
+BACKENDS = ["torch", "torch float32", "torch in tiles", "torch as on a GPU", "faiss-flat"]
 
 
 @pytest.fixture(params=BACKENDS)
@@ -27,7 +27,11 @@ def search(request, monkeypatch):
         pytest.importorskip("faiss")
         monkeypatch.setattr(faiss_search, "ROWS", 7)
         return Search(backend=name)
-    dtype = torch.float32 if name == "torch float32" else torch.bfloat16
+    dtype = torch.bfloat16 if name in ("torch", "torch in tiles") else torch.float32
+    if name == "torch as on a GPU":
+        best_scores = exact_search.BestScores
+        monkeypatch.setattr(exact_search, "BestScores",
+                            lambda *args: best_scores(*args, loop=False))
     monkeypatch.setattr(exact_search, "fast_dtype", lambda device: dtype)
     if name == "torch in tiles":
         monkeypatch.setattr(exact_search, "TILE_ROWS", 7)
@@ -63,16 +67,17 @@ def test_lists_hold_the_nearest_images_in_order(search, make_features, k, normal
     assert_same_lists(search_neighbors(features, k, search=search), plain_lists(features, k))
 
 
+@pytest.mark.parametrize("loop", [True, False])  # False: as on a GPU
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_best_scores_are_those_of_a_sort(dtype):
+def test_best_scores_are_those_of_a_sort(dtype, loop):
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(40, 500, generator=generator).to(dtype)  # of both signs
     scores[3, 10:30], scores[5] = -torch.inf, -0.0
-    best = exact_search.BestScores(60, 9, dtype, CPU)
+    best = exact_search.BestScores(60, 9, dtype, CPU, loop)
     pieces = [slice(0, 3), slice(3, 200), slice(200, 500)]
     for columns in pieces:
         best.add(20, 1000 + columns.start, scores[:, columns].contiguous())
-    best.add(20, 1000, scores, slice(0, 4), slice(0, 0))  # nothing
+    best.add(20, 1000, scores[:1], slice(0, 0), slice(3, 9))  # nothing
     values, ids = best.of(slice(20, 60))
     for row in range(40):
         expected = sorted(scores[row].tolist(), reverse=True)[:9]
