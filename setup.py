@@ -11,7 +11,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "caureid_plugin/__init__.py
 # FastReID itself is not among them: its own pins ask for torch 1.13.1, so it is installed with
 # `pip install --no-deps fastreid==1.4.0`; what it really needs is listed here instead.
 # faiss is not among them either: faiss-cpu and faiss-gpu are two distributions of one module, of
-# which exactly one must be installed, so it is an extra.
+# which at most one may be installed, and only two back ends of the clustering need it.
 REQUIRES = [
     "torch>=2.1",
     "torchvision>=0.16",

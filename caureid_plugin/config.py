@@ -110,11 +110,11 @@ def _add_unsupervised(cfg: CN) -> None:
     node.CLUSTER.EPS = 0.5
     # DBSCAN: neighbours (itself included) that make a core point.
     node.CLUSTER.MIN_SAMPLES = 4
-    # How neighbours are searched. Options: "torch" (exact, CPU or GPU), "faiss-flat" (exact),
-    # "faiss-ivf" (approximate), "auto" (torch on a GPU and up to 200,000 images on a CPU, beyond
-    # that faiss-ivf if faiss is installed).
+    # How neighbours are searched. Options: "torch" (exact, CPU or GPU), "torch-pca" (approximate,
+    # by principal components), "faiss-flat" (exact), "faiss-ivf" (approximate), "auto" (torch on a
+    # GPU and up to 200,000 images on a CPU, beyond that torch-pca).
     node.CLUSTER.SEARCH = "auto"
-    # "faiss-ivf": share (0..1] of the true neighbours to find, measured on a sample of images.
+    # Approximate searches: share (0..1] of the true neighbours to find, measured on a sample.
     node.CLUSTER.RECALL = 0.99
     # GiB that clustering may take beyond the features; more is an error before it starts. 0: what
     # the machine has free.

@@ -3,18 +3,20 @@
 The stages:
 
 1. :mod:`.inputs`: features and parameters are checked, features become float32.
-2. :mod:`.neighbors`: nearest neighbours under squared L2, by :mod:`.exact_search` or
-   :mod:`.faiss_search`, in one process or several; :mod:`.memory` says what it will need.
-   :mod:`.lists` puts the lists together, plain or camera-aware.
+2. :mod:`.neighbors`: nearest neighbours under squared L2, by :mod:`.exact_search`,
+   :mod:`.projected_search` or :mod:`.faiss_search`, in one process or several;
+   :mod:`.memory` says what it will need. :mod:`.lists` puts the lists together, plain or camera-aware.
 3. :mod:`.encoding`: k-reciprocal sets, their weights and the query expansion.
 4. :mod:`.jaccard`: every pair within ``eps``.
 5. :mod:`.pseudo_labels`: DBSCAN on that graph, labels in order of first appearance.
+   :mod:`.eps` does 4 and 5 for several values of ``eps`` at once and suggests one.
 
 :mod:`.kernels` holds the compiled loops, :mod:`.threads` runs them.
 
 Letters in the docstrings: N images, D embedding size, K clusters.
 """
 
+from .eps import suggest_eps, sweep_eps
 from .jaccard import jaccard_distances, jaccard_encoding, jaccard_graph, pairs_within
 from .labels import label_statistics, outliers_to_singletons
 from .neighbors import Search, search_by_camera, search_neighbors
@@ -23,5 +25,5 @@ from .pseudo_labels import assign_pseudo_labels, cluster_graph
 __all__ = [
     "Search", "assign_pseudo_labels", "cluster_graph", "jaccard_distances", "jaccard_encoding",
     "jaccard_graph", "label_statistics", "outliers_to_singletons", "pairs_within",
-    "search_by_camera", "search_neighbors",
+    "search_by_camera", "search_neighbors", "suggest_eps", "sweep_eps",
 ]

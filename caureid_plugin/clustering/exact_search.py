@@ -79,6 +79,8 @@ class RoundedFeatures:
         dtype: of the copy.
         device: where scores are computed. The copy lies there too if it takes no more than half
             of what is free there, else in the CPU's memory.
+        basis: (D, P), orthonormal columns: x^ then holds P coordinates of x, while |x|^2 stays
+            that of all D. Scores are then estimates, and nothing is proved from them.
 
     Attributes:
         rows: (N, D + 6) of that type.
@@ -87,9 +89,9 @@ class RoundedFeatures:
     """
 
     def __init__(self, features: np.ndarray, order: np.ndarray, dtype: torch.dtype,
-                 device: torch.device) -> None:
-        n, dim = features.shape
-        self.dim, self.dtype, self.device = dim, dtype, device
+                 device: torch.device, basis: torch.Tensor | None = None) -> None:
+        n, dim = len(features), features.shape[1] if basis is None else basis.shape[1]
+        self.dim, self.dtype, self.device, self.basis = dim, dtype, device, basis
         size = n * (dim + EXTRA_COLUMNS) * dtype.itemsize
         fits = device.type != "cuda" or size <= torch.cuda.mem_get_info(device)[0] / 2
         self.rows = torch.empty(n, dim + EXTRA_COLUMNS, dtype=dtype,
@@ -104,9 +106,9 @@ class RoundedFeatures:
         self.rows[:, dim + 3 :] = 1
 
     def _take(self, part: slice, exact: torch.Tensor) -> None:
-        rounded = exact.to(self.dtype)
+        rounded = (exact if self.basis is None else exact @ self.basis).to(self.dtype)
         self.rows[part, : self.dim] = rounded.to(self.rows.device)
-        rounded = rounded.float()
+        rounded = rounded.float() if self.basis is None else exact
         # float32 sums of D terms: their own rounding is far below the 0.1 % added to them
         self.errors[part] = 1.001 * (exact - rounded).norm(dim=1).numpy()
         self.norms[part] = rounded.norm(dim=1).numpy()
@@ -116,8 +118,8 @@ class RoundedFeatures:
             self.rows[part, column] = piece.to(self.rows.device)
             rest = rest - piece.double()
 
-    def scores(self, rows: slice, columns: slice) -> torch.Tensor:
-        """-|x^ - y^|^2 / 2 of a tile, in the type."""
+    def scores(self, rows: slice | torch.Tensor, columns: slice) -> torch.Tensor:
+        """-|x^ - y^|^2 / 2 of a tile (rows: a range or indices), in the type."""
         left = self.rows[rows].to(self.device)
         cuts = (self.dim, self.dim + 3)
         left = torch.cat([left[:, : cuts[0]], left[:, cuts[1] :], left[:, cuts[0] : cuts[1]]], 1)
@@ -220,12 +222,19 @@ class BestScores:
 
 
 class Everyone:
-    """Neighbours among all images. ``lists``: one, of ``k``."""
+    """Neighbours among all images: one list.
 
-    def __init__(self, n: int, k: int, dtype: torch.dtype, device: torch.device) -> None:
+    Args:
+        n, k: N images, length of the list.
+        dtype, device: of the scores.
+        count: m for a k, :func:`num_candidates` or another.
+    """
+
+    def __init__(self, n: int, k: int, dtype: torch.dtype, device: torch.device,
+                 count: Callable[[int, int], int] = num_candidates) -> None:
         self.order = np.arange(n)
         self.ks = (k,)
-        self.best = (BestScores(n, num_candidates(k, n), dtype, device),)
+        self.best = (BestScores(n, count(k, n), dtype, device),)
 
     def add(self, first_row: int, first_column: int, scores: torch.Tensor) -> None:
         self.best[0].add(first_row, first_column, scores)
@@ -243,16 +252,17 @@ class ByCamera:
     Args:
         camids: (N,).
         ks: length of the list within the camera, and of the one across cameras.
+        dtype, device, count: as :class:`Everyone`.
     """
 
     def __init__(self, camids: np.ndarray, ks: tuple[int, int], dtype: torch.dtype,
-                 device: torch.device) -> None:
+                 device: torch.device, count: Callable[[int, int], int] = num_candidates) -> None:
         self.order = np.argsort(camids, kind="stable")
         starts = np.flatnonzero(np.diff(camids[self.order], prepend=camids[self.order[0]] - 1))
         self.cameras = list(zip(starts.tolist(), [*starts[1:].tolist(), len(camids)]))
         self.ks = ks
         n = len(camids)
-        self.best = tuple(BestScores(n, num_candidates(k, n), dtype, device) for k in ks)
+        self.best = tuple(BestScores(n, count(k, n), dtype, device) for k in ks)
 
     def add(self, first_row: int, first_column: int, scores: torch.Tensor) -> None:
         rows, columns = scores.shape
@@ -276,7 +286,7 @@ class ByCamera:
 
 def search_exact(features: np.ndarray, wanted: Callable[..., Everyone | ByCamera], *,
                  device: torch.device, dtype: torch.dtype | None = None,
-                 processes: Processes = Processes(),
+                 basis: torch.Tensor | None = None, processes: Processes = Processes(),
                  progress: Callable[[int, int], None] | None = None
                  ) -> list[tuple[np.ndarray, np.ndarray]]:
     """The nearest images of every image.
@@ -286,6 +296,7 @@ def search_exact(features: np.ndarray, wanted: Callable[..., Everyone | ByCamera
         wanted: called with ``dtype`` and ``device``; says who may be whose neighbour.
         device: where the scores are computed.
         dtype: of the scores; None: :func:`fast_dtype`.
+        basis: see :class:`RoundedFeatures`; the search is then approximate.
         processes: shares the tiles.
         progress: called with (rows of tiles done, N).
 
@@ -297,7 +308,7 @@ def search_exact(features: np.ndarray, wanted: Callable[..., Everyone | ByCamera
     wanted = wanted(dtype=dtype, device=device)
     n = len(features)
     with torch.no_grad(), _full_float32():
-        rounded = RoundedFeatures(features, wanted.order, dtype, device)
+        rounded = RoundedFeatures(features, wanted.order, dtype, device, basis)
         for rows, columns in _tiles(n, dtype, processes):
             scores = rounded.scores(rows, columns)
             # the columns' turn, but for those of the diagonal tile, which are its rows
@@ -359,6 +370,10 @@ def _exact_rows(features: np.ndarray, rounded: RoundedFeatures, wanted: Everyone
     k, best = wanted.ks[which], wanted.best[which]
     scores, ids = (own.cpu() for own in best.of(rows))
     scores, candidates = scores.double().numpy(), wanted.order[ids.numpy()].astype(np.int32)
+    if rounded.basis is not None:
+        candidates[~np.isfinite(scores)] = -1
+        lists = rank_candidates(features, wanted.order[rows], candidates, k)
+        return lists, np.ones(len(candidates), dtype=bool)
     slack = rounded.slack(rows)
     nearest, others = np.empty(len(scores)), np.empty(len(scores))
     over_rows(lambda start, stop: kernels.limits(

@@ -16,13 +16,12 @@ import torch
 
 from .exact_search import num_candidates, rank_candidates, search_rows
 from .processes import Processes
+from .projected_search import SAMPLE, SEED, measure_recall
 
 logger = logging.getLogger(__name__)
 
 ROWS = 16384  # queries of one call
-SAMPLE = 1000  # queries on which recall is measured
 FLAT_UP_TO = 20_000  # images of a camera for which an inverted file is not worth its training
-SEED = 1234
 
 
 def require_faiss() -> ModuleType:
@@ -177,9 +176,3 @@ def _tune(index, features: np.ndarray, k: int, recall: float, lists: int) -> Non
         reached = measure_recall(index.search(features[rows], k)[1], exact)
     logger.info("approximate search visits %d of %d lists: recall at %d is %.4f on %d images",
                 probes, lists, k, reached, SAMPLE)
-
-
-def measure_recall(found: np.ndarray, exact: np.ndarray) -> float:
-    """Share of the exact neighbours that were found; both (R, k) indices."""
-    return float(np.mean([len(np.intersect1d(a, b)) for a, b in zip(found, exact)])
-                 / exact.shape[1])

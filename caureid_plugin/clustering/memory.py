@@ -37,7 +37,7 @@ def estimate(n: int, dim: int, ks: tuple[int, ...], *, backend: str,
     lists = n * k * 8  # indices and distances
     size = fast_dtype(device).itemsize
     search = lists
-    if backend == "torch":
+    if backend.startswith("torch"):  # "torch-pca" may end up exact
         if device.type == "cpu":
             # the rounded copy, candidates, a tile with its mirror image and the best of both
             tile = min(TILE_BYTES, min(n, TILE_ROWS) * n * size)

@@ -8,7 +8,6 @@ distances differ by less than float32 rounding.
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -22,12 +21,11 @@ from .exact_search import ByCamera, Everyone, search_exact
 from .faiss_search import require_faiss, search_flat, search_ivf
 from .inputs import as_cameras, as_feature_matrix, check_count
 from .processes import Processes
-
-logger = logging.getLogger(__name__)
+from .projected_search import search_projected
 
 Progress = Callable[[str, int, int], None]
-BACKENDS = ("auto", "torch", "faiss-flat", "faiss-ivf")
-# Above, "auto" takes the approximate search on a CPU: the exact one grows with N^2.
+BACKENDS = ("auto", "torch", "torch-pca", "faiss-flat", "faiss-ivf")
+# Above, "auto" takes the approximate search on a CPU: the exact one grows with N^2 D.
 EXACT_UP_TO = 200_000
 
 
@@ -36,11 +34,12 @@ class Search:
     """How neighbours are searched.
 
     Args:
-        backend: "torch" (exact; matrix products in tiles, CPU or GPU), "faiss-flat" (exact),
-            "faiss-ivf" (approximate, for a million images) or "auto": "torch" on a GPU and up to
-            200,000 images on a CPU, beyond that "faiss-ivf" if faiss is installed, else "torch".
-        recall: of "faiss-ivf": the share of the true k nearest that it must find on a sample,
-            0 < recall <= 1; the number of lists it visits is raised until it does.
+        backend: "torch" (exact; matrix products in tiles, CPU or GPU), "torch-pca" (approximate:
+            candidates from a few principal components, for a million images on a CPU),
+            "faiss-flat" (exact), "faiss-ivf" (approximate: inverted file) or "auto": "torch" on a
+            GPU and up to 200,000 images on a CPU, beyond that "torch-pca".
+        recall: of the approximate ones: the share of the true k nearest that must be found on a
+            sample, 0 < recall <= 1; components, or lists that are visited, are added until it is.
         max_memory: GiB that clustering may take beyond the features; None: what the machine has
             free when it starts.
         device: where scores are computed, "cpu" or "cuda[:i]"; None: where the features are.
@@ -80,19 +79,11 @@ class Search:
         Raises:
             ImportError: a faiss back end is asked for by name and faiss is not installed.
         """
-        if self.backend != "auto":
-            if self.backend.startswith("faiss"):
-                require_faiss()
-            return self.backend
-        if device.type != "cpu" or n <= EXACT_UP_TO:
-            return "torch"
-        try:
+        if self.backend.startswith("faiss"):
             require_faiss()
-        except ImportError as error:
-            logger.warning("%d images are searched exactly, in time that grows with their square. "
-                           "%s", n, error)
-            return "torch"
-        return "faiss-ivf"
+        if self.backend != "auto":
+            return self.backend
+        return "torch" if device.type != "cpu" or n <= EXACT_UP_TO else "torch-pca"
 
 
 def search_neighbors(features: torch.Tensor | np.ndarray, k: int, *, search: Search = Search(),
@@ -111,7 +102,7 @@ def search_neighbors(features: torch.Tensor | np.ndarray, k: int, *, search: Sea
 
     Returns:
         Indices (N, k) int32, no index twice in a row, and squared distances (N, k) float32. The
-        approximate back end may find fewer than k: -1 and infinity then fill the row.
+        approximate back ends may find fewer than k: -1 and infinity then fill the row.
 
     Raises:
         ValueError: bad features (the first bad row is named) or ``k`` outside 1..N.
@@ -174,10 +165,12 @@ def search_lists(features: np.ndarray, camids: np.ndarray | None, ks: tuple[int,
     needed = memory.estimate(n, dim, ks, backend=backend, device=device)
     processes.from_first(lambda: memory.check(needed, search.max_memory))
     report = progress and functools.partial(progress, "neighbours")
-    if backend == "torch":
+    if backend.startswith("torch"):
         wanted = (functools.partial(Everyone, n, ks[0]) if camids is None
                   else functools.partial(ByCamera, camids, ks))
-        return search_exact(features, wanted, device=device, processes=processes, progress=report)
+        find = search_exact if backend == "torch" else functools.partial(
+            search_projected, recall=search.recall)
+        return find(features, wanted, device=device, processes=processes, progress=report)
     find = search_flat if backend == "faiss-flat" else functools.partial(
         search_ivf, recall=search.recall)
     return find(features, camids, ks, device=device, processes=processes, progress=report)

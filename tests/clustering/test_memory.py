@@ -91,7 +91,7 @@ def test_the_estimate_is_what_is_taken(n, dim, backend, camera_aware):
 
 def test_estimates_grow_with_the_images_and_not_with_their_square():
     sizes = [10**6, 10**7]
-    for backend in ("torch", "faiss-flat", "faiss-ivf"):
+    for backend in ("torch", "torch-pca", "faiss-flat", "faiss-ivf"):
         small, large = (memory.estimate(n, 256, (30,), backend=backend, device=CPU)["peak"]
                         for n in sizes)
         assert 7 < large / small < 11

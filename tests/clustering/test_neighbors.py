@@ -10,6 +10,7 @@ from caureid_plugin.clustering import (
     exact_search,
     faiss_search,
     kernels,
+    projected_search,
     search_by_camera,
     search_neighbors,
 )
@@ -196,40 +197,67 @@ def test_search_does_not_change_the_features(search, make_features):
 
 
 @pytest.mark.parametrize("by_camera", [False, True])
-def test_approximate_search_reaches_its_recall(make_features, monkeypatch, caplog, by_camera):
-    pytest.importorskip("faiss")
-    monkeypatch.setattr(faiss_search, "FLAT_UP_TO", 500)
-    features, _ = make_features(4000, 16, noise=1.0)
-    camids = np.arange(4000) % 2
-    search = Search(backend="faiss-ivf", recall=0.95)
+@pytest.mark.parametrize("backend", ["torch-pca", "faiss-ivf"])
+def test_approximate_search_reaches_its_recall(
+        make_features, monkeypatch, caplog, backend, by_camera):
+    if backend == "faiss-ivf":
+        pytest.importorskip("faiss")
+        monkeypatch.setattr(faiss_search, "FLAT_UP_TO", 500)
+        features, _ = make_features(3000, 16, noise=1.0)
+    else:  # 32 values that matter, 96 that blur
+        features, _ = make_features(3000, 32, noise=1.0)
+        blur = 0.04 * np.random.default_rng(0).normal(size=(3000, 96)).astype(np.float32)
+        features = np.concatenate([features, blur], axis=1)
+    camids = np.arange(3000) % 2
+    same = camids[:, None] == camids if by_camera else np.ones((3000, 3000), dtype=bool)
     with caplog.at_level(logging.INFO, logger="caureid_plugin"):
+        search = Search(backend=backend, recall=0.95)
         if by_camera:
-            found, _ = search_by_camera(features, camids, 10, 10, search=search)
-            expected = plain_lists(features, 10, camids[:, None] == camids)
+            results = search_by_camera(features, camids, 10, 10, search=search)
+            expected = plain_lists(features, 10, same), plain_lists(features, 10, ~same)
         else:
-            found = search_neighbors(features, 10, search=search)
-            expected = plain_lists(features, 10)
-    hits = [len(set(a) & set(b)) for a, b in zip(found[0].tolist(), expected[0].tolist())]
-    assert 0.94 < np.mean(hits) / 10 < 1, "approximate, but not by more than it was told"
-    assert "recall at 10 is 0.9" in caplog.text
+            results = search_neighbors(features, 10, search=search),
+            expected = plain_lists(features, 10),
+    for found, true in zip(results, expected):
+        hits = [len(set(a) & set(b)) for a, b in zip(found[0].tolist(), true[0].tolist())]
+        assert 0.94 < np.mean(hits) / 10 < 1, "approximate, but not by more than it was told"
+    assert "recall" in caplog.text and "approximate search" in caplog.text
+
+
+def test_components_that_do_not_suffice_end_in_the_exact_search(make_features, caplog):
+    features, _ = make_features(600, 48, noise=2.0)  # no direction matters less than another
+    with caplog.at_level(logging.INFO, logger="caureid_plugin"):
+        found = search_neighbors(features, 8, search=Search(backend="torch-pca", recall=1.0))
+    assert_same_lists(found, plain_lists(features, 8))
+    assert "the search is exact" in caplog.text
+
+
+def test_principal_components_are_those_of_an_svd(make_features):
+    features, _ = make_features(400, 12)
+    components = projected_search.principal_components(features).numpy()
+    _, _, expected = np.linalg.svd(features.astype(np.float64) - features.mean(axis=0))
+    assert np.allclose(np.abs(components.T @ expected.T), np.eye(12), atol=1e-3)
+
+
+def test_recall_by_hand():
+    exact = np.array([[0, 1, 2], [3, 4, -1]])
+    found = np.array([[2, 0, 9], [4, -1, -1]])
+    assert projected_search.measure_recall(found, exact) == 3 / 5
 
 
 def test_auto_chooses_by_size_and_device():
     cuda = torch.device("cuda")
-    assert Search().resolve(1000, CPU) == "torch"
-    assert Search().resolve(10**6, cuda) == "torch"
     assert Search().resolve(200_000, CPU) == "torch"
-    pytest.importorskip("faiss")
-    assert Search().resolve(200_001, CPU) == "faiss-ivf"
-    assert Search(backend="faiss-flat").resolve(10, CPU) == "faiss-flat"
+    assert Search().resolve(200_001, CPU) == "torch-pca"
+    assert Search().resolve(10**6, cuda) == "torch"
+    assert Search(backend="torch").resolve(10**6, CPU) == "torch"
 
 
-def test_without_faiss(monkeypatch, caplog, make_features):
+def test_without_faiss(monkeypatch, make_features):
     monkeypatch.setitem(sys.modules, "faiss", None)  # makes "import faiss" fail
-    assert Search().resolve(10**6, CPU) == "torch"
-    assert "caureid-plugin[faiss-cpu]" in caplog.text
     features, _ = make_features(40)
-    assert search_neighbors(features, 5)[0].shape == (40, 5)
+    for backend in ("auto", "torch", "torch-pca"):
+        assert search_neighbors(features, 5, search=Search(backend))[0].shape == (40, 5)
     for backend in ("faiss-flat", "faiss-ivf"):
         with pytest.raises(ImportError, match="CAUREID.CLUSTER.SEARCH"):
             search_neighbors(features, 5, search=Search(backend=backend))

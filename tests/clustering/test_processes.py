@@ -6,8 +6,15 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from caureid_plugin.clustering import Search, assign_pseudo_labels, exact_search, faiss_search
-from caureid_plugin.clustering import search_by_camera, search_neighbors
+from caureid_plugin.clustering import (
+    Search,
+    assign_pseudo_labels,
+    exact_search,
+    faiss_search,
+    projected_search,
+    search_by_camera,
+    search_neighbors,
+)
 
 SIZE = 2
 
@@ -23,7 +30,7 @@ def _features():
 def _everything(group, backend):
     """Lists, lists by camera and labels."""
     features, camids = _features()
-    search = Search(backend=backend, group=group)
+    search = Search(backend=backend, group=group, recall=0.8)
     plain = search_neighbors(features, 12, search=search)
     by_camera = search_by_camera(features, camids, 4, 11, search=search)
     labels = assign_pseudo_labels(features, k1=12, k2=4, eps=0.6, min_samples=3, search=search)
@@ -35,6 +42,7 @@ def _run(rank, folder, backend):
     torch.set_num_threads(1)
     exact_search.TILE_ROWS = 64  # so that there is something to share
     faiss_search.ROWS = 64
+    projected_search.FEWEST = 4
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank,
                             world_size=SIZE)
     try:
@@ -54,8 +62,9 @@ def _run(rank, folder, backend):
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("backend", ["torch", "faiss-flat"])
+@pytest.mark.parametrize("backend", ["torch", "torch-pca", "faiss-flat"])
 def test_two_processes_find_what_one_finds(tmp_path, monkeypatch, backend):
+    monkeypatch.setattr(projected_search, "FEWEST", 4)
     if backend == "faiss-flat":
         pytest.importorskip("faiss")
     mp.spawn(_run, args=(tmp_path, backend), nprocs=SIZE)

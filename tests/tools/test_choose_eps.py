@@ -1,0 +1,274 @@
+"""The tool that shows what each eps gives: its sources, its table and its files."""
+
+import argparse
+import csv
+import importlib.util
+import itertools
+import re
+from pathlib import Path
+
+import caureid_plugin
+import numpy as np
+import pytest
+import torch
+from fastreid.engine import DefaultTrainer
+from fastreid.utils.env import seed_all_rng
+from fastreid.utils.events import EventStorage
+from PIL import Image
+from sklearn.metrics import adjusted_rand_score
+
+from caureid_plugin.clustering import jaccard_encoding, suggest_eps, sweep_eps
+from caureid_plugin.clustering.simulated import simulate_features
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+EPS = "0.3:0.9:0.1"
+VALUES = [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location(
+        "choose_eps", REPOSITORY / "tools" / "choose_eps.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def people():
+    features, identities, camids = simulate_features(200, 24, seed=2)
+    return {"features": features, "identities": identities, "camids": camids}
+
+
+@pytest.fixture
+def stored(people, tmp_path):
+    np.savez(tmp_path / "people.npz", **people)
+    return tmp_path / "people.npz"
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def read(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_table_file_and_picture(tool, people, stored, tmp_path, capsys):
+    tool.main(["--features", str(stored), "--eps", EPS, "--k1", "15", "--output",
+               str(tmp_path / "eps.csv"), "--plot", str(tmp_path / "eps.png")])
+    printed = capsys.readouterr().out
+    rows = sweep_eps(jaccard_encoding(people["features"], k1=15, k2=6), VALUES, min_samples=4,
+                     camids=people["camids"])
+    suggested = suggest_eps(rows)
+    assert suggested not in (0.3, 0.9)
+    assert printed.startswith(
+        "200 images, 6 cameras; plain neighbours, k1 15, k2 6, min_samples 4\n")
+    heading, _, *lines = [cells(line) for line in printed.splitlines() if line.startswith("|")]
+    assert heading == ["", "eps", "clusters", "outliers", "largest", "span cameras", "centres"]
+    for line, row in zip(lines, rows, strict=True):
+        assert line == [
+            "->" if row["eps"] == suggested else "", f"{row['eps']:g}", str(row["clusters"]),
+            f"{row['outliers']} ({row['outliers'] / 2:.1f}%)",
+            f"{row['largest']} ({row['largest'] / 2:.1f}%)",
+            f"{100 * row['cross_camera']:.1f}%", str(row["centres"])]
+    assert f"suggested: CAUREID.CLUSTER.EPS {suggested:g}, the most camera centres" in printed
+    assert "end of the values" not in printed and "diagnostic" not in printed
+
+    for line, row in zip(read(tmp_path / "eps.csv"), rows, strict=True):
+        assert int(line.pop("suggested")) == (row["eps"] == suggested)
+        assert {name: float(value) for name, value in line.items()} == row
+    picture = np.asarray(Image.open(tmp_path / "eps.png").convert("RGB"))
+    assert picture.shape[0] > 400 and picture.std() > 5
+
+
+def test_camera_aware_neighbours_by_options_and_keys(tool, people, stored, tmp_path, capsys):
+    tool.main(["--features", str(stored), "--eps", EPS, "--camera-aware", "--k1-intra", "4",
+               "--k2-inter", "3", "--min-samples", "2", "--output", str(tmp_path / "eps.csv"),
+               "CAUREID.CLUSTER.K1_INTER", "9"])
+    counts = {"k1_intra": 4, "k1_inter": 9, "k2_intra": 2, "k2_inter": 3}
+    assert ("camera-aware neighbours, k1_intra 4, k1_inter 9, k2_intra 2, k2_inter 3, "
+            "min_samples 2") in capsys.readouterr().out
+    camids = people["camids"]
+    rows = sweep_eps(jaccard_encoding(people["features"], camids=camids, **counts), VALUES,
+                     min_samples=2, camids=camids)
+    found = [int(line["centres"]) for line in read(tmp_path / "eps.csv")]
+    assert found == [row["centres"] for row in rows] and len(set(found)) > 3
+
+
+def test_features_alone(tool, people, tmp_path, capsys):
+    np.save(tmp_path / "people.npy", people["features"].astype(np.float16))
+    tool.main(["--features", str(tmp_path / "people.npy"), "--eps", "0.4,0.5", "--plot",
+               str(tmp_path / "eps.png")])
+    printed = capsys.readouterr().out
+    assert "200 images, no cameras; plain" in printed and "span" not in printed
+    assert re.search(r"EPS 0\.\d, the most clusters \(no cameras are known\)", printed)
+    assert "It is at an end of the values tried" in printed
+    assert (tmp_path / "eps.png").is_file()
+
+
+def test_diagnostics_are_marked(tool, people, stored, tmp_path, capsys):
+    arguments = ["--features", str(stored), "--eps", EPS, "--output", str(tmp_path / "eps.csv")]
+    tool.main(arguments)
+    before = read(tmp_path / "eps.csv")
+    tool.main([*arguments, "--diagnostics", "--plot", str(tmp_path / "eps.png")])
+    printed = capsys.readouterr().out
+    assert "ARI*" in printed and "* diagnostic, uses identity labels" in printed
+    after = read(tmp_path / "eps.csv")
+    names = ("ari", "ari_clustered", "precision", "recall")
+    found = [[float(line.pop(name)) for name in names] for line in after]
+    assert after == before, "identities must not change a figure or the suggestion"
+    assert len(set(map(tuple, found))) > 3
+    assert (tmp_path / "eps.png").is_file()
+
+
+@pytest.mark.parametrize("labels", [
+    [0, 0, 1, -1, 1, -1, 0, 2, 2, -1], [0] * 10, [-1] * 9 + [0], list(range(10))])
+def test_comparison_by_loops(tool, labels):
+    identities = np.array([30, 30, 5, 5, 5, 30, 8, 8, 8, 8])
+    labels = np.array(labels)
+    both = found = real = 0
+    for i, j in itertools.combinations(range(10), 2):
+        together, same = labels[i] == labels[j] >= 0, identities[i] == identities[j]
+        both, found, real = both + (together and same), found + together, real + same
+    result = tool.compare(labels, identities)
+    expected = both / found if found else float("nan")
+    assert result["precision"] == pytest.approx(expected, nan_ok=True)
+    assert result["recall"] == pytest.approx(both / real)
+    alone = [label if label >= 0 else 100 + i for i, label in enumerate(labels.tolist())]
+    assert result["ari"] == pytest.approx(adjusted_rand_score(identities, alone))
+    inlier = labels >= 0
+    assert result["ari_clustered"] == pytest.approx(
+        adjusted_rand_score(identities[inlier], labels[inlier]))
+
+
+def test_nothing_clustered_has_no_comparison(tool):
+    result = tool.compare(np.array([-1, -1, -1]), np.array([1, 1, 2]))
+    assert np.isnan(result["ari_clustered"]) and np.isnan(result["precision"])
+    assert result["ari"] == 0 and result["recall"] == 0
+
+
+# ------------------------------------------------------------------- from a config ----
+
+KEYS = """
+MODEL.DEVICE cpu MODEL.BACKBONE.FEAT_DIM 16 MODEL.HEADS.CAMSEP.REDUCTION 4
+MODEL.HEADS.CAMSEP.NUM_CAMERAS 2 DATASETS.NAMES ('Market1501',) DATASETS.TESTS ('Market1501',)
+INPUT.SIZE_TRAIN [32,16] INPUT.SIZE_TEST [32,16] SOLVER.IMS_PER_BATCH 16 SOLVER.ITERS_PER_EPOCH 3
+TEST.IMS_PER_BATCH 16 DATALOADER.NUM_WORKERS 0 SEED 7
+""".split()
+
+
+@pytest.fixture
+def trainer(tiny_market, tmp_path):
+    """As tools/train_net.py builds it from the config of the demo and KEYS."""
+    from fastreid.config import get_cfg
+
+    cfg = get_cfg()
+    caureid_plugin.add_caureid_config(cfg)
+    cfg.merge_from_file(str(REPOSITORY / "configs" / "Synthetic" / "caureid.yml"))
+    cfg.merge_from_list([*KEYS, "OUTPUT_DIR", str(tmp_path)])
+    cfg.freeze()
+    seed_all_rng(cfg.SEED)
+    trainer = DefaultTrainer(cfg)
+    trainer.register_hooks([caureid_plugin.UnsupervisedHook(cfg)])
+    with EventStorage():
+        trainer._hooks[-1].before_train()
+    return trainer
+
+
+def from_config(tool, tmp_path, *arguments, keys=()):
+    tool.main(["--config-file", "Synthetic/caureid.yml", "--eps", "0.5,0.6,0.7", "--save-features",
+               str(tmp_path / "found.npz"), *arguments, *KEYS, *keys])
+    return dict(np.load(tmp_path / "found.npz"))
+
+
+def test_features_are_those_that_training_starts_from(tool, trainer, tmp_path, capsys):
+    found = from_config(tool, tmp_path)
+    bank = trainer.model.memory
+    assert np.array_equal(found["features"], bank.features.numpy())
+    assert np.array_equal(found["camids"], bank.camids.numpy())
+    assert set(found) == {"features", "camids"}, "identities were not asked for"
+    assert "48 images, 2 cameras; plain neighbours, k1 12, k2 6, min_samples 2" in (
+        capsys.readouterr().out)
+
+
+def test_features_of_a_checkpoint(tool, trainer, tmp_path, capsys):
+    with torch.no_grad():
+        for weights in trainer.model.parameters():
+            weights += 0.01 * torch.randn(weights.shape, generator=torch.Generator().manual_seed(0))
+    trainer.checkpointer.save("model_test")
+    trainer._hooks[-1].before_train()  # filled already: stays
+    before = trainer.model.memory.features.clone()
+    found = from_config(tool, tmp_path, "--camera-aware", "--diagnostics",
+                        keys=["MODEL.WEIGHTS", str(tmp_path / "model_test.pth")])
+    trainer.model.memory.reset(
+        caureid_plugin.extract_features(trainer.model, trainer._hooks[-1]._extraction))
+    assert np.array_equal(found["features"], trainer.model.memory.features.numpy())
+    assert not np.allclose(found["features"], before.numpy(), atol=1e-3)
+    listed = trainer.data_loader.dataset.img_items
+    for i, j in itertools.combinations(range(0, 48, 5), 2):
+        assert (found["identities"][i] == found["identities"][j]) == (
+            listed[i][1] == listed[j][1])
+    assert "k2_intra 2, k2_inter 4" in capsys.readouterr().out
+
+
+def test_the_first_clustering_has_counts_of_its_own(tool, tiny_market, tmp_path, capsys):
+    from_config(tool, tmp_path, "--camera-aware")
+    assert "k2_intra 3, k2_inter 3" in capsys.readouterr().out
+    from_config(tool, tmp_path, "--camera-aware", "--k2-inter", "2")
+    assert "k2_intra 3, k2_inter 2" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------ bad input ----
+
+
+@pytest.mark.parametrize("text, values", [
+    ("0.5", [0.5]), ("0.6,0.4", [0.6, 0.4]), ("0.3:0.5:0.1", [0.3, 0.4, 0.5]),
+    ("0.3:0.55:0.1", [0.3, 0.4, 0.5]), ("0.3:0.58:0.1", [0.3, 0.4, 0.5]),
+    ("0.5:0.5:0.1", [0.5]), ("0.1:0.9:0.2", [0.1, 0.3, 0.5, 0.7, 0.9])])
+def test_values_of_eps(tool, text, values):
+    assert tool.parse_eps(text) == values
+
+
+@pytest.mark.parametrize("text, message", [
+    ("many", "neither a list"), ("", "neither a list"), ("0.3:0.5", "neither a list"),
+    ("0.3:nan:0.1", "neither a list"), ("0.3:inf:0.1", "neither a list"),
+    ("0.5:0.3:0.1", "holds -1 values"), ("0.3:0.5:0", "holds 0 values"),
+    ("0.3:0.5:-0.1", "holds 0 values"), ("0.1:0.9:0.0001", "holds 8001 values")])
+def test_wrong_values_of_eps(tool, text, message):
+    with pytest.raises(argparse.ArgumentTypeError, match=message):
+        tool.parse_eps(text)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ([], "one of the arguments --config-file --features is required"),
+    (["--features", "a.npz", "--config-file", "b.yml"], "not allowed with"),
+    (["--features", "a.npz", "--output", "table.txt"], r"--output table.txt must end in \.csv"),
+    (["--features", "a.npz", "--plot", "nowhere/a.png"], "the folder nowhere does not exist"),
+    (["--features", "a.npz", "--eps", "0.5:0.3:0.1"], "holds -1 values"),
+])
+def test_wrong_arguments(tool, arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        tool.main(arguments)
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_wrong_files(tool, people, tmp_path):
+    def run(name, *arguments, **arrays):
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+        tool.main(["--features", str(tmp_path / f"{name}.npz"), *arguments])
+
+    features = people["features"]
+    with pytest.raises(ValueError, match=r'holds no "features", only \[\'embeddings\'\]'):
+        run("a", embeddings=features)
+    with pytest.raises(ValueError, match='--camera-aware needs "camids"'):
+        run("b", "--camera-aware", features=features)
+    with pytest.raises(ValueError, match='--diagnostics needs "identities"'):
+        run("c", "--diagnostics", features=features)
+    with pytest.raises(ValueError, match="one integer for each of the 200 images"):
+        run("d", features=features, camids=people["camids"][:50])
+    with pytest.raises(ValueError, match=r"must end in \.npy or \.npz"):
+        tool.main(["--features", str(tmp_path / "features.pth")])
+    with pytest.raises(ValueError, match=r"0 < eps < 1, got 1\.5"):
+        run("e", "--eps", "0.5,1.5", features=features)
