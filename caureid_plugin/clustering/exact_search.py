@@ -33,12 +33,13 @@ import torch
 
 from . import kernels
 from .processes import Processes
-from .threads import over_rows
+from .threads import Pool, over_rows
 
 logger = logging.getLogger(__name__)
 
 TILE_ROWS = 1024
-TILE_BYTES = 2**27  # of scores, held twice
+CACHED_TILE = 2**23  # bytes of scores, on a CPU
+TILE_BYTES = 2**29  # on a GPU
 ROWS_IN_CACHE = 256
 # Candidates of an image in the second search, beyond k. Only an image with more than that at the
 # k-th neighbour's distance, up to float32 rounding (duplicates), may miss one of them.
@@ -118,12 +119,22 @@ class RoundedFeatures:
             self.rows[part, column] = piece.to(self.rows.device)
             rest = rest - piece.double()
 
-    def scores(self, rows: slice | torch.Tensor, columns: slice) -> torch.Tensor:
-        """-|x^ - y^|^2 / 2 of a tile (rows: a range or indices), in the type."""
+    def scores(self, rows: slice | torch.Tensor, columns: slice,
+               memory: torch.Tensor | None = None) -> torch.Tensor:
+        """-|x^ - y^|^2 / 2 of a tile, in the type.
+
+        Args:
+            rows: a range, or indices.
+            columns: a range.
+            memory: where to put it. A fresh array of some size costs more than the product.
+        """
         left = self.rows[rows].to(self.device)
         cuts = (self.dim, self.dim + 3)
         left = torch.cat([left[:, : cuts[0]], left[:, cuts[1] :], left[:, cuts[0] : cuts[1]]], 1)
-        return left @ self.rows[columns].to(self.device).T
+        right = self.rows[columns].to(self.device)
+        if memory is None:
+            return left @ right.T
+        return torch.mm(left, right.T, out=memory[: len(left) * len(right)].view(len(left), -1))
 
     def slack(self, rows: slice) -> dict[str, np.ndarray | float]:
         """What scores may differ by from the distances of some rows, for the kernels.
@@ -159,6 +170,7 @@ class BestScores:
     def __init__(self, n: int, m: int, dtype: torch.dtype, device: torch.device,
                  loop: bool | None = None) -> None:
         self._dtype = dtype
+        self._pool = Pool()
         self._ids = torch.full((n, m), -1, dtype=torch.int32, device=device)
         self._values = torch.full((n, m), -torch.inf, dtype=dtype, device=device)
         self._keys = None
@@ -166,33 +178,62 @@ class BestScores:
             self._bits = {2: torch.int16, 4: torch.int32}[dtype.itemsize]
             self._low, self._high = 8 * dtype.itemsize - 1, torch.iinfo(self._bits).max
             self._keys = self._flip(self._values.view(self._bits)).numpy()
+            self._values = None
+            self._least = self._keys.min(axis=1)
 
     def _flip(self, bits: torch.Tensor) -> torch.Tensor:
         """Bits of floating-point numbers to integers of the same order, and back."""
         return bits ^ ((bits >> self._low) & self._high)
 
-    def add(self, first_row: int, first_column: int, scores: torch.Tensor,
+    def prepare(self, scores: torch.Tensor) -> torch.Tensor | np.ndarray:
+        """A tile of scores (contiguous, changed in place) as the other methods take it."""
+        if self._keys is None:
+            return scores
+        bits = scores.view(self._bits).numpy()
+        low, high = bits.dtype.type(self._low), bits.dtype.type(self._high)
+        self._pool(lambda start, stop: kernels.order_bits(bits, low, high, start, stop), len(bits))
+        return bits
+
+    def exclude(self, tile: torch.Tensor | np.ndarray, rows: slice, columns: slice) -> None:
+        """Makes a part of the tile worse than any score."""
+        tile[rows, columns] = -torch.inf if self._keys is None else np.iinfo(tile.dtype).min
+
+    def add(self, first_row: int, first_column: int, tile: torch.Tensor | np.ndarray,
             rows: slice = slice(None), columns: slice = slice(None)) -> None:
-        """Takes scores (R, C) of consecutive images against consecutive images.
+        """Takes the scores of consecutive images, the rows, against others, the columns.
 
         Args:
             first_row, first_column: the images of the first row and column.
-            scores: contiguous.
+            tile: (R, C), prepared.
             rows, columns: the part that counts.
         """
-        top, bottom, _ = rows.indices(len(scores))
-        left, right, _ = columns.indices(scores.shape[1])
+        top, bottom, _ = rows.indices(len(tile))
+        left, right, _ = columns.indices(tile.shape[1])
         if self._keys is None:
-            part = scores[top:bottom, left:right]
-            values, ids = part.topk(min(self._ids.shape[1], right - left), dim=1, sorted=False)
-            self.merge(slice(first_row + top, first_row + bottom), values,
-                       (ids + first_column + left).to(torch.int32))
+            self._topk(first_row + top, first_column + left, tile[top:bottom, left:right])
             return
-        bits, keys, ids = scores.view(self._bits).numpy(), self._keys, self._ids.numpy()
-        kind = bits.dtype.type
-        over_rows(lambda start, stop: kernels.keep_best(
-            bits, kind(self._low), kind(self._high), left, right, first_row, first_column, keys,
-            ids, top + start, top + stop), bottom - top, block=128)
+        self._pool(lambda start, stop: kernels.keep_best(
+            tile, left, right, first_row, first_column, self._keys, self._ids.numpy(),
+            self._least, top + start, top + stop), bottom - top)
+
+    def add_columns(self, first_row: int, first_column: int, tile: torch.Tensor | np.ndarray,
+                    rows: slice = slice(None), columns: slice = slice(None)) -> None:
+        """The same scores for the columns' images, against the rows."""
+        top, bottom, _ = rows.indices(len(tile))
+        left, right, _ = columns.indices(tile.shape[1])
+        if self._keys is None:
+            self._topk(first_column + left, first_row + top, tile[top:bottom, left:right].T)
+            return
+        self._pool(lambda start, stop: kernels.keep_best_of_columns(
+            tile, top, bottom, first_row, first_column, self._keys, self._ids.numpy(),
+            self._least, left + start, left + stop), right - left)
+
+    def _topk(self, first_row: int, first_column: int, scores: torch.Tensor) -> None:
+        if not scores.numel():
+            return
+        values, ids = scores.topk(min(self._ids.shape[1], scores.shape[1]), dim=1, sorted=False)
+        self.merge(slice(first_row, first_row + len(scores)), values,
+                   (ids + first_column).to(torch.int32))
 
     def merge(self, rows: slice, values: torch.Tensor, ids: torch.Tensor) -> None:
         """Takes scores (R, any) and their columns for some rows."""
@@ -203,7 +244,11 @@ class BestScores:
         if self._keys is None:
             self._values[rows] = values
         else:
-            self._keys[rows] = self._flip(values.contiguous().view(self._bits)).numpy()
+            self._set_keys(rows, values)
+
+    def _set_keys(self, rows: slice, values: torch.Tensor) -> None:
+        self._keys[rows] = self._flip(values.contiguous().view(self._bits)).numpy()
+        self._least[rows] = self._keys[rows].min(axis=1)
 
     def of(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores (R, m), -inf where fewer were seen, and their columns, in no order."""
@@ -218,7 +263,7 @@ class BestScores:
         if self._keys is None:
             self._values[rows] = nothing
         else:
-            self._keys[rows] = self._flip(nothing.view(self._bits)).numpy()
+            self._set_keys(rows, nothing)
 
 
 class Everyone:
@@ -236,8 +281,11 @@ class Everyone:
         self.ks = (k,)
         self.best = (BestScores(n, count(k, n), dtype, device),)
 
-    def add(self, first_row: int, first_column: int, scores: torch.Tensor) -> None:
-        self.best[0].add(first_row, first_column, scores)
+    def add(self, first_row: int, first_column: int, scores: torch.Tensor, beyond: slice) -> None:
+        """Takes a tile; ``beyond``: its columns right of the diagonal tile, which take it too."""
+        tile = self.best[0].prepare(scores)
+        self.best[0].add(first_row, first_column, tile)
+        self.best[0].add_columns(first_row, first_column, tile, columns=beyond)
 
     def allowed(self, rows: np.ndarray, which: int) -> Iterator[tuple[np.ndarray, list[slice]]]:
         """Groups of rows, with the ranges of images that may be their neighbours."""
@@ -264,16 +312,21 @@ class ByCamera:
         n = len(camids)
         self.best = tuple(BestScores(n, count(k, n), dtype, device) for k in ks)
 
-    def add(self, first_row: int, first_column: int, scores: torch.Tensor) -> None:
-        rows, columns = scores.shape
+    def add(self, first_row: int, first_column: int, scores: torch.Tensor, beyond: slice) -> None:
+        """Takes a tile; ``beyond``: its columns right of the diagonal tile, which take it too."""
+        within, across = self.best
+        tile = within.prepare(scores)
         for start, stop in self.cameras:
-            top, bottom = max(start - first_row, 0), min(stop - first_row, rows)
-            left, right = max(start - first_column, 0), min(stop - first_column, columns)
+            top, bottom = max(start - first_row, 0), min(stop - first_row, len(tile))
+            left, right = max(start - first_column, 0), min(stop - first_column, tile.shape[1])
             if top < bottom and left < right:
-                rows_here, columns_here = slice(top, bottom), slice(left, right)
-                self.best[0].add(first_row, first_column, scores, rows_here, columns_here)
-                scores[rows_here, columns_here] = -torch.inf
-        self.best[1].add(first_row, first_column, scores)
+                rows, columns = slice(top, bottom), slice(left, right)
+                within.add(first_row, first_column, tile, rows, columns)
+                within.add_columns(first_row, first_column, tile, rows,
+                                   slice(max(left, beyond.start), right))
+                within.exclude(tile, rows, columns)
+        across.add(first_row, first_column, tile)
+        across.add_columns(first_row, first_column, tile, columns=beyond)
 
     def allowed(self, rows: np.ndarray, which: int) -> Iterator[tuple[np.ndarray, list[slice]]]:
         for start, stop in self.cameras:
@@ -298,7 +351,7 @@ def search_exact(features: np.ndarray, wanted: Callable[..., Everyone | ByCamera
         dtype: of the scores; None: :func:`fast_dtype`.
         basis: see :class:`RoundedFeatures`; the search is then approximate.
         processes: shares the tiles.
-        progress: called with (rows of tiles done, N).
+        progress: called with (share of the tiles done, times N, and N).
 
     Returns:
         For each list that is wanted: neighbour indices (N, k) int32, nearest first, and squared
@@ -309,26 +362,30 @@ def search_exact(features: np.ndarray, wanted: Callable[..., Everyone | ByCamera
     n = len(features)
     with torch.no_grad(), _full_float32():
         rounded = RoundedFeatures(features, wanted.order, dtype, device, basis)
-        for rows, columns in _tiles(n, dtype, processes):
-            scores = rounded.scores(rows, columns)
-            # the columns' turn, but for those of the diagonal tile, which are its rows
-            beyond = max(rows.stop, columns.start)
-            mirrored = scores[:, beyond - columns.start :].T.contiguous()
-            wanted.add(rows.start, columns.start, scores)
-            if len(mirrored):
-                wanted.add(beyond, rows.start, mirrored)
+        memory = torch.empty(TILE_ROWS * _tile_columns(device, dtype), dtype=dtype, device=device)
+        for rows, columns in _tiles(n, _tile_columns(device, dtype), processes):
+            scores = rounded.scores(rows, columns, memory)
+            # images of the diagonal tile have had their turn as its rows
+            beyond = slice(max(rows.stop - columns.start, 0), scores.shape[1])
+            wanted.add(rows.start, columns.start, scores, beyond)
             if progress is not None and columns.stop == n:
-                progress(rows.stop, n)
+                left = (n - rows.stop) / n  # rows of tiles get shorter
+                progress(round(n * (1 - left**2)), n)
         return [_exact_lists(features, rounded, wanted, which, processes)
                 for which in range(len(wanted.ks))]
 
 
-def _tiles(n: int, dtype: torch.dtype, processes: Processes) -> Iterator[tuple[slice, slice]]:
+def _tile_columns(device: torch.device, dtype: torch.dtype) -> int:
+    """On a CPU a tile should stay in the cache, on a GPU it should be large."""
+    size = CACHED_TILE if device.type == "cpu" else TILE_BYTES
+    return size // (TILE_ROWS * dtype.itemsize)
+
+
+def _tiles(n: int, wide: int, processes: Processes) -> Iterator[tuple[slice, slice]]:
     """This process's tiles on and above the diagonal, row of tiles by row of tiles.
 
     Their edges are the same for any number of processes, and so are the bits of the scores.
     """
-    wide = TILE_BYTES // (TILE_ROWS * dtype.itemsize)
     for number, start in enumerate(range(0, n, TILE_ROWS)):
         # rows of tiles get shorter: dealt out there and back, 0 1 1 0 0 1 1 0 ...
         turn, place = divmod(number, processes.size)
@@ -435,8 +492,8 @@ def search_rows(features: np.ndarray, rows: np.ndarray, order: np.ndarray, range
     for columns in _pieces(ranges):
         others = torch.from_numpy(_take(features, order[columns])).to(device)
         # |query|^2 is the same for every candidate of a row, so it cannot change the order
-        best.add(0, columns.start,
-                 torch.addmm(-others.square().sum(dim=1), queries, others.T, alpha=2))
+        best.add(0, columns.start, best.prepare(
+            torch.addmm(-others.square().sum(dim=1), queries, others.T, alpha=2)))
     ids = best.of(slice(None))[1].cpu().numpy()
     return rank_candidates(
         features, rows, np.where(ids >= 0, order[ids], -1).astype(np.int32), k)

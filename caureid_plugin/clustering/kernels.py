@@ -12,7 +12,7 @@ import numba
 import numpy as np
 
 compiled = numba.njit(nogil=True, cache=True)
-CHUNK = 64  # scores that are looked at together
+CHUNK = 32  # scores that are looked at together
 
 
 # Sums may be reordered, which is what lets the compiler use the vector units; nothing else.
@@ -27,39 +27,79 @@ def squared_distance(x, y):
 
 
 @compiled
-def keep_best(bits, low, high, left, right, first_row, first_column, keys, ids, start, stop):
+def _insert(key, id, keys, ids):
+    """Puts a key in the place of the least; returns what is the least then."""
+    worst = 0
+    for p in range(1, len(keys)):
+        if keys[p] < keys[worst]:
+            worst = p
+    keys[worst] = key
+    ids[worst] = id
+    least = keys[0]
+    for p in range(1, len(keys)):
+        least = min(least, keys[p])
+    return least
+
+
+# The loops over a chunk of scores run over slices from 0 and without a branch, or the compiler
+# would not use the vector units: ten times slower.
+
+
+@compiled
+def order_bits(bits, low, high, start, stop):
+    """Rows start..stop-1 of (R, C) bits of scores become integers in the order of the scores.
+
+    ``low``, ``high``: the integer type's sign bit, as a shift, and all others, as a mask. Bits of
+    negative numbers are flipped, but for the sign; doing it again gives the bits back.
+    """
+    for r in range(start, stop):
+        row = bits[r]
+        for c in range(len(row)):
+            row[c] ^= (row[c] >> low) & high
+
+
+@compiled
+def keep_best(tile, left, right, first_row, first_column, keys, ids, least, start, stop):
     """Rows start..stop-1 of a tile of scores: the best m of each image so far are kept.
 
-    ``bits``: (R, C), the scores' bits as signed integers, of which columns left..right-1 count.
+    ``tile``: (R, C), ordered integers, of which columns left..right-1 count.
     ``first_row``, ``first_column``: the images of the tile's first row and column.
-    ``low``, ``high``: the integer type's sign bit, as a shift, and all others, as a mask: the bits
-    of a negative number, but for the sign, flipped are in the order of the numbers.
-    ``keys``, ``ids``: (N, m), changed; the bits in that order, and the columns; in no order.
+    ``keys``, ``ids``: (N, m), changed; the best integers and their columns, in no order.
+    ``least``: (N,), changed; the smallest key of each image.
     """
-    m = keys.shape[1]
     for r in range(start, stop):
-        own_keys, own_ids = keys[first_row + r], ids[first_row + r]
-        worst = own_keys.argmin()
-        least = own_keys[worst]
+        image = first_row + r
         for chunk in range(left, right, CHUNK):
-            end = min(chunk + CHUNK, right)
-            best = least
-            for c in range(chunk, end):  # no branch but the maximum's: this runs in vector units
-                b = bits[r, c]
-                best = max(best, b ^ ((b >> low) & high))
-            if best <= least:
+            piece = tile[r, chunk : min(chunk + CHUNK, right)]
+            limit = least[image]
+            best = limit
+            for c in range(len(piece)):
+                best = max(best, piece[c])
+            if best == limit:
                 continue
-            for c in range(chunk, end):
-                b = bits[r, c]
-                key = b ^ ((b >> low) & high)
-                if key > least:
-                    own_keys[worst] = key
-                    own_ids[worst] = first_column + c
-                    worst = 0
-                    for p in range(1, m):
-                        if own_keys[p] < own_keys[worst]:
-                            worst = p
-                    least = own_keys[worst]
+            for c in range(len(piece)):
+                if piece[c] > least[image]:
+                    least[image] = _insert(
+                        piece[c], first_column + chunk + c, keys[image], ids[image])
+
+
+@compiled
+def keep_best_of_columns(tile, top, bottom, first_row, first_column, keys, ids, least, start,
+                         stop):
+    """The same for columns start..stop-1 of the tile, of which rows top..bottom-1 count."""
+    for r in range(top, bottom):
+        for chunk in range(start, stop, CHUNK):
+            piece = tile[r, chunk : min(chunk + CHUNK, stop)]
+            limits = least[first_column + chunk : first_column + chunk + len(piece)]
+            hit = np.int16(0)
+            for c in range(len(piece)):
+                hit = max(hit, np.int16(piece[c] > limits[c]))
+            if hit == 0:
+                continue
+            for c in range(len(piece)):
+                if piece[c] > limits[c]:
+                    image = first_column + chunk + c
+                    limits[c] = _insert(piece[c], first_row + r, keys[image], ids[image])
 
 
 @compiled

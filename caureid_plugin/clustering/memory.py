@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from .exact_search import TILE_BYTES, TILE_ROWS, fast_dtype, num_candidates
+from .exact_search import CACHED_TILE, fast_dtype, num_candidates
 from .faiss_search import ROWS
 
 logger = logging.getLogger(__name__)
@@ -39,9 +39,8 @@ def estimate(n: int, dim: int, ks: tuple[int, ...], *, backend: str,
     search = lists
     if backend.startswith("torch"):  # "torch-pca" may end up exact
         if device.type == "cpu":
-            # the rounded copy, candidates, a tile with its mirror image and the best of both
-            tile = min(TILE_BYTES, min(n, TILE_ROWS) * n * size)
-            search += n * (dim * size + m * (size + 4)) + 3 * tile
+            # the rounded copy, candidates, a tile
+            search += n * (dim * size + m * (size + 4)) + 2 * CACHED_TILE
     else:
         # the index's copy, candidates, and what one call asks and answers
         search += n * (dim * 4 + 16 + m * 8) + min(n, ROWS) * (dim * 4 + m * 48)

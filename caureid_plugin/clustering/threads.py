@@ -10,6 +10,7 @@ import torch
 from scipy import sparse
 
 ROWS_PER_BLOCK = 2048
+LEAST_ROWS = 32  # not worth a thread of their own
 
 
 def over_rows(work: Callable, n: int, progress: Callable[[int, int], None] | None = None, *,
@@ -39,6 +40,34 @@ def over_rows(work: Callable, n: int, progress: Callable[[int, int], None] | Non
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     return results
+
+
+class Pool:
+    """Threads for many short pieces of work: each thread takes one range of the rows.
+
+    They are started when first needed and end with the object.
+    """
+
+    def __init__(self) -> None:
+        self._size = max(1, torch.get_num_threads())
+        self._threads: ThreadPoolExecutor | None = None
+
+    def __call__(self, work: Callable[[int, int], None], n: int) -> None:
+        """Calls ``work(start, stop)`` for ranges that make up 0..n."""
+        step = -(-n // self._size)
+        if self._size == 1 or step < LEAST_ROWS:
+            work(0, n)
+            return
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self._size)
+        jobs = [self._threads.submit(work, start, min(start + step, n))
+                for start in range(0, n, step)]
+        for job in jobs:
+            job.result()
+
+    def __del__(self) -> None:
+        if self._threads is not None:
+            self._threads.shutdown(wait=False)
 
 
 def stack_rows(blocks: list[tuple], n: int) -> sparse.csr_matrix:

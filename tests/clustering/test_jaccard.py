@@ -231,7 +231,7 @@ def test_memory_stays_far_below_a_dense_matrix(make_features):
     n = 3000
     features, _ = make_features(n, 16)
     jaccard_graph(features[:50], k1=20, k2=6, eps=0.5)  # imports are not what is measured
-    tracemalloc.start()  # numpy reports to it; torch's tiles are bounded by TILE_BYTES
+    tracemalloc.start()  # numpy reports to it; torch's tile is bounded by CACHED_TILE
     try:
         graph = jaccard_graph(features, k1=20, k2=6, eps=0.5)
         peak = tracemalloc.get_traced_memory()[1]
