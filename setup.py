@@ -29,7 +29,7 @@ REQUIRES = [
     "tensorboard>=2.12",
     "tqdm>=4.64",
     "gdown>=4.6",
-    "matplotlib>=3.6",
+    "matplotlib>=3.7",
     "Cython>=3.0",
     "setuptools>=65",
 ]

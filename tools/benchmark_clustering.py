@@ -716,7 +716,7 @@ def draw(rows: list[dict], path: Path) -> None:
         device = "" if row["device"] == "cpu" else f", {row['device']}"
         lines.setdefault(f"{row['backend']}, D = {row['dim']}{device}", []).append(
             [float(row[name]) for name in ("n", "total_s", "above_start_gib")])
-    figure, (times, sizes) = pyplot.subplots(1, 2, figsize=(11, 4.5))
+    figure, (times, sizes) = pyplot.subplots(1, 2, figsize=(11, 5), layout="constrained")
     for label, line in sorted(lines.items()):
         n, seconds, gib = zip(*line)
         times.plot(n, seconds, marker="o", label=label)
@@ -730,8 +730,7 @@ def draw(rows: list[dict], path: Path) -> None:
     for axis in (times, sizes):
         axis.set(xscale="log", yscale="log", xlabel="images N")
         axis.grid(alpha=0.3, which="both")
-        axis.legend()
-    figure.tight_layout()
+    figure.legend(*sizes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 

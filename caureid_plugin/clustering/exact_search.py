@@ -119,18 +119,21 @@ class RoundedFeatures:
             self.rows[part, column] = piece.to(self.rows.device)
             rest = rest - piece.double()
 
-    def scores(self, rows: slice | torch.Tensor, columns: slice,
+    def left(self, rows: slice | torch.Tensor) -> torch.Tensor:
+        """Rows (a range or indices) as the left factor of :meth:`scores`, on its device."""
+        part = self.rows[rows].to(self.device)
+        return torch.cat([part[:, : self.dim], part[:, self.dim + 3 :],
+                          part[:, self.dim : self.dim + 3]], dim=1)
+
+    def scores(self, left: torch.Tensor, columns: slice,
                memory: torch.Tensor | None = None) -> torch.Tensor:
         """-|x^ - y^|^2 / 2 of a tile, in the type.
 
         Args:
-            rows: a range, or indices.
-            columns: a range.
-            memory: where to put it. A fresh array of some size costs more than the product.
+            left: (R, D + 6), from :meth:`left`.
+            columns: a range of C rows.
+            memory: where to put the (R, C). A fresh array costs more than the product.
         """
-        left = self.rows[rows].to(self.device)
-        cuts = (self.dim, self.dim + 3)
-        left = torch.cat([left[:, : cuts[0]], left[:, cuts[1] :], left[:, cuts[0] : cuts[1]]], 1)
         right = self.rows[columns].to(self.device)
         if memory is None:
             return left @ right.T
@@ -364,13 +367,15 @@ def search_exact(features: np.ndarray, wanted: Callable[..., Everyone | ByCamera
         rounded = RoundedFeatures(features, wanted.order, dtype, device, basis)
         memory = torch.empty(TILE_ROWS * _tile_columns(device, dtype), dtype=dtype, device=device)
         for rows, columns in _tiles(n, _tile_columns(device, dtype), processes):
-            scores = rounded.scores(rows, columns, memory)
+            if columns.start == rows.start:
+                factor = rounded.left(rows)
+            scores = rounded.scores(factor, columns, memory)
             # images of the diagonal tile have had their turn as its rows
             beyond = slice(max(rows.stop - columns.start, 0), scores.shape[1])
             wanted.add(rows.start, columns.start, scores, beyond)
             if progress is not None and columns.stop == n:
-                left = (n - rows.stop) / n  # rows of tiles get shorter
-                progress(round(n * (1 - left**2)), n)
+                rest = (n - rows.stop) / n  # rows of tiles get shorter
+                progress(round(n * (1 - rest**2)), n)
         return [_exact_lists(features, rounded, wanted, which, processes)
                 for which in range(len(wanted.ks))]
 

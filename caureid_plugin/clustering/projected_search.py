@@ -114,11 +114,11 @@ def _sampled_lists(features: np.ndarray, wanted: Everyone | ByCamera, which: int
             found[group] = search_rows(features, rows, wanted.order, ranges, k, device)[0]
             continue
         best = BestScores(len(rows), more_candidates(k, n), rounded.dtype, device)
-        own = torch.from_numpy(positions[group])
+        left = rounded.left(torch.from_numpy(positions[group]))
         for columns in ranges:
             for start in range(columns.start, columns.stop, 2**15):
                 piece = slice(start, min(start + 2**15, columns.stop))
-                best.add(0, start, best.prepare(rounded.scores(own, piece)))
+                best.add(0, start, best.prepare(rounded.scores(left, piece)))
         ids = best.of(slice(None))[1].cpu().numpy()
         candidates = np.where(ids >= 0, wanted.order[ids], -1).astype(np.int32)
         found[group] = rank_candidates(features, rows, candidates, k)[0]

@@ -157,7 +157,7 @@ def test_every_distance_is_between_its_bounds(make_features, dtype, scale):
     features = np.maximum(features, 0) * np.float32(scale) + np.float32(scale)
     rounded = RoundedFeatures(features, np.arange(120), dtype, CPU)
     everything = slice(0, 120)
-    scores = rounded.scores(everything, everything).double().numpy()
+    scores = rounded.scores(rounded.left(everything), everything).double().numpy()
     unit, lost, errors, rounding = rounded.slack(everything).values()
     low, high = np.empty((120, 120)), np.empty((120, 120))
     for i in range(120):
@@ -176,7 +176,7 @@ def test_rounded_features_give_distances(make_features):
     rounded = RoundedFeatures(features, np.arange(40), torch.bfloat16, CPU)
     near = torch.from_numpy(features - features.mean(axis=0)).bfloat16().double()
     expected = -((near[:, None] - near) ** 2).sum(dim=2) / 2
-    scores = rounded.scores(slice(5, 30), slice(0, 40)).double()
+    scores = rounded.scores(rounded.left(slice(5, 30)), slice(0, 40)).double()
     assert torch.allclose(scores, expected[5:30], rtol=2**-7, atol=1e-5)
     exact = features - features.mean(axis=0, dtype=np.float64)
     errors = np.linalg.norm(exact - near.numpy(), axis=1)
