@@ -20,6 +20,7 @@ REQUIRES = [
     "scikit-learn>=1.2",
     "numba>=0.57",
     "psutil>=5.9",
+    "threadpoolctl>=3.1",
     "opencv-python-headless>=4.7",
     "pillow>=9.4",
     "yacs>=0.1.8",

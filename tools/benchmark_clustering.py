@@ -695,7 +695,7 @@ def scaling_table(rows: list[dict]) -> str:
         for name in ("clusters", "outliers"):
             line[name] = f"{int(row[name]):,}"
         line["ARI"] = f"{float(row['ari']):.3f}"
-        line["recall"] = f"{float(row['recall']):.4f}" if row["recall"] != "" else "exact"
+        line["recall"] = f"{float(row['recall']):.4f}"
         lines.append(line)
     columns = list(dict.fromkeys(name for line in sorted(lines, key=len, reverse=True)
                                  for name in line))

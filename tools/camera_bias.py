@@ -25,7 +25,7 @@ from caureid_plugin.data import build_extraction_loader
 
 def camera_shares(features, camids: np.ndarray, neighbors: int) -> tuple[float, float]:
     """Share of the k nearest neighbours (itself left out) from the same camera, and by chance."""
-    found = search_neighbors(features, neighbors + 1)
+    found, _ = search_neighbors(features, neighbors + 1)
     itself = found == np.arange(len(found))[:, None]
     itself[~itself.any(axis=1), -1] = True  # a duplicate took its place: drop the farthest
     others = found[~itself].reshape(len(found), neighbors)

@@ -5,7 +5,8 @@ The stages:
 1. :mod:`.inputs`: features and parameters are checked, features become float32.
 2. :mod:`.neighbors`: nearest neighbours under squared L2, by :mod:`.exact_search`,
    :mod:`.projected_search` or :mod:`.faiss_search`, in one process or several;
-   :mod:`.memory` says what it will need. :mod:`.lists` puts the lists together, plain or camera-aware.
+   :mod:`.memory` says what it will need. :mod:`.lists` puts the lists together, plain or
+   camera-aware.
 3. :mod:`.encoding`: k-reciprocal sets, their weights and the query expansion.
 4. :mod:`.jaccard`: every pair within ``eps``.
 5. :mod:`.pseudo_labels`: DBSCAN on that graph, labels in order of first appearance.

@@ -12,8 +12,9 @@ x^ be the rounded x, e(x) = |x - x^|, and a the smallest distance |x^ - y^| that
 is no candidate can have: that of the worst candidate, less what the matrix product may have
 rounded away. By the triangle inequality |x - y| >= a - e(x) - max e. If the k-th exact distance
 is below that, no other image comes before it. Images for which it is not (many near-equal
-distances, duplicates) are searched again in float32 with some hundred candidates. Rounding errors
-grow with the norm, distances do not depend on the origin: it is moved to the mean first.
+distances, duplicates) are searched again in float32 with some hundred candidates, and, if that
+decides nothing either, compared with everyone. Rounding errors grow with the norm, distances do
+not depend on the origin: it is moved to the mean first.
 
 Distances are ordered as the float32 numbers that :func:`.kernels.squared_distance` gives, equal
 ones by index.
@@ -41,9 +42,10 @@ TILE_ROWS = 1024
 CACHED_TILE = 2**23  # bytes of scores, on a CPU
 TILE_BYTES = 2**29  # on a GPU
 ROWS_IN_CACHE = 256
-# Candidates of an image in the second search, beyond k. Only an image with more than that at the
-# k-th neighbour's distance, up to float32 rounding (duplicates), may miss one of them.
+# Candidates of an image in the second search, beyond k.
 SECOND_SEARCH = 256
+# Squared differences that are worth computing for lists that scores cannot decide: minutes.
+MOST_TERMS = 10**12
 CPU_INFO = Path("/proc/cpuinfo")
 EXTRA_COLUMNS = 6  # three parts of the squared norm, three ones
 
@@ -67,6 +69,11 @@ def num_candidates(k: int, n: int) -> int:
     return min(n, k + max(k // 2, 8))
 
 
+def mean_of(features: np.ndarray) -> torch.Tensor:
+    """(D,) float32, the mean of (N, D) features."""
+    return torch.from_numpy(features.mean(axis=0, dtype=np.float64).astype(np.float32))
+
+
 class RoundedFeatures:
     """Features in a faster type, laid out so that one product gives ``-|x^ - y^|^2 / 2``.
 
@@ -76,12 +83,13 @@ class RoundedFeatures:
 
     Args:
         features: (N, D) float32.
-        order: (N,) the row of ``features`` that each row here holds.
+        order: (any,) the row of ``features`` that each row here holds.
         dtype: of the copy.
         device: where scores are computed. The copy lies there too if it takes no more than half
             of what is free there, else in the CPU's memory.
         basis: (D, P), orthonormal columns: x^ then holds P coordinates of x, while |x|^2 stays
             that of all D. Scores are then estimates, and nothing is proved from them.
+        mean: (D,), what is subtracted; None: the features' mean.
 
     Attributes:
         rows: (N, D + 6) of that type.
@@ -90,20 +98,20 @@ class RoundedFeatures:
     """
 
     def __init__(self, features: np.ndarray, order: np.ndarray, dtype: torch.dtype,
-                 device: torch.device, basis: torch.Tensor | None = None) -> None:
-        n, dim = len(features), features.shape[1] if basis is None else basis.shape[1]
+                 device: torch.device, basis: torch.Tensor | None = None,
+                 mean: torch.Tensor | None = None) -> None:
+        n, dim = len(order), features.shape[1] if basis is None else basis.shape[1]
         self.dim, self.dtype, self.device, self.basis = dim, dtype, device, basis
         size = n * (dim + EXTRA_COLUMNS) * dtype.itemsize
         fits = device.type != "cuda" or size <= torch.cuda.mem_get_info(device)[0] / 2
         self.rows = torch.empty(n, dim + EXTRA_COLUMNS, dtype=dtype,
                                 device=device if fits else "cpu")
         self.errors, self.norms = np.empty(n), np.empty(n)
-        mean = torch.from_numpy(features.mean(axis=0, dtype=np.float64).astype(np.float32))
+        mean = mean_of(features) if mean is None else mean
         for start in range(0, n, ROWS_IN_CACHE):
             part = slice(start, start + ROWS_IN_CACHE)
             self._take(part, torch.from_numpy(_take(features, order[part])) - mean)
-        # that subtraction rounded too
-        self.errors += 2.0**-23 * (self.norms + float(mean.norm()))
+        self.errors += 2.0**-23 * self.norms  # that subtraction rounded too
         self.rows[:, dim + 3 :] = 1
 
     def _take(self, part: slice, exact: torch.Tensor) -> None:
@@ -145,17 +153,24 @@ class RoundedFeatures:
         A score s of two images, one of them among ``rows``, says that their squared distance, as
         computed, lies between ``kernels.bounds_of(s, ...)``.
         """
-        return {
-            "unit": float(torch.finfo(self.dtype).eps) / 2,  # the score itself was rounded
-            # what summing D + 6 products in float32 may lose
-            "lost": self.rounding() * (self.norms[rows] + self.norms.max()) ** 2 / 2,
-            "errors": self.errors[rows] + self.errors.max(),
-            "rounding": self.rounding(),  # of summing D squared differences in float32
-        }
+        return slack(self.dtype, self.rounding(), self.norms[rows], self.errors[rows],
+                     self.norms.max(), self.errors.max())
 
     def rounding(self) -> float:
         """Relative error of a float32 sum of as many terms as a row has, at the worst."""
         return (self.dim + EXTRA_COLUMNS + 2) * 2.0**-24
+
+
+def slack(dtype: torch.dtype, rounding: float, norms: np.ndarray, errors: np.ndarray,
+          most_norm: float, most_error: float) -> dict[str, np.ndarray | float]:
+    """:meth:`RoundedFeatures.slack` from the rows' norms and errors and those of all others."""
+    return {
+        "unit": float(torch.finfo(dtype).eps) / 2,  # the score itself was rounded
+        # what summing D + 6 products in float32 may lose
+        "lost": rounding * (norms + most_norm) ** 2 / 2,
+        "errors": errors + most_error,
+        "rounding": rounding,  # of summing D squared differences in float32
+    }
 
 
 class BestScores:
@@ -177,9 +192,9 @@ class BestScores:
         self._ids = torch.full((n, m), -1, dtype=torch.int32, device=device)
         self._values = torch.full((n, m), -torch.inf, dtype=dtype, device=device)
         self._keys = None
+        self._bits = {2: torch.int16, 4: torch.int32}[dtype.itemsize]
+        self._low, self._high = 8 * dtype.itemsize - 1, torch.iinfo(self._bits).max
         if loop or loop is None and device.type == "cpu":
-            self._bits = {2: torch.int16, 4: torch.int32}[dtype.itemsize]
-            self._low, self._high = 8 * dtype.itemsize - 1, torch.iinfo(self._bits).max
             self._keys = self._flip(self._values.view(self._bits)).numpy()
             self._values = None
             self._least = self._keys.min(axis=1)
@@ -239,15 +254,16 @@ class BestScores:
                    (ids + first_column).to(torch.int32))
 
     def merge(self, rows: slice, values: torch.Tensor, ids: torch.Tensor) -> None:
-        """Takes scores (R, any) and their columns for some rows."""
+        """Takes scores (R, any) and their columns for some rows; of equal ones the lower column."""
         own, own_ids = self.of(rows)
-        values, kept = torch.cat([own, values], dim=1).topk(
-            own.shape[1], dim=1, sorted=False)
-        self._ids[rows] = torch.cat([own_ids, ids], dim=1).gather(1, kept)
+        values, ids = torch.cat([own, values], dim=1), torch.cat([own_ids, ids], dim=1)
+        order = self._flip(values.contiguous().view(self._bits)).long() * 2**32 - ids
+        kept = order.topk(own.shape[1], dim=1, sorted=False).indices
+        self._ids[rows] = ids.gather(1, kept)
         if self._keys is None:
-            self._values[rows] = values
+            self._values[rows] = values.gather(1, kept)
         else:
-            self._set_keys(rows, values)
+            self._set_keys(rows, values.gather(1, kept))
 
     def _set_keys(self, rows: slice, values: torch.Tensor) -> None:
         self._keys[rows] = self._flip(values.contiguous().view(self._bits)).numpy()
@@ -363,10 +379,11 @@ def search_exact(features: np.ndarray, wanted: Callable[..., Everyone | ByCamera
     dtype = dtype or fast_dtype(device)
     wanted = wanted(dtype=dtype, device=device)
     n = len(features)
-    with torch.no_grad(), _full_float32():
+    with torch.no_grad(), _full_float32(device):
         rounded = RoundedFeatures(features, wanted.order, dtype, device, basis)
-        memory = torch.empty(TILE_ROWS * _tile_columns(device, dtype), dtype=dtype, device=device)
-        for rows, columns in _tiles(n, _tile_columns(device, dtype), processes):
+        wide = min(_tile_columns(device, dtype), n)
+        memory = torch.empty(min(TILE_ROWS, n) * wide, dtype=dtype, device=device)
+        for rows, columns in _tiles(n, wide, processes):
             if columns.start == rows.start:
                 factor = rounded.left(rows)
             scores = rounded.scores(factor, columns, memory)
@@ -406,23 +423,27 @@ def _exact_lists(features: np.ndarray, rounded: RoundedFeatures, wanted: Everyon
     n, k, best = len(features), wanted.ks[which], wanted.best[which]
     found = (np.full((n, k), -1, dtype=np.int32), np.full((n, k), np.inf, dtype=np.float32))
     unproved = [np.empty(0, dtype=np.int64)]
-    for number, start in enumerate(range(0, n, TILE_ROWS)):
-        rows = slice(start, min(start + TILE_ROWS, n))
-        if processes.size > 1:
+    blocks = [slice(start, min(start + TILE_ROWS, n)) for start in range(0, n, TILE_ROWS)]
+    if processes.size > 1:
+        for rows in blocks:
             _merge_processes(best, rows, processes)
+    for number, rows in enumerate(blocks):
         if number % processes.size == processes.rank:
             lists, proved = _exact_rows(features, rounded, wanted, which, rows)
             for result, part in zip(found, lists):
                 result[wanted.order[rows]] = part
-            unproved.append(start + np.flatnonzero(~proved))
+            unproved.append(rows.start + np.flatnonzero(~proved))
     _search_again(features, wanted, which, np.concatenate(unproved), rounded.device, found)
     return processes.share_rows(found, wanted.order, TILE_ROWS)
 
 
 def _merge_processes(best: BestScores, rows: slice, processes: Processes) -> None:
-    values, ids = (processes.gather(own) for own in best.of(rows))
+    values, ids = best.of(rows)
+    # as float32, which holds them exactly: not every back end sends bfloat16
+    everyones = torch.cat(processes.gather(values.float()), dim=1).to(values.dtype)
+    ids = torch.cat(processes.gather(ids), dim=1)
     best.forget(rows)
-    best.merge(rows, torch.cat(values, dim=1), torch.cat(ids, dim=1))
+    best.merge(rows, everyones, ids)
 
 
 def _exact_rows(features: np.ndarray, rounded: RoundedFeatures, wanted: Everyone | ByCamera,
@@ -434,6 +455,10 @@ def _exact_rows(features: np.ndarray, rounded: RoundedFeatures, wanted: Everyone
     scores, candidates = scores.double().numpy(), wanted.order[ids.numpy()].astype(np.int32)
     if rounded.basis is not None:
         candidates[~np.isfinite(scores)] = -1
+        if which == 0:  # an image is its own neighbour, whatever the estimate says
+            own = wanted.order[rows].astype(np.int32)
+            missing = (candidates != own[:, None]).all(axis=1)
+            candidates = np.column_stack([candidates, np.where(missing, own, -1)])
         lists = rank_candidates(features, wanted.order[rows], candidates, k)
         return lists, np.ones(len(candidates), dtype=bool)
     slack = rounded.slack(rows)
@@ -443,7 +468,7 @@ def _exact_rows(features: np.ndarray, rounded: RoundedFeatures, wanted: Everyone
     over_rows(lambda start, stop: kernels.drop_hopeless(
         scores, *slack.values(), nearest, start, stop, candidates), len(scores), block=256)
     lists = rank_candidates(features, wanted.order[rows], candidates, k)
-    return lists, lists[1][:, -1] < others
+    return lists, np.isinf(others) | (lists[1][:, -1] < others)
 
 
 def rank_candidates(features: np.ndarray, rows: np.ndarray, candidates: np.ndarray, k: int,
@@ -480,7 +505,12 @@ def _search_again(features: np.ndarray, wanted: Everyone | ByCamera, which: int,
 
 def search_rows(features: np.ndarray, rows: np.ndarray, order: np.ndarray, ranges: list[slice],
                 k: int, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest of some images, with float32 scores.
+    """The k nearest of some images, exactly, from float32 scores.
+
+    The proof is that of the whole search. A list that even float32 scores leave undecided (more
+    than 256 images that are as near as the k-th up to rounding) is found by comparing all
+    distances, unless that would take minutes: then it is said, and the list is what the scores
+    gave.
 
     Args:
         features: (N, D) float32.
@@ -492,16 +522,47 @@ def search_rows(features: np.ndarray, rows: np.ndarray, order: np.ndarray, range
     Returns:
         As :func:`rank_candidates`.
     """
-    best = BestScores(len(rows), min(len(features), k + SECOND_SEARCH), torch.float32, device)
-    queries = torch.from_numpy(features[rows]).to(device)
-    for columns in _pieces(ranges):
-        others = torch.from_numpy(_take(features, order[columns])).to(device)
-        # |query|^2 is the same for every candidate of a row, so it cannot change the order
-        best.add(0, columns.start, best.prepare(
-            torch.addmm(-others.square().sum(dim=1), queries, others.T, alpha=2)))
-    ids = best.of(slice(None))[1].cpu().numpy()
-    return rank_candidates(
-        features, rows, np.where(ids >= 0, order[ids], -1).astype(np.int32), k)
+    count, mean = len(rows), mean_of(features)
+    m = min(len(features), k + SECOND_SEARCH)
+    best = BestScores(count, m, torch.float32, device)
+    norms, errors = [], []
+    with torch.no_grad(), _full_float32(device):
+        for columns in _pieces(ranges):
+            piece = RoundedFeatures(features, np.concatenate([rows, order[columns]]),
+                                    torch.float32, device, mean=mean)
+            best.add(0, columns.start, best.prepare(
+                piece.scores(piece.left(slice(0, count)), slice(count, len(piece.rows)))))
+            norms.append(piece.norms)
+            errors.append(piece.errors)
+    if not norms:  # one camera: nobody across
+        return rank_candidates(features, rows, np.full((count, 1), -1, dtype=np.int32), k)
+    loose = slack(torch.float32, piece.rounding(), norms[0][:count], errors[0][:count],
+                  max(part.max() for part in norms), max(part.max() for part in errors))
+    scores, ids = (own.cpu().numpy() for own in best.of(slice(None)))
+    candidates = np.where(np.isfinite(scores), order[ids], -1).astype(np.int32)
+    lists = rank_candidates(features, rows, candidates, k)
+    others = np.empty(count)
+    kernels.limits(scores.astype(np.float64), k, *loose.values(), 0, count, np.empty(count), others)
+    undecided = np.flatnonzero(~(np.isinf(others) | (lists[1][:, -1] < others)))
+    _compare_all(features, rows, order, ranges, undecided, lists)
+    return lists
+
+
+def _compare_all(features: np.ndarray, rows: np.ndarray, order: np.ndarray, ranges: list[slice],
+                 undecided: np.ndarray, lists: tuple[np.ndarray, np.ndarray]) -> None:
+    everyone = np.concatenate([order[columns] for columns in ranges]).astype(np.int32)
+    if len(undecided) * len(everyone) * features.shape[1] > MOST_TERMS:
+        logger.warning(
+            "%d images have more than %d neighbours at the same distance, up to float32 rounding "
+            "(duplicates?): which of these are in their lists is arbitrary", len(undecided),
+            SECOND_SEARCH)
+        return
+    found = tuple(np.empty((len(undecided), part.shape[1]), part.dtype) for part in lists)
+    everyone = np.broadcast_to(everyone, (len(undecided), len(everyone)))
+    over_rows(lambda start, stop: kernels.nearest_of(
+        features, rows[undecided], everyone, start, stop, *found), len(undecided), block=1)
+    for part, new in zip(lists, found):
+        part[undecided] = new
 
 
 def _take(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -518,11 +579,22 @@ def _pieces(ranges: list[slice]) -> Iterator[slice]:
 
 
 @contextmanager
-def _full_float32() -> Iterator[None]:
-    """Float32 products on a GPU without the shorter TF32, as the proof assumes."""
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+def _full_float32(device: torch.device) -> Iterator[None]:
+    """Float32 products without the shorter types that a user may have allowed: the proof assumes it.
+
+    torch >= 2.9 has a setting for each library, older versions one flag for CUDA; where there is
+    the former, touching the latter is an error or leaves it half set.
+    """
+    library = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+    matmul = getattr(library, "matmul", None)
+    name, exact = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else (
+        "allow_tf32", False)
+    if not hasattr(matmul, name):
+        yield
+        return
+    before = getattr(matmul, name)
+    setattr(matmul, name, exact)
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = allowed
+        setattr(matmul, name, before)

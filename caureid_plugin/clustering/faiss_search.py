@@ -14,7 +14,7 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from .exact_search import num_candidates, rank_candidates, search_rows
+from .exact_search import mean_of, num_candidates, rank_candidates, search_rows
 from .processes import Processes
 from .projected_search import SAMPLE, SEED, measure_recall
 
@@ -131,11 +131,26 @@ def _finish(features, order, lists, k, processes):
     return processes.share_rows((ranks, distances), order, ROWS)
 
 
-def _flat(features: np.ndarray, device: torch.device):
-    faiss = require_faiss()
-    index = _on_device(faiss.IndexFlatL2(features.shape[1]), device)
-    index.add(features)
-    return index
+class _Index:
+    """A faiss index of features (N, D) less their mean: faiss expands |x - y|^2 in float32."""
+
+    def __init__(self, index, features: np.ndarray, device: torch.device) -> None:
+        self._mean = mean_of(features).numpy()
+        self.index = _on_device(index, device)
+        if not self.index.is_trained:
+            size = min(len(features), index.nlist * index.cp.max_points_per_centroid)
+            rows = np.random.default_rng(SEED).choice(len(features), size, replace=False)
+            self.index.train(features[np.sort(rows)] - self._mean)
+        for start in range(0, len(features), ROWS):
+            self.index.add(features[start : start + ROWS] - self._mean)
+        self.ntotal = len(features)
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.index.search(queries - self._mean, k)
+
+
+def _flat(features: np.ndarray, device: torch.device) -> _Index:
+    return _Index(require_faiss().IndexFlatL2(features.shape[1]), features, device)
 
 
 def _on_device(index, device: torch.device):
@@ -148,7 +163,7 @@ def _on_device(index, device: torch.device):
     return index
 
 
-def _ivf(features: np.ndarray, k: int, recall: float, device: torch.device):
+def _ivf(features: np.ndarray, k: int, recall: float, device: torch.device) -> _Index:
     faiss = require_faiss()
     n, dim = features.shape
     if n <= FLAT_UP_TO:
@@ -156,9 +171,7 @@ def _ivf(features: np.ndarray, k: int, recall: float, device: torch.device):
     lists = int(4 * np.sqrt(n))
     index = faiss.IndexIVFFlat(faiss.IndexFlatL2(dim), dim, lists)
     index.cp.seed, index.cp.niter, index.cp.max_points_per_centroid = SEED, 10, 64
-    index = _on_device(index, device)
-    index.train(features)
-    index.add(features)
+    index = _Index(index, features, device)
     _tune(index, features, k, recall, lists)
     return index
 
@@ -172,7 +185,7 @@ def _tune(index, features: np.ndarray, k: int, recall: float, lists: int) -> Non
     probes, reached = 4, 0.0
     while reached < recall and probes < lists:
         probes = min(2 * probes, lists)
-        index.nprobe = probes
+        index.index.nprobe = probes
         reached = measure_recall(index.search(features[rows], k)[1], exact)
     logger.info("approximate search visits %d of %d lists: recall at %d is %.4f on %d images",
                 probes, lists, k, reached, SAMPLE)

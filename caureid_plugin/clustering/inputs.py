@@ -128,7 +128,7 @@ def as_cameras(camids: torch.Tensor | np.ndarray, n: int) -> np.ndarray:
             f"camids must hold one integer for each of the {n} images, got shape {camids.shape} "
             f"and dtype {camids.dtype}"
         )
-    return camids
+    return camids.astype(np.int64)
 
 
 def check_min_samples(min_samples: int) -> None:

@@ -28,10 +28,10 @@ def squared_distance(x, y):
 
 @compiled
 def _insert(key, id, keys, ids):
-    """Puts a key in the place of the least; returns what is the least then."""
+    """Puts a key in the place of the least (of equal ones the latest); returns the least then."""
     worst = 0
     for p in range(1, len(keys)):
-        if keys[p] < keys[worst]:
+        if keys[p] < keys[worst] or (keys[p] == keys[worst] and ids[p] > ids[worst]):
             worst = p
     keys[worst] = key
     ids[worst] = id
@@ -65,7 +65,8 @@ def keep_best(tile, left, right, first_row, first_column, keys, ids, least, star
     ``tile``: (R, C), ordered integers, of which columns left..right-1 count.
     ``first_row``, ``first_column``: the images of the tile's first row and column.
     ``keys``, ``ids``: (N, m), changed; the best integers and their columns, in no order.
-    ``least``: (N,), changed; the smallest key of each image.
+    ``least``: (N,), changed; the smallest key of each image. Of equal scores the first that comes
+        is kept: an image's columns come in their order.
     """
     for r in range(start, stop):
         image = first_row + r
@@ -104,9 +105,13 @@ def keep_best_of_columns(tile, top, bottom, first_row, first_column, keys, ids, 
 
 @compiled
 def bounds_of(score, unit, lost, error, rounding):
-    """Between what lies a squared distance with such a score, see ``RoundedFeatures.bounds``."""
-    low = max(np.sqrt(2 * max(-score / (1 + unit) - lost, 0.0)) - error, 0.0)
-    high = np.sqrt(2 * max(-score / (1 - unit) + lost, 0.0)) + error
+    """Between what lies a squared distance with such a score, see ``RoundedFeatures.slack``."""
+    half = -score  # of the squared distance; rounding may make it negative
+    least, most = half / (1 + unit), half / (1 - unit)
+    if half < 0:
+        least, most = most, least
+    low = max(np.sqrt(2 * max(least - lost, 0.0)) - error, 0.0)
+    high = np.sqrt(2 * max(most + lost, 0.0)) + error
     return low * low * (1 - rounding), high * high * (1 + rounding)
 
 

@@ -33,6 +33,7 @@ from .inputs import (
     list_length,
 )
 from .neighbors import Progress, Search, search_lists
+from .processes import Processes
 
 PLAIN = {"k1": 30, "k2": 6}
 CAMERA_AWARE = {"k1_intra": 5, "k1_inter": 20, "k2_intra": 2, "k2_inter": 4}
@@ -56,7 +57,8 @@ class NeighborLists:
     averaged: np.ndarray
 
 
-def neighbor_lists(features: torch.Tensor | np.ndarray, *, k1: int | None = None, k2: int | None = None,
+def neighbor_lists(features: torch.Tensor | np.ndarray, *,
+                   k1: int | None = None, k2: int | None = None,
                    camids: torch.Tensor | np.ndarray | None = None,
                    k1_intra: int | None = None, k1_inter: int | None = None,
                    k2_intra: int | None = None, k2_inter: int | None = None,
@@ -71,7 +73,7 @@ def neighbor_lists(features: torch.Tensor | np.ndarray, *, k1: int | None = None
         raise ValueError(f"{' and '.join(given)} cannot be used "
                          + ("with" if camids is not None else "without") + " camids")
     device = search.device_for(features)
-    features = as_feature_matrix(features)
+    features = Processes(search.group).together(lambda: as_feature_matrix(features))
 
     def find(cameras: np.ndarray | None, *ks: int) -> list[tuple[np.ndarray, np.ndarray]]:
         return search_lists(features, cameras, ks, device, search, progress)

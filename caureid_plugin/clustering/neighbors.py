@@ -162,7 +162,8 @@ def search_lists(features: np.ndarray, camids: np.ndarray | None, ks: tuple[int,
     n, dim = features.shape
     backend = search.resolve(n, device)
     processes = Processes(search.group)
-    needed = memory.estimate(n, dim, ks, backend=backend, device=device)
+    needed = memory.estimate(n, dim, ks, backend=backend, device=device,
+                             processes=processes.on_this_machine())
     processes.from_first(lambda: memory.check(needed, search.max_memory))
     report = progress and functools.partial(progress, "neighbours")
     if backend.startswith("torch"):

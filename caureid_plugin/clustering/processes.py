@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -45,12 +47,38 @@ class Processes:
             try:
                 outcome[0] = work()
             except Exception as error:  # raised below, in every process
-                outcome[1] = error
+                outcome[1] = _sendable(error)
         source = dist.get_global_rank(self.group, 0)
         dist.broadcast_object_list(outcome, source, group=self.group, device=self.device)
         if outcome[1] is not None:
             raise outcome[1]
         return outcome[0]
+
+    def together(self, work: Callable[[], object]) -> object:
+        """What ``work()`` returns in each process, unless it fails in one: then all of them fail."""
+        if self.size == 1:
+            return work()
+        result = error = None
+        try:
+            result = work()
+        except Exception as raised:  # raised below, once the others know
+            error = raised
+        messages: list[str | None] = [None] * self.size
+        dist.all_gather_object(messages, error and str(error), group=self.group)
+        if error is not None:
+            raise error
+        for rank, message in enumerate(messages):
+            if message is not None:
+                raise RuntimeError(f"process {rank} of {self.size} failed: {message}")
+        return result
+
+    def on_this_machine(self) -> int:
+        """How many of the processes run on this machine."""
+        if self.size == 1:
+            return 1
+        names: list[str] = [""] * self.size
+        dist.all_gather_object(names, socket.gethostname(), group=self.group)
+        return names.count(names[self.rank])
 
     def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         """Every process's tensor, all of one shape, in the order of the ranks."""
@@ -80,3 +108,12 @@ class Processes:
                 dist.broadcast(part, source, group=self.group)
                 array[block] = part.cpu().numpy()
         return arrays
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error, or one with its text if it cannot be pickled."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except (TypeError, AttributeError, pickle.PicklingError):
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

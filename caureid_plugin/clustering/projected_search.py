@@ -88,8 +88,8 @@ def choose_basis(features: np.ndarray, wanted: Callable[..., Everyone | ByCamera
         if reached >= recall:
             return basis
         size *= 2
-    logger.info("all %d components are needed for a recall of %.4f: the search is exact", dim,
-                recall)
+    logger.info("fewer than all %d components do not reach a recall of %.4f: the search is exact",
+                dim, recall)
     return None
 
 

@@ -82,6 +82,8 @@ class UnsupervisedHook(HookBase):
         if cfg.TEST.PRECISE_BN.ENABLED:
             raise ValueError("FastReID's PreciseBN runs the network in training mode on labelled "
                              "batches: set TEST.PRECISE_BN.ENABLED False.")
+        # its options, and faiss where it is asked for, before hours of work
+        self._search().resolve(1, self._model.device)
         local = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
         if cfg.MODEL.BN_GROUP_SIZE and local % cfg.MODEL.BN_GROUP_SIZE:
             logger.warning(
@@ -163,9 +165,6 @@ class UnsupervisedHook(HookBase):
     def _cluster(self, epoch: int) -> np.ndarray:
         """Pseudo labels (N,), -1 for outliers, the same in every process."""
         node = self._cfg.CAUREID.CLUSTER
-        search = clustering.Search(
-            backend=node.SEARCH, recall=node.RECALL, max_memory=node.MAX_MEMORY or None,
-            group=torch.distributed.group.WORLD if comm.get_world_size() > 1 else None)
         with tqdm(desc="clustering", leave=False,
                   disable=None if comm.is_main_process() else True) as bar:
 
@@ -176,7 +175,13 @@ class UnsupervisedHook(HookBase):
 
             return clustering.assign_pseudo_labels(
                 self._bank.features, eps=node.EPS, min_samples=node.MIN_SAMPLES,
-                search=search, small=True, progress=show, **self._neighbor_counts(epoch))
+                search=self._search(), small=True, progress=show, **self._neighbor_counts(epoch))
+
+    def _search(self) -> clustering.Search:
+        node = self._cfg.CAUREID.CLUSTER
+        return clustering.Search(
+            backend=node.SEARCH, recall=node.RECALL, max_memory=node.MAX_MEMORY or None,
+            group=torch.distributed.group.WORLD if comm.get_world_size() > 1 else None)
 
     def _neighbor_counts(self, epoch: int) -> dict:
         node = self._cfg.CAUREID.CLUSTER

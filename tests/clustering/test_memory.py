@@ -23,8 +23,18 @@ def test_what_does_not_fit_is_said_before_it_starts(make_features, monkeypatch):
 def test_what_the_machine_has_free_is_the_limit(make_features, monkeypatch):
     features, _ = make_features(60)
     monkeypatch.setattr(memory, "available", lambda: 1e-6)
-    with pytest.raises(MemoryError, match=r"free.*CAUREID\.CLUSTER\.K1"):
+    with pytest.raises(MemoryError, match=r"free.*lower CAUREID\.CLUSTER\.K1 or") as e:
         assign_pseudo_labels(features, k1=20, k2=6, eps=0.5, min_samples=3)
+    assert "K1_INTRA" not in str(e.value)
+
+
+def test_camera_aware_lists_are_shortened_by_their_own_keys(make_features, monkeypatch):
+    features, _ = make_features(60)
+    monkeypatch.setattr(memory, "available", lambda: 1e-6)
+    with pytest.raises(MemoryError, match=r"lower CAUREID\.CLUSTER\.K1_INTRA, "
+                                          r"CAUREID\.CLUSTER\.K1_INTER or") as e:
+        jaccard_graph(features, camids=[0, 1] * 30, eps=0.5)
+    assert "CLUSTER.K1 " not in str(e.value)
 
 
 def test_the_need_is_logged(make_features, caplog):
@@ -43,6 +53,35 @@ def test_a_container_has_less_than_the_machine(monkeypatch, tmp_path):
     (tmp_path / "memory.max").write_text(f"{2**30}\n")
     (tmp_path / "memory.current").write_text(f"{2**28}\n")
     assert memory.available() == 0.75
+
+
+STATISTICS = "anon 7\n{0}inactive_file {1}\n{0}active_file {2}\nfile 7\n"
+
+
+def test_files_that_a_container_keeps_in_memory_count_as_free(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text(f"{2**30}\n")
+    (tmp_path / "memory.current").write_text(f"{2**30}\n")
+    assert memory.available() == 0
+    (tmp_path / "memory.stat").write_text(STATISTICS.format("", 2**27, 2**28))
+    assert memory.available() == 0.375
+    (tmp_path / "memory.current").write_text(f"{2**31}\n")  # more than allowed, for a moment
+    assert memory.available() == 0
+
+
+def test_limits_of_the_first_version_of_control_groups(monkeypatch, tmp_path):
+    free = psutil.virtual_memory().available / 2**30
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    folder = tmp_path / "memory"
+    folder.mkdir()
+    (folder / "memory.limit_in_bytes").write_text("9223372036854771712\n")  # none
+    (folder / "memory.usage_in_bytes").write_text(f"{2**30}\n")
+    # "total_": with the groups below it, as the usage is counted
+    (folder / "memory.stat").write_text(
+        STATISTICS.format("", 1, 2) + STATISTICS.format("total_", 2**27, 2**28))
+    assert abs(memory.available() - free) < 1
+    (folder / "memory.limit_in_bytes").write_text(f"{2**30}\n")
+    assert memory.available() == 0.375
 
 
 MEASURE = """
@@ -75,7 +114,7 @@ print(int(peak) / 2**20 - before / 2**30, needed["peak"])
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("n, dim, backend, camera_aware", [
     (16000, 64, "torch", False), (8000, 1024, "torch", False), (8000, 64, "torch", True),
-    (16000, 256, "faiss-flat", False),
+    (16000, 256, "faiss-flat", False), (8000, 512, "torch-pca", False),
 ])
 def test_the_estimate_is_what_is_taken(n, dim, backend, camera_aware):
     if backend.startswith("faiss"):
@@ -95,3 +134,42 @@ def test_estimates_grow_with_the_images_and_not_with_their_square():
         small, large = (memory.estimate(n, 256, (30,), backend=backend, device=CPU)["peak"]
                         for n in sizes)
         assert 7 < large / small < 11
+
+
+@pytest.mark.parametrize("backend", ["torch", "torch-pca", "faiss-flat"])
+def test_each_process_takes_its_own_part_for_the_search(backend):
+    one, four = (memory.estimate(10**6, 256, (6, 21), backend=backend, device=CPU,
+                                 processes=count) for count in (1, 4))
+    assert one == memory.estimate(10**6, 256, (6, 21), backend=backend, device=CPU)
+    assert four["search"] == pytest.approx(4 * one["search"])
+    assert four["graph"] == one["graph"]
+    assert four["peak"] == max(four["search"], four["graph"])
+    assert one["lists"] == 2
+
+
+def test_principal_components_are_taken_before_the_copy_is_made():
+    def search(n, backend, processes=1):
+        return memory.estimate(n, 2048, (30,), backend=backend, device=CPU,
+                               processes=processes)["search"]
+
+    # float32 and float64 of 20,000 images, float64 of the matrix of products
+    components = (20_000 * 2048 * (4 + 8) + 2048 * 2048 * 8) / 2**30 + 0.06
+    assert search(20_000, "torch-pca") == pytest.approx(components)
+    assert search(21_000, "torch-pca") == pytest.approx(components)
+    assert search(10_000, "torch-pca") < components
+    # the copy is larger then, and not added to them
+    assert search(10**6, "torch-pca") == search(10**6, "torch")
+    # one process takes them for all
+    assert search(20_000, "torch-pca", 4) == search(20_000, "torch", 4) > components
+
+
+def test_indices_are_wider_beyond_two_to_the_31_entries():
+    k = 32  # 4 entries of each neighbour: 2**7 an image
+
+    def graph(n):
+        needed = memory.estimate(n, 1, (k,), backend="torch", device=CPU)["graph"]
+        return (needed - 0.06) * 2**30 / n
+
+    below, above = graph(2**24 - 1), graph(2**24)
+    assert below == pytest.approx(k * 8 + 2 * 12 * 4 * k + 3 * 8 * k)
+    assert above - below == pytest.approx(2 * 4 * 4 * k)  # 16 bytes in place of 12

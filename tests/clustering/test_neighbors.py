@@ -131,22 +131,71 @@ def test_one_camera_has_no_neighbours_across(search, make_features):
     assert (ranks == -1).all() and np.isinf(distances).all()
 
 
-def test_images_that_cannot_be_proved_are_searched_again(make_features, monkeypatch):
-    # Images in a tight bunch far from others: their distances are below bfloat16's rounding.
+@pytest.mark.parametrize("spread, shift, decided", [
+    (1e-2, 0.0, True), (1e-2, 5.0, True), (1e-3, 5.0, False), (0.0, 5.0, False)])
+def test_images_that_cannot_be_proved_are_searched_again(
+        make_features, monkeypatch, spread, shift, decided):
+    # Images in a tight bunch far from others: their distances are below bfloat16's rounding, or
+    # below that of float32 products, or they are copies.
     features, _ = make_features(1200, 16)
-    features[:600] = features[0] + 1e-2 * features[:600]
-    again = []
-    search_again = exact_search._search_again
+    features[:600] = features[0] + np.float32(spread) * features[:600]
+    features += np.float32(shift)
+    again, compared = [], []
+    search_again, compare_all = exact_search._search_again, exact_search._compare_all
 
-    def count(*args):
+    def count_again(*args):
         again.extend(args[3])
         return search_again(*args)
 
-    monkeypatch.setattr(exact_search, "_search_again", count)
+    def count_compared(*args):
+        compared.extend(args[4])
+        return compare_all(*args)
+
+    monkeypatch.setattr(exact_search, "_search_again", count_again)
+    monkeypatch.setattr(exact_search, "_compare_all", count_compared)
     found, = search_exact(features, lambda **kind: exact_search.Everyone(1200, 20, **kind),
                           device=CPU, dtype=torch.bfloat16)
     assert len(again) >= 600, "the case must be one that bfloat16 cannot decide"
-    assert_same_lists(found, plain_lists(features, 20))
+    assert (len(compared) < 100) == decided, "and this one that float32 products can, or not"
+    expected = plain_lists(features, 20)
+    assert np.allclose(found[1], expected[1], rtol=1e-5, atol=1e-6)
+    own = features.astype(np.float64)[:, None] - features.astype(np.float64)[found[0]]
+    assert np.allclose((own**2).sum(axis=2), expected[1], rtol=1e-5, atol=1e-9)
+    if spread == 0:  # of copies the first
+        assert np.array_equal(found[0], expected[0])
+
+
+def test_what_would_take_minutes_is_said(make_features, monkeypatch, caplog):
+    monkeypatch.setattr(exact_search, "MOST_TERMS", 10)
+    features = np.ones((400, 4), dtype=np.float32)
+    ranks, distances = search_neighbors(features, 5, search=Search("torch"))
+    assert "400 images have more than 256 neighbours at the same distance" in caplog.text
+    assert (distances == 0).all() and all(len(set(row)) == 5 for row in ranks)
+
+
+def test_of_equal_scores_the_lower_column_is_kept():
+    scores = torch.ones(1, 64).bfloat16()
+    best = exact_search.BestScores(1, 5, torch.bfloat16, CPU)
+    for start in (0, 64):
+        best.add(0, start, best.prepare(scores.clone()))
+    assert sorted(best.of(slice(0, 1))[1][0].tolist()) == [0, 1, 2, 3, 4]
+    best.forget(slice(0, 1))
+    best.merge(slice(0, 1), scores[:, :9], torch.arange(9, 0, -1, dtype=torch.int32)[None])
+    assert sorted(best.of(slice(0, 1))[1][0].tolist()) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_settings_of_torch_are_left_as_they_were(make_features, precision):
+    features, _ = make_features(300)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        found, = search_exact(features, lambda **kind: exact_search.Everyone(300, 9, **kind),
+                              device=CPU, dtype=torch.float32)
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert_same_lists(found, plain_lists(features, 9))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

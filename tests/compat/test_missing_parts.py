@@ -75,10 +75,14 @@ found["evaluation"] = shown(lambda: evaluate("TEST.ROC.ENABLED", True))
 from caureid_plugin.clustering import Search, assign_pseudo_labels
 rows = torch.cat([torch.eye(3)[[i]] + 0.01 * torch.randn(10, 3, generator=torch.manual_seed(i))
                   for i in range(3)])
-found["labels"] = assign_pseudo_labels(rows, k1=10, k2=3, eps=0.6, min_samples=2).tolist()
-found["back end"] = Search().resolve(10**6, torch.device("cpu"))
-found["asked"] = shown(lambda: assign_pseudo_labels(
-    rows, k1=10, k2=3, eps=0.6, min_samples=2, search=Search(backend="faiss-flat")))
+
+def labels(backend):
+    return assign_pseudo_labels(rows, k1=10, k2=3, eps=0.6, min_samples=2,
+                                search=Search(backend=backend)).tolist()
+
+found["labels"] = {name: labels(name) for name in ("auto", "torch", "torch-pca")}
+found["auto"] = [Search().resolve(n, torch.device("cpu")) for n in (1000, 10**6)]
+found["asked"] = {name: shown(lambda: labels(name)) for name in ("faiss-flat", "faiss-ivf")}
 found["again"] = shown(lambda: import_it("faiss"))
 found["left"] = "faiss" in sys.modules
 print(json.dumps(found))
@@ -102,9 +106,13 @@ def test_the_plugin_evaluates_and_clusters_without_faiss(run_python):
     assert found["rerank alone"] == found["evaluation"] == "fine"
     assert found["without"] == none
     assert found["results"]["mAP"] > 90 and "TPR@FPR=1e-02" in found["results"]
-    assert found["labels"] == [0] * 10 + [1] * 10 + [2] * 10
-    assert found["back end"] == "torch"
-    assert found["asked"].startswith("ImportError") and "faiss-cpu" in found["asked"]
+    assert found["labels"] == dict.fromkeys(("auto", "torch", "torch-pca"),
+                                            [0] * 10 + [1] * 10 + [2] * 10)
+    assert found["auto"] == ["torch", "torch-pca"]  # neither needs faiss
+    for name in ("faiss-flat", "faiss-ivf"):
+        assert found["asked"][name].startswith("ImportError")
+        assert "faiss-cpu" in found["asked"][name]
+        assert "CAUREID.CLUSTER.SEARCH" in found["asked"][name]
 
 
 _TRAINING = """

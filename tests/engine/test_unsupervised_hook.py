@@ -354,6 +354,8 @@ def test_fewer_clusters_than_a_batch_needs(start, monkeypatch, caplog):
     (["MODEL.HEADS.CAMSEP.NUM_CAMERAS", 5], "NUM_CAMERAS is 5, but .* 2 cameras"),
     (["CAUREID.LABELS", "both"], "CAUREID.LABELS 'both' is unknown"),
     (["CAUREID.CLUSTER_PERIOD", 0], "CLUSTER_PERIOD 0"),
+    (["CAUREID.CLUSTER.SEARCH", "annoy"], "CAUREID.CLUSTER.SEARCH"),
+    (["CAUREID.CLUSTER.RECALL", 1.5], "CAUREID.CLUSTER.RECALL"),
     (["MODEL.HEADS.NUM_CLASSES", 0], "NUM_CLASSES 0 .* set it to -1"),
     (["MODEL.HEADS.NUM_CLASSES", 8], "NUM_CLASSES 8 .* set it to -1"),
     (["TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.DATASET", "Market1501"], "PRECISE_BN"),

@@ -352,7 +352,7 @@ def test_a_row_of_one_size(tool, backend, monkeypatch, capsys):
     assert tuple(sorted(row)) == tuple(sorted(tool.FIELDS))
     assert json.loads(json.dumps(row)) == row  # it travels as JSON
     features, identities, _ = simulate_features(1300, 8)
-    labels = assign_pseudo_labels(features, k1=12, k2=6, eps=0.5, min_samples=4)
+    labels = assign_pseudo_labels(features, k1=12, k2=6, eps=0.6, min_samples=4)
     if backend != "faiss-ivf":  # which is approximate
         assert (row["clusters"], row["outliers"]) == (labels.max() + 1, (labels < 0).sum())
         assert row["ari"] == pytest.approx(tool.clustered_ari(identities, labels))
@@ -367,10 +367,9 @@ def test_a_row_of_one_size(tool, backend, monkeypatch, capsys):
         assert 0 < row[f"{stage}_s"] < row["total_s"]
         assert f"N = 1,300, {backend}: {stage} took" in printed
     assert f"N = 1,300, {backend}: pairs 100 %" in printed
-    if backend == "faiss-ivf":
-        assert 0.9 < row["recall"] <= 1 and f"recall at 12 is {row['recall']:.4f}" in printed
-    else:
-        assert row["recall"] == ""
+    # float32 rounding may swap two images at the end of an exact list
+    assert (0.9 if backend == "faiss-ivf" else 0.999) < row["recall"] <= 1
+    assert f"recall at 12 is {row['recall']:.4f}" in printed
 
 
 def test_recall_is_that_of_the_lists_that_were_used(tool, monkeypatch):
@@ -408,7 +407,7 @@ def measured(tool, monkeypatch):
         row = dict.fromkeys(tool.FIELDS, 0.5)
         row.update({name: getattr(args, name) for name in tool.SETTINGS})
         return {**row, "n": n, "backend": backend, "search": backend, "total_s": n / 1000,
-                "clusters": n // 17, "outliers": 3, "recall": "", "gpu_peak_gib": "",
+                "clusters": n // 17, "outliers": 3, "gpu_peak_gib": "",
                 "machine": "made up, 2 cores"}
 
     monkeypatch.setattr(tool, "start_child", start_child)
@@ -438,7 +437,7 @@ def test_finished_sizes_are_not_measured_again(tool, measured, tmp_path, capsys)
     with path.open() as file:
         rows = list(csv.DictReader(file))
     assert [(int(row["n"]), row["backend"]) for row in rows] == measured
-    assert [row["eps"] for row in rows] == ["0.5"] * 6 + ["0.4"] * 4
+    assert [row["eps"] for row in rows] == ["0.6"] * 6 + ["0.4"] * 4
     assert np.asarray(Image.open(tmp_path / "found.png").convert("RGB")).std() > 5
 
 
@@ -470,19 +469,19 @@ def test_a_row_cut_short_is_measured_again(tool, measured, tmp_path):
 
 def test_figures_of_the_scaling_table(tool):
     row = {**dict.fromkeys(tool.FIELDS, "1"), "n": "100000", "dim": "64", "backend": "auto",
-           "search": "faiss-ivf", "search_s": "12.34", "total_s": "20.06", "above_features_gib":
+           "search": "torch-pca", "search_s": "12.34", "total_s": "20.06", "above_features_gib":
            "1.254", "recall": "0.99123", "gpu_peak_gib": "", "clusters": "5900"}
     table = table_of(tool.scaling_table([row, {"n": 7, "dim": 64, "backend": "torch",
                                                "error": "ImportError: no"}]))
     line = dict(zip(table["N"], table["100,000"]))
-    assert line["back end"] == "auto (faiss-ivf)" and line["search, s"] == "12.3"
+    assert line["back end"] == "auto (torch-pca)" and line["search, s"] == "12.3"
     assert line["total, s"] == "20.1" and line["peak above features, GiB"] == "1.25"
     assert line["recall"] == "0.9912" and line["clusters"] == "5,900"
     assert "GPU peak, GiB" not in line
     assert dict(zip(table["N"], table["7"]))["total, s"] == "ImportError: no"
-    on_gpu = table_of(tool.scaling_table([{**row, "gpu_peak_gib": "3.5", "recall": ""}]))
+    on_gpu = table_of(tool.scaling_table([{**row, "gpu_peak_gib": "3.5"}]))
     line = dict(zip(on_gpu["N"], on_gpu["100,000"]))
-    assert line["GPU peak, GiB"] == "3.50" and line["recall"] == "exact"
+    assert line["GPU peak, GiB"] == "3.50"
 
 
 def test_dense_memory_is_that_of_two_float32_arrays(tool):
