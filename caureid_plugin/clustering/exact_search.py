@@ -580,7 +580,7 @@ def _pieces(ranges: list[slice]) -> Iterator[slice]:
 
 @contextmanager
 def _full_float32(device: torch.device) -> Iterator[None]:
-    """Float32 products without the shorter types that a user may have allowed: the proof assumes it.
+    """Float32 products without the shorter types that a user may have allowed, for the proof.
 
     torch >= 2.9 has a setting for each library, older versions one flag for CUDA; where there is
     the former, touching the latter is an error or leaves it half set.

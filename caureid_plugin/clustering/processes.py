@@ -55,7 +55,7 @@ class Processes:
         return outcome[0]
 
     def together(self, work: Callable[[], object]) -> object:
-        """What ``work()`` returns in each process, unless it fails in one: then all of them fail."""
+        """What ``work()`` returns in each process; if it fails in one, all of them fail."""
         if self.size == 1:
             return work()
         result = error = None
