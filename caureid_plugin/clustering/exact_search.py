@@ -28,6 +28,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -74,6 +75,22 @@ def mean_of(features: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(features.mean(axis=0, dtype=np.float64).astype(np.float32))
 
 
+class Slack(NamedTuple):
+    """What scores may differ by from distances, as ``kernels.bounds_of`` takes it.
+
+    Attributes:
+        unit: relative, as the score itself was rounded to its type.
+        lost: (R,), what summing D + 6 products in float32 may lose.
+        errors: (R,), e(x) of the row and the largest e(y).
+        rounding: relative, of summing D squared differences in float32.
+    """
+
+    unit: float
+    lost: np.ndarray
+    errors: np.ndarray
+    rounding: float
+
+
 class RoundedFeatures:
     """Features in a faster type, laid out so that one product gives ``-|x^ - y^|^2 / 2``.
 
@@ -95,6 +112,7 @@ class RoundedFeatures:
         rows: (N, D + 6) of that type.
         errors: (N,) float64, at least e(x) = |x - x^|.
         norms: (N,) float64, |x^|.
+        mean: (D,) float32, what was subtracted.
     """
 
     def __init__(self, features: np.ndarray, order: np.ndarray, dtype: torch.dtype,
@@ -102,15 +120,15 @@ class RoundedFeatures:
                  mean: torch.Tensor | None = None) -> None:
         n, dim = len(order), features.shape[1] if basis is None else basis.shape[1]
         self.dim, self.dtype, self.device, self.basis = dim, dtype, device, basis
+        self.mean = mean_of(features) if mean is None else mean
         size = n * (dim + EXTRA_COLUMNS) * dtype.itemsize
         fits = device.type != "cuda" or size <= torch.cuda.mem_get_info(device)[0] / 2
         self.rows = torch.empty(n, dim + EXTRA_COLUMNS, dtype=dtype,
                                 device=device if fits else "cpu")
         self.errors, self.norms = np.empty(n), np.empty(n)
-        mean = mean_of(features) if mean is None else mean
         for start in range(0, n, ROWS_IN_CACHE):
             part = slice(start, start + ROWS_IN_CACHE)
-            self._take(part, torch.from_numpy(_take(features, order[part])) - mean)
+            self._take(part, torch.from_numpy(_take(features, order[part])) - self.mean)
         self.errors += 2.0**-23 * self.norms  # that subtraction rounded too
         self.rows[:, dim + 3 :] = 1
 
@@ -147,37 +165,28 @@ class RoundedFeatures:
             return left @ right.T
         return torch.mm(left, right.T, out=memory[: len(left) * len(right)].view(len(left), -1))
 
-    def slack(self, rows: slice) -> dict[str, np.ndarray | float]:
-        """What scores may differ by from the distances of some rows, for the kernels.
+    def slack(self, rows: slice, most_norm: float, most_error: float) -> Slack:
+        """What scores of some rows may differ by from distances.
 
         A score s of two images, one of them among ``rows``, says that their squared distance, as
         computed, lies between ``kernels.bounds_of(s, ...)``.
+
+        Args:
+            rows: a range of R.
+            most_norm, most_error: the largest of anyone they are compared with.
         """
-        return slack(self.dtype, self.rounding(), self.norms[rows], self.errors[rows],
-                     self.norms.max(), self.errors.max())
-
-    def rounding(self) -> float:
-        """Relative error of a float32 sum of as many terms as a row has, at the worst."""
-        return (self.dim + EXTRA_COLUMNS + 2) * 2.0**-24
-
-
-def slack(dtype: torch.dtype, rounding: float, norms: np.ndarray, errors: np.ndarray,
-          most_norm: float, most_error: float) -> dict[str, np.ndarray | float]:
-    """:meth:`RoundedFeatures.slack` from the rows' norms and errors and those of all others."""
-    return {
-        "unit": float(torch.finfo(dtype).eps) / 2,  # the score itself was rounded
-        # what summing D + 6 products in float32 may lose
-        "lost": rounding * (norms + most_norm) ** 2 / 2,
-        "errors": errors + most_error,
-        "rounding": rounding,  # of summing D squared differences in float32
-    }
+        # relative error of a float32 sum of as many terms as a row has, at the worst
+        rounding = (self.dim + EXTRA_COLUMNS + 2) * 2.0**-24
+        return Slack(float(torch.finfo(self.dtype).eps) / 2,
+                     rounding * (self.norms[rows] + most_norm) ** 2 / 2,
+                     self.errors[rows] + most_error, rounding)
 
 
 class BestScores:
     """The best m scores of each image among the tiles seen so far.
 
-    On a GPU by torch's topk; on a CPU by a loop that remembers what it has to beat, which on the
-    12,936 x 2048 benchmark takes a third of topk's time.
+    On a GPU by torch's topk; on a CPU by a compiled loop that remembers what a score has to beat,
+    several times as fast (docs/clustering.md).
 
     Args:
         n, m: N images, m scores of each.
@@ -433,7 +442,7 @@ def _exact_lists(features: np.ndarray, rounded: RoundedFeatures, wanted: Everyon
             for result, part in zip(found, lists):
                 result[wanted.order[rows]] = part
             unproved.append(rows.start + np.flatnonzero(~proved))
-    _search_again(features, wanted, which, np.concatenate(unproved), rounded.device, found)
+    _search_again(features, wanted, which, np.concatenate(unproved), rounded, found)
     return processes.share_rows(found, wanted.order, TILE_ROWS)
 
 
@@ -461,18 +470,18 @@ def _exact_rows(features: np.ndarray, rounded: RoundedFeatures, wanted: Everyone
             candidates = np.column_stack([candidates, np.where(missing, own, -1)])
         lists = rank_candidates(features, wanted.order[rows], candidates, k)
         return lists, np.ones(len(candidates), dtype=bool)
-    slack = rounded.slack(rows)
+    slack = rounded.slack(rows, rounded.norms.max(), rounded.errors.max())
     nearest, others = np.empty(len(scores)), np.empty(len(scores))
     over_rows(lambda start, stop: kernels.limits(
-        scores, k, *slack.values(), start, stop, nearest, others), len(scores), block=256)
+        scores, k, *slack, start, stop, nearest, others), len(scores), block=256)
     over_rows(lambda start, stop: kernels.drop_hopeless(
-        scores, *slack.values(), nearest, start, stop, candidates), len(scores), block=256)
+        scores, *slack, nearest, start, stop, candidates), len(scores), block=256)
     lists = rank_candidates(features, wanted.order[rows], candidates, k)
     return lists, np.isinf(others) | (lists[1][:, -1] < others)
 
 
-def rank_candidates(features: np.ndarray, rows: np.ndarray, candidates: np.ndarray, k: int,
-    ) -> tuple[np.ndarray, np.ndarray]:
+def rank_candidates(features: np.ndarray, rows: np.ndarray, candidates: np.ndarray, k: int
+                    ) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest of each row's candidates, by (distance, index).
 
     Args:
@@ -491,20 +500,22 @@ def rank_candidates(features: np.ndarray, rows: np.ndarray, candidates: np.ndarr
 
 
 def _search_again(features: np.ndarray, wanted: Everyone | ByCamera, which: int, rows: np.ndarray,
-                  device: torch.device, found: tuple[np.ndarray, np.ndarray]) -> None:
+                  rounded: RoundedFeatures, found: tuple[np.ndarray, np.ndarray]) -> None:
     """The float32 search of some rows (positions in ``wanted.order``), into ``found``."""
     logger.debug("%d of %d lists are searched again in float32", len(rows), len(features))
     for start in range(0, len(rows), TILE_ROWS):
         part = rows[start : start + TILE_ROWS]
         for group, ranges in wanted.allowed(part, which):
             images = wanted.order[part[group]]
-            lists = search_rows(features, images, wanted.order, ranges, wanted.ks[which], device)
+            lists = search_rows(features, images, wanted.order, ranges, wanted.ks[which],
+                                rounded.device, rounded.mean)
             for result, searched in zip(found, lists):
                 result[images] = searched
 
 
 def search_rows(features: np.ndarray, rows: np.ndarray, order: np.ndarray, ranges: list[slice],
-                k: int, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
+                k: int, device: torch.device, mean: torch.Tensor
+                ) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest of some images, exactly, from float32 scores.
 
     The proof is that of the whole search. A list that even float32 scores leave undecided (more
@@ -518,11 +529,12 @@ def search_rows(features: np.ndarray, rows: np.ndarray, order: np.ndarray, range
         order, ranges: their neighbours are ``order[r]`` for the ranges r.
         k: neighbours.
         device: where scores are computed.
+        mean: (D,) float32 of all features, as :func:`mean_of` gives it.
 
     Returns:
         As :func:`rank_candidates`.
     """
-    count, mean = len(rows), mean_of(features)
+    count = len(rows)
     m = min(len(features), k + SECOND_SEARCH)
     best = BestScores(count, m, torch.float32, device)
     norms, errors = [], []
@@ -532,17 +544,16 @@ def search_rows(features: np.ndarray, rows: np.ndarray, order: np.ndarray, range
                                     torch.float32, device, mean=mean)
             best.add(0, columns.start, best.prepare(
                 piece.scores(piece.left(slice(0, count)), slice(count, len(piece.rows)))))
-            norms.append(piece.norms)
-            errors.append(piece.errors)
+            norms.append(piece.norms.max())
+            errors.append(piece.errors.max())
     if not norms:  # one camera: nobody across
         return rank_candidates(features, rows, np.full((count, 1), -1, dtype=np.int32), k)
-    loose = slack(torch.float32, piece.rounding(), norms[0][:count], errors[0][:count],
-                  max(part.max() for part in norms), max(part.max() for part in errors))
+    slack = piece.slack(slice(0, count), max(norms), max(errors))
     scores, ids = (own.cpu().numpy() for own in best.of(slice(None)))
     candidates = np.where(np.isfinite(scores), order[ids], -1).astype(np.int32)
     lists = rank_candidates(features, rows, candidates, k)
     others = np.empty(count)
-    kernels.limits(scores.astype(np.float64), k, *loose.values(), 0, count, np.empty(count), others)
+    kernels.limits(scores.astype(np.float64), k, *slack, 0, count, np.empty(count), others)
     undecided = np.flatnonzero(~(np.isinf(others) | (lists[1][:, -1] < others)))
     _compare_all(features, rows, order, ranges, undecided, lists)
     return lists

@@ -181,7 +181,7 @@ def _tune(index, features: np.ndarray, k: int, recall: float, lists: int) -> Non
     rows = np.random.default_rng(SEED).choice(len(features), SAMPLE, replace=False)
     everyone = slice(0, len(features))
     exact, _ = search_rows(features, rows, np.arange(len(features)), [everyone], k,
-                           torch.device("cpu"))
+                           torch.device("cpu"), mean_of(features))
     probes, reached = 4, 0.0
     while reached < recall and probes < lists:
         probes = min(2 * probes, lists)

@@ -26,6 +26,7 @@ from .exact_search import (
     Everyone,
     RoundedFeatures,
     fast_dtype,
+    mean_of,
     rank_candidates,
     search_exact,
     search_rows,
@@ -74,14 +75,17 @@ def choose_basis(features: np.ndarray, wanted: Callable[..., Everyone | ByCamera
     positions = np.sort(rng.choice(n, min(n, SAMPLE), replace=False))
     # only its order and its ranges are used here
     sampled = wanted(dtype=torch.float32, device=torch.device("cpu"), count=lambda k, n: 1)
-    exact = [_sampled_lists(features, sampled, which, positions, device)
+    mean = mean_of(features)
+    exact = [_sampled_lists(features, sampled, which, positions, device, mean)
              for which in range(len(sampled.ks))]
     size = FEWEST
     while size < dim:
         basis = components[:, :size].contiguous()
-        rounded = RoundedFeatures(features, sampled.order, fast_dtype(device), device, basis)
-        reached = min(measure_recall(
-            _sampled_lists(features, sampled, which, positions, device, rounded), exact[which])
+        rounded = RoundedFeatures(features, sampled.order, fast_dtype(device), device, basis,
+                                  mean)
+        reached = min(
+            measure_recall(_sampled_lists(features, sampled, which, positions, device, mean,
+                                          rounded), exact[which])
             for which in range(len(sampled.ks)))
         logger.info("approximate search with %d of %d components: recall %.4f on %d images", size,
                     dim, reached, len(positions))
@@ -103,7 +107,7 @@ def principal_components(features: np.ndarray) -> torch.Tensor:
 
 
 def _sampled_lists(features: np.ndarray, wanted: Everyone | ByCamera, which: int,
-                   positions: np.ndarray, device: torch.device,
+                   positions: np.ndarray, device: torch.device, mean: torch.Tensor,
                    rounded: RoundedFeatures | None = None) -> np.ndarray:
     """Neighbours (R, k) of the images at some positions of the order; exact without ``rounded``."""
     k, n = wanted.ks[which], len(features)
@@ -111,7 +115,8 @@ def _sampled_lists(features: np.ndarray, wanted: Everyone | ByCamera, which: int
     for group, ranges in wanted.allowed(positions, which):
         rows = wanted.order[positions[group]]
         if rounded is None:
-            found[group] = search_rows(features, rows, wanted.order, ranges, k, device)[0]
+            found[group] = search_rows(features, rows, wanted.order, ranges, k, device,
+                                       mean)[0]
             continue
         best = BestScores(len(rows), more_candidates(k, n), rounded.dtype, device)
         left = rounded.left(torch.from_numpy(positions[group]))

@@ -207,7 +207,8 @@ def test_every_distance_is_between_its_bounds(make_features, dtype, scale):
     rounded = RoundedFeatures(features, np.arange(120), dtype, CPU)
     everything = slice(0, 120)
     scores = rounded.scores(rounded.left(everything), everything).double().numpy()
-    unit, lost, errors, rounding = rounded.slack(everything).values()
+    unit, lost, errors, rounding = rounded.slack(
+        everything, rounded.norms.max(), rounded.errors.max())
     low, high = np.empty((120, 120)), np.empty((120, 120))
     for i in range(120):
         for j in range(120):
