@@ -48,7 +48,7 @@ setup(
     packages=find_packages(include=["caureid_plugin", "caureid_plugin.*"])
     + ["caureid_plugin.configs"],
     package_dir={"caureid_plugin.configs": "configs"},
-    package_data={"caureid_plugin.configs": ["*.yml", "*/*.yml"]},
+    package_data={"caureid_plugin.configs": ["*.yml", "*/*.yml", "*/*/*.yml"]},
     install_requires=REQUIRES,
     extras_require={
         "faiss-cpu": ["faiss-cpu>=1.7.4"],

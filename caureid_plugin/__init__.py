@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CAUReID", "CamSepHead", "ClusterSampler", "EvalAtStart", "LOSS_REGISTRY", "MemoryBank",
-    "SyntheticCameras", "UnlabelledImages", "UnsupervisedHook", "add_caureid_config",
+    "PersonX", "SyntheticCameras", "UnlabelledImages", "UnsupervisedHook", "add_caureid_config",
     "build_losses", "compat", "extract_features", "get_config_file", "launch", "needs_memory",
 ]
 
@@ -25,7 +25,7 @@ if importlib.util.find_spec("fastreid") is not None:
     from .compat import launch
     from .config import add_caureid_config
     from .config_files import get_config_file
-    from .data import ClusterSampler, SyntheticCameras, UnlabelledImages
+    from .data import ClusterSampler, PersonX, SyntheticCameras, UnlabelledImages
     from .engine import EvalAtStart, UnsupervisedHook, extract_features
     from .modeling import LOSS_REGISTRY, CamSepHead, CAUReID, MemoryBank, build_losses, needs_memory
 else:

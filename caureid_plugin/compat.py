@@ -33,7 +33,7 @@ import tempfile
 import types
 import warnings
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -158,6 +158,7 @@ from fastreid.data.datasets import dukemtmcreid as _duke  # noqa: E402
 from fastreid.data.datasets import market1501 as _market  # noqa: E402
 from fastreid.data.samplers import data_sampler as _data_sampler  # noqa: E402
 from fastreid.data.samplers import imbalance_sampler as _imbalance_sampler  # noqa: E402
+from fastreid.modeling.meta_arch import MGN as _MGN  # noqa: E402
 from fastreid.modeling.meta_arch import Baseline as _Baseline  # noqa: E402
 from fastreid.utils import comm  # noqa: E402
 from fastreid.utils.env import seed_all_rng  # noqa: E402
@@ -1399,24 +1400,27 @@ def _unknown_key(patch: _Patches) -> None:
 
 
 @_repair(
-    upstream="modeling/meta_arch/baseline.py:131-180 (if name in loss_names)",
+    upstream="modeling/meta_arch/baseline.py:131-180, mgn.py:291-394 (if name in loss_names)",
     symptom="a mistyped name in MODEL.LOSSES.NAME trains without that loss",
     versions="all",
 )
 def _unknown_loss(patch: _Patches) -> None:
-    original = _Baseline.losses
+    # MGN has a chain of its own, which leaves the pairwise losses out
+    for architecture, known in ((_Baseline, TOOLBOX_LOSSES), (_MGN, TOOLBOX_LOSSES[:2])):
+        patch.set(architecture, "losses", _with_known_losses(architecture.losses, known))
 
+
+def _with_known_losses(original: Callable, known: Sequence[str]) -> Callable:
     @functools.wraps(original)
-    def losses(self, outputs, gt_labels):
-        unknown = [n for n in self.loss_kwargs["loss_names"] if n not in TOOLBOX_LOSSES]
+    def losses(self, *args, **kwargs):
+        unknown = [n for n in self.loss_kwargs["loss_names"] if n not in known]
         if unknown:
             raise ValueError(
                 f"{type(self).__name__} does not know the losses {unknown} of MODEL.LOSSES.NAME; "
-                f"it knows {list(TOOLBOX_LOSSES)}. The plugin's losses need "
-                "MODEL.META_ARCHITECTURE CAUReID.")
-        return original(self, outputs, gt_labels)
+                f"it knows {list(known)}. The plugin's losses need MODEL.META_ARCHITECTURE CAUReID.")
+        return original(self, *args, **kwargs)
 
-    patch.set(_Baseline, "losses", losses)
+    return losses
 
 
 # ------------------------------------------------------------------------ for the plugin ----

@@ -20,6 +20,10 @@ def add_caureid_config(cfg: CN) -> None:
     # CAUReID, the same for any number of processes while a process's batch is a multiple of it.
     # 0: plain batch norm over a process's batch.
     cfg.MODEL.BN_GROUP_SIZE = 16
+    # Memory layout of the feature maps of CAUReID: channels last (NHWC) instead of NCHW. The same
+    # results but for rounding; which is faster depends on the machine and the backbone
+    # (tools/benchmark_training.py).
+    cfg.MODEL.CHANNELS_LAST = False
 
     _add_head(cfg)
     _add_losses(cfg)
@@ -37,6 +41,8 @@ def _add_head(cfg: CN) -> None:
     # Start with A = 0.5 everywhere, so that the first embedding is the pretrained one. Needs
     # RANGE "full".
     camsep.UNIFORM_START = True
+    # Factor (> 0) of the mask's logits: with Adam, the mask leaves its start this much faster.
+    camsep.GAIN = 1.0
     # Squeeze factor of the channel attention (16 in HA-CNN).
     camsep.REDUCTION = 16
     # Keep the camera classifier's gradient out of the backbone (the mask, computed from a detached

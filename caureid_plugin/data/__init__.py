@@ -1,10 +1,11 @@
 """Datasets, the unlabelled training set, the pseudo-label sampler and the loaders made of them."""
 
+from .personx import PersonX
 from .sampler import ClusterSampler
 from .synthetic_cameras import SyntheticCameras
 from .unlabelled import UnlabelledImages, build_extraction_loader, build_pseudo_label_loader
 
 __all__ = [
-    "ClusterSampler", "SyntheticCameras", "UnlabelledImages", "build_extraction_loader",
-    "build_pseudo_label_loader",
+    "ClusterSampler", "PersonX", "SyntheticCameras", "UnlabelledImages",
+    "build_extraction_loader", "build_pseudo_label_loader",
 ]

@@ -39,8 +39,9 @@ class UnsupervisedHook(HookBase):
 
     Raises:
         ValueError: on construction for options it does not know; on registration if the model is
-            not a CAUReID or has an identity classifier, if NUM_CAMERAS contradicts the data, or
-            PreciseBN is on; in training if every image is an outlier at the first clustering.
+            not a CAUReID or has an identity classifier, if NUM_CAMERAS contradicts the data, if
+            there is one camera where several are needed, or PreciseBN is on; in training if every
+            image is an outlier at the first clustering.
     """
 
     def __init__(self, cfg) -> None:
@@ -78,7 +79,7 @@ class UnsupervisedHook(HookBase):
             raise ValueError(
                 f"MODEL.HEADS.NUM_CLASSES {cfg.MODEL.HEADS.NUM_CLASSES} asks for an identity "
                 "classifier (0: as large as the number of identities), and there are no "
-                "identities here: set it to -1, with MODEL.HEADS.NAME CamSepHead.")
+                "identities here: set it to -1.")
         if cfg.TEST.PRECISE_BN.ENABLED:
             raise ValueError("FastReID's PreciseBN runs the network in training mode on labelled "
                              "batches: set TEST.PRECISE_BN.ENABLED False.")
@@ -94,6 +95,8 @@ class UnsupervisedHook(HookBase):
         cfg = self._cfg
         self._extraction = build_extraction_loader(cfg, self._items)
         images = self._extraction.dataset
+        if images.num_cameras < 2:
+            self._check_one_camera()
         declared = cfg.MODEL.HEADS.CAMSEP.NUM_CAMERAS
         if declared and declared != images.num_cameras:
             raise ValueError(
@@ -105,6 +108,18 @@ class UnsupervisedHook(HookBase):
         self._model.memory = self._bank
         self._host.checkpointer.checkpointables["memory_bank"] = self._bank
         self._seed = cfg.SEED if cfg.SEED >= 0 else int(comm.shared_random_seed())
+
+    def _check_one_camera(self) -> None:
+        """Refuses what is meant for several cameras; CACC is then a contrast of clusters."""
+        found = (f"All {len(self._items)} training images of DATASETS.NAMES "
+                 f"{list(self._cfg.DATASETS.NAMES)} come from one camera")
+        if "CameraSeparationLoss" in self._cfg.MODEL.LOSSES.NAME:
+            raise ValueError(
+                f"{found}, and CameraSeparationLoss needs at least two: take it out of "
+                "MODEL.LOSSES.NAME and set MODEL.HEADS.CAMSEP.ATTENTION none.")
+        if self._cfg.CAUREID.CLUSTER.CAMERA_AWARE:
+            raise ValueError(f"{found}, and camera-aware neighbours need at least two: set "
+                             "CAUREID.CLUSTER.CAMERA_AWARE False.")
 
     def before_train(self) -> None:
         if self._bank.is_filled:  # from a checkpoint

@@ -32,17 +32,20 @@ class HarmoniousAttention(nn.Module):
             A in [0.5, 1), so that the complement 1 - A never exceeds 0.5.
         uniform_start: A = 0.5 everywhere before training (the last batch norm's weight starts at
             zero). Only with the full range: behind a ReLU a zero would never receive a gradient.
+        gain: factor of what goes into the sigmoid. The steps of Adam do not depend on the size of
+            a gradient, so that the mask leaves its start about ``gain`` times as fast.
 
     Shape:
         - input: (B, C, H, W)
         - output: (B, C, H, W)
 
     Raises:
-        ValueError: unknown ``mask_range``; ``uniform_start`` with range "half".
+        ValueError: unknown ``mask_range``; ``uniform_start`` with range "half"; ``gain`` not
+            positive.
     """
 
     def __init__(self, channels: int, *, reduction: int = 16, mask_range: str = "full",
-                 uniform_start: bool = True) -> None:
+                 uniform_start: bool = True, gain: float = 1.0) -> None:
         super().__init__()
         if mask_range not in RANGES:
             raise ValueError(f"mask_range {mask_range!r} (MODEL.HEADS.CAMSEP.RANGE) is not one of "
@@ -51,13 +54,15 @@ class HarmoniousAttention(nn.Module):
             raise ValueError(
                 "uniform_start (MODEL.HEADS.CAMSEP.UNIFORM_START) needs mask_range 'full' (RANGE): "
                 "with 'half' the zero weight sits behind a ReLU and never receives a gradient.")
+        if gain <= 0:
+            raise ValueError(f"gain {gain} (MODEL.HEADS.CAMSEP.GAIN) must be positive.")
         squeezed = max(1, channels // reduction)
         self.spatial_reduce = _conv_bn(1, 1, kernel=3, stride=2)
         self.spatial_refine = _conv_bn(1, 1, kernel=1)
         self.channel_squeeze = _conv_bn(channels, squeezed, kernel=1)
         self.channel_excite = _conv_bn(squeezed, channels, kernel=1)
         self.combine = _conv_bn(channels, channels, kernel=1)
-        self.mask_range = mask_range
+        self.mask_range, self.gain = mask_range, gain
         self._reset_parameters(uniform_start)
 
     def _reset_parameters(self, uniform_start: bool) -> None:
@@ -79,7 +84,10 @@ class HarmoniousAttention(nn.Module):
         return F.relu(self.channel_excite(y))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.combine(self._spatial(x) * self._channel(x))
+        conv, norm = self.combine
+        # conv(spatial * channel), whose first factor is one number for each place: a convolution
+        # of 1 x 1 places instead of H x W
+        y = self.gain * norm(self._spatial(x) * conv(self._channel(x)))
         if self.mask_range == "half":
             y = F.relu(y)
         return torch.sigmoid(y)

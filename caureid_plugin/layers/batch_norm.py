@@ -48,22 +48,26 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         sizes = self._group_sizes(len(x))
         if not self.training or len(sizes) == 1:
             return super().forward(x)
-        tracked = self.track_running_stats
-        means = self.running_mean.repeat(len(sizes), 1) if tracked else [None] * len(sizes)
-        variances = self.running_var.repeat(len(sizes), 1) if tracked else [None] * len(sizes)
-        if tracked:
+        if self.track_running_stats:
             self.num_batches_tracked.add_(1)
+        groups = zip(x.split(sizes), self._momenta(len(sizes)))
+        return torch.cat([
+            F.batch_norm(group, self.running_mean, self.running_var, self.weight, self.bias, True,
+                         momentum, self.eps)
+            for group, momentum in groups
+        ])
+
+    def _momenta(self, count: int) -> list[float]:
+        """Momentum of each group, so that all groups together are one step towards their mean.
+
+        The groups move the running statistics one after the other. With ``m / (G - (G - g) m)``
+        for group g = 1..G, what the later ones leave of the earlier telescopes: in the end the old
+        value weighs 1 - m and each group m / G, without a copy of the statistics for each group.
+        """
         momentum = self.momentum
         if momentum is None:  # torch's convention for a cumulative average
-            momentum = 1.0 / float(self.num_batches_tracked) if tracked else 0.0
-        y = torch.cat([
-            F.batch_norm(group, mean, variance, self.weight, self.bias, True, momentum, self.eps)
-            for group, mean, variance in zip(x.split(sizes), means, variances)
-        ])
-        if tracked:
-            self.running_mean.copy_(means.mean(dim=0))
-            self.running_var.copy_(variances.mean(dim=0))
-        return y
+            momentum = 1.0 / float(self.num_batches_tracked) if self.track_running_stats else 0.0
+        return [momentum / (count - later * momentum) for later in reversed(range(count))]
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, group_size={self.group_size}"

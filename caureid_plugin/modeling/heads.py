@@ -10,9 +10,38 @@ from fastreid.layers.weight_init import weights_init_classifier
 from fastreid.modeling.heads import REID_HEADS_REGISTRY, EmbeddingHead
 from torch import nn
 
+from ..compat import TOOLBOX_LOSSES
 from ..layers import HarmoniousAttention
 
 ATTENTIONS = ("harmonious", "none")
+# the toolbox's meta-architectures, which know the toolbox's losses alone
+TOOLBOX_ARCHITECTURES = ("Baseline", "Distiller", "MGN", "MoCo")
+
+
+def _check_config(cfg) -> None:
+    """Refuses what would train without a loss that is named, or with one that means nothing."""
+    camsep, names = cfg.MODEL.HEADS.CAMSEP, cfg.MODEL.LOSSES.NAME
+    if camsep.ATTENTION not in ATTENTIONS:
+        raise ValueError(f"MODEL.HEADS.CAMSEP.ATTENTION {camsep.ATTENTION!r} is unknown, known "
+                         f"are {ATTENTIONS}.")
+    foreign = [name for name in names if name not in TOOLBOX_LOSSES]
+    if foreign and cfg.MODEL.META_ARCHITECTURE in TOOLBOX_ARCHITECTURES:
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} does not know the losses "
+            f"{foreign} of MODEL.LOSSES.NAME, it knows {list(TOOLBOX_LOSSES)}: take them out, or "
+            "set MODEL.META_ARCHITECTURE CAUReID.")
+    if "CameraSeparationLoss" not in names:
+        return
+    if camsep.ATTENTION == "none":
+        raise ValueError(
+            "CameraSeparationLoss learns from the camera-specific part of the feature map, which "
+            "MODEL.HEADS.CAMSEP.ATTENTION 'none' does not give: set it to 'harmonious', or take "
+            "the loss out of MODEL.LOSSES.NAME.")
+    if camsep.NUM_CAMERAS < 2:
+        raise ValueError(
+            "CameraSeparationLoss needs MODEL.HEADS.CAMSEP.NUM_CAMERAS, the number of cameras, at "
+            f"least 2; it is {camsep.NUM_CAMERAS}. With a single camera take the loss out of "
+            "MODEL.LOSSES.NAME.")
 
 
 @REID_HEADS_REGISTRY.register()
@@ -22,7 +51,8 @@ class CamSepHead(EmbeddingHead):
     A mask A splits the feature map F (eq. 3): ``A * F`` is camera-specific and feeds a camera
     classifier (eq. 4); ``(1 - A) * F`` is camera-agnostic and gives the embedding (eq. 5), through
     the toolbox's own pooling, neck and classifier. It fits every meta-architecture that takes an
-    EmbeddingHead.
+    EmbeddingHead: CAUReID, and the toolbox's Baseline, MoCo and MGN (a mask for each branch), which
+    train the mask through their own losses alone.
 
     Args:
         attention: module that maps F to A, or None for no separation (the embedding comes from F).
@@ -37,6 +67,11 @@ class CamSepHead(EmbeddingHead):
         - evaluation: embedding f, (B, D), before L2 normalisation
         - training: dict with "features" (B, D); "camera_logits" (B, cameras) with a camera
           classifier; "cls_outputs" and "pred_class_logits" (B, classes) with an identity one
+
+    Raises:
+        ValueError: on construction for losses that this head or the meta-architecture cannot
+            serve; in training with attention if the feature map is 1 x 1 (a vision transformer's
+            class token), where there are no places to attend to.
     """
 
     @configurable
@@ -58,20 +93,15 @@ class CamSepHead(EmbeddingHead):
 
     @classmethod
     def from_config(cls, cfg):
+        _check_config(cfg)
         camsep = cfg.MODEL.HEADS.CAMSEP
-        if camsep.ATTENTION not in ATTENTIONS:
-            raise ValueError(f"MODEL.HEADS.CAMSEP.ATTENTION {camsep.ATTENTION!r} is unknown, known "
-                             f"are {ATTENTIONS}.")
         attention = None
         if camsep.ATTENTION == "harmonious":
             attention = HarmoniousAttention(
                 cfg.MODEL.BACKBONE.FEAT_DIM, reduction=camsep.REDUCTION, mask_range=camsep.RANGE,
-                uniform_start=camsep.UNIFORM_START)
+                uniform_start=camsep.UNIFORM_START, gain=camsep.GAIN)
         # without its loss the camera branch would hold weights that never receive a gradient
-        separated = attention is not None and "CameraSeparationLoss" in cfg.MODEL.LOSSES.NAME
-        if separated and camsep.NUM_CAMERAS < 1:
-            raise ValueError("CameraSeparationLoss needs MODEL.HEADS.CAMSEP.NUM_CAMERAS, the "
-                             f"number of cameras; it is {camsep.NUM_CAMERAS}.")
+        separated = "CameraSeparationLoss" in cfg.MODEL.LOSSES.NAME
         return {
             **super().from_config(cfg),
             "attention": attention,
@@ -86,6 +116,13 @@ class CamSepHead(EmbeddingHead):
     def forward(self, features: torch.Tensor, targets: torch.Tensor | None = None):
         if self.attention is None:
             return self._embed(features, targets)
+        # the spatial branch would see one number for each image, the mean over channels, which a
+        # transformer's layer norm makes the same for all: the mask could never leave its start
+        if self.training and features.shape[2:] == (1, 1):
+            raise ValueError(
+                "MODEL.HEADS.CAMSEP.ATTENTION 'harmonious' needs a feature map with more than one "
+                "place, and MODEL.BACKBONE.NAME gives 1 x 1: set ATTENTION 'none' (a vision "
+                "transformer gives its class token alone), or enlarge INPUT.SIZE_TRAIN.")
         # detached, the mask still learns, but leads no gradient into the backbone
         mask = self.mask(features.detach() if self.detach else features)
         outputs = self._embed((1.0 - mask) * features, targets)

@@ -142,7 +142,20 @@ class CameraSeparationLoss(Loss):
 
     def __call__(self, outputs, batch, memory) -> dict:
         logits = self._output(outputs, "camera_logits")
-        return {"loss_camsep": losses.camera_separation_loss(logits, batch["camids"]) * self.scale}
+        loss = losses.camera_separation_loss(logits, _camera_numbers(batch))
+        return {"loss_camsep": loss * self.scale}
+
+
+def _camera_numbers(batch: dict) -> torch.Tensor:
+    """The batch's cameras (B,) int64; the toolbox's training datasets number them from 0."""
+    camids = batch.get("camids")
+    if isinstance(camids, torch.Tensor) and not (camids.is_floating_point() or camids.is_complex()):
+        return camids.long()
+    found = camids.dtype if isinstance(camids, torch.Tensor) else type(camids).__name__
+    raise ValueError(
+        "CameraSeparationLoss needs the camera of each image, an integer from 0 to "
+        f"MODEL.HEADS.CAMSEP.NUM_CAMERAS - 1, as 'camids' of the batch; it is of type {found}. "
+        "Take a dataset with cameras in DATASETS.NAMES, or the loss out of MODEL.LOSSES.NAME.")
 
 
 @LOSS_REGISTRY.register()

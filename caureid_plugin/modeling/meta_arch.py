@@ -5,12 +5,28 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from fastreid.config import configurable
+from fastreid.modeling.heads import REID_HEADS_REGISTRY, ClasHead, EmbeddingHead
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY, Baseline
 
 from ..compat import to_device
 from ..layers import convert_grouped_batch_norm
+from .heads import CamSepHead
 from .losses import Loss, build_losses
 from .memory_bank import MemoryBank
+
+
+def _head_is(cfg, kind: type) -> bool:
+    found = REID_HEADS_REGISTRY.get(cfg.MODEL.HEADS.NAME)
+    return isinstance(found, type) and issubclass(found, kind)
+
+
+def _with_no_classes(cfg):
+    """The config with an identity classifier of no classes, and no margin between them."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.HEADS.NUM_CLASSES = 0
+    cfg.MODEL.HEADS.CLS_LAYER = "Linear"
+    return cfg
 
 
 @META_ARCH_REGISTRY.register()
@@ -20,7 +36,11 @@ class CAUReID(Baseline):
     Args:
         losses: built losses; their scalars are summed by the trainer.
         bn_group_size: images per batch-norm group in backbone and head, 0 for plain batch norm.
+        channels_last: feature maps are laid out channels last in memory.
         **kwargs: Baseline's arguments.
+
+    With MODEL.HEADS.NUM_CLASSES -1 the toolbox's EmbeddingHead, which cannot do without an
+    identity classifier, gets one of no classes, which is never trained.
 
     Attributes:
         memory: the memory bank; set by the UnsupervisedHook, None in supervised training.
@@ -31,29 +51,48 @@ class CAUReID(Baseline):
     """
 
     @configurable
-    def __init__(self, *, losses: list[Loss], bn_group_size: int, **kwargs) -> None:
+    def __init__(self, *, losses: list[Loss], bn_group_size: int,
+                 channels_last: bool = False, **kwargs) -> None:
         super().__init__(**kwargs)
         self.backbone = convert_grouped_batch_norm(self.backbone, bn_group_size)
         self.heads = convert_grouped_batch_norm(self.heads, bn_group_size)
+        # the weights keep their layout: the toolbox's optimizer views them as one flat buffer
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._losses = losses
         self.memory: MemoryBank | None = None
         self._seen: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @classmethod
     def from_config(cls, cfg):
-        arguments = super().from_config(cfg)
-        del arguments["loss_kwargs"]
         losses = build_losses(cfg)
-        if any(loss.needs_memory for loss in losses) and cfg.MODEL.HEADS.NECK_FEAT != "after":
+        if any(loss.needs_memory for loss in losses):
+            cls._check_embedding(cfg)
+        classless = (cfg.MODEL.HEADS.NUM_CLASSES < 0 and _head_is(cfg, EmbeddingHead)
+                     and not _head_is(cfg, CamSepHead))
+        arguments = super().from_config(_with_no_classes(cfg) if classless else cfg)
+        if classless:  # DistributedDataParallel would wait for its gradient
+            arguments["heads"].weight.requires_grad_(False)
+        del arguments["loss_kwargs"]
+        return {**arguments, "losses": losses, "bn_group_size": cfg.MODEL.BN_GROUP_SIZE,
+                "channels_last": cfg.MODEL.CHANNELS_LAST}
+
+    @staticmethod
+    def _check_embedding(cfg) -> None:
+        """Refuses a head whose output in training is not its embedding in evaluation."""
+        if cfg.MODEL.HEADS.NECK_FEAT != "after":
             raise ValueError(
                 "The memory bank holds the test embedding, which is taken after the neck: set "
                 f"MODEL.HEADS.NECK_FEAT after (it is {cfg.MODEL.HEADS.NECK_FEAT!r}).")
-        return {**arguments, "losses": losses, "bn_group_size": cfg.MODEL.BN_GROUP_SIZE}
+        if _head_is(cfg, ClasHead):
+            raise ValueError(
+                f"MODEL.HEADS.NAME {cfg.MODEL.HEADS.NAME} gives scores of classes in evaluation, "
+                "and the memory bank holds embeddings: set it to CamSepHead or EmbeddingHead.")
 
     def forward(self, batched_inputs):
         if isinstance(batched_inputs, dict):
             batched_inputs = to_device(batched_inputs, self.device)
-        features = self.backbone(self.preprocess_image(batched_inputs))
+        images = self.preprocess_image(batched_inputs).contiguous(memory_format=self._layout)
+        features = self.backbone(images)
         if not self.training:
             return self.heads(features)
         targets = batched_inputs["targets"]
@@ -65,7 +104,8 @@ class CAUReID(Baseline):
     def losses(self, outputs: dict, batch: dict) -> dict:
         """Named losses, computed in fp32 whatever the precision of the network."""
         with torch.autocast(self.device.type, enabled=False):
-            outputs = {key: value.float() for key, value in outputs.items()}
+            # without the scores of a classifier of no classes
+            outputs = {key: value.float() for key, value in outputs.items() if value.numel()}
             if self.memory is not None:
                 features = F.normalize(outputs["features"].detach(), dim=1)
                 self._seen = features, batch["indexes"]

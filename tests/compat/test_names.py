@@ -6,7 +6,7 @@ from caureid_plugin import compat
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from fastreid.modeling.heads import REID_HEADS_REGISTRY
-from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
+from fastreid.modeling.meta_arch import META_ARCH_REGISTRY, MGN
 from fastreid.utils.events import EventStorage
 from fastreid.utils.registry import Registry
 
@@ -92,6 +92,17 @@ def test_an_unknown_loss_lists_the_known_ones(make_model, architecture):
         losses(make_model(*mistyped))
     with compat.without("unknown_loss"):
         assert set(losses(make_model(*mistyped))) - {"loss_mb"} == {"loss_cls"}
+
+
+def test_mgn_does_not_know_the_pairwise_losses_either():
+    """Its network is large; the check looks at the names alone, before the nine arguments."""
+    model = MGN.__new__(MGN)
+    torch.nn.Module.__init__(model)
+    model.loss_kwargs = {"loss_names": ("CrossEntropyLoss", "CircleLoss")}
+    with pytest.raises(ValueError, match=r"MGN does not know the losses \['CircleLoss'\]"):
+        model.losses(*[None] * 9)
+    with compat.without("unknown_loss"), pytest.raises(TypeError, match="not subscriptable"):
+        model.losses(*[None] * 9)  # it went on to the outputs
 
 
 def test_the_toolboxs_losses_are_known(make_model):

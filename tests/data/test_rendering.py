@@ -96,6 +96,23 @@ def test_mask_is_exact_without_shadow_and_blur():
     assert (change[mask[:96]] > 0).mean() > 0.95
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_mask_is_what_hides_the_background(seed, monkeypatch):
+    """Before dark grey and before black: what changes by less than half is mostly the person."""
+    person, shot = person_of(seed), shot_of(seed)
+    pictures = []
+    for tone in (80, 0):  # so dark that nothing in front of it is cut off at white
+        monkeypatch.setattr(rendering, "_scene", lambda name, seed, height, width, tone=tone:
+                            np.full((height, width, 3), tone, np.uint8))
+        picture, mask = render_shot(person, NEUTRAL, shot)
+        pictures.append(picture.astype(int))
+    cover = 1.0 - (pictures[0] - pictures[1]).mean(axis=2) / 80.0
+    cover, mask = cover[:96], mask[:96]  # the ground below has the person's shadow on it
+    sure = np.abs(cover - 0.5) > 0.02
+    assert np.array_equal(mask[sure], cover[sure] > 0.5)
+    assert sure.mean() > 0.98 and mask.mean() > 0.1
+
+
 @pytest.mark.parametrize("occlusion", ["pole", "bin", "person"])
 def test_occlusion_hides_a_part_of_the_mask(occlusion):
     person, lost = person_of(5), 0

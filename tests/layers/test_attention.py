@@ -69,7 +69,7 @@ def plain_mask(module, x, training):
     y = plain_block(spatial * channel, module.combine, training)
     if module.mask_range == "half":
         y = np.maximum(y, 0)
-    return 1 / (1 + np.exp(-y))
+    return 1 / (1 + np.exp(-module.gain * y))
 
 
 def random_attention(channels, seed, **options):
@@ -91,15 +91,16 @@ def random_map(shape, seed):
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("mask_range", ["full", "half"])
+@pytest.mark.parametrize("mask_range, gain", [("full", 1.0), ("half", 1.0), ("full", 3.0)])
 @pytest.mark.parametrize("shape, reduction, seed", [
     ((3, 8, 8, 4), 4, 0),
     ((4, 6, 7, 5), 2, 1),  # odd height and width
     ((2, 5, 1, 3), 16, 2),  # fewer channels than the reduction, a single row
     ((5, 16, 9, 4), 16, 3),
 ])
-def test_mask_step_by_step(shape, reduction, seed, mask_range, training):
-    module = random_attention(shape[1], seed, reduction=reduction, mask_range=mask_range)
+def test_mask_step_by_step(shape, reduction, seed, mask_range, gain, training):
+    module = random_attention(
+        shape[1], seed, reduction=reduction, mask_range=mask_range, gain=gain)
     module.train(training)
     x = random_map(shape, seed)
     expected = plain_mask(copy.deepcopy(module), x.numpy(), training)
@@ -158,3 +159,18 @@ def test_errors():
     with pytest.raises(ValueError, match="UNIFORM_START.* needs mask_range 'full'"):
         HarmoniousAttention(8, mask_range="half")
     assert HarmoniousAttention(8, mask_range="half", uniform_start=False).mask_range == "half"
+    with pytest.raises(ValueError, match="gain 0 .MODEL.HEADS.CAMSEP.GAIN. must be positive"):
+        HarmoniousAttention(8, gain=0)
+
+
+def test_gain_makes_a_step_of_adam_that_much_larger():
+    moved = []
+    for gain in (1.0, 4.0):
+        torch.manual_seed(0)
+        module = HarmoniousAttention(16, reduction=4, gain=gain)
+        optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
+        x = random_map((8, 16, 6, 3), 0).float()
+        (module(x) * torch.randn(8, 16, 6, 3)).sum().backward()
+        optimizer.step()
+        moved.append((module(x) - 0.5).abs().mean().item())
+    assert 3.8 < moved[1] / moved[0] < 4.2

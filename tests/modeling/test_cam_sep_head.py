@@ -118,7 +118,8 @@ def test_uniform_start_keeps_the_direction_of_the_embedding(make_cfg, training):
 
 
 def test_without_attention_it_is_the_embedding_head(make_cfg):
-    cfg = make_cfg(*SMALL, CAMSEP + "ATTENTION", "none", "MODEL.HEADS.NUM_CLASSES", 4)
+    cfg = make_cfg(*SMALL, CAMSEP + "ATTENTION", "none", "MODEL.HEADS.NUM_CLASSES", 4,
+                   "MODEL.LOSSES.NAME", ("InfoNCELoss", "CACCLoss"))
     head, plain = make_head(cfg), EmbeddingHead(cfg).double()
     assert head.attention is None and head.camera_classifier is None
     assert list(head.state_dict()) == list(plain.state_dict())
@@ -183,8 +184,21 @@ def test_detach_moves_the_running_statistics_once(make_cfg):
 def test_errors(make_cfg):
     with pytest.raises(ValueError, match="CAMSEP.ATTENTION 'harmonius' .*'harmonious', 'none'"):
         caureid_plugin.CamSepHead(make_cfg(CAMSEP + "ATTENTION", "harmonius"))
-    with pytest.raises(ValueError, match="needs MODEL.HEADS.CAMSEP.NUM_CAMERAS"):
-        caureid_plugin.CamSepHead(make_cfg(CAMSEP + "NUM_CAMERAS", 0))
+    for cameras in (-1, 0, 1):
+        with pytest.raises(ValueError, match=f"needs MODEL.HEADS.CAMSEP.NUM_CAMERAS.*is {cameras}"):
+            caureid_plugin.CamSepHead(make_cfg(CAMSEP + "NUM_CAMERAS", cameras))
+    with pytest.raises(ValueError, match="CameraSeparationLoss .*CAMSEP.ATTENTION 'none' does not"):
+        caureid_plugin.CamSepHead(make_cfg(CAMSEP + "ATTENTION", "none"))
+
+
+def test_attention_needs_more_than_one_place_to_learn_from(make_cfg):
+    head = make_head(make_cfg(*SMALL))
+    token = torch.randn(6, 12, 1, 1).double()
+    with pytest.raises(ValueError, match="needs a feature map with more than one place.*'none'"):
+        head(token)
+    assert head.eval()(token).shape == (6, 12)
+    column = random_map()[:, :, :2, :1]
+    assert sorted(head.train()(column)) == ["camera_logits", "features"]
 
 
 def trained(model, batch):

@@ -1,0 +1,116 @@
+"""Heat maps of a mask and their shares of mass, against loops and by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from caureid_plugin.layers import branch_maps, mass_share, relative_maps, resize_maps
+
+
+@pytest.fixture
+def pair():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 5, 4, 3, generator=generator)
+    return features, torch.rand(2, 5, 4, 3, generator=generator)
+
+
+@pytest.mark.parametrize("kind", ["mask", "feature"])
+def test_maps_against_loops(pair, kind):
+    features, mask = pair
+    specific, agnostic = branch_maps(features, mask, kind)
+    assert specific.shape == agnostic.shape == (2, 4, 3)
+    for b in range(2):
+        for y in range(4):
+            for x in range(3):
+                sums = [0.0, 0.0]
+                for c in range(5):
+                    a = float(mask[b, c, y, x])
+                    weight = 1.0 if kind == "mask" else abs(float(features[b, c, y, x]))
+                    sums[0] += a * weight
+                    sums[1] += (1.0 - a) * weight
+                assert float(specific[b, y, x]) == pytest.approx(sums[0] / 5, abs=1e-6)
+                assert float(agnostic[b, y, x]) == pytest.approx(sums[1] / 5, abs=1e-6)
+
+
+def test_mask_maps_are_complements_and_do_not_look_at_the_features(pair):
+    features, mask = pair
+    specific, agnostic = branch_maps(features, mask)
+    torch.testing.assert_close(specific + agnostic, torch.ones(2, 4, 3))
+    assert torch.equal(branch_maps(100 * features, mask)[0], specific)
+
+
+def plain_bilinear(image, height, width):
+    """Bilinear between the centres of the places, the border's values beyond them."""
+    rows, columns = image.shape
+    result = np.empty((height, width))
+    for y in range(height):
+        for x in range(width):
+            v = min(max((y + 0.5) * rows / height - 0.5, 0), rows - 1)
+            u = min(max((x + 0.5) * columns / width - 0.5, 0), columns - 1)
+            top, left = int(v), int(u)
+            below, right = min(top + 1, rows - 1), min(left + 1, columns - 1)
+            dv, du = v - top, u - left
+            result[y, x] = ((1 - dv) * ((1 - du) * image[top, left] + du * image[top, right])
+                            + dv * ((1 - du) * image[below, left] + du * image[below, right]))
+    return result
+
+
+@pytest.mark.parametrize("size", [(8, 6), (13, 7), (4, 3)])
+def test_resizing_against_a_loop(pair, size):
+    maps = pair[1][:, 0]
+    resized = resize_maps(maps, size)
+    assert resized.shape == (2, *size)
+    for before, after in zip(maps, resized):
+        np.testing.assert_allclose(after, plain_bilinear(before.numpy(), *size), atol=1e-6)
+    assert resized.min() >= maps.min() and resized.max() <= maps.max()
+
+
+def test_relative_maps_by_hand():
+    maps = torch.tensor([[[1.0, 3.0], [2.0, 2.0]], [[0.5, 0.5], [0.5, 0.5]], [[0.0, 0], [0, 0]]])
+    expected = torch.tensor([[[0.5, 1.5], [1.0, 1.0]], [[1.0, 1], [1, 1]], [[0.0, 0], [0, 0]]])
+    assert torch.equal(relative_maps(maps), expected)
+
+
+def test_share_by_hand():
+    maps = torch.tensor([[[1.0, 3.0], [2.0, 2.0]]])
+    region = torch.tensor([[[False, True], [False, False]]])
+    assert mass_share(maps, region).tolist() == [3 / 8]
+
+
+def test_share_against_loops_and_of_a_uniform_map(pair):
+    maps = pair[1][:, 0]
+    region = torch.rand(2, 4, 3, generator=torch.Generator().manual_seed(1)) < 0.4
+    shares = mass_share(maps, region)
+    assert shares.dtype == torch.float64
+    for b in range(2):
+        inside = total = 0.0
+        for y in range(4):
+            for x in range(3):
+                total += float(maps[b, y, x])
+                inside += float(maps[b, y, x]) * bool(region[b, y, x])
+        assert float(shares[b]) == pytest.approx(inside / total, rel=1e-12)
+    uniform = mass_share(torch.full((2, 4, 3), 0.3), region)
+    torch.testing.assert_close(uniform, region.double().mean(dim=(1, 2)))
+
+
+def test_a_map_of_zeros_has_no_share():
+    share = mass_share(torch.zeros(1, 2, 2), torch.ones(1, 2, 2, dtype=torch.bool))
+    assert math.isnan(float(share))
+
+
+def test_bad_input(pair):
+    features, mask = pair
+    with pytest.raises(ValueError, match="kind 'heat' is not one of .*mask.*feature"):
+        branch_maps(features, mask, "heat")
+    with pytest.raises(ValueError, match=r"\(2, 4, 4, 3\) must both be"):
+        branch_maps(features, mask[:, :4])
+    region = torch.ones(2, 4, 3, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"region \(1, 4, 3\) must both"):
+        mass_share(mask[:, 0], region[:1])
+    for value in (-0.1, math.nan, math.inf):
+        maps = mask[:, 0].clone()
+        maps[0, 0, 0] = value
+        with pytest.raises(ValueError, match="negative or non-finite"):
+            mass_share(maps, region)

@@ -1,0 +1,450 @@
+"""The plugin's parts in experiments that are not ours, and ours with the toolbox's other parts.
+
+Every config of configs/Mix, and those of the data sets that the paper does not have, is trained a
+few steps on tiny images by the parts of tools/train_net.py, and evaluated.
+"""
+
+import contextlib
+import importlib.util
+import math
+from pathlib import Path
+
+import caureid_plugin
+import numpy as np
+import pytest
+import torch
+from caureid_plugin.layers import GroupedBatchNorm2d
+from fastreid.engine import DefaultTrainer
+from fastreid.modeling import build_model
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CONFIGS = REPOSITORY / "configs"
+MIX = sorted(path.name for path in (CONFIGS / "Mix").glob("*.yml"))
+# those that use identity labels, and say so in their first line
+SUPERVISED = ("bagtricks_camsep.yml", "mgn_camsep.yml", "moco_camsep.yml",
+              "supervised_camsep_loss.yml")
+
+NUM_CAMERAS = "MODEL.HEADS.CAMSEP.NUM_CAMERAS"
+ATTENTION = "MODEL.HEADS.CAMSEP.ATTENTION"
+LOSSES = "MODEL.LOSSES.NAME"
+TINY = [
+    "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.PRETRAIN", False, NUM_CAMERAS, 2,
+    "INPUT.SIZE_TRAIN", [32, 16], "INPUT.SIZE_TEST", [32, 16], "DATALOADER.NUM_WORKERS", 0,
+    "SOLVER.IMS_PER_BATCH", 16, "SOLVER.MAX_EPOCH", 1, "SOLVER.ITERS_PER_EPOCH", 2,
+    "SOLVER.WARMUP_ITERS", 0, "SOLVER.CHECKPOINT_PERIOD", 1, "TEST.EVAL_PERIOD", 1,
+    "TEST.IMS_PER_BATCH", 64, "CAUREID.CLUSTER.K1", 6, "CAUREID.CLUSTER.K2", 2,
+    "CAUREID.CLUSTER.EPS", 0.8, "CAUREID.CLUSTER.MIN_SAMPLES", 2, "CAUREID.LABELS", "extract",
+]
+UNSUPERVISED = ["MODEL.BN_GROUP_SIZE", 8]
+RESNET18 = ["MODEL.BACKBONE.DEPTH", "18x", "MODEL.BACKBONE.FEAT_DIM", 512]
+PLAIN = ["MODEL.BACKBONE.NAME", "build_plain_backbone", "MODEL.BACKBONE.FEAT_DIM", 16,
+         "MODEL.HEADS.CAMSEP.REDUCTION", 4]
+# the smallest that the backbone in question allows
+SMALLER = {
+    "bagtricks_camsep.yml": RESNET18,
+    "caureid_osnet.yml": ["MODEL.BACKBONE.DEPTH", "x0_25", "MODEL.BACKBONE.FEAT_DIM", 128],
+    "caureid_vit.yml": ["MODEL.BACKBONE.DEPTH", "small"],
+    "embedding_head.yml": PLAIN,
+    "joint.yml": [*PLAIN, NUM_CAMERAS, 5],
+    "market_to_msmt17.yml": [*PLAIN, NUM_CAMERAS, 3],
+    "mgn_camsep.yml": ["INPUT.SIZE_TRAIN", [96, 16], "INPUT.SIZE_TEST", [96, 16],
+                       "MODEL.HEADS.EMBEDDING_DIM", 8, "SOLVER.OPT", "SGD",
+                       "SOLVER.IMS_PER_BATCH", 8, "SOLVER.ITERS_PER_EPOCH", 1],
+    "moco_camsep.yml": [*RESNET18, "MODEL.QUEUE_SIZE", 32],
+    "supervised_camsep_loss.yml": PLAIN,
+}
+SCALARS = {
+    "CACCLoss": "loss_cacc", "CameraSeparationLoss": "loss_camsep",
+    "CrossEntropyLoss": "loss_cls", "InfoNCELoss": "loss_infonce", "TripletLoss": "loss_triplet",
+}
+# scalars that the toolbox's architectures name themselves
+OWN_SCALARS = {
+    "mgn_camsep.yml": {f"loss_cls_b{b}" for b in (1, 2, 21, 22, 3, 31, 32, 33)}
+    | {f"loss_triplet_b{b}" for b in (1, 2, 22, 3, 33)},
+    "moco_camsep.yml": {"loss_cls", "loss_triplet", "loss_mb"},
+}
+
+
+def _write(path, colours, camera, rng):
+    """A 32 x 16 image of two blocks of colour, darker with each camera, and noise."""
+    image = np.empty((32, 16, 3))
+    image[:16], image[16:] = colours
+    image = image * (1.0 - 0.1 * camera) + rng.normal(scale=12.0, size=image.shape)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(path, quality=95)
+
+
+def _draw(cameras, place, seed=1):
+    """Five people to train with and three to test with, two images for each camera."""
+    rng = np.random.default_rng(seed)
+    for person in range(8):
+        colours = rng.uniform(20, 235, size=(2, 3))
+        for number, camera in enumerate(cameras):
+            for shot in range(2):
+                split = "train" if person < 5 else ("query", "gallery")[shot]
+                _write(place(split, person, camera, shot), colours, number, rng)
+
+
+@pytest.fixture
+def tiny_msmt17(tiny_market):
+    """Three cameras in MSMT17's layout, beside the tiny Market-1501."""
+    base, lists = tiny_market / "MSMT17_V1", {"train": [], "val": [], "query": [], "gallery": []}
+
+    def place(split, person, camera, shot):
+        name = f"{person:04d}/{person:04d}_{shot:03d}_{camera:02d}_0303morning_0015_0.jpg"
+        lists[split].append(f"{name} {person if split == 'train' else person - 5}\n")
+        return base / ("train" if split == "train" else "test") / name
+
+    _draw((1, 7, 15), place)
+    for split, lines in lists.items():
+        (base / f"list_{split}.txt").write_text("".join(lines))
+
+
+@pytest.fixture
+def tiny_veri(tiny_market):
+    """Three cameras in VeRi-776's layout."""
+    folders = {"train": "image_train", "query": "image_query", "gallery": "image_test"}
+    _draw((1, 9, 20), lambda split, who, camera, shot: tiny_market / "veri" / folders[split]
+          / f"{who + 1:04d}_c{camera:03d}_{shot:08d}_0.jpg")
+
+
+@pytest.fixture
+def tiny_personx(tiny_market):
+    """Three cameras in PersonX's layout."""
+    folders = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
+    _draw((3, 10, 11), lambda split, who, camera, shot: tiny_market / "PersonX" / folders[split]
+          / f"{who + 1:04d}_c{camera}s1_{shot:06d}_00.jpg")
+
+
+@pytest.fixture
+def train_net():
+    """tools/train_net.py as a module."""
+    path = REPOSITORY / "tools" / "train_net.py"
+    spec = importlib.util.spec_from_file_location("train_net", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def start(cfg, train_net, tiny_market, tmp_path):
+    """Trainer of a shipped config, made small; more keys as arguments."""
+
+    def make(name, *options, folder="out", saved=False):
+        run = cfg.clone()
+        run.merge_from_file(str(CONFIGS / name))
+        run.merge_from_list([*TINY, *([] if Path(name).name in SUPERVISED else UNSUPERVISED),
+                             *SMALLER.get(Path(name).name, []), *options,
+                             "OUTPUT_DIR", str(tmp_path / folder)])
+        run.freeze()
+        (tmp_path / folder).mkdir(exist_ok=True)
+        torch.manual_seed(0)
+        np.random.seed(0)
+        trainer = train_net.build_trainer(run)
+        trainer.checkpointer.save_to_disk = saved  # gigabytes, for the larger networks
+        return trainer
+
+    return make
+
+
+def weights(trainer):
+    return {name: parameter.detach().clone()
+            for name, parameter in trainer.model.named_parameters()}
+
+
+def norms(trainer):
+    """Tells whether a weight has moved without a copy of them all."""
+    return {name: parameter.detach().norm().item()
+            for name, parameter in trainer.model.named_parameters()}
+
+
+def check_run(trainer, expected):
+    """Trains; the named losses are there and finite, the weights move, every test has its mAP."""
+    before = norms(trainer)
+    results = trainer.train()
+    latest = {name: value for name, (value, _) in trainer.storage.latest().items()}
+    found = {name for name in latest if name.startswith("loss_")}
+    assert found == expected
+    assert all(math.isfinite(latest[name]) for name in found)
+    after = norms(trainer)
+    still = [name for name, value in before.items() if value == after[name]]
+    assert len(still) < 0.2 * len(before), still
+    tests = trainer.cfg.DATASETS.TESTS
+    for result in [results] if len(tests) == 1 else [results[name] for name in tests]:
+        assert 0.0 < result["mAP"] <= 100.0
+    return results
+
+
+# ------------------------------------------------------------------------ the configs ----
+
+
+def test_the_supervised_configs_say_so_and_no_other_uses_identities(cfg):
+    assert set(SUPERVISED) <= set(MIX)
+    for name in MIX:
+        run = cfg.clone()
+        run.merge_from_file(str(CONFIGS / "Mix" / name))
+        text = (CONFIGS / "Mix" / name).read_text()
+        assert text.startswith("# SUPERVISED:") == (name in SUPERVISED), name
+        assert (run.MODEL.HEADS.NUM_CLASSES < 0) == (name not in SUPERVISED), name
+
+
+@pytest.mark.parametrize("name", MIX)
+def test_trains_and_evaluates(start, tiny_msmt17, name):
+    trainer = start(f"Mix/{name}")
+    losses = {SCALARS[loss] for loss in trainer.cfg.MODEL.LOSSES.NAME}
+    check_run(trainer, OWN_SCALARS.get(name, losses))
+    memory = getattr(trainer.model, "memory", None)
+    assert isinstance(memory, caureid_plugin.MemoryBank) == (name not in SUPERVISED)
+
+
+@pytest.mark.parametrize("name, fixture, images", [
+    ("MSMT17", "tiny_msmt17", 30), ("VeRi", "tiny_veri", 30), ("PersonX", "tiny_personx", 30)])
+def test_other_data_sets(start, request, name, fixture, images):
+    request.getfixturevalue(fixture)
+    trainer = start(f"{name}/caureid.yml", *PLAIN, NUM_CAMERAS, 3)
+    assert trainer.cfg.DATASETS.NAMES == trainer.cfg.DATASETS.TESTS == (name,)
+    check_run(trainer, {"loss_infonce", "loss_camsep", "loss_cacc"})
+    camids = trainer.model.memory.camids
+    assert torch.equal(torch.bincount(camids), torch.full((3,), images // 3))
+
+
+@pytest.mark.parametrize("name, cameras, size", [
+    ("MSMT17", 15, [256, 128]), ("VeRi", 20, [224, 224]), ("PersonX", 6, [256, 128])])
+def test_values_of_the_other_data_sets(cfg, name, cameras, size):
+    cfg.merge_from_file(str(CONFIGS / name / "caureid.yml"))
+    assert cfg.MODEL.HEADS.CAMSEP.NUM_CAMERAS == cameras
+    assert list(cfg.INPUT.SIZE_TRAIN) == list(cfg.INPUT.SIZE_TEST) == size
+    assert (cfg.CAUREID.CLUSTER.EPS, cfg.CAUREID.MEMORY.MOMENTUM) == (0.6, 0.2)
+    assert cfg.SOLVER.ITERS_PER_EPOCH == (400 if name == "PersonX" else 800)
+
+
+def test_cameras_of_joined_data_sets_do_not_mix(start, tiny_msmt17):
+    trainer = start("Mix/joint.yml")
+    listed = trainer.data_loader.dataset.img_items
+    camids = trainer.model.memory.camids.tolist()
+    numbers = {}
+    for (path, _, _), camid in zip(listed, camids):
+        numbers.setdefault("MSMT17" in path, set()).add(camid)
+    assert numbers == {False: {0, 1}, True: {2, 3, 4}}
+    with pytest.raises(ValueError, match="NUM_CAMERAS is 2, but .* 5 cameras: set it to 5"):
+        start("Mix/joint.yml", NUM_CAMERAS, 2)
+
+
+def test_from_a_supervised_start_to_another_data_set(start, tiny_msmt17, tmp_path):
+    first = start("Mix/supervised_camsep_loss.yml", folder="first", saved=True)
+    first.train()
+    learnt = weights(first)
+    trainer = start("Mix/market_to_msmt17.yml", "MODEL.WEIGHTS",
+                    str(tmp_path / "first" / "model_final.pth"), folder="second")
+    fresh = weights(trainer)
+    trainer.resume_or_load(resume=False)
+    assert trainer.start_epoch == 0
+    loaded = weights(trainer)
+    # cameras are others, identities there are none
+    assert loaded.keys() == learnt.keys() - {"heads.weight"}
+    for name, value in loaded.items():
+        expected = fresh if name == "heads.camera_classifier.weight" else learnt
+        assert torch.equal(value, expected[name]), name
+    check_run(trainer, {"loss_infonce", "loss_camsep", "loss_cacc"})
+    assert 0.0 < trainer.storage.latest()["start/mAP"][0] <= 100.0
+
+
+# ------------------------------------------------------------- the toolbox's other parts ----
+
+
+def test_each_head_of_mgn_has_its_own_mask(cfg):
+    cfg.merge_from_file(str(CONFIGS / "Mix" / "mgn_camsep.yml"))
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.BACKBONE.PRETRAIN", False,
+                         "MODEL.HEADS.CAMSEP.REDUCTION", 512])
+    model = build_model(cfg)
+    heads = [module for module in model.children()
+             if isinstance(module, caureid_plugin.CamSepHead)]
+    assert len({id(head.attention) for head in heads}) == 8
+    assert all(head.camera_classifier is None for head in heads)
+    assert model.eval()({"images": torch.rand(2, 3, 96, 32)}).shape == (2, 8 * 256)
+
+
+@pytest.mark.parametrize("architecture", ["Baseline", "MGN", "MoCo"])
+@pytest.mark.parametrize("loss", ["CameraSeparationLoss", "InfoNCELoss"])
+def test_the_toolboxs_architectures_do_not_know_our_losses(cfg, architecture, loss):
+    """MGN would train without it, and the others would fail at their first step."""
+    cfg.merge_from_file(str(CONFIGS / "Mix" / "bagtricks_camsep.yml"))
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.BACKBONE.PRETRAIN", False,
+                         "MODEL.META_ARCHITECTURE", architecture,
+                         LOSSES, ("CrossEntropyLoss", loss)])
+    with pytest.raises(ValueError, match=rf"META_ARCHITECTURE {architecture} does not know .*"
+                       rf"\['{loss}'\] of MODEL.LOSSES.NAME.* CAUReID"):
+        build_model(cfg)
+
+
+def test_unsupervised_training_needs_our_architecture(start):
+    trainer = start("Mix/moco_camsep.yml")
+    with pytest.raises(ValueError, match="META_ARCHITECTURE CAUReID, the model is a MoCo"):
+        trainer.register_hooks([caureid_plugin.UnsupervisedHook(trainer.cfg)])
+
+
+def test_attention_on_a_vision_transformers_token(start):
+    trainer = start("Mix/caureid_vit.yml", ATTENTION, "harmonious", folder="token")
+    with pytest.raises(ValueError, match="ATTENTION 'harmonious' needs .* 1 x 1: set ATTENTION"):
+        trainer.train()
+
+
+def test_grouped_batch_norms_of_repvgg_fold_into_its_convolutions(cfg):
+    """The toolbox's deploy(), for a trained network: one convolution in place of three branches."""
+    cfg.merge_from_file(str(CONFIGS / "Mix" / "caureid_repvgg.yml"))
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.BACKBONE.PRETRAIN", False])
+    torch.manual_seed(0)
+    backbone = build_model(cfg).backbone.eval()
+    grouped = [m for m in backbone.modules() if isinstance(m, GroupedBatchNorm2d)]
+    assert len(grouped) > 40
+    for norm in grouped:
+        norm.weight.data.uniform_(0.5, 1.5)
+        norm.bias.data.normal_(0, 0.1)
+        norm.running_mean.normal_(0, 0.1)
+        norm.running_var.uniform_(0.5, 2.0)
+    images = torch.randn(2, 3, 32, 16)
+    with torch.no_grad():
+        before = backbone(images)
+        backbone.deploy(True)
+        after = backbone(images)
+    assert not [m for m in backbone.modules() if isinstance(m, GroupedBatchNorm2d)]
+    scale = before.abs().max()
+    assert (before[0] - before[1]).abs().max() > 0.01 * scale
+    torch.testing.assert_close(after / scale, before / scale, rtol=0, atol=1e-5)
+
+
+# ----------------------------------------------------- EmbeddingHead without identities ----
+
+
+def test_embedding_head_trains_as_our_head_without_attention(start):
+    states = []
+    for options in ([], ["MODEL.HEADS.NAME", "CamSepHead", ATTENTION, "none"]):
+        trainer = start("Mix/embedding_head.yml", *options, "SOLVER.MAX_EPOCH", 2,
+                        "DATASETS.TESTS", ())
+        trainer.train()
+        states.append(weights(trainer))
+    assert states[0].pop("heads.weight").numel() == 0
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+
+
+@pytest.mark.parametrize("layer", ["Linear", "ArcSoftmax", "CosSoftmax", "CircleSoftmax"])
+def test_embedding_head_gets_no_classes_whatever_the_classifier(start, layer):
+    trainer = start("Mix/embedding_head.yml", "MODEL.HEADS.CLS_LAYER", layer)
+    head = trainer.model.heads
+    assert type(head).__name__ == "EmbeddingHead"
+    assert head.weight.shape == (0, 16) and not head.weight.requires_grad
+    assert trainer.cfg.MODEL.HEADS.NUM_CLASSES == -1
+    check_run(trainer, {"loss_infonce", "loss_cacc"})
+
+
+def test_a_loss_over_identities_without_identities(start):
+    trainer = start("Mix/embedding_head.yml", LOSSES, ("InfoNCELoss", "CrossEntropyLoss"))
+    with pytest.raises(ValueError, match="CrossEntropyLoss needs the head's output "
+                       "'pred_class_logits'.*NUM_CLASSES"):
+        trainer.train()
+
+
+def test_embedding_head_has_no_camera_branch(start):
+    trainer = start("Mix/embedding_head.yml", LOSSES, ("InfoNCELoss", "CameraSeparationLoss"))
+    with pytest.raises(ValueError, match="'camera_logits'.*MODEL.HEADS.NAME"):
+        trainer.train()
+
+
+def test_a_head_that_scores_classes_has_no_bank(start):
+    with pytest.raises(ValueError, match="HEADS.NAME ClasHead .*CamSepHead or EmbeddingHead"):
+        start("Mix/embedding_head.yml", "MODEL.HEADS.NAME", "ClasHead")
+
+
+@pytest.mark.parametrize("options, fine", [
+    (["MODEL.HEADS.NAME", "EmbeddingHead"], True),
+    # a classifier of four classes that no loss looks at
+    (["MODEL.HEADS.NAME", "EmbeddingHead", "MODEL.HEADS.NUM_CLASSES", 4], False),
+])
+def test_every_weight_of_embedding_head_gets_a_gradient(cfg, tmp_path, options, fine):
+    """DistributedDataParallel ends a run at its second step otherwise."""
+    cfg.merge_from_file(str(CONFIGS / "Mix" / "embedding_head.yml"))
+    cfg.merge_from_list([*TINY, *PLAIN, LOSSES, ("TripletLoss",), *options])
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'group'}", world_size=1, rank=0)
+    try:
+        parallel = torch.nn.parallel.DistributedDataParallel(build_model(cfg))
+
+        def step():
+            batch = {"images": torch.rand(8, 3, 32, 16), "targets": torch.arange(8) // 2}
+            sum(parallel(batch).values()).backward()
+
+        step()
+        with contextlib.nullcontext() if fine else pytest.raises(RuntimeError, match="reduction"):
+            step()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+# ----------------------------------------------------------------------------- cameras ----
+
+
+@pytest.fixture
+def one_camera(monkeypatch):
+    """Every training image comes from the same camera."""
+    from fastreid.data.datasets.market1501 import Market1501
+
+    process = Market1501.process_dir
+
+    def changed(self, folder, is_train=True):
+        items = process(self, folder, is_train)
+        return [(path, who, "only") for path, who, _ in items] if is_train else items
+
+    monkeypatch.setattr(Market1501, "process_dir", changed)
+
+
+FULL = "Market/caureid.yml"
+
+
+def test_one_camera_has_nothing_to_separate(start, one_camera):
+    with pytest.raises(ValueError, match="All 48 training images .*one camera, and "
+                       "CameraSeparationLoss .*MODEL.LOSSES.NAME"):
+        start(FULL, *PLAIN)
+
+
+def test_one_camera_has_no_neighbours_across_cameras(start, one_camera):
+    with pytest.raises(ValueError, match="one camera.* CAUREID.CLUSTER.CAMERA_AWARE False"):
+        start(FULL, *PLAIN, LOSSES, ("InfoNCELoss",), NUM_CAMERAS, 0,
+              "CAUREID.CLUSTER.CAMERA_AWARE", True)
+
+
+def test_one_camera_and_cacc_contrast_clusters(start, one_camera):
+    trainer = start(FULL, *PLAIN, LOSSES, ("InfoNCELoss", "CACCLoss"), NUM_CAMERAS, 0)
+    check_run(trainer, {"loss_infonce", "loss_cacc"})
+    memory = trainer.model.memory
+    assert len(memory.camera_centres()[0]) == memory.num_clusters
+
+
+def test_supervised_training_with_a_camera_too_many(start, tiny_msmt17):
+    trainer = start("Mix/supervised_camsep_loss.yml", "DATASETS.NAMES", ("MSMT17",),
+                    "SOLVER.ITERS_PER_EPOCH", 10)
+    with pytest.raises(ValueError, match="Camera labels range .* to 2, but .* 2 outputs: set "
+                       "MODEL.HEADS.CAMSEP.NUM_CAMERAS"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("camids, found", [
+    (None, "NoneType"), (["c1"] * 8, "list"), (torch.zeros(8), "torch.float32")])
+def test_cameras_that_are_no_integers(cfg, camids, found):
+    cfg.merge_from_file(str(CONFIGS / "Mix" / "supervised_camsep_loss.yml"))
+    cfg.merge_from_list([*TINY, *PLAIN, LOSSES, ("TripletLoss", "CameraSeparationLoss")])
+    model = build_model(cfg)
+    batch = {"images": torch.rand(8, 3, 32, 16), "targets": torch.arange(8) // 2}
+    if camids is not None:
+        batch["camids"] = camids
+    with pytest.raises(ValueError, match=f"'camids' of the batch; it is of type {found}"):
+        model(batch)
+
+
+def test_the_trainer_of_the_toolbox_takes_the_supervised_config(cfg, tiny_market, tmp_path):
+    """Nothing but the import and the keys of the plugin is needed: no hook."""
+    cfg.merge_from_file(str(CONFIGS / "Mix" / "supervised_camsep_loss.yml"))
+    cfg.merge_from_list([*TINY, *PLAIN, "OUTPUT_DIR", str(tmp_path)])
+    check_run(DefaultTrainer(cfg), {"loss_cls", "loss_triplet", "loss_camsep"})

@@ -1,0 +1,376 @@
+"""The tool that draws attention maps: its choice of images, shares, pictures and errors."""
+
+import base64
+import collections
+import html.parser
+import importlib.util
+import io
+import os
+import re
+import shutil
+from pathlib import Path
+
+import caureid_plugin  # noqa: F401  (first: it makes the toolbox importable)
+import cv2
+import numpy as np
+import pytest
+import torch
+from fastreid.data import build as data_build
+from PIL import Image
+
+from caureid_plugin.data.synthetic_cameras import person_mask, render_dataset
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONFIG = ["--config-file", str(REPOSITORY / "configs" / "Synthetic" / "caureid.yml")]
+KEYS = """MODEL.DEVICE cpu MODEL.BACKBONE.FEAT_DIM 16 MODEL.HEADS.CAMSEP.REDUCTION 4 SEED 3
+MODEL.HEADS.CAMSEP.NUM_CAMERAS 2 INPUT.SIZE_TEST [32,16] TEST.IMS_PER_BATCH 5""".split()
+MARKET = [*KEYS, "DATASETS.NAMES", "('Market1501',)", "DATASETS.TESTS", "('Market1501',)"]
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location(
+        "visualize_attention", REPOSITORY / "tools" / "visualize_attention.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory):
+    root = tmp_path_factory.mktemp("synthetic")
+    render_dataset(str(root / "SyntheticCameras"), train_identities=4, test_identities=2,
+                   cameras=3, size=(32, 16))
+    return root
+
+
+@pytest.fixture
+def synthetic(rendered, monkeypatch):
+    """Folder of a tiny SyntheticCameras, which the toolbox's loader finds."""
+    monkeypatch.setattr(data_build, "_root", str(rendered))
+    return rendered / "SyntheticCameras"
+
+
+@pytest.fixture(scope="module")
+def weights(tool, rendered, tmp_path_factory):
+    """A checkpoint whose mask is far from uniform, as if it had been trained."""
+    cfg = tool.configure(tool.parse_args([*CONFIG, *KEYS]))
+    paths = sorted((rendered / "SyntheticCameras" / "bounding_box_train").iterdir())
+    samples, _ = tool.read([tool.Choice(str(path), "", True) for path in paths[:16]], cfg)
+    model = tool.build_network(cfg, "")
+    generator = torch.Generator().manual_seed(1)
+    backbone, attention = model.backbone.train(), model.heads.attention.train()
+    with torch.no_grad():
+        attention.combine[1].weight.normal_(1, 2, generator=generator)
+        for layer in (attention.spatial_reduce, attention.spatial_refine):
+            layer[1].bias.fill_(1)  # above the ReLU's zero
+        images = model.preprocess_image(torch.stack([sample.image for sample in samples]))
+        for _ in range(40):  # running statistics, without which what comes out is almost zero
+            attention(backbone(images))
+    path = tmp_path_factory.mktemp("weights") / "model_final.pth"
+    torch.save({"model": model.state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three images of different sizes, a file that is none, and a folder."""
+    folder = tmp_path / "some people"
+    (folder / "below").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, size in (("b.png", (40, 20)), ("a <&> $x$.jpg", (60, 30)), ("c.JPG", (20, 50))):
+        noise = rng.integers(256, size=(*size, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / name)
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+def pixels(path):
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+class Page(html.parser.HTMLParser):
+    """Collects the pictures, the headings and all text of a page."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.pictures, self.text, self.attributes = [], "", []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.attributes.append((tag, attrs))
+        if tag == "img":
+            kind, code = attrs["src"].split(",")
+            assert kind == "data:image/png;base64"
+            file = io.BytesIO(base64.b64decode(code))
+            self.pictures.append((attrs["alt"], np.asarray(Image.open(file)).astype(int)))
+
+    def handle_data(self, data):
+        self.text += data + "\n"
+
+
+def plain_maps(model, path, kind):
+    """Both maps (h, w) of one image on its own, by loops over the channels."""
+    image = Image.open(path).convert("RGB").resize((16, 32), Image.BICUBIC)
+    images = torch.from_numpy(np.asarray(image).astype(np.float32)).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        features = model.backbone((images - model.pixel_mean) / model.pixel_std)
+        mask = model.heads.attention(features)[0].numpy()
+    features = features[0].numpy()
+    maps = [np.zeros(mask.shape[1:]), np.zeros(mask.shape[1:])]
+    for f, a in zip(features, mask):
+        weight = np.abs(f) if kind == "feature" else 1.0
+        maps[0] += a * weight / len(mask)
+        maps[1] += (1.0 - a) * weight / len(mask)
+    return maps
+
+
+def plain_share(heat, person):
+    heat = cv2.resize(heat, person.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    return sum(v for v, p in zip(heat.flat, person.flat) if p) / heat.sum()
+
+
+def table_of(printed):
+    rows = [[cell.strip() for cell in line.strip("|").split("|")]
+            for line in printed.splitlines() if line.startswith("|")]
+    return {(row[0], row[1]): row[2:] for row in rows[2:]}
+
+
+def test_shares_on_the_person_against_loops(tool, synthetic, weights, tmp_path, capsys):
+    tool.main([*CONFIG, "--per-camera", "1", "--measure", "3", "--output",
+               str(tmp_path / "a.png"), *KEYS, "MODEL.WEIGHTS", str(weights)])
+    printed = capsys.readouterr().out
+    args = tool.parse_args([*CONFIG, "--per-camera", "1", "--measure", "3", *KEYS])
+    cfg = tool.configure(args)
+    paths = [choice.path for choice in tool.choose(args, cfg)]
+    assert len(paths) == len(set(paths)) == 9
+    people = [person_mask(path) for path in paths]
+    areas = 100 * np.array([person.mean() for person in people])
+    assert f"that of the area: {areas.mean():.1f} ({areas.std():.1f})" in printed
+    found = table_of(printed)
+    assert list(found) == [(w, k) for w in ("start", "trained") for k in ("mask", "feature")]
+    for name, path in (("start", ""), ("trained", str(weights))):
+        model = tool.build_network(cfg, path)
+        for kind in ("mask", "feature"):
+            shares = 100 * np.array([
+                [plain_share(heat, person) for heat in plain_maps(model, image, kind)]
+                for image, person in zip(paths, people)])
+            gain = shares[:, 1] - shares[:, 0]
+            expected = [(shares[:, 0].mean(), shares[:, 0].std()),
+                        (shares[:, 1].mean(), shares[:, 1].std()), (gain.mean(), gain.std())]
+            for cell, (mean, spread) in zip(found[name, kind], expected, strict=True):
+                numbers = [float(number) for number in re.findall(r"-?[\d.]+", cell)]
+                assert numbers == pytest.approx([mean, spread], abs=0.06), (name, kind)
+            verdict = f"{name}, {kind} maps: the camera-agnostic share is "
+            if name == "trained":
+                verdict += "higher by" if gain.mean() > 0 else "LOWER by"
+                assert abs(gain.mean()) > 0.02
+            else:  # a uniform mask
+                verdict += "equal"
+            assert verdict in printed
+
+
+def test_at_a_uniform_mask_the_picture_is_grey_and_else_it_is_not(tool, synthetic, weights,
+                                                                   tmp_path):
+    pages = {}
+    for name, options in (("start", []), ("trained", ["MODEL.WEIGHTS", str(weights)])):
+        for suffix in (".png", ".html"):
+            tool.main([*CONFIG, "--per-camera", "1", "--output", str(tmp_path / (name + suffix)),
+                       *KEYS, *options])
+        pages[name] = Page(tmp_path / f"{name}.html").pictures[1:]  # without the colour bar
+    one, two = (pixels(tmp_path / f"{name}.png") for name in ("start", "trained"))
+    assert one.std() > 5 and (one.shape != two.shape or (one != two).mean() > 0.05)
+    strongest = 0
+    for (alt, start), (same, trained) in zip(pages["start"], pages["trained"], strict=True):
+        assert alt == same
+        if alt == "image":
+            assert np.array_equal(start, trained)
+        else:  # the middle of the colours is not quite grey
+            assert (start.max(axis=2) - start.min(axis=2)).max() <= 4
+            strongest = max(strongest, (trained.max(axis=2) - trained.min(axis=2)).max())
+    assert strongest > 80
+
+
+def test_colours_by_hand(tool):
+    picture = np.zeros((1, 3, 3), np.uint8)
+    red, middle, blue = tool.overlay(picture, np.array([[1.2, 1.0, 0.8]]), 0.2)[0].astype(int)
+    assert red[0] > red[2] + 80 and blue[2] > blue[0] + 70
+    assert middle.max() - middle.min() <= 4
+    assert tool.overlay(picture + 255, np.ones((1, 3)), 0.2).mean() > middle.mean() + 90
+    uniform, strong = torch.ones(1, 2, 2), torch.tensor([[[1.0, 1.0], [1.3, 0.7]]])
+    assert tool.colour_range([uniform, uniform + 1e-4]) == 0.1  # rounding errors stay grey
+    assert tool.colour_range([uniform, strong]) == pytest.approx(0.3)
+    assert tool.colour_range([uniform, 5 * strong]) == 1.0
+
+
+def test_specific_and_agnostic_are_drawn_where_they_are_strong(tool, tmp_path):
+    """A mask that is strong in the upper half: above, the specific overlay is the redder one."""
+    picture = np.full((20, 10, 3), 128, np.uint8)
+    sample = tool.Sample(tool.Choice("x.png", "", True), torch.zeros(3, 4, 4), picture, None)
+    specific = torch.tensor([[[0.8, 0.8], [0.2, 0.2]]])
+    shares = (np.array([np.nan]), np.array([np.nan]))
+    (panel,), spread = tool.draw_panels([sample], (specific, 1 - specific), shares)
+    assert spread == pytest.approx(0.6) and panel.note == "" and panel.name == "x.png"
+    original, left, right = (p.astype(int) for p in panel.pictures)
+    assert np.array_equal(original, picture)
+    redness = [p[..., 0] - p[..., 2] for p in (left, right)]
+    assert (redness[0][:5] > 50).all() and (redness[0][-5:] < -50).all()
+    assert (redness[1][:5] < -50).all() and (redness[1][-5:] > 50).all()
+
+
+@pytest.mark.parametrize("split, cameras", [
+    ("train", ["market1501_0", "market1501_1"]),
+    ("query", ["Market1501 camera 1", "Market1501 camera 2"]),
+    ("gallery", ["Market1501 camera 1", "Market1501 camera 2"])])
+def test_images_of_a_dataset(tool, tiny_market, split, cameras, tmp_path, capsys):
+    arguments = [*CONFIG, "--split", split, "--per-camera", "3", "--output",
+                 str(tmp_path / "page.html"), *MARKET]
+    tool.main(arguments)
+    printed = capsys.readouterr().out
+    assert "page.html: 6 images, start weights, mask maps" in printed and "|" not in printed
+    page = Page(tmp_path / "page.html")
+    assert [alt for alt, _ in page.pictures[1:]] == 6 * ["image", "camera-specific",
+                                                        "camera-agnostic"]
+    assert "Before training, SEED 3" in page.text and "on the person" not in page.text
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}
+            ) in page.attributes
+    args = tool.parse_args(arguments)
+    choices = tool.choose(args, tool.configure(args))
+    assert list(dict.fromkeys(choice.group for choice in choices)) == cameras
+    for choice in choices:
+        assert choice.drawn and choice.group in page.text
+        assert os.path.basename(choice.path) in page.text
+        number = int(re.search(r"_c(\d)s", choice.path)[1])
+        assert choice.group == cameras[number - 1]
+    assert collections.Counter(choice.group for choice in choices) == dict.fromkeys(cameras, 3)
+
+
+def test_the_choice_follows_the_seed(tool, tiny_market):
+    def choose(*options):
+        args = tool.parse_args([*CONFIG, *options, *MARKET])
+        return [choice.path for choice in tool.choose(args, tool.configure(args))]
+
+    assert choose("--seed", "1") == choose("--seed", "1") != choose("--seed", "2")
+    everything = choose("--per-camera", "1000")
+    assert len(everything) == 48 and set(choose("--per-camera", "3")) < set(everything)
+    assert choose("--dataset", "Market1501") == choose()
+
+
+def test_cameras_are_ordered_by_number(tool):
+    names = ["m_c10", "m_c2", "m_c1", "d_c3"]
+    assert sorted(names, key=tool._by_number) == ["d_c3", "m_c1", "m_c2", "m_c10"]
+
+
+def test_a_folder_and_names_that_need_escaping(tool, folder, tmp_path, capsys):
+    for suffix in ("html", "png"):
+        tool.main([*CONFIG, "--folder", str(folder), "--map", "feature", "--output",
+                   str(tmp_path / f"page.{suffix}"), *KEYS])
+    assert "page.png: 3 images, start weights, feature maps" in capsys.readouterr().out
+    page = Page(tmp_path / "page.html")
+    assert "a <&> $x$.jpg" in page.text and "some people" in page.text
+    assert "a <&>" not in (tmp_path / "page.html").read_text(encoding="utf-8")
+    shapes = [picture.shape[:2] for _, picture in page.pictures[1:]]
+    assert shapes == 3 * [(192, 96)] + 3 * [(192, 96)] + 3 * [(77, 192)]
+    assert pixels(tmp_path / "page.png").std() > 5
+
+
+def test_config_keys_after_images(tool, folder):
+    paths = [str(folder / "b.png"), str(folder / "c.JPG")]
+    args = tool.parse_args([*CONFIG, "--images", *paths, "SEED", "7", "MODEL.DEVICE", "cpu"])
+    assert args.images == paths and tool.configure(args).SEED == 7
+    args = tool.parse_args([*CONFIG, "--images", *paths, "--seed", "4", "SEED", "7"])
+    assert args.images == paths and args.opts == ["SEED", "7"]
+
+
+def test_bad_images_are_named_and_the_others_drawn(tool, folder, tmp_path, capsys):
+    good, cut, missing = folder / "b.png", tmp_path / "cut.png", tmp_path / "missing.png"
+    cut.write_bytes(good.read_bytes()[:700])
+    images = [cut, good, missing, folder / "notes.txt", folder / "below"]
+    arguments = [*CONFIG, "--output", str(tmp_path / "page.html"), "--images"]
+    with pytest.raises(SystemExit) as stopped:
+        tool.main([*arguments, *map(str, images), *KEYS])
+    for path in images:
+        assert (f"Cannot read the image {path}" in stopped.value.code) == (path != good)
+    assert "page.html: 1 images" in capsys.readouterr().out
+    assert len(Page(tmp_path / "page.html").pictures) == 4
+
+    (tmp_path / "page.html").unlink()
+    with pytest.raises(ValueError, match=r"(?s)None of the images can be drawn.*missing\.png"):
+        tool.main([*arguments, str(missing), *KEYS])
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_an_image_that_was_put_in_a_rendered_ones_place(tool, synthetic, tmp_path):
+    shutil.copytree(synthetic, tmp_path / "SyntheticCameras")
+    first, second = sorted((tmp_path / "SyntheticCameras" / "query").iterdir())[:2]
+    Image.new("RGB", (30, 30)).save(first)
+    with pytest.raises(SystemExit, match=f"{first} is 30 pixels high.*it is another image"):
+        tool.main([*CONFIG, "--output", str(tmp_path / "a.png"), "--images", str(first),
+                   str(second), *KEYS])
+    assert (tmp_path / "a.png").is_file()
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--per-camera", "0"], "--per-camera 0 must be at least 1"),
+    (["--measure", "-1"], "--measure -1 must not be negative"),
+    (["--seed", "-2"], "--seed -2 must not be negative"),
+    (["--output", "maps.jpg"], "--output maps.jpg must end in .png or .html"),
+    (["--output", "absent/maps.png"], "the folder absent does not exist"),
+    (["--output", "there.png"], "--output there.png cannot be written"),
+    (["--split", "test"], "invalid choice: 'test'"),
+    (["--map", "heat"], "invalid choice: 'heat'"),
+    (["--images", "SEED", "1"], "--images needs at least one path"),
+    (["--images", "a.png", "--folder", "b"], "not allowed with argument"),
+    (["--folder", "b", "--split", "query"], "--split query is of a dataset"),
+])
+def test_bad_options(tool, options, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.png").mkdir()
+    with pytest.raises(SystemExit) as stopped:
+        tool.main([*CONFIG, *options, *KEYS])
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options, keys, message", [
+    (["--dataset", "Markt"], [], "There is no dataset 'Markt'.*SyntheticCameras"),
+    ([], ["DATASETS.NAMES", "()"], "names no dataset.*--dataset"),
+    (["--folder", "absent"], [], "--folder absent is not a folder"),
+    (["--folder", "empty"], [], "--folder empty holds no image, among 0 entries.*jpg"),
+    ([], ["MODEL.HEADS.CAMSEP.ATTENTION", "none", "MODEL.LOSSES.NAME", "('InfoNCELoss',)"],
+     "ATTENTION none .*must be harmonious"),
+    ([], ["MODEL.HEADS.NAME", "EmbeddingHead", "MODEL.HEADS.NUM_CLASSES", "4"],
+     "MODEL.HEADS.NAME EmbeddingHead of .* CAUReID has no attention.*a single CamSepHead"),
+    ([], ["MODEL.WEIGHTS", "absent.pth"], "MODEL.WEIGHTS absent.pth is not a file"),
+    ([], ["MODEL.WEIGHTS", "text.pth"], "MODEL.WEIGHTS text.pth is not a checkpoint"),
+    ([], ["MODEL.WEIGHTS", "list.pth"], "MODEL.WEIGHTS list.pth is not a checkpoint"),
+    ([], ["MODEL.WEIGHTS", "other.pth"], "of another architecture"),
+    ([], ["INPUT.CROP.ENABLED", "True"], "INPUT.CROP.ENABLED False"),
+    ([], ["INPUT.SIZE_TEST", "[32]"], r"INPUT.SIZE_TEST \[32\] must be \[height, width\]"),
+])
+def test_bad_configs(tool, tiny_market, options, keys, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.pth").write_text("not a checkpoint")
+    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({"model": {"backbone.x": torch.zeros(2)}}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        tool.main([*CONFIG, *options, *MARKET, *keys])
+    assert not (tmp_path / "attention.png").exists()
+
+
+def test_more_rows_than_a_png_holds(tool, tiny_market, tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, "MOST_ROWS", 3)
+    arguments = [*CONFIG, "--per-camera", "5", *MARKET, "OUTPUT_DIR", str(tmp_path)]
+    arguments[2:2] = ["--output", str(tmp_path / "a.png")]
+    with pytest.raises(ValueError, match=r"fill 4 rows of a PNG, which holds 3.*\.html"):
+        tool.main(arguments)
+    arguments[3] = str(tmp_path / "a.html")
+    tool.main(arguments)
+    assert (tmp_path / "a.html").is_file()
+
+
+def test_rows_hold_one_group_each(tool):
+    choices = [tool.Choice(str(i), group, True) for i, group in enumerate("aaaaabbc")]
+    rows = ["".join(choice.group for choice in row) for row in tool.rows_of(choices)]
+    assert rows == ["aaaa", "a", "bb", "c"]

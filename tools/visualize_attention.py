@@ -1,0 +1,577 @@
+#!/usr/bin/env python3
+"""Draws where the network looks: image, camera-specific and camera-agnostic map side by side.
+
+    tools/visualize_attention.py --config-file configs/Synthetic/caureid.yml \\
+        --output attention.png MODEL.WEIGHTS logs/synthetic/caureid/model_final.pth
+    tools/visualize_attention.py ... --dataset Market1501 --split query --per-camera 2
+    tools/visualize_attention.py ... --folder people/ --output attention.html
+    tools/visualize_attention.py ... --images a.jpg b.jpg
+
+Without MODEL.WEIGHTS the network is the one that training starts from. On SyntheticCameras, where
+the person's outline is known, the share of each map's mass on the person is reported too, at the
+start and, with MODEL.WEIGHTS, after training. Images that cannot be read are named at the end, with
+exit status 1; the others are drawn.
+
+Colours: each map relative to its own mean, grey 1 (what a uniform map has everywhere), red more,
+blue less; one scale for all maps of the page.
+"""
+
+import argparse
+import base64
+import collections
+import html
+import io
+import os
+import pickle
+import re
+import textwrap
+from pathlib import Path
+from typing import NamedTuple
+
+import caureid_plugin  # first: it makes the toolbox importable
+
+import numpy as np
+import torch
+from fastreid.config import get_cfg
+from fastreid.data.data_utils import read_image
+from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.data.transforms import build_transforms
+from fastreid.modeling import build_model
+from fastreid.utils.env import seed_all_rng
+from PIL import Image
+from tabulate import tabulate
+
+from caureid_plugin.data.synthetic_cameras import DESCRIPTION, FOLDER, person_mask
+from caureid_plugin.layers import (MAP_KINDS, branch_maps, mass_share, relative_maps,
+                                   resize_maps)
+
+BRANCHES = ("camera-specific", "camera-agnostic")
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SIDE = 192  # longest side of a drawn image, in pixels
+GAP = 6  # pixels between an image and its maps
+COLUMNS = 4  # images in a row of the PNG, each with its two maps
+MOST_ROWS = 200  # of the PNG, which holds no more pixels
+LEAST_RANGE = 0.1  # of the colour scale, so that a uniform map does not show its rounding errors
+COLOURS = "coolwarm"
+
+
+class Choice(NamedTuple):
+    """An image to read: where it is, the group it is drawn in, drawn or measured alone."""
+
+    path: str
+    group: str
+    drawn: bool
+
+
+class Sample(NamedTuple):
+    """An image that was read.
+
+    ``image`` is what the network gets, (3, H, W); ``picture`` what is drawn, uint8 (h, w, 3) with
+    sides of at most SIDE; ``person`` its person, bool of the file's own height and width, or None.
+    """
+
+    choice: Choice
+    image: torch.Tensor
+    picture: np.ndarray
+    person: np.ndarray | None
+
+
+class Panel(NamedTuple):
+    """What is drawn of a sample: image and two overlays, uint8 of one shape (H, W, 3)."""
+
+    name: str
+    group: str
+    note: str
+    pictures: tuple
+
+
+# ----------------------------------------------------------------------------- which images ----
+
+
+def list_folder(folder: str) -> list[str]:
+    """Paths of a folder's images, sorted.
+
+    Raises:
+        ValueError: not a folder; no image in it.
+    """
+    if not os.path.isdir(folder):
+        raise ValueError(f"--folder {folder} is not a folder.")
+    names = sorted(os.listdir(folder))
+    found = [name for name in names if name.lower().endswith(SUFFIXES)]
+    if not found:
+        raise ValueError(f"--folder {folder} holds no image, among {len(names)} entries none ends "
+                         f"in {', '.join(SUFFIXES)}; folders below it are not searched.")
+    return [os.path.join(folder, name) for name in found]
+
+
+def list_dataset(name: str, split: str) -> dict[str, list[str]]:
+    """Paths of a data set's images by camera, in the order of the cameras' numbers.
+
+    Raises:
+        ValueError: the data set is not registered; the split has no image.
+    """
+    known = caureid_plugin.compat.registered_names(DATASET_REGISTRY)
+    if name not in known:
+        raise ValueError(f"There is no dataset {name!r} (--dataset, or DATASETS in the config), "
+                         f"known are {known}.")
+    data = DATASET_REGISTRY.get(name)(root=caureid_plugin.compat.dataset_root())
+    groups: dict[str, list[str]] = {}
+    for path, _, camera, *_ in getattr(data, split):
+        # the toolbox names a training image's camera, and numbers a test image's from 0
+        label = camera if isinstance(camera, str) else f"{name} camera {camera + 1}"
+        groups.setdefault(label, []).append(path)
+    if not groups:
+        raise ValueError(f"The {split} split of {name} has no image: choose another --split.")
+    return {label: groups[label] for label in sorted(groups, key=_by_number)}
+
+
+def _by_number(text: str) -> list:
+    """Sorting key that puts c2 before c10."""
+    parts = re.split(r"(\d+)", text)
+    return [int(part) if part.isdigit() else part for part in parts]
+
+
+def choose(args: argparse.Namespace, cfg) -> list[Choice]:
+    """The images to draw, group by group, then those to measure alone."""
+    if args.images:
+        return [Choice(path, "", True) for path in args.images]
+    if args.folder:
+        groups = {printable(Path(args.folder).resolve().name): list_folder(args.folder)}
+    else:
+        split = args.split or "train"
+        default = cfg.DATASETS.NAMES if split == "train" else cfg.DATASETS.TESTS
+        names = [args.dataset] if args.dataset else list(default)
+        if not names:
+            raise ValueError("The config names no dataset (DATASETS.NAMES for --split train, "
+                             "DATASETS.TESTS for query and gallery): choose one with --dataset.")
+        groups = {key: paths for name in names
+                  for key, paths in list_dataset(name, split).items()}
+    drawn, measured = [], []
+    for number, (group, paths) in enumerate(groups.items()):
+        order = np.random.default_rng([args.seed, number]).permutation(len(paths))
+        first = sorted(order[:args.per_camera])
+        drawn += [Choice(paths[i], group, True) for i in first]
+        others = [paths[i] for i in order[args.per_camera:args.measure]]
+        measured += [Choice(path, group, False) for path in others if knows_person(path)]
+    return drawn + measured
+
+
+def knows_person(path: str) -> bool:
+    """Whether the image lies in a folder of SyntheticCameras, whose people are known."""
+    folder = Path(os.path.abspath(path)).parent.parent
+    return folder.name == FOLDER and (folder / DESCRIPTION).is_file()
+
+
+def read(choices: list[Choice], cfg) -> tuple[list[Sample], dict[str, str]]:
+    """The images that can be read, and what is wrong with the others, by path."""
+    transform = build_transforms(cfg, is_train=False)
+    samples, wrong = [], {}
+    for choice in choices:
+        try:
+            image = read_image(choice.path, format="RGB")
+            person = person_mask(choice.path) if knows_person(choice.path) else None
+            if person is not None and person.shape != (image.height, image.width):
+                raise ValueError(f"{choice.path} is {image.height} pixels high and {image.width} "
+                                 f"wide, but was rendered as {person.shape}: it is another image.")
+        except (ValueError, Image.DecompressionBombError) as error:
+            named = choice.path in str(error)
+            wrong[choice.path] = f"{error}" if named else f"{choice.path}: {error}"
+            continue
+        factor = SIDE / max(image.size)
+        picture = image.resize([max(1, round(factor * side)) for side in image.size])
+        samples.append(Sample(choice, transform(image).float(), np.asarray(picture), person))
+    return samples, wrong
+
+
+# --------------------------------------------------------------------------------- the maps ----
+
+
+def build_network(cfg, weights: str) -> torch.nn.Module:
+    """The config's network with these weights; without any, the one that training starts from.
+
+    Raises:
+        ValueError: the weights are missing, no checkpoint or of another architecture; the network
+            has no attention.
+    """
+    if weights and not os.path.isfile(weights):
+        raise ValueError(f"MODEL.WEIGHTS {weights} is not a file.")
+    cfg = cfg.clone()
+    cfg.defrost()
+    if weights:
+        cfg.MODEL.BACKBONE.PRETRAIN = False
+    seed_all_rng(max(cfg.SEED, 0))  # as before training
+    model = build_model(cfg)
+    head = getattr(model, "heads", None)
+    if not isinstance(head, caureid_plugin.CamSepHead):
+        raise ValueError(f"MODEL.HEADS.NAME {cfg.MODEL.HEADS.NAME} of MODEL.META_ARCHITECTURE "
+                         f"{cfg.MODEL.META_ARCHITECTURE} has no attention to draw: it must be a "
+                         "single CamSepHead.")
+    if head.attention is None:
+        raise ValueError(f"MODEL.HEADS.CAMSEP.ATTENTION {cfg.MODEL.HEADS.CAMSEP.ATTENTION} leaves "
+                         "nothing to draw: it must be harmonious.")
+    if weights:
+        try:
+            caureid_plugin.compat.load_weights(model, weights)
+        except (AttributeError, EOFError, KeyError, RuntimeError, TypeError,
+                pickle.UnpicklingError) as error:  # whatever reading another file gives
+            raise ValueError(f"MODEL.WEIGHTS {weights} is not a checkpoint of FastReID: "
+                             f"{error!r}.") from error
+    return model.eval()
+
+
+@torch.no_grad()
+def network_maps(model: torch.nn.Module, images: list[torch.Tensor], size: int) -> dict[str, tuple]:
+    """For each kind of map, the camera-specific and the camera-agnostic ones, each (N, h, w).
+
+    The N images go through the network in batches of ``size``.
+    """
+    parts: dict[str, list] = {kind: [] for kind in MAP_KINDS}
+    for start in range(0, len(images), size):
+        batch = caureid_plugin.compat.to_device(
+            {"images": torch.stack(images[start:start + size])}, model.device)
+        features = model.backbone(model.preprocess_image(batch))
+        mask = model.heads.mask(features)
+        for kind in MAP_KINDS:
+            parts[kind].append([maps.float().cpu() for maps in branch_maps(features, mask, kind)])
+    return {kind: tuple(torch.cat(branch) for branch in zip(*parts[kind])) for kind in MAP_KINDS}
+
+
+def person_shares(maps: torch.Tensor, samples: list[Sample]) -> np.ndarray:
+    """Share of each map's mass on the sample's person; NaN where the person is not known."""
+    shares = np.full(len(samples), np.nan)
+    for i, sample in enumerate(samples):
+        if sample.person is not None:
+            resized = resize_maps(maps[i:i + 1], sample.person.shape)
+            shares[i] = mass_share(resized, torch.from_numpy(sample.person)[None])[0]
+    return shares
+
+
+# -------------------------------------------------------------------------------- the report ----
+
+
+def report(shares: dict[str, dict[str, tuple]], samples: list[Sample]) -> str:
+    """The table of shares; ``shares[weights][kind]`` holds an (N,) array for either branch."""
+    known = np.array([sample.person is not None for sample in samples])
+    area = np.array([s.person.mean() for s in samples if s.person is not None])
+    counts = collections.Counter(s.choice.group for s in samples if s.person is not None)
+    lines, verdicts = [], []
+    for weights, kinds in shares.items():
+        for kind, branches in kinds.items():
+            specific, agnostic = (branch[known] for branch in branches)
+            gain = agnostic - specific
+            lines.append([weights, kind, _spread(specific), _spread(agnostic),
+                          _spread(gain, "+.2f")])
+            verdicts.append(f"{weights}, {kind} maps: the camera-agnostic share is "
+                            f"{_verdict(100 * gain.mean())}.")
+    table = tabulate(lines, ["weights", "map", *BRANCHES, "agnostic - specific"],
+                     tablefmt="github", disable_numparse=True)
+    images = ", ".join(f"{group or 'chosen'} {count}" for group, count in counts.items())
+    return (f"Share of a map's mass on the person, in %: mean (standard deviation) of the images.\n"
+            f"A uniform map's share is that of the area: {_spread(area)}.\n"
+            f"Images: {images}; {known.sum()} in all.\n\n{table}\n\n" + "\n".join(verdicts))
+
+
+def _spread(values: np.ndarray, form: str = ".1f") -> str:
+    return f"{100 * values.mean():{form}} ({100 * values.std():{form.lstrip('+')}})"
+
+
+def _verdict(points: float) -> str:
+    if np.isnan(points):
+        return "not known: a map is zero everywhere"
+    if abs(points) < 0.005:  # a uniform mask's two shares are equal but for rounding
+        return "equal to the camera-specific one"
+    return f"{'higher' if points > 0 else 'LOWER'} by {abs(points):.2f} points"
+
+
+# ------------------------------------------------------------------------------- the drawing ----
+
+
+def printable(path: str) -> str:
+    """A path as text that can be written whatever its bytes."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+def heading(cfg, kind: str, shares: tuple) -> str:
+    """Title of the picture: what is drawn, the weights and, where known, the mean shares."""
+    lines = [f"Where the network looks: {' and '.join(BRANCHES)} {kind} maps",
+             f"Weights: {printable(cfg.MODEL.WEIGHTS)}" if cfg.MODEL.WEIGHTS else
+             f"Before training, SEED {max(cfg.SEED, 0)}"]
+    known = [branch[~np.isnan(branch)] for branch in shares]
+    if len(known[0]):
+        lines.append("On the person: {:.1f} % of the camera-specific and {:.1f} % of the camera-"
+                     "agnostic mass (mean over {} images)".format(
+                         *(100 * branch.mean() for branch in known), len(known[0])))
+    return "\n".join(lines)
+
+
+def colour_range(maps: list[torch.Tensor]) -> float:
+    """r of the scale 1 - r ... 1 + r that holds all relative maps, 0.1 to 1."""
+    most = max(float((relative - 1).abs().max()) for relative in maps)
+    return min(max(most, LEAST_RANGE), 1.0)
+
+
+def overlay(picture: np.ndarray, relative: np.ndarray, spread: float) -> np.ndarray:
+    """Lays a map (H, W) in the colours of 1 - spread ... 1 + spread over the grey image."""
+    from matplotlib import colormaps
+
+    grey = picture.mean(axis=2, keepdims=True) / 255
+    colours = colormaps[COLOURS]((relative - 1 + spread) / (2 * spread))[..., :3]
+    return np.round(255 * (0.4 * grey + 0.6 * colours)).astype(np.uint8)
+
+
+def draw_panels(samples: list[Sample], branches: tuple, shares: tuple) -> tuple[list[Panel], float]:
+    """Image and overlays of each sample, and the colours' range.
+
+    Args:
+        samples: N of them.
+        branches: camera-specific and camera-agnostic maps, each (N, h, w).
+        shares: of the person in either, (N,), NaN where not known.
+    """
+    relative = [relative_maps(maps) for maps in branches]
+    spread = colour_range(relative)
+    panels = []
+    for i, sample in enumerate(samples):
+        size = sample.picture.shape[:2]
+        maps = [resize_maps(branch[i:i + 1], size)[0].numpy() for branch in relative]
+        note = ""
+        if sample.person is not None:
+            note = "on the person: {:.1f} %, {:.1f} %".format(*(100 * s[i] for s in shares))
+        overlays = (overlay(sample.picture, m, spread) for m in maps)
+        panels.append(Panel(printable(os.path.basename(sample.choice.path)), sample.choice.group,
+                            note, (sample.picture, *overlays)))
+    return panels, spread
+
+
+def rows_of(panels: list) -> list[list]:
+    """Panels (or choices) in rows of one group each, at most COLUMNS in a row."""
+    rows: list[list] = []
+    for panel in panels:
+        if not rows or rows[-1][0].group != panel.group or len(rows[-1]) == COLUMNS:
+            rows.append([])
+        rows[-1].append(panel)
+    return rows
+
+
+def write_png(panels: list[Panel], spread: float, title: str, path: Path) -> None:
+    """One row of images for each group, each image beside its two maps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import cm, colors, pyplot
+
+    rows = rows_of(panels)
+    columns = max(len(row) for row in rows)
+    widest = max(panel.pictures[0].shape[1] for panel in panels)
+    width = max(5.5, columns * (3 * widest + 2 * GAP + 24) / 100)
+    text = "\n".join(textwrap.fill(line, int(14 * width)) for line in title.splitlines())
+    figure, axes = pyplot.subplots(
+        len(rows), columns, squeeze=False, layout="constrained",
+        figsize=(width, 1.3 + 0.16 * text.count("\n") + 2.5 * len(rows)))
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for line, row in zip(axes, rows):
+        for axis, panel in zip(line, row):
+            _draw_panel(axis, panel)
+        line[0].text(-0.02, 0.5, row[0].group, rotation=90, ha="right", va="center", fontsize=9,
+                     transform=line[0].transAxes, parse_math=False)
+    figure.suptitle(text, fontsize=9, parse_math=False)
+    scale = cm.ScalarMappable(colors.Normalize(1 - spread, 1 + spread), COLOURS)
+    bar = figure.colorbar(scale, ax=axes, location="bottom", fraction=0.3 / len(rows), aspect=40,
+                          shrink=0.6, extend="max" if spread == 1 else "neither")
+    bar.set_label("map / its mean over the image (1: as if uniform)", fontsize=8)
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+
+
+def _draw_panel(axis, panel: Panel) -> None:
+    height, width, _ = panel.pictures[0].shape
+    gap = np.full((height, GAP, 3), 255, np.uint8)
+    first, *others = panel.pictures
+    axis.imshow(np.concatenate([first, *(part for p in others for part in (gap, p))], axis=1))
+    axis.set_title("\n".join(filter(None, [textwrap.shorten(panel.name, 40, placeholder="..."),
+                                           panel.note])), fontsize=7, parse_math=False)
+    for i, name in enumerate(("image", "specific", "agnostic")):
+        axis.text(i * (width + GAP) + width / 2, height + 3, name, fontsize=6, ha="center",
+                  va="top")
+
+
+def _picture_html(picture: np.ndarray, name: str) -> str:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    code = base64.b64encode(file.getvalue()).decode("ascii")
+    return (f'<figure><img alt="{html.escape(name)}" src="data:image/png;base64,{code}">'
+            f"<figcaption>{html.escape(name)}</figcaption></figure>")
+
+
+STYLE = """
+body { font-family: sans-serif; margin: 1em; max-width: 70em; }
+.group, .panel { display: flex; flex-wrap: wrap; gap: 1em; }
+.item { margin-bottom: 1em; } .panel { flex-wrap: nowrap; gap: 4px; }
+.name { font-size: small; overflow-wrap: anywhere; max-width: 24em; }
+figure { margin: 0; text-align: center; font-size: x-small; } img { max-width: 100%; }
+pre { overflow-x: auto; } .bar img { width: 100%; max-width: 24em; height: 1em; }
+"""
+
+
+def write_html(panels: list[Panel], spread: float, title: str, table: str, path: Path) -> None:
+    """A page of its own, pictures included."""
+    ramp = np.tile(np.linspace(1 - spread, 1 + spread, 256), (8, 1))
+    bar = overlay(np.full((8, 256, 3), 255, np.uint8), ramp, spread)
+    more = " or more" if spread == 1 else ""
+    first, *others = title.splitlines()
+    parts = ['<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">',
+             '<meta name="viewport" content="width=device-width, initial-scale=1">',
+             f"<title>{html.escape(first)}</title><style>{STYLE}</style></head><body>",
+             f"<h1>{html.escape(first)}</h1>",
+             *(f"<p>{html.escape(line)}</p>" for line in others), '<div class="bar">',
+             _picture_html(bar, f"map / its mean over the image: {1 - spread:.2f} (left), 1 as if "
+                                f"uniform (middle), {1 + spread:.2f}{more} (right)"), "</div>"]
+    if table:
+        parts.append(f"<pre>{html.escape(table)}</pre>")
+    for group in dict.fromkeys(panel.group for panel in panels):
+        parts.append(f'<h2>{html.escape(group or "chosen images")}</h2><div class="group">')
+        for panel in panels:
+            if panel.group == group:
+                pictures = map(_picture_html, panel.pictures, ("image", *BRANCHES))
+                parts.append(f'<div class="item"><div class="panel">{"".join(pictures)}</div>'
+                             f'<div class="name">{html.escape(panel.name)}<br>'
+                             f"{html.escape(panel.note)}</div></div>")
+        parts.append("</div>")
+    path.write_text("\n".join([*parts, "</body></html>\n"]), encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------- the command ----
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Reads and checks the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--images", nargs="+", metavar="PATH", help="these images")
+    source.add_argument("--folder", help="images of this folder")
+    source.add_argument("--dataset", help="images of this registered dataset (default: DATASETS "
+                                          "of the config)")
+    parser.add_argument("--split", choices=("train", "query", "gallery"),
+                        help="of the dataset (default: train)")
+    parser.add_argument("--per-camera", type=int, default=4, metavar="N",
+                        help="images drawn, at random, of each camera or of the folder (default: "
+                             "%(default)s)")
+    parser.add_argument("--measure", type=int, default=50, metavar="N",
+                        help="images of each camera whose shares are measured where the person is "
+                             "known, the drawn ones among them (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1,
+                        help="of the choice of images (default: %(default)s); the network's is "
+                             "SEED")
+    parser.add_argument("--map", choices=MAP_KINDS, default="mask", dest="kind",
+                        help="what is drawn: means over the channels of the mask (A and 1 - A), or "
+                             "of the features it leaves to either branch (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("attention.png"),
+                        help=".png or .html file to write (default: %(default)s)")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values")
+    args = parser.parse_args(argv)
+    _separate_keys(args)
+    _check(args, parser)
+    return args
+
+
+def _separate_keys(args: argparse.Namespace) -> None:
+    """Gives the config keys that follow --images, which takes all it can get, to the config."""
+    known = get_cfg()
+    caureid_plugin.add_caureid_config(known)
+    for i, text in enumerate(args.images or ()):
+        if text.split(".")[0] in known and not os.path.exists(text):
+            args.images, args.opts = args.images[:i], args.images[i:] + args.opts
+            return
+
+
+def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """What can be said before anything is computed."""
+    if args.images == []:
+        parser.error("--images needs at least one path")
+    if args.split and (args.images or args.folder):
+        parser.error(f"--split {args.split} is of a dataset, and there is none with --images or "
+                     "--folder")
+    if args.per_camera < 1:
+        parser.error(f"--per-camera {args.per_camera} must be at least 1")
+    for name in ("measure", "seed"):
+        if getattr(args, name) < 0:
+            parser.error(f"--{name} {getattr(args, name)} must not be negative")
+    path, folder = args.output, args.output.parent
+    if path.suffix.lower() not in (".png", ".html"):
+        parser.error(f"--output {path} must end in .png or .html")
+    if not folder.is_dir():
+        parser.error(f"--output {path}: the folder {folder} does not exist")
+    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        parser.error(f"--output {path} cannot be written")
+
+
+def configure(args: argparse.Namespace):
+    """The frozen config: the file, then keys.
+
+    Raises:
+        ValueError: the network is not shown the whole image.
+    """
+    cfg = get_cfg()
+    caureid_plugin.add_caureid_config(cfg)
+    known = os.path.isfile(args.config_file)
+    cfg.merge_from_file(
+        args.config_file if known else caureid_plugin.get_config_file(args.config_file))
+    cfg.merge_from_list(args.opts)
+    size = list(cfg.INPUT.SIZE_TEST)
+    if len(size) != 2 or min(size) < 1 or cfg.INPUT.CROP.ENABLED:
+        raise ValueError(f"INPUT.SIZE_TEST {size} must be [height, width] and INPUT.CROP.ENABLED "
+                         "False, so that maps cover the whole image.")
+    cfg.freeze()
+    return cfg
+
+
+def compute(cfg, networks: dict[str, torch.nn.Module], samples: list[Sample]):
+    """Maps and shares: ``maps[weights][kind]`` and ``shares[weights][kind]``, by branch."""
+    images = [sample.image for sample in samples]
+    maps = {name: network_maps(model, images, cfg.TEST.IMS_PER_BATCH)
+            for name, model in networks.items()}
+    shares = {name: {kind: tuple(person_shares(branch, samples) for branch in branches)
+                     for kind, branches in kinds.items()} for name, kinds in maps.items()}
+    return maps, shares
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    cfg = configure(args)
+    as_png = args.output.suffix.lower() == ".png"
+    drawn = "trained" if cfg.MODEL.WEIGHTS else "start"
+    networks = {drawn: build_network(cfg, cfg.MODEL.WEIGHTS)}
+    choices = choose(args, cfg)
+    rows = len(rows_of([choice for choice in choices if choice.drawn]))
+    if as_png and rows > MOST_ROWS:
+        raise ValueError(f"The images fill {rows} rows of a PNG, which holds {MOST_ROWS}: choose "
+                         "fewer images, or an --output that ends in .html.")
+    samples, wrong = read(choices, cfg)
+    shown = sum(sample.choice.drawn for sample in samples)  # they come first
+    if not shown:
+        raise ValueError("None of the images can be drawn:\n" + "\n".join(wrong.values()))
+    known = any(sample.person is not None for sample in samples)
+    if known and cfg.MODEL.WEIGHTS:
+        networks = {"start": build_network(cfg, ""), **networks}
+    maps, shares = compute(cfg, networks, samples)
+    panels, spread = draw_panels(
+        samples[:shown], [branch[:shown] for branch in maps[drawn][args.kind]],
+        shares[drawn][args.kind])
+    table = report(shares, samples) if known else ""
+    title = heading(cfg, args.kind, shares[drawn][args.kind])
+    if table:
+        print(f"{table}\n")
+    if as_png:
+        write_png(panels, spread, title, args.output)
+    else:
+        write_html(panels, spread, title, table, args.output)
+    print(f"{args.output}: {shown} images, {drawn} weights, {args.kind} maps")
+    if wrong:
+        raise SystemExit("Could not be drawn or measured, the others were:\n"
+                         + "\n".join(wrong.values()))
+
+
+if __name__ == "__main__":
+    main()
