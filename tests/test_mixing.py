@@ -416,7 +416,8 @@ def test_one_camera_has_no_neighbours_across_cameras(start, one_camera):
 
 
 def test_one_camera_and_cacc_contrast_clusters(start, one_camera):
-    trainer = start(FULL, *PLAIN, LOSSES, ("InfoNCELoss", "CACCLoss"), NUM_CAMERAS, 0)
+    trainer = start(FULL, *PLAIN, LOSSES, ("InfoNCELoss", "CACCLoss"), NUM_CAMERAS, 0,
+                    "CAUREID.CLUSTER.CAMERA_AWARE", False)
     check_run(trainer, {"loss_infonce", "loss_cacc"})
     memory = trainer.model.memory
     assert len(memory.camera_centres()[0]) == memory.num_clusters

@@ -13,18 +13,19 @@ from torch import nn
 
 @BACKBONE_REGISTRY.register()
 def build_plain_backbone(cfg) -> nn.Sequential:
-    """Six 3 x 3 convolutions with norm and ReLU, stride 8 in all.
+    """Six 3 x 3 convolutions with norm and ReLU, stride 4 x LAST_STRIDE in all.
 
     Reads MODEL.BACKBONE.FEAT_DIM (channels of the map; the layers before have an eighth to a half
-    of them), NORM and WITH_IBN: instance norm of the image itself, which takes a camera's colour
-    cast and exposure away before anything is learnt.
+    of them), NORM, LAST_STRIDE (1 or 2) and WITH_IBN: instance norm of the image itself, which
+    takes a camera's colour cast and exposure away before anything is learnt.
 
     Shape:
         - input: (B, 3, H, W)
-        - output: (B, FEAT_DIM, H / 8, W / 8)
+        - output: (B, FEAT_DIM, H / 8, W / 8) with LAST_STRIDE 2, (B, FEAT_DIM, H / 4, W / 4) with 1
 
     Raises:
-        ValueError: FEAT_DIM is not a multiple of 8; PRETRAIN is asked for (there are no weights).
+        ValueError: FEAT_DIM is not a multiple of 8; LAST_STRIDE neither 1 nor 2; PRETRAIN is asked
+            for (there are no weights).
     """
     dim, norm = cfg.MODEL.BACKBONE.FEAT_DIM, cfg.MODEL.BACKBONE.NORM
     if dim % 8:
@@ -32,8 +33,11 @@ def build_plain_backbone(cfg) -> nn.Sequential:
     if cfg.MODEL.BACKBONE.PRETRAIN:
         raise ValueError("build_plain_backbone has no pretrained weights: set "
                          "MODEL.BACKBONE.PRETRAIN False.")
+    last_stride = cfg.MODEL.BACKBONE.LAST_STRIDE
+    if last_stride not in (1, 2):
+        raise ValueError(f"MODEL.BACKBONE.LAST_STRIDE {last_stride} must be 1 or 2.")
     widths = (dim // 8, dim // 4, dim // 4, dim // 2, dim // 2, dim)
-    strides = (2, 2, 1, 2, 1, 1)
+    strides = (2, 2, 1, last_stride, 1, 1)
     layers: list[nn.Module] = []
     if cfg.MODEL.BACKBONE.WITH_IBN:
         layers.append(nn.InstanceNorm2d(3, affine=True))
