@@ -15,7 +15,8 @@ __version__ = "0.1.0"
 __all__ = [
     "CAUReID", "CamSepHead", "ClusterSampler", "EvalAtStart", "LOSS_REGISTRY", "MemoryBank",
     "PersonX", "SyntheticCameras", "UnlabelledImages", "UnsupervisedHook", "add_caureid_config",
-    "build_losses", "compat", "extract_features", "get_config_file", "launch", "needs_memory",
+    "build_losses", "check_cameras", "compat", "extract_features", "get_config_file", "launch",
+    "needs_memory",
 ]
 
 # asked for, not tried: what goes wrong inside an installed FastReID must be seen
@@ -26,7 +27,7 @@ if importlib.util.find_spec("fastreid") is not None:
     from .config import add_caureid_config
     from .config_files import get_config_file
     from .data import ClusterSampler, PersonX, SyntheticCameras, UnlabelledImages
-    from .engine import EvalAtStart, UnsupervisedHook, extract_features
+    from .engine import EvalAtStart, UnsupervisedHook, check_cameras, extract_features
     from .modeling import LOSS_REGISTRY, CamSepHead, CAUReID, MemoryBank, build_losses, needs_memory
 else:
 

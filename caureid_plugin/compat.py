@@ -173,6 +173,7 @@ _launch = sys.modules["fastreid.engine.launch"]
 warnings.filterwarnings("ignore", message="TypedStorage is deprecated", category=UserWarning)
 
 TOOLBOX_LOSSES = ("CrossEntropyLoss", "TripletLoss", "CircleLoss", "Cosface")
+MGN_LOSSES = TOOLBOX_LOSSES[:2]  # its chain leaves the pairwise ones out
 """Names that the toolbox's meta-architectures understand in ``MODEL.LOSSES.NAME``."""
 
 
@@ -1405,8 +1406,7 @@ def _unknown_key(patch: _Patches) -> None:
     versions="all",
 )
 def _unknown_loss(patch: _Patches) -> None:
-    # MGN has a chain of its own, which leaves the pairwise losses out
-    for architecture, known in ((_Baseline, TOOLBOX_LOSSES), (_MGN, TOOLBOX_LOSSES[:2])):
+    for architecture, known in ((_Baseline, TOOLBOX_LOSSES), (_MGN, MGN_LOSSES)):
         patch.set(architecture, "losses", _with_known_losses(architecture.losses, known))
 
 
@@ -1417,7 +1417,8 @@ def _with_known_losses(original: Callable, known: Sequence[str]) -> Callable:
         if unknown:
             raise ValueError(
                 f"{type(self).__name__} does not know the losses {unknown} of MODEL.LOSSES.NAME; "
-                f"it knows {list(known)}. The plugin's losses need MODEL.META_ARCHITECTURE CAUReID.")
+                f"it knows {list(known)}. MODEL.META_ARCHITECTURE CAUReID knows the toolbox's and "
+                "the plugin's.")
         return original(self, *args, **kwargs)
 
     return losses

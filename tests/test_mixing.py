@@ -424,11 +424,15 @@ def test_one_camera_and_cacc_contrast_clusters(start, one_camera):
 
 
 def test_supervised_training_with_a_camera_too_many(start, tiny_msmt17):
-    trainer = start("Mix/supervised_camsep_loss.yml", "DATASETS.NAMES", ("MSMT17",),
-                    "SOLVER.ITERS_PER_EPOCH", 10)
-    with pytest.raises(ValueError, match="Camera labels range .* to 2, but .* 2 outputs: set "
-                       "MODEL.HEADS.CAMSEP.NUM_CAMERAS"):
-        trainer.train()
+    with pytest.raises(ValueError, match="MODEL.HEADS.CAMSEP.NUM_CAMERAS is 2, but the training "
+                       "images come from 3 cameras: set it to 3"):
+        start("Mix/supervised_camsep_loss.yml", "DATASETS.NAMES", ("MSMT17",))
+
+
+def test_supervised_training_with_one_camera(start, one_camera):
+    with pytest.raises(ValueError, match="48 training images .*one camera, and "
+                       "CameraSeparationLoss needs at least two"):
+        start("Mix/supervised_camsep_loss.yml")
 
 
 @pytest.mark.parametrize("camids, found", [

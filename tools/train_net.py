@@ -45,6 +45,9 @@ def build_trainer(cfg):
         logger.info("Supervised training: %s with %s uses the identity labels of %s.",
                     cfg.MODEL.META_ARCHITECTURE, list(cfg.MODEL.LOSSES.NAME),
                     list(cfg.DATASETS.NAMES))
+        if "CameraSeparationLoss" in cfg.MODEL.LOSSES.NAME:
+            images = trainer.data_loader.dataset
+            caureid_plugin.check_cameras(cfg, len(images), len(images.cams))
     return trainer
 
 

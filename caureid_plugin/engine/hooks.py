@@ -14,13 +14,42 @@ from tqdm import tqdm
 
 from .. import clustering, compat
 from ..data import build_extraction_loader, build_pseudo_label_loader
-from ..modeling import CAUReID, MemoryBank
+from ..modeling import CAUReID, MemoryBank, needs_memory
 from ..modeling.gather import average_running_statistics, gather_batch
 from .extraction import extract_features
 
 logger = logging.getLogger("fastreid.caureid")
 
 LABELS = ("bank", "extract")
+
+
+def check_cameras(cfg, num_images: int, num_cameras: int) -> None:
+    """Compares the cameras of the training set with what the config asks of them.
+
+    With a single camera CACC stays legal: it is then a contrast of clusters.
+
+    Args:
+        cfg: MODEL, CAUREID.CLUSTER and, for the messages, DATASETS.NAMES.
+        num_images, num_cameras: of the training set.
+
+    Raises:
+        ValueError: one camera where several are needed; another number than
+            MODEL.HEADS.CAMSEP.NUM_CAMERAS.
+    """
+    found = (f"All {num_images} training images of DATASETS.NAMES {list(cfg.DATASETS.NAMES)} come "
+             "from one camera")
+    if num_cameras < 2 and "CameraSeparationLoss" in cfg.MODEL.LOSSES.NAME:
+        raise ValueError(
+            f"{found}, and CameraSeparationLoss needs at least two: take it out of "
+            "MODEL.LOSSES.NAME and set MODEL.HEADS.CAMSEP.ATTENTION none.")
+    if num_cameras < 2 and cfg.CAUREID.CLUSTER.CAMERA_AWARE and needs_memory(cfg):
+        raise ValueError(f"{found}, and camera-aware neighbours need at least two: set "
+                         "CAUREID.CLUSTER.CAMERA_AWARE False.")
+    declared = cfg.MODEL.HEADS.CAMSEP.NUM_CAMERAS
+    if declared and declared != num_cameras:
+        raise ValueError(
+            f"MODEL.HEADS.CAMSEP.NUM_CAMERAS is {declared}, but the training images come from "
+            f"{num_cameras} cameras: set it to {num_cameras}.")
 
 
 class UnsupervisedHook(HookBase):
@@ -95,31 +124,13 @@ class UnsupervisedHook(HookBase):
         cfg = self._cfg
         self._extraction = build_extraction_loader(cfg, self._items)
         images = self._extraction.dataset
-        if images.num_cameras < 2:
-            self._check_one_camera()
-        declared = cfg.MODEL.HEADS.CAMSEP.NUM_CAMERAS
-        if declared and declared != images.num_cameras:
-            raise ValueError(
-                f"MODEL.HEADS.CAMSEP.NUM_CAMERAS is {declared}, but the training images come from "
-                f"{images.num_cameras} cameras: set it to {images.num_cameras}.")
+        check_cameras(cfg, len(images), images.num_cameras)
         dim = cfg.MODEL.HEADS.EMBEDDING_DIM or cfg.MODEL.BACKBONE.FEAT_DIM
         self._bank = MemoryBank(torch.from_numpy(images.camids), dim,
                                 momentum=cfg.CAUREID.MEMORY.MOMENTUM, device=self._model.device)
         self._model.memory = self._bank
         self._host.checkpointer.checkpointables["memory_bank"] = self._bank
         self._seed = cfg.SEED if cfg.SEED >= 0 else int(comm.shared_random_seed())
-
-    def _check_one_camera(self) -> None:
-        """Refuses what is meant for several cameras; CACC is then a contrast of clusters."""
-        found = (f"All {len(self._items)} training images of DATASETS.NAMES "
-                 f"{list(self._cfg.DATASETS.NAMES)} come from one camera")
-        if "CameraSeparationLoss" in self._cfg.MODEL.LOSSES.NAME:
-            raise ValueError(
-                f"{found}, and CameraSeparationLoss needs at least two: take it out of "
-                "MODEL.LOSSES.NAME and set MODEL.HEADS.CAMSEP.ATTENTION none.")
-        if self._cfg.CAUREID.CLUSTER.CAMERA_AWARE:
-            raise ValueError(f"{found}, and camera-aware neighbours need at least two: set "
-                             "CAUREID.CLUSTER.CAMERA_AWARE False.")
 
     def before_train(self) -> None:
         if self._bank.is_filled:  # from a checkpoint

@@ -54,7 +54,7 @@ class HarmoniousAttention(nn.Module):
             raise ValueError(
                 "uniform_start (MODEL.HEADS.CAMSEP.UNIFORM_START) needs mask_range 'full' (RANGE): "
                 "with 'half' the zero weight sits behind a ReLU and never receives a gradient.")
-        if gain <= 0:
+        if not 0 < gain < float("inf"):
             raise ValueError(f"gain {gain} (MODEL.HEADS.CAMSEP.GAIN) must be positive.")
         squeezed = max(1, channels // reduction)
         self.spatial_reduce = _conv_bn(1, 1, kernel=3, stride=2)

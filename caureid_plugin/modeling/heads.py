@@ -10,7 +10,7 @@ from fastreid.layers.weight_init import weights_init_classifier
 from fastreid.modeling.heads import REID_HEADS_REGISTRY, EmbeddingHead
 from torch import nn
 
-from ..compat import TOOLBOX_LOSSES
+from ..compat import MGN_LOSSES, TOOLBOX_LOSSES
 from ..layers import HarmoniousAttention
 
 ATTENTIONS = ("harmonious", "none")
@@ -24,11 +24,12 @@ def _check_config(cfg) -> None:
     if camsep.ATTENTION not in ATTENTIONS:
         raise ValueError(f"MODEL.HEADS.CAMSEP.ATTENTION {camsep.ATTENTION!r} is unknown, known "
                          f"are {ATTENTIONS}.")
-    foreign = [name for name in names if name not in TOOLBOX_LOSSES]
+    known = MGN_LOSSES if cfg.MODEL.META_ARCHITECTURE == "MGN" else TOOLBOX_LOSSES
+    foreign = [name for name in names if name not in known]
     if foreign and cfg.MODEL.META_ARCHITECTURE in TOOLBOX_ARCHITECTURES:
         raise ValueError(
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} does not know the losses "
-            f"{foreign} of MODEL.LOSSES.NAME, it knows {list(TOOLBOX_LOSSES)}: take them out, or "
+            f"{foreign} of MODEL.LOSSES.NAME, it knows {list(known)}: take them out, or "
             "set MODEL.META_ARCHITECTURE CAUReID.")
     if "CameraSeparationLoss" not in names:
         return
