@@ -478,6 +478,8 @@ def _problem(args: argparse.Namespace) -> str | None:
         path = getattr(args, name)
         if path and not path.parent.is_dir():
             return f"--{name} {path}: the folder {path.parent} does not exist"
+        if path and path.is_dir():
+            return f"--{name} {path} is a folder, it must be a file to write"
     if args.plot and args.plot.suffix != ".png":
         return f"--plot {args.plot} must end in .png"
     for key, option in MANAGED.items():
@@ -551,8 +553,9 @@ def prepare(cfg, args: argparse.Namespace) -> None:
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     # the toolbox asks for GradScaler and autocast by names that torch is about to retire
     warnings.filterwarnings("ignore", message=r".*torch\.cuda\.amp", category=FutureWarning)
-    if torch.device(args.device).type == "cuda":
-        torch.cuda.set_device(args.device)
+    device = torch.device(args.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(f"cuda:{device.index or 0}")  # it refuses "cuda" without an index
     elif "amp" in args.precisions:
         args.precisions.remove("amp")
         print("amp is left out: FastReID trains in mixed precision on CUDA only, and this is the "

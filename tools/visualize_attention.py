@@ -107,6 +107,9 @@ def list_folder(folder: str) -> list[str]:
 def list_dataset(name: str, split: str) -> dict[str, list[str]]:
     """Paths of a data set's images by camera, in the order of the cameras' numbers.
 
+    A camera is labelled with the number that the data set gives it, which need not be the one in
+    the files' names: Market1501's c1 is camera id 0, PersonX's c3 is camera id 3.
+
     Raises:
         ValueError: the data set is not registered; the split has no image.
     """
@@ -117,8 +120,9 @@ def list_dataset(name: str, split: str) -> dict[str, list[str]]:
     data = DATASET_REGISTRY.get(name)(root=caureid_plugin.compat.dataset_root())
     groups: dict[str, list[str]] = {}
     for path, _, camera, *_ in getattr(data, split):
-        # the toolbox names a training image's camera, and numbers a test image's from 0
-        label = camera if isinstance(camera, str) else f"{name} camera {camera + 1}"
+        # the toolbox names a training image's camera and numbers a test image's; whether from 0
+        # (Market1501) or as in the file's name (PersonX) is up to the dataset
+        label = camera if isinstance(camera, str) else f"{name} camera id {camera}"
         groups.setdefault(label, []).append(path)
     if not groups:
         raise ValueError(f"The {split} split of {name} has no image: choose another --split.")
@@ -266,12 +270,14 @@ def report(shares: dict[str, dict[str, tuple]], samples: list[Sample]) -> str:
     table = tabulate(lines, ["weights", "map", *BRANCHES, "agnostic - specific"],
                      tablefmt="github", disable_numparse=True)
     images = ", ".join(f"{group or 'chosen'} {count}" for group, count in counts.items())
-    return (f"Share of a map's mass on the person, in %: mean (standard deviation) of the images.\n"
+    return ("Share of a map's mass on the person, in %: mean (standard deviation, n) of the images."
+            "\n"
             f"A uniform map's share is that of the area: {_spread(area)}.\n"
             f"Images: {images}; {known.sum()} in all.\n\n{table}\n\n" + "\n".join(verdicts))
 
 
 def _spread(values: np.ndarray, form: str = ".1f") -> str:
+    """Mean and standard deviation (n: of these very images, and 0 for a single one), in %."""
     return f"{100 * values.mean():{form}} ({100 * values.std():{form.lstrip('+')}})"
 
 

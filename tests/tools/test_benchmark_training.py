@@ -344,6 +344,7 @@ def test_the_default_config_is_the_shipped_one(tool):
     (["--precisions", "fp32,fp8"], "--precisions fp8 is unknown, known are fp32, amp"),
     (["--layouts", "nhwc"], "--layouts nhwc is unknown, known are default, channels_last"),
     (["--csv", "nowhere/steps.csv"], "--csv nowhere/steps.csv: the folder nowhere does not exist"),
+    (["--csv", "."], "--csv . is a folder, it must be a file to write"),
     (["--plot", "steps.txt"], "--plot steps.txt must end in .png"),
     (["--clusters", "3"], "--clusters 3 is fewer than the 4 in a batch"),
     (["--classes", "3"], "--classes 3 is fewer than the 4 in a batch"),
@@ -382,3 +383,36 @@ def test_a_device_that_is_not_there(tool, monkeypatch, capsys):
     assert "--device cuda:2: there are 2 GPUs" in capsys.readouterr().err
     args, cfg = tool.parse_args([*NUMBERS, "--device", "cuda:1", *KEYS])
     assert cfg.MODEL.DEVICE == "cuda:1" and args.precisions == ["fp32", "amp"]
+
+
+def test_a_folder_in_the_place_of_a_file_to_write(tool, capsys, tmp_path):
+    folder = tmp_path / "steps.png"
+    folder.mkdir()
+    for option in ("--csv", "--plot"):
+        with pytest.raises(SystemExit):
+            tool.parse_args([*NUMBERS, option, str(folder), *KEYS])
+        assert f"{option} {folder} is a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options, expected", [
+    ([], "cuda:0"), (["--device", "cuda"], "cuda:0"), (["--device", "cuda:0"], "cuda:0"),
+    (["--device", "cuda:1"], "cuda:1"), (["--device", "cpu"], None)])
+def test_the_device_is_set_with_its_index(tool, options, expected, monkeypatch):
+    """torch.cuda.set_device takes no device without an index, which is --device's default."""
+    chosen = []
+
+    def set_device(device):
+        if torch.device(device).index is None:
+            raise ValueError(f"Expected a torch.device with a specified index, but got: {device}")
+        chosen.append(str(torch.device(device)))
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+    place = NUMBERS.index("--device")
+    args, cfg = tool.parse_args([*NUMBERS[:place], *NUMBERS[place + 2:], *options, *KEYS])
+    tool.prepare(cfg, args)
+    assert chosen == ([expected] if expected else [])
+    assert args.precisions == (["fp32", "amp"] if expected else ["fp32"])

@@ -148,6 +148,7 @@ def test_shares_on_the_person_against_loops(tool, synthetic, weights, tmp_path, 
     people = [person_mask(path) for path in paths]
     areas = 100 * np.array([person.mean() for person in people])
     assert f"that of the area: {areas.mean():.1f} ({areas.std():.1f})" in printed
+    assert "mean (standard deviation, n) of the images.\n" in printed
     found = table_of(printed)
     assert list(found) == [(w, k) for w in ("start", "trained") for k in ("mask", "feature")]
     for name, path in (("start", ""), ("trained", str(weights))):
@@ -221,8 +222,8 @@ def test_specific_and_agnostic_are_drawn_where_they_are_strong(tool, tmp_path):
 
 @pytest.mark.parametrize("split, cameras", [
     ("train", ["market1501_0", "market1501_1"]),
-    ("query", ["Market1501 camera 1", "Market1501 camera 2"]),
-    ("gallery", ["Market1501 camera 1", "Market1501 camera 2"])])
+    ("query", ["Market1501 camera id 0", "Market1501 camera id 1"]),
+    ("gallery", ["Market1501 camera id 0", "Market1501 camera id 1"])])
 def test_images_of_a_dataset(tool, tiny_market, split, cameras, tmp_path, capsys):
     arguments = [*CONFIG, "--split", split, "--per-camera", "3", "--output",
                  str(tmp_path / "page.html"), *MARKET]
@@ -244,6 +245,21 @@ def test_images_of_a_dataset(tool, tiny_market, split, cameras, tmp_path, capsys
         number = int(re.search(r"_c(\d)s", choice.path)[1])
         assert choice.group == cameras[number - 1]
     assert collections.Counter(choice.group for choice in choices) == dict.fromkeys(cameras, 3)
+
+
+def test_cameras_of_personx_keep_their_numbers(tool, tmp_path, monkeypatch):
+    """PersonX numbers a test image's camera as its name does, Market1501 one less."""
+    monkeypatch.setattr(data_build, "_root", str(tmp_path))
+    for split in ("bounding_box_train", "query", "bounding_box_test"):
+        (tmp_path / "PersonX" / split).mkdir(parents=True)
+        for camera in (10, 3):
+            (tmp_path / "PersonX" / split / f"0001_c{camera}s1_000000_00.jpg").touch()
+    for split, start in (("train", "personx_"), ("query", "PersonX camera id "),
+                         ("gallery", "PersonX camera id ")):
+        groups = tool.list_dataset("PersonX", split)
+        assert list(groups) == [f"{start}3", f"{start}10"]
+        for number, (path,) in zip((3, 10), groups.values(), strict=True):
+            assert os.path.basename(path).startswith(f"0001_c{number}s1_")
 
 
 def test_the_choice_follows_the_seed(tool, tiny_market):
