@@ -12,7 +12,8 @@ The same command again goes on where it was stopped: finished runs are kept, a r
 checkpoint is resumed, one without is begun again. A run that fails is reported and the others go
 on. Rows whose configs are equal (full and centre) share their runs. The files of the output
 folder are written anew whenever a run ends: table.md, table.csv (each run), summary.csv (each
-row) and ablation.png. Nothing is deleted.
+row) and ablation.png. They show the rows and seeds asked for, and others that are finished with
+the same settings. Nothing is deleted.
 """
 
 import argparse
@@ -49,11 +50,11 @@ class Ablation:
 
     def __init__(self, runs: dict, args: argparse.Namespace) -> None:
         self.args = args
-        self.serving = share(runs, args.rows)
+        self.serving = share(runs, args.rows, args.seeds)
         self.failures: dict[Run, str] = {}
         # seed by seed: each row is there early
         self._waiting = sorted(
-            {run for (row, _), run in self.serving.items() if row in args.rows},
+            {run for wanted, run in self.serving.items() if self._is_wanted(*wanted)},
             key=lambda run: (args.seeds.index(run.seed), list(args.config_files).index(run.row)))
         self._total = len(self._waiting)
         self._running: list[Attempt] = []
@@ -71,8 +72,13 @@ class Ablation:
                     self._running.remove(attempt)
                     self._ended(attempt)
         finally:  # nothing runs any more but after an exception
+            for attempt in self._running:  # all, before a second Ctrl-C can end the waiting
+                attempt.send(signal.SIGTERM)
             for attempt in self._running:
                 attempt.end()
+
+    def _is_wanted(self, row: str, seed: int) -> bool:
+        return row in self.args.rows and seed in self.args.seeds
 
     def _keep_finished(self) -> None:
         for run in list(self._waiting):
@@ -111,7 +117,8 @@ class Ablation:
         except ValueError as error:
             self._failed(run, str(error))
             return
-        self._say(run, f"{self._scores(run)} in {seconds / 60:.1f} min{self._remaining()}")
+        spent = "" if seconds is None else f" in {seconds / 60:.1f} min"
+        self._say(run, f"{self._scores(run)}{spent}{self._remaining()}")
         self.write()
 
     def _failed(self, run: Run, reason: str) -> None:
@@ -143,7 +150,7 @@ class Ablation:
         found = []
         for (row, seed), run in self.serving.items():
             noted = run.finished()
-            if not noted and row not in self.args.rows:
+            if not noted and not self._is_wanted(row, seed):
                 continue
             reason = self.failures.get(run)
             state = report.FINISHED if noted else f"failed: {reason}" if reason else "not finished"
@@ -158,21 +165,24 @@ class Ablation:
     def write(self) -> str:
         """Writes the files of the output folder; returns the summary's table."""
         self.args.output.mkdir(parents=True, exist_ok=True)
+        results = self.results()
         machines = dict.fromkeys(
             ", ".join(f"{name} {value}" for name, value in noted["machine"].items())
             for run in dict.fromkeys(self.serving.values()) if (noted := run.finished()))
         heads = {"Command": f"`{self.args.command}`",
                  "Rows": self.args.source,
                  "Keys": f"`{shlex.join(self.args.opts)}`" if self.args.opts else "none",
-                 "Seeds": ", ".join(map(str, self.args.seeds)),
+                 "Seeds": ", ".join(map(str, sorted({line["seed"] for line in results}))),
                  "Made with": "; ".join(machines) or "-"}
-        return report.write(self.args.output, heads, self.results(), self.args.baseline)
+        return report.write(self.args.output, heads, results, self.args.baseline)
 
 
 def split_keys(argv: list[str]) -> tuple[list[str], list[str]]:
     """Options, and the config keys and values that follow them."""
     groups = set(new_config())
-    first = next((i for i, word in enumerate(argv) if word.split(".")[0] in groups), len(argv))
+    first = next((i for i, word in enumerate(argv) if word.split(".")[0] in groups
+                  and not {"/", os.sep} & set(word)  # a file may be named like a key
+                  and not word.endswith((".yml", ".yaml"))), len(argv))
     return argv[:first], argv[first:]
 
 

@@ -1,5 +1,6 @@
 """What tools/ablation.py makes of finished runs: figures, statistics, tables and the plot."""
 
+import contextlib
 import csv
 import io
 import json
@@ -20,17 +21,14 @@ FINISHED = "finished"
 def read_metrics(path: Path) -> list[dict]:
     """Rows of a metrics.json; none where there is no such file.
 
-    Raises:
-        ValueError: a line that is not JSON (names file and line).
+    A line that is no JSON object is left out: a process that was killed may have left half a line
+    in a file that a later one went on with. Whether the run is complete, read_figures tells.
     """
     rows = []
-    for number, line in enumerate(path.read_text().splitlines() if path.is_file() else (), 1):
-        try:
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        with contextlib.suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number} is not JSON ({error}): the file is damaged, "
-                             "delete the run's folder to begin it again.") from None
-    return rows
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def read_figures(folder: Path, last_iteration: int | None) -> dict[str, float]:
@@ -48,8 +46,8 @@ def read_figures(folder: Path, last_iteration: int | None) -> dict[str, float]:
     rows = read_metrics(path)
     evaluated = [row["iteration"] for row in rows if all(name in row for name in SCORES)]
     if not evaluated:
-        raise ValueError(f"not finished: {path} has no mAP and Rank-1 (DATASETS.TESTS must name "
-                         "one data set, and TEST.EVAL_PERIOD be at least 1)")
+        raise ValueError(f"not finished: {path} has no mAP and Rank-1, the evaluation at the end "
+                         "of training is missing")
     if last_iteration is None:
         checkpoint = folder / "last_checkpoint"
         if not checkpoint.is_file() or checkpoint.read_text().strip() != "model_final.pth":
@@ -107,6 +105,8 @@ def _number(value: float | None, form: str = ".2f", sd: float | None = None) -> 
 
 def _markdown(lines: list[dict], left: int) -> str:
     """Table of texts; the first ``left`` columns are aligned left."""
+    lines = [{name: text.replace("|", r"\|").replace("\n", " ") for name, text in line.items()}
+             for line in lines]
     return tabulate(lines, headers="keys", tablefmt="github", disable_numparse=True,
                     colalign=["left"] * left + ["right"] * (len(lines[0]) - left))
 

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import signal
 import subprocess
@@ -54,6 +55,24 @@ def settings_of(cfg) -> dict:
     return flatten(yaml.safe_load(cfg.dump()))
 
 
+def load(path: Path, kind: type = dict):
+    """The content of a JSON or YAML file in a run's folder.
+
+    Raises:
+        ValueError: it is not whole, or not of this kind.
+    """
+    try:
+        text = path.read_text()
+        content = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+        problem = "" if isinstance(content, kind) else f"it holds no {kind.__name__}"
+    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        problem = " ".join(str(error).split())
+    if problem:
+        raise ValueError(f"{path} is damaged ({problem}): delete the run's folder {path.parent}, "
+                         "the run is then begun again.")
+    return content
+
+
 @dataclass(eq=False)
 class Run:
     """One training: a row's resolved config with a seed, and its folder."""
@@ -92,23 +111,47 @@ class Run:
     def finished(self) -> dict | None:
         """What was noted when the run of these settings ended well."""
         marker = self.folder / "finished.json"
-        return json.loads(marker.read_text()) if marker.is_file() and not self.clashes() else None
+        return load(marker) if marker.is_file() and not self.clashes() else None
 
     def started(self) -> bool:
         return (self.folder / "config.yaml").is_file() and not self.clashes()
 
     def attempts(self) -> list[dict]:
-        """What was noted of each process that worked on it, the last one last."""
+        """What was noted of each process that worked on it, the last one last.
+
+        Of one whose end nobody saw, "status" and "seconds" are None.
+        """
         path = self.folder / "attempts.json"
-        return json.loads(path.read_text()) if path.is_file() else []
+        return load(path, list) if path.is_file() else []
+
+    def resumable(self) -> bool:
+        """Whether there is a checkpoint to go on from.
+
+        From the one after training there is nothing to go on to: where the figures are missing
+        nevertheless, FastReID would not evaluate any more.
+        """
+        last = self.folder / "last_checkpoint"
+        if not last.is_file():
+            return False
+        if last.read_text().strip() != "model_final.pth":
+            return True
+        try:
+            report.read_figures(self.folder, self.last_iteration)
+        except ValueError:
+            return False
+        return True
 
     def seconds(self) -> float | None:
-        """Time of the processes since it was last begun anew; None if the last did not end well."""
+        """Time of the processes since it was last begun anew.
+
+        None if the last did not end well, or if the time of any of them is unknown.
+        """
         attempts = self.attempts()
-        if not attempts or attempts[-1]["status"] != 0:
+        begun = [i for i, attempt in enumerate(attempts) if not attempt["resumed"]]
+        if not begun or attempts[-1]["status"] != 0:
             return None
-        begun = max((i for i, attempt in enumerate(attempts) if not attempt["resumed"]), default=0)
-        return sum(attempt["seconds"] for attempt in attempts[begun:])
+        spent = [attempt["seconds"] for attempt in attempts[begun[-1]:]]
+        return None if None in spent else sum(spent)
 
     def clashes(self) -> list[str]:
         """What tells the folder's config from this one: "KEY: value there, value here".
@@ -116,12 +159,14 @@ class Run:
         A key that did not exist when the folder was made counts only if it is set here.
         """
         marker, saved = self.folder / "finished.json", self.folder / "config.yaml"
-        if marker.is_file() and json.loads(marker.read_text())["fingerprint"] == self.fingerprint:
+        if marker.is_file() and load(marker).get("fingerprint") == self.fingerprint:
             return []
         if not saved.is_file():
-            used = self.folder.is_dir() and any(self.folder.iterdir())
+            # a hidden file may be what report.replace had begun when it was killed
+            used = self.folder.is_dir() and any(
+                not path.name.startswith(".") for path in self.folder.iterdir())
             return ["no config.yaml is there, which a run has"] if used else []
-        there, default = flatten(yaml.safe_load(saved.read_text())), settings_of(new_config())
+        there, default = flatten(load(saved)), settings_of(new_config())
         here = {key: value for key, value in self.settings.items()
                 if key in there or value != default.get(key)}
         return [f"{key}: {there.get(key, 'not set')!r} there, {here.get(key, 'not set')!r} here"
@@ -129,27 +174,43 @@ class Run:
 
 
 def plan(configs: dict[str, str], seeds: list[int], output: Path, opts: list[str]) -> dict:
-    """{(row, seed): Run} of every row's config file and seed."""
-    runs = {}
+    """{(row, seed): Run} of every row's config file and seed, and of seeds finished before.
+
+    Raises:
+        ValueError: a config does not name one test set, so that there is no one mAP.
+    """
+    runs, seeds = {}, sorted({*seeds, *_seeds_there(configs, output)})
     for row, path in configs.items():
         cfg = new_config()
         cfg.merge_from_file(path)
         cfg.merge_from_list(opts)
+        if len(cfg.DATASETS.TESTS) != 1:
+            raise ValueError(f"Row {row} ({path}): DATASETS.TESTS is {tuple(cfg.DATASETS.TESTS)}, "
+                             "it must name exactly one data set, whose mAP and Rank-1 the table "
+                             "shows: set DATASETS.TESTS.")
         for seed in seeds:
             cfg.SEED, cfg.OUTPUT_DIR = seed, str(output / f"{row}-seed{seed}")
             runs[row, seed] = Run(row, seed, path, cfg.clone())
     return runs
 
 
-def share(runs: dict, wanted: list[str]) -> dict:
+def _seeds_there(rows: dict, output: Path) -> set[int]:
+    """Seeds with which a run of any of the rows is noted as finished, whatever its settings."""
+    names = (re.fullmatch(r"(.+)-seed(0|[1-9][0-9]*)", path.parent.name)
+             for path in output.glob("*-seed*/finished.json"))
+    return {int(name[2]) for name in names if name and name[1] in rows}
+
+
+def share(runs: dict, wanted: list[str], seeds: list[int]) -> dict:
     """{(row, seed): the Run that serves it}: one for equal settings, a finished one if there is.
 
     Raises:
-        ValueError: a wanted row's folder belongs to other settings.
+        ValueError: the folder of a wanted row and seed belongs to other settings, or is damaged.
     """
     problems = defaultdict(list)  # what clashes: the folders of which it does
     for run in runs.values():
-        if run.row in wanted and (clashes := run.clashes()):
+        run.attempts()  # that it is damaged had better show before anything runs
+        if run.row in wanted and run.seed in seeds and (clashes := run.clashes()):
             more = len(clashes) - MOST_CLASHES
             text = "\n  ".join(clashes[:MOST_CLASHES] + [f"and {more} more"] * (more > 0))
             problems[text].append(str(run.folder))
@@ -166,16 +227,26 @@ def share(runs: dict, wanted: list[str]) -> dict:
     return {key: first[run.fingerprint] for key, run in runs.items()}
 
 
-def machine() -> dict:
-    """Versions and device, noted with each run."""
-    device = f"{platform.processor() or platform.machine()} CPU, {cores()} cores"
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_name(0)
+def device_name(device: str) -> str:
+    """The GPU's name or the processor's, for a config's MODEL.DEVICE."""
+    # a GPU is asked only if the run was on one: the question occupies memory there
+    if torch.device(device).type == "cuda" and torch.cuda.is_available():
+        return torch.cuda.get_device_name(device)
+    try:
+        model = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:  # not Linux
+        model = None
+    name = model[1] if model else platform.processor() or platform.machine()
+    return f"{name}, {cores()} cores"
+
+
+def machine(device: str) -> dict:
+    """Versions and device, noted with each run; ``device``: its MODEL.DEVICE."""
     toolbox = fastreid.__version__
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # a clone on the path
         toolbox = importlib.metadata.version("fastreid")  # the one above was not kept up to date
     return {"python": platform.python_version(), "torch": torch.__version__, "fastreid": toolbox,
-            "caureid-plugin": caureid_plugin.__version__, "device": device}
+            "caureid-plugin": caureid_plugin.__version__, "device": device_name(device)}
 
 
 def cores() -> int:
@@ -198,9 +269,10 @@ class Attempt:
             # the process inherits it and holds it as long as it lives, longer than this tool if
             # this is killed
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.resumed = (run.folder / "last_checkpoint").is_file()
+            self.resumed = run.resumable()
             if not self.resumed:
                 self._begin()
+            self._note(run.attempts(), status=None, seconds=None)  # if the end is not seen
             command = [sys.executable, str(TRAIN_NET), "--config-file", run.config_file,
                        *(["--resume"] if self.resumed else []), "SEED", str(run.seed),
                        "OUTPUT_DIR", str(run.folder), *opts]
@@ -212,31 +284,34 @@ class Attempt:
                 start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": threads})
 
     def _begin(self) -> None:
-        """Notes the config; figures of an attempt without a checkpoint are moved aside."""
-        metrics, number = self.run.folder / "metrics.json", 1
-        if metrics.is_file():  # FastReID appends to it
-            while (aside := metrics.with_name(f"metrics-{number}.json")).exists():
-                number += 1
-            metrics.rename(aside)
+        """Notes the config; what an attempt left that cannot be resumed is moved aside."""
+        for name in ("metrics.json", "last_checkpoint"):  # FastReID appends to the first
+            path, number = self.run.folder / name, 1
+            if path.is_file():
+                while (aside := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
+                    number += 1
+                path.rename(aside)
         report.replace(self.run.folder / "config.yaml", self.run.cfg.dump().encode())
 
     def note(self) -> None:
-        """Adds the attempt to the run's attempts.json."""
-        attempts = self.run.attempts()
-        attempts.append({"resumed": self.resumed, "status": self.process.poll(),
-                         "seconds": time.perf_counter() - self.start})
+        """Notes the end of the attempt in the run's attempts.json."""
+        self._note(self.run.attempts()[:-1], self.process.poll(), time.perf_counter() - self.start)
+
+    def _note(self, attempts: list[dict], status: int | None, seconds: float | None) -> None:
+        attempts = [*attempts, {"resumed": self.resumed, "status": status, "seconds": seconds}]
         report.replace(self.run.folder / "attempts.json", json.dumps(attempts, indent=1).encode())
+
+    def send(self, number: int) -> None:
+        """Sends a signal to the process and its workers."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
 
     def end(self) -> None:
         """Ends the process and its workers, politely at first."""
         for number in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(self.process.pid, number)
+            self.send(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(END_SECONDS)
-            except ProcessLookupError:
-                break
-            except subprocess.TimeoutExpired:
-                continue
         self.note()
 
 
@@ -248,6 +323,6 @@ def finish(run: Run, threads: str) -> dict:
     """
     noted = {"figures": report.read_figures(run.folder, run.last_iteration),
              "seconds": run.seconds(), "fingerprint": run.fingerprint,
-             "machine": {**machine(), "threads": threads}}
+             "machine": {**machine(run.cfg.MODEL.DEVICE), "threads": threads}}
     report.replace(run.folder / "finished.json", json.dumps(noted, indent=1).encode())
     return noted

@@ -181,8 +181,7 @@ def test_a_failed_run_is_reported_and_the_others_go_on(tool, capsys):
         "css-seed1": f"failed: not finished: the last mAP in {tool.folder}/css-seed1/metrics.json "
                      "is of iteration 4, training ends at 9",
         "cacc-seed1": f"failed: not finished: {tool.folder}/cacc-seed1/metrics.json has no mAP and "
-                      "Rank-1 (DATASETS.TESTS must name one data set, and TEST.EVAL_PERIOD be at "
-                      "least 1)"}
+                      "Rank-1, the evaluation at the end of training is missing"}
     printed = capsys.readouterr().out
     assert "FAILED, exit status 3; the end of" in printed
     assert "\n    last words of baseline-seed1\n" in printed
@@ -262,6 +261,75 @@ def test_interruption_ends_the_processes_and_keeps_what_is_finished(tool, capsys
     assert set(tool.states().values()) == {"finished"}
 
 
+def test_a_second_interruption_leaves_nothing_running(tool, monkeypatch):
+    tool.todo = {"baseline-seed1": {"interrupt": int(signal.SIGINT), "meets": "css-seed1"},
+                 "css-seed1": {"meets": "not there"}}
+
+    def interrupted(attempt):
+        raise KeyboardInterrupt
+
+    started = []
+    note = ablation_runs.Attempt._note
+    monkeypatch.setattr(ablation_runs.Attempt, "end", interrupted)
+    monkeypatch.setattr(ablation_runs.Attempt, "_note",
+                        lambda attempt, *a, **k: (started.append(attempt), note(attempt, *a, **k)))
+    assert tool("--rows", "baseline", "css", "--seeds", 1, "--jobs", 2) == 130
+    assert len(started) == 2
+    assert [attempt.process.wait(20) for attempt in started] == [-signal.SIGTERM] * 2
+
+
+def test_minutes_are_unknown_where_an_attempt_was_not_seen_to_end(tool):
+    """The tool was killed in an attempt, or never noted the one that began the run."""
+    tool("--rows", "css", "--seeds", 1)
+    folder = tool.folder / "css-seed1"
+    noted = json.loads((folder / "attempts.json").read_text())[0]
+    (folder / "finished.json").unlink()
+    unseen = {"resumed": False, "status": None, "seconds": None}
+    for attempts, known in (([unseen, {**noted, "resumed": True}], False),
+                            ([{**noted, "resumed": True}], False), ([unseen], False),
+                            ([unseen, noted], True)):
+        (folder / "attempts.json").write_text(json.dumps(attempts))
+        run = ablation_runs.Run("css", 1, "", type("Config", (), {"OUTPUT_DIR": str(folder)}))
+        assert run.seconds() == (noted["seconds"] if known else None)
+    (folder / "metrics.json").write_text("")
+    (folder / "last_checkpoint").write_text("model_0000.pth")
+    (folder / "attempts.json").write_text(json.dumps([unseen]))
+    tool.forget()
+    assert tool("--rows", "css", "--seeds", 1) == 0
+    assert "--resume" in tool.calls[0]["words"] and tool.lines()[0]["minutes"] == ""
+
+
+def test_an_attempt_is_noted_when_it_starts(tool, monkeypatch):
+    monkeypatch.setattr(ablation_runs.Attempt, "note", lambda attempt: None)  # as if killed
+    tool("--rows", "css", "--seeds", 1)
+    attempts = json.loads((tool.folder / "css-seed1" / "attempts.json").read_text())
+    assert attempts == [{"resumed": False, "status": None, "seconds": None}]
+
+
+def test_a_final_checkpoint_without_figures_is_begun_anew(tool):
+    tool.todo = {"css-seed1": {"iteration": 4, "checkpoint": "model_final.pth", "exit": 1}}
+    assert tool("--rows", "css", "--seeds", 1) == 1
+    tool.forget()
+    assert tool("--rows", "css", "--seeds", 1) == 0
+    assert [("--resume" in call["words"]) for call in tool.calls] == [False]
+    folder = tool.folder / "css-seed1"
+    assert (folder / "last_checkpoint-1").read_text() == "model_final.pth"
+    assert json.loads((folder / "metrics-1.json").read_text())["iteration"] == 4
+
+
+def test_seeds_that_finished_before_stay_in_the_table(tool):
+    tool("--rows", "baseline", "css", "--seeds", 1)
+    tool("--rows", "css", "--seeds", 10, keys=[*SHORT, "CAUREID.CLUSTER.EPS", "0.6"])  # another's
+    tool.forget()
+    assert tool("--rows", "css", "--seeds", 3) == 0
+    assert tool.names == ["css-seed3"]
+    assert tool.states() == dict.fromkeys(
+        ("baseline-seed1", "css-seed1", "css-seed3"), "finished")
+    css = [line for line in tool.lines("summary.csv") if line["row"] == "css"][0]
+    assert (css["runs"], css["of"], css["pairs"]) == ("2", "2", "1")
+    assert "Seeds: 1, 3\n" in (tool.folder / "table.md").read_text()
+
+
 def test_side_by_side(tool, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(ablation, "cores", lambda: 7)
@@ -320,6 +388,47 @@ def test_a_folder_of_another_config_is_an_error_and_stays(tool, capsys):
     (tool.folder / "css-seed2" / "model_final.pth").write_bytes(b"")
     assert tool("--rows", "css", "--seeds", 2) == 2
     assert "css-seed2\n  no config.yaml is there, which a run has" in capsys.readouterr().err
+    (tool.folder / "css-seed3").mkdir()
+    (tool.folder / "css-seed3" / ".config.yaml.123").write_bytes(b"MOD")  # killed while writing
+    assert tool("--rows", "css", "--seeds", 3) == 0
+
+
+@pytest.mark.parametrize("name, content", [
+    ("config.yaml", ""), ("config.yaml", "MODEL:\n  BACKBONE: [1,"), ("config.yaml", "\0"),
+    ("finished.json", '{"fig'), ("finished.json", "[]"),
+    ("attempts.json", ""), ("attempts.json", "{}")])
+def test_a_damaged_file_is_named(tool, capsys, name, content):
+    tool.todo = {"css-seed1": {"exit": 1}} if name == "config.yaml" else {}
+    tool("--rows", "css", "--seeds", 1)
+    (tool.folder / "css-seed1" / name).write_text(content)
+    tool.forget()
+    assert tool("--rows", "css", "--seeds", 1) == 2
+    error = capsys.readouterr().err
+    assert f"{tool.folder}/css-seed1/{name} is damaged (" in error
+    assert f"delete the run's folder {tool.folder}/css-seed1" in error
+    assert tool.names == []
+
+
+@pytest.mark.parametrize("tests", ["()", "('Market1501','DukeMTMC')"])
+def test_a_config_without_one_test_set_is_an_error_before_any_run(tool, capsys, tests):
+    assert tool("--rows", "css", keys=[*SHORT, "DATASETS.TESTS", tests]) == 2
+    error = capsys.readouterr().err.replace(" ", "")
+    assert f"DATASETS.TESTSis{tests}" in error and "setDATASETS.TESTS" in error
+    assert tool.names == []
+
+
+def test_a_file_named_like_a_key_is_no_key():
+    assert ablation.split_keys("--configs TEST.yml MODEL/a SOLVER.yaml TEST.EVAL_PERIOD 1".split(
+    )) == ("--configs TEST.yml MODEL/a SOLVER.yaml".split(), ["TEST.EVAL_PERIOD", "1"])
+
+
+def test_a_run_on_the_cpu_is_not_said_to_be_on_the_gpu(monkeypatch):
+    monkeypatch.setattr(ablation_runs.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(ablation_runs.torch.cuda, "get_device_name", lambda device: "a GPU")
+    assert ablation_runs.machine("cuda")["device"] == "a GPU"
+    assert ablation_runs.machine("cpu")["device"].endswith(f", {ablation_runs.cores()} cores")
+    monkeypatch.setattr(ablation_runs.torch.cuda, "is_available", lambda: False)
+    assert ablation_runs.machine("cuda") == ablation_runs.machine("cpu")
 
 
 def test_a_key_that_is_younger_than_the_run(tool, capsys):
@@ -420,9 +529,15 @@ def test_figures_where_the_config_does_not_tell_the_last_iteration(tmp_path):
     assert run.last_iteration is None
 
 
-def test_damaged_metrics_are_named(tmp_path):
-    (tmp_path / "metrics.json").write_text('{"iteration": 1}\n{"iteration": 2, "mA\n')
-    with pytest.raises(ValueError, match="metrics.json, line 2 is not JSON"):
+@pytest.mark.parametrize("half", [b'{"iteration": 2, "mA', b'"mA', b"\0\0", b"\xff{"])
+def test_half_a_line_of_metrics_is_left_out(tmp_path, half):
+    _metrics(tmp_path, {"iteration": 1, "mAP": 3.0, "Rank-1": 5.0})
+    before = (tmp_path / "metrics.json").read_bytes()
+    (tmp_path / "metrics.json").write_bytes(
+        before + half + b'\n{"iteration": 9, "mAP": 4.0, "Rank-1": 6.0}\n' + half)
+    assert ablation_report.read_figures(tmp_path, 9) == {"mAP": 4.0, "Rank-1": 6.0}
+    (tmp_path / "metrics.json").write_bytes(before + half)
+    with pytest.raises(ValueError, match="of iteration 1, training ends at 9"):
         ablation_report.read_figures(tmp_path, 9)
 
 
@@ -490,6 +605,11 @@ def test_table_by_hand():
     assert ["own", "2", "failed: exit status 1", "-", "-", "-", "-"] in cells
 
 
+def test_bars_and_line_ends_do_not_break_the_table():
+    lines = ablation_report._markdown([{"a": "x|y\nz", "b": "1"}], 1).splitlines()
+    assert len(lines) == 3 and r"x\|y z" in lines[2]
+
+
 def test_files_are_replaced_whole(tmp_path):
     results = _results(np.random.default_rng(0))
     nothing = [{**r, "state": "not finished"} for r in results]
@@ -529,41 +649,39 @@ def real(tiny_market, tmp_path, monkeypatch):
         ["--family", "synthetic", "--output", str(tmp_path / "out"), *words, *KEYS])
 
 
-def test_two_rows_and_two_seeds_of_real_training(real, tmp_path, capsys):
-    words = ("--rows", "baseline", "centre", "--seeds", "1", "2", "--jobs", "2")
+def test_two_rows_of_real_training(real, tmp_path, capsys):
+    words = ("--rows", "baseline", "centre", "--seeds", "2", "--jobs", "2")
     assert real(*words) == 0, capsys.readouterr().out
     out, expected = tmp_path / "out", {}
     for row in ("baseline", "centre"):
-        for seed in ("1", "2"):
-            rows = [json.loads(line) for line in
-                    (out / f"{row}-seed{seed}" / "metrics.json").read_text().splitlines()]
-            assert len([r for r in rows if "mAP" in r]) == 1
-            losses = {key for r in rows for key in r if key.startswith("loss_")}
-            assert losses == (  # FastReID logs the parts of a total, not one loss alone
-                {"loss_infonce", "loss_camsep", "loss_cacc"} if row == "centre" else set())
-            expected[row, seed] = {
-                name: [r[key] for r in rows if key in r][-1] for name, key in (
-                    ("mAP", "mAP"), ("Rank-1", "Rank-1"), ("start mAP", "start/mAP"),
-                    ("clusters", "labels/clusters"), ("ARI", "diagnostic_with_labels/ari"))}
+        rows = [json.loads(line) for line in
+                (out / f"{row}-seed2" / "metrics.json").read_text().splitlines()]
+        assert len([r for r in rows if "mAP" in r]) == 1
+        losses = {key for r in rows for key in r if key.startswith("loss_")}
+        assert losses == (  # FastReID logs the parts of a total, not one loss alone
+            {"loss_infonce", "loss_camsep", "loss_cacc"} if row == "centre" else set())
+        expected[row] = {
+            name: [r[key] for r in rows if key in r][-1] for name, key in (
+                ("mAP", "mAP"), ("Rank-1", "Rank-1"), ("start mAP", "start/mAP"),
+                ("clusters", "labels/clusters"), ("ARI", "diagnostic_with_labels/ari"))}
     with (out / "table.csv").open(newline="") as file:
-        lines = {(line["row"], line["seed"]): line for line in csv.DictReader(file)}
-    for (row, seed), figures in expected.items():
-        assert {name: float(lines[row, seed][name]) for name in figures} == figures
-        assert float(lines[row, seed]["minutes"]) > 0
+        lines = {line["row"]: line for line in csv.DictReader(file)}
+    for row, figures in expected.items():
+        assert {name: float(lines[row][name]) for name in figures} == figures
+        assert float(lines[row]["minutes"]) > 0
     # full was not asked for, and is there because centre is the same
-    assert lines["full", "2"]["same_as"] == "centre-seed2"
+    assert lines["full"]["same_as"] == "centre-seed2"
     with (out / "summary.csv").open(newline="") as file:
         summary = {line["row"]: line for line in csv.DictReader(file)}
-    gains = [expected["centre", seed]["mAP"] - expected["baseline", seed]["mAP"]
-             for seed in ("1", "2")]
-    assert float(summary["centre"]["mAP difference"]) == pytest.approx(np.mean(gains))
+    gain = expected["centre"]["mAP"] - expected["baseline"]["mAP"]
+    assert float(summary["centre"]["mAP difference"]) == pytest.approx(gain)
     assert np.asarray(Image.open(out / "ablation.png")).std() > 5
 
     # the trainer's own config.yaml is recognised
-    (out / "baseline-seed1" / "finished.json").unlink()
-    before = (out / "baseline-seed1.log").read_text()
+    (out / "baseline-seed2" / "finished.json").unlink()
+    before = (out / "baseline-seed2.log").read_text()
     assert real(*words) == 0
-    assert (out / "baseline-seed1.log").read_text() == before
+    assert (out / "baseline-seed2.log").read_text() == before
 
 
 def test_a_data_set_without_cameras_is_reported(real, tiny_market, tmp_path, capsys):
