@@ -125,6 +125,7 @@ def test_values_of_the_paper(cfg, name, cameras, momentum, eps):
     assert cfg.CAUREID.MEMORY.MOMENTUM == momentum
     node = cfg.CAUREID.CLUSTER
     assert (node.CAMERA_AWARE, node.EPS, node.K1, node.K2) == (False, eps, 30, 6)
+    assert cfg.CAUREID.LABELS == "bank"
     node = cfg.MODEL.HEADS.CAMSEP
     assert (node.RANGE, node.UNIFORM_START, node.DETACH) == ("half", False, False)
     assert (losses.CAMSEP.SCALE, losses.CACC.SCALE) == (0.4, 1.0)
@@ -173,7 +174,8 @@ def test_what_the_defaults_do_otherwise_than_the_paper(cfg, folder):
     camsep = "MODEL.HEADS.CAMSEP"
     assert {key: value for key, value in ours.items() if value != paper[key]} == {
         f"{camsep}.RANGE": "full", f"{camsep}.UNIFORM_START": True, f"{camsep}.DETACH": True,
-        "CAUREID.CLUSTER.CAMERA_AWARE": True, "OUTPUT_DIR": f"logs/{folder.lower()}/caureid"}
+        "CAUREID.CLUSTER.CAMERA_AWARE": True, "CAUREID.LABELS": "extract",
+        "OUTPUT_DIR": f"logs/{folder.lower()}/caureid"}
 
 
 def test_camera_aware_values_of_its_paper(cfg):

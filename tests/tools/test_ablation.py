@@ -238,6 +238,17 @@ def test_a_run_that_ended_unseen_is_taken_as_finished(tool):
     assert minutes["baseline"] == "" and float(minutes["css"]) > 0 < float(minutes["cacc"])
 
 
+@pytest.fixture(autouse=True)
+def signals_of_a_terminal():
+    """They are ignored where the tests run behind nohup or in the background of a script."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL,
+             signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interruption_ends_the_processes_and_keeps_what_is_finished(tool, capsys, number):
     handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)]
