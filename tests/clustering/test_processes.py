@@ -1,5 +1,7 @@
 """The search shared by two processes."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -69,6 +71,9 @@ def _run(rank, folder, backend):
         dist.barrier()
     finally:
         dist.destroy_process_group()
+    # Seen once on a loaded machine: libraries' own threads abort the interpreter's teardown
+    # ("terminate called without an active exception"). What is tested is done by now.
+    os._exit(0)
 
 
 @pytest.mark.parametrize("backend", ["torch", "torch-pca", "faiss-flat"])
