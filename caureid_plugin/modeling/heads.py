@@ -125,11 +125,11 @@ class CamSepHead(EmbeddingHead):
                 "place, and MODEL.BACKBONE.NAME gives 1 x 1: set ATTENTION 'none' (a vision "
                 "transformer gives its class token alone), or enlarge INPUT.SIZE_TRAIN.")
         # detached, the mask still learns, but leads no gradient into the backbone
-        mask = self.mask(features.detach() if self.detach else features)
+        seen = features.detach() if self.detach else features
+        mask = self.mask(seen)
         outputs = self._embed((1.0 - mask) * features, targets)
         if self.training and self.camera_classifier is not None:
-            specific = mask * (features.detach() if self.detach else features)
-            pooled = self.camera_neck(self.camera_pool(specific))
+            pooled = self.camera_neck(self.camera_pool(mask * seen))
             outputs["camera_logits"] = self.camera_classifier(pooled[..., 0, 0])
         return outputs
 
