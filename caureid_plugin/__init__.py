@@ -13,7 +13,7 @@ import importlib.util
 __version__ = "0.1.0"
 
 __all__ = [
-    "CAUReID", "CamSepHead", "ClusterSampler", "EvalAtStart", "LOSS_REGISTRY", "MemoryBank",
+    "LOSS_REGISTRY", "CAUReID", "CamSepHead", "ClusterSampler", "EvalAtStart", "MemoryBank",
     "PersonX", "SyntheticCameras", "UnlabelledImages", "UnsupervisedHook", "add_caureid_config",
     "build_losses", "check_cameras", "compat", "extract_features", "get_config_file", "launch",
     "needs_memory",

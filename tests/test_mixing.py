@@ -224,7 +224,7 @@ def test_cameras_of_joined_data_sets_do_not_mix(start, tiny_msmt17):
     listed = trainer.data_loader.dataset.img_items
     camids = trainer.model.memory.camids.tolist()
     numbers = {}
-    for (path, _, _), camid in zip(listed, camids):
+    for (path, _, _), camid in zip(listed, camids, strict=True):
         numbers.setdefault("MSMT17" in path, set()).add(camid)
     assert numbers == {False: {0, 1}, True: {2, 3, 4}}
     with pytest.raises(ValueError, match="NUM_CAMERAS is 2, but .* 5 cameras: set it to 5"):

@@ -140,8 +140,8 @@ def page(heads: dict[str, str], results: list[dict], summary: list[dict], baseli
     """The whole Markdown page; ``heads``: what to say about the runs, by name."""
     return "\n".join([
         "# Ablation", "", *(f"- {name}: {text}" for name, text in heads.items()), "",
-        "Last epoch; mean over the seeds (standard deviation, n - 1). Differences are to "
-        f"{baseline}, seed by seed. Minutes are those of a run.", "",
+        ("Last epoch; mean over the seeds (standard deviation, n - 1). Differences are to "
+         f"{baseline}, seed by seed. Minutes are those of a run."), "",
         summary_table(summary), "", "## Runs", "", runs_table(results), "",
         *(["![mAP and Rank-1](ablation.png)", ""] if any(row["runs"] for row in summary) else [])])
 
@@ -165,7 +165,7 @@ def draw(results: list[dict], summary: list[dict], baseline: str, target) -> Non
 
     summary = [row for row in summary if row["runs"]]
     figure, axes = pyplot.subplots(1, 2, figsize=(max(8.0, 1.9 * len(summary)), 3.8))
-    for axis, score in zip(axes, SCORES):
+    for axis, score in zip(axes, SCORES, strict=True):
         for place, row in enumerate(summary):
             seeds = [r[score] for r in results
                      if r["row"] == row["row"] and r["state"] == FINISHED]

@@ -19,7 +19,6 @@ from functools import cached_property
 from pathlib import Path
 
 import caureid_plugin  # first: it makes the toolbox importable
-
 import fastreid
 import torch
 import yaml

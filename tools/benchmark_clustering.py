@@ -25,24 +25,28 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
 import caureid_plugin  # first: it makes the toolbox importable
-
 import numpy as np
 import psutil
 import torch
+from caureid_plugin.clustering import (
+    Search,
+    assign_pseudo_labels,
+    jaccard_graph,
+    memory,
+    neighbors,
+    pseudo_labels,
+)
+from caureid_plugin.clustering.simulated import simulate_features
 from sklearn.cluster import DBSCAN
 from sklearn.metrics import adjusted_rand_score
 from tabulate import tabulate
 from threadpoolctl import threadpool_limits
-
-from caureid_plugin.clustering import Search, assign_pseudo_labels, jaccard_graph
-from caureid_plugin.clustering import memory, neighbors, pseudo_labels
-from caureid_plugin.clustering.simulated import simulate_features
 
 GIB = 2**30
 # stage -> the function that assign_pseudo_labels calls for it
@@ -121,10 +125,9 @@ def current_memory() -> float:
 
 def forget_peak() -> None:
     """Lets the peak start again from what is in RAM now, where the system can do that (Linux)."""
-    try:
+    # where it cannot, the peak includes the making of the features
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:  # the peak then includes the making of the features
-        pass
 
 
 def peak_memory() -> float:
@@ -430,10 +433,10 @@ def verdict(our: Side, their: Side, difference: Difference) -> str:
                     for labels in our.labels for others in their.labels)
     lines = [
         f"{our.name} against {their.name}: {ratio:.1f} times as fast",
-        f"labels identical: {'yes' if identical else 'no'} "
-        f"({_counts(our.labels[-1])}; {_counts(their.labels[-1])})",
-        f"largest distance difference over the {difference.pairs:,} pairs within eps: "
-        f"{difference.largest:.1e}",
+        (f"labels identical: {'yes' if identical else 'no'} "
+         f"({_counts(our.labels[-1])}; {_counts(their.labels[-1])})"),
+        (f"largest distance difference over the {difference.pairs:,} pairs within eps: "
+         f"{difference.largest:.1e}"),
         f"pairs within eps on one side only: {difference.one_sided:,}"
         + (f", at most {difference.farthest:.1e} from eps" if difference.one_sided else "")]
     if difference.same_with_ties is not None:
@@ -571,7 +574,8 @@ def exact_neighbors(features: np.ndarray, rows: np.ndarray, k: int) -> np.ndarra
 
 def recall(found: np.ndarray, exact: np.ndarray) -> float:
     """Share of the exact neighbours (R, k) that are among the found ones (R, any)."""
-    hits = sum(len(set(row) & set(true)) for row, true in zip(found.tolist(), exact.tolist()))
+    hits = sum(len(set(row) & set(true))
+               for row, true in zip(found.tolist(), exact.tolist(), strict=True))
     return hits / exact.size
 
 
@@ -597,7 +601,7 @@ def start_child(args: argparse.Namespace, n: int, backend: str) -> dict:
         folders = [str(Path(caureid_plugin.__file__).parents[1]), os.environ.get("PYTHONPATH")]
         code = subprocess.run(command, env={
             **os.environ, "OMP_NUM_THREADS": str(args.threads),
-            "PYTHONPATH": os.pathsep.join(filter(None, folders))}).returncode
+            "PYTHONPATH": os.pathsep.join(filter(None, folders))}, check=False).returncode
         if path.exists():
             return json.loads(path.read_text())
     if code < 0:
@@ -687,8 +691,9 @@ def scaling_table(rows: list[dict]) -> str:
         for stage in STAGES:
             line[f"{stage}, s"] = f"{float(row[f'{stage}_s']):.1f}"
         line["total, s"] = f"{float(row['total_s']):.1f}"
-        for title, name in (("features", "features_gib"), ("peak above features", "above_features"
-                            "_gib"), ("peak above start", "above_start_gib"),
+        for title, name in (("features", "features_gib"),
+                            ("peak above features", "above_features_gib"),
+                            ("peak above start", "above_start_gib"),
                             ("estimated", "estimate_gib"), ("total peak", "peak_gib"),
                             ("GPU peak", "gpu_peak_gib")):
             line[f"{title}, GiB"] = f"{float(row[name]):.2f}" if row[name] != "" else ""
@@ -718,7 +723,7 @@ def draw(rows: list[dict], path: Path) -> None:
             [float(row[name]) for name in ("n", "total_s", "above_start_gib")])
     figure, (times, sizes) = pyplot.subplots(1, 2, figsize=(11, 5), layout="constrained")
     for label, line in sorted(lines.items()):
-        n, seconds, gib = zip(*line)
+        n, seconds, gib = zip(*line, strict=True)
         times.plot(n, seconds, marker="o", label=label)
         sizes.plot(n, gib, marker="o", label=label)
     every = np.array(sorted({int(row["n"]) for row in rows}))

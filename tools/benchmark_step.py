@@ -17,15 +17,13 @@ from functools import partial
 from pathlib import Path
 
 import caureid_plugin  # noqa: F401  (first: it makes the toolbox importable)
-
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tabulate import tabulate
-from tqdm import tqdm
-
 from caureid_plugin import MemoryBank
 from caureid_plugin.modeling.losses import CACCLoss, InfoNCELoss
+from tabulate import tabulate
+from tqdm import tqdm
 
 CAMERAS = 6  # every cluster is seen by all of them
 INSTANCES = 4  # images of a cluster in a batch
@@ -61,7 +59,7 @@ def all_rows_logits(features: torch.Tensor, rows: torch.Tensor, labels: torch.Te
 def update_one_by_one(rows: torch.Tensor, features: torch.Tensor, indexes: torch.Tensor,
                       momentum: float) -> None:
     """Eq. 1 for one image after the other, in place."""
-    for feature, index in zip(features, indexes.tolist()):
+    for feature, index in zip(features, indexes.tolist(), strict=True):
         mixed = momentum * rows[index] + (1.0 - momentum) * feature
         rows[index] = mixed / mixed.norm()
 
@@ -184,7 +182,7 @@ def draw(rows: list[dict], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True)
-    for axis, rule in zip(axes, (FIXED, PROPORTIONAL)):
+    for axis, rule in zip(axes, (FIXED, PROPORTIONAL), strict=True):
         for name in (BOTH, INFONCE, ALL_ROWS):
             line = [row for row in rows if (row["rule"], row["step"]) == (rule, name)]
             median = np.array([row["median_ms"] for row in line])

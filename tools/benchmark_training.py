@@ -25,9 +25,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import caureid_plugin  # first: it makes the toolbox importable
-
 import numpy as np
 import torch
+from caureid_plugin import MemoryBank, needs_memory
 from fastreid.config import get_cfg
 from fastreid.engine.train_loop import AMPTrainer, SimpleTrainer
 from fastreid.modeling import build_model
@@ -35,8 +35,6 @@ from fastreid.solver import build_optimizer
 from fastreid.utils.events import EventStorage
 from tabulate import tabulate
 from tqdm import tqdm
-
-from caureid_plugin import MemoryBank, needs_memory
 
 GOAL = 1.10  # CAUReID's step, times Baseline's
 BATCHES = 4  # different batches, taken in turn
@@ -266,7 +264,7 @@ def summarise(sides: list[Side], cfg, args: argparse.Namespace) -> list[dict]:
             "precision": side.precision, "layout": side.layout, "side": side.name,
             "median_ms": median, "p10_ms": low, "p90_ms": high,
             "images_per_s": 1e3 * cfg.SOLVER.IMS_PER_BATCH / median,
-            **dict(zip(("ratio", "ratio_low", "ratio_high"), ratio)),
+            **dict(zip(("ratio", "ratio_low", "ratio_high"), ratio, strict=True)),
             "peak_gib": side.peak / GIB if side.peak else "",
             "losses": " ".join(sorted(side.dtypes)), **settings(cfg, args)})
     return rows
@@ -318,7 +316,7 @@ def table(rows: list[dict]) -> str:
     lines = []
     for condition in conditions(rows):
         pair = {name: pick(rows, condition, name) for name in (BASELINE, CAUREID)}
-        line = dict(zip(("precision", "layout"), condition))
+        line = dict(zip(("precision", "layout"), condition, strict=True))
         for name, row in pair.items():
             line[f"{name}, ms"] = (
                 f"{row['median_ms']:.1f} ({row['p10_ms']:.1f}-{row['p90_ms']:.1f})")
@@ -340,7 +338,7 @@ def breakdown_table(rows: list[dict]) -> str:
     """Markdown: the ratio to Baseline of CAUReID and of what is left without its parts."""
     lines = []
     for condition in conditions(rows):
-        line = dict(zip(("precision", "layout"), condition))
+        line = dict(zip(("precision", "layout"), condition, strict=True))
         for name in (CAUREID, *BREAKDOWN):
             title = name if name == CAUREID else f"{CAUREID}, {name}"
             line[title] = ratio_text(pick(rows, condition, name))
@@ -534,11 +532,11 @@ def facts(cfg, args: argparse.Namespace) -> str:
     """A few lines on what is measured."""
     what = settings(cfg, args)
     lines = [
-        f"{what['backbone']}, {what['height']} x {what['width']}, batch {what['batch']} of "
-        f"{cfg.DATALOADER.NUM_INSTANCE} per cluster; {args.clusters:,} clusters of "
-        f"{args.images:,} images; {args.classes:,} classes; {cfg.SOLVER.OPT}; seed {args.seed}",
-        f"{what['device']}, {args.threads} CPU thread(s), Python {platform.python_version()}, "
-        f"torch {torch.__version__}"]
+        (f"{what['backbone']}, {what['height']} x {what['width']}, batch {what['batch']} of "
+         f"{cfg.DATALOADER.NUM_INSTANCE} per cluster; {args.clusters:,} clusters of "
+         f"{args.images:,} images; {args.classes:,} classes; {cfg.SOLVER.OPT}; seed {args.seed}"),
+        (f"{what['device']}, {args.threads} CPU thread(s), Python {platform.python_version()}, "
+         f"torch {torch.__version__}")]
     if torch.device(args.device).type == "cuda":
         lines.append(f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}, "
                      f"CUDNN_BENCHMARK {cfg.CUDNN_BENCHMARK}, TF32 in convolutions "

@@ -10,17 +10,15 @@ training images are embedded, and for each image its nearest neighbours are look
 import argparse
 
 import caureid_plugin  # first: it makes the toolbox importable
-
 import numpy as np
+from caureid_plugin.clustering import search_neighbors
+from caureid_plugin.data import build_extraction_loader
 from fastreid.config import get_cfg
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.modeling import build_model
 from fastreid.utils.checkpoint import Checkpointer
 from fastreid.utils.env import seed_all_rng
 from torch.nn.functional import normalize
-
-from caureid_plugin.clustering import search_neighbors
-from caureid_plugin.data import build_extraction_loader
 
 
 def camera_shares(features, camids: np.ndarray, neighbors: int) -> tuple[float, float]:

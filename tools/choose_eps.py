@@ -19,8 +19,15 @@ import os
 from pathlib import Path
 
 import caureid_plugin  # first: it makes the toolbox importable
-
 import numpy as np
+from caureid_plugin.clustering import (
+    Search,
+    jaccard_encoding,
+    outliers_to_singletons,
+    suggest_eps,
+    sweep_eps,
+)
+from caureid_plugin.data import build_extraction_loader
 from fastreid.config import get_cfg
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.modeling import build_model
@@ -28,10 +35,6 @@ from fastreid.utils.env import seed_all_rng
 from sklearn.metrics import adjusted_rand_score
 from tabulate import tabulate
 from torch.nn.functional import normalize
-
-from caureid_plugin.clustering import (Search, jaccard_encoding, outliers_to_singletons,
-                                       suggest_eps, sweep_eps)
-from caureid_plugin.data import build_extraction_loader
 
 MOST_VALUES = 200  # of eps
 # option -> keys below CAUREID.CLUSTER

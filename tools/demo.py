@@ -38,13 +38,13 @@ def draw(rows: list[dict], path: Path) -> None:
     for name in ("mAP", "Rank-1"):
         # the evaluation at the start carries a name of its own
         points = [(0, column(rows, f"start/{name}")[0][1])] + column(rows, name)
-        axes[0].plot(*zip(*points), marker="o", label=name)
+        axes[0].plot(*zip(*points, strict=True), marker="o", label=name)
     axes[0].set(title="retrieval across cameras", ylabel="%", ylim=(0, 100))
     for name in ("clusters", "outliers", "largest"):
-        axes[1].plot(*zip(*column(rows, f"labels/{name}")), marker=".", label=name)
+        axes[1].plot(*zip(*column(rows, f"labels/{name}"), strict=True), marker=".", label=name)
     axes[1].set(title="pseudo labels", ylabel="count")
     for name in ("loss_infonce", "loss_camsep", "loss_cacc"):
-        axes[2].plot(*zip(*column(rows, name)), label=name.removeprefix("loss_"))
+        axes[2].plot(*zip(*column(rows, name), strict=True), label=name.removeprefix("loss_"))
     axes[2].set(title="losses")
     for axis in axes:
         axis.set_xlabel("iteration")
@@ -61,10 +61,10 @@ def report(output: Path, seconds: float) -> str:
     after = {name: column(rows, name)[-1][1] for name in ("mAP", "Rank-1")}
     labels = {name: column(rows, f"labels/{name}") for name in ("clusters", "outliers")}
     lines = ["", f"{'':12}{'before':>10}{'after':>10}"]
-    for name in ("mAP", "Rank-1"):
-        lines.append(f"{name + ' (%)':12}{before[name]:10.1f}{after[name]:10.1f}")
-    for name, points in labels.items():
-        lines.append(f"{name:12}{points[0][1]:10.0f}{points[-1][1]:10.0f}")
+    lines += [f"{name + ' (%)':12}{before[name]:10.1f}{after[name]:10.1f}"
+              for name in ("mAP", "Rank-1")]
+    lines += [f"{name:12}{points[0][1]:10.0f}{points[-1][1]:10.0f}"
+              for name, points in labels.items()]
     lines.append(f"{'seconds':12}{'':10}{seconds:10.0f}")
     lines += ["", f"outputs: {output.resolve()}",
               "  curves.png, people.png, log.txt, metrics.json, model_final.pth, and events for",
@@ -87,7 +87,7 @@ def main() -> None:
     command = [sys.executable, str(HERE / "train_net.py"), "--config-file",
                "Synthetic/caureid.yml", "SEED", str(args.seed), "OUTPUT_DIR", str(output),
                *args.opts]
-    code = subprocess.run(command).returncode
+    code = subprocess.run(command, check=False).returncode
     if code:
         sys.exit(code)
     seconds = time.perf_counter() - start

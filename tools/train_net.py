@@ -14,7 +14,6 @@ import os
 import sys
 
 import caureid_plugin  # first: it makes the toolbox importable and registers the plugin
-
 from fastreid.config import get_cfg
 from fastreid.engine import DefaultTrainer, default_argument_parser, default_setup, launch
 

@@ -29,9 +29,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import caureid_plugin  # first: it makes the toolbox importable
-
 import numpy as np
 import torch
+from caureid_plugin.data.synthetic_cameras import DESCRIPTION, FOLDER, person_mask
+from caureid_plugin.layers import MAP_KINDS, branch_maps, mass_share, relative_maps, resize_maps
 from fastreid.config import get_cfg
 from fastreid.data.data_utils import read_image
 from fastreid.data.datasets import DATASET_REGISTRY
@@ -40,10 +41,6 @@ from fastreid.modeling import build_model
 from fastreid.utils.env import seed_all_rng
 from PIL import Image
 from tabulate import tabulate
-
-from caureid_plugin.data.synthetic_cameras import DESCRIPTION, FOLDER, person_mask
-from caureid_plugin.layers import (MAP_KINDS, branch_maps, mass_share, relative_maps,
-                                   resize_maps)
 
 BRANCHES = ("camera-specific", "camera-agnostic")
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -237,7 +234,8 @@ def network_maps(model: torch.nn.Module, images: list[torch.Tensor], size: int) 
         mask = model.heads.mask(features)
         for kind in MAP_KINDS:
             parts[kind].append([maps.float().cpu() for maps in branch_maps(features, mask, kind)])
-    return {kind: tuple(torch.cat(branch) for branch in zip(*parts[kind])) for kind in MAP_KINDS}
+    return {kind: tuple(torch.cat(branch) for branch in zip(*parts[kind], strict=True))
+            for kind in MAP_KINDS}
 
 
 def person_shares(maps: torch.Tensor, samples: list[Sample]) -> np.ndarray:
@@ -375,8 +373,8 @@ def write_png(panels: list[Panel], spread: float, title: str, path: Path) -> Non
         figsize=(width, 1.3 + 0.16 * text.count("\n") + 2.5 * len(rows)))
     for axis in axes.flat:
         axis.set_axis_off()
-    for line, row in zip(axes, rows):
-        for axis, panel in zip(line, row):
+    for line, row in zip(axes, rows, strict=True):
+        for axis, panel in zip(line, row, strict=False):  # a row may be shorter
             _draw_panel(axis, panel)
         line[0].text(-0.02, 0.5, row[0].group, rotation=90, ha="right", va="center", fontsize=9,
                      transform=line[0].transAxes, parse_math=False)

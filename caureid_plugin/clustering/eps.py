@@ -10,6 +10,7 @@ Letters: N images.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +25,8 @@ from .pseudo_labels import cluster_graph, number_by_appearance
 
 def sweep_eps(encoding: sparse.csr_matrix, eps_values: Iterable[float], *, min_samples: int,
               camids: torch.Tensor | np.ndarray | None = None,
-              extra: Callable[[np.ndarray], dict] | None = None,
-              progress: Progress | None = None) -> list[dict]:
+              extra: Callable[[np.ndarray], dict[str, Any]] | None = None,
+              progress: Progress | None = None) -> list[dict[str, Any]]:
     """Figures of the clustering at each eps; none of them needs an identity.
 
     It takes the encoding and not a graph: a graph does not tell for which eps it was made, and
@@ -67,7 +68,7 @@ def sweep_eps(encoding: sparse.csr_matrix, eps_values: Iterable[float], *, min_s
     return rows[::-1]
 
 
-def suggest_eps(rows: Sequence[dict]) -> float:
+def suggest_eps(rows: Sequence[dict[str, Any]]) -> float:
     """The eps at which there are most camera centres: pairs of a cluster and a camera in it.
 
     As eps grows, outliers join clusters, and a person's images under one more camera join the
@@ -130,7 +131,7 @@ def _thinned(graph: sparse.csr_matrix, eps: float) -> sparse.csr_matrix:
     return sparse.csr_matrix((graph.data[kept], graph.indices[kept], bounds), graph.shape)
 
 
-def _figures(labels: np.ndarray, camids: np.ndarray | None) -> dict:
+def _figures(labels: np.ndarray, camids: np.ndarray | None) -> dict[str, Any]:
     known = label_statistics(labels, np.zeros_like(labels) if camids is None else camids)
     crossing = known.pop("cross_camera")
     figures = {"images": len(labels), **known}

@@ -200,12 +200,12 @@ class BestScores:
         self._pool = Pool()
         self._ids = torch.full((n, m), -1, dtype=torch.int32, device=device)
         self._values = torch.full((n, m), -torch.inf, dtype=dtype, device=device)
-        self._keys = None
+        self._keys: np.ndarray | None = None
         self._bits = {2: torch.int16, 4: torch.int32}[dtype.itemsize]
         self._low, self._high = 8 * dtype.itemsize - 1, torch.iinfo(self._bits).max
-        if loop or loop is None and device.type == "cpu":
+        if loop or (loop is None and device.type == "cpu"):
             self._keys = self._flip(self._values.view(self._bits)).numpy()
-            self._values = None
+            self._values = torch.empty(0, dtype=dtype)  # the keys stand for them
             self._least = self._keys.min(axis=1)
 
     def _flip(self, bits: torch.Tensor) -> torch.Tensor:
@@ -236,7 +236,7 @@ class BestScores:
         """
         top, bottom, _ = rows.indices(len(tile))
         left, right, _ = columns.indices(tile.shape[1])
-        if self._keys is None:
+        if isinstance(tile, torch.Tensor):
             self._topk(first_row + top, first_column + left, tile[top:bottom, left:right])
             return
         self._pool(lambda start, stop: kernels.keep_best(
@@ -248,7 +248,7 @@ class BestScores:
         """The same scores for the columns' images, against the rows."""
         top, bottom, _ = rows.indices(len(tile))
         left, right, _ = columns.indices(tile.shape[1])
-        if self._keys is None:
+        if isinstance(tile, torch.Tensor):
             self._topk(first_column + left, first_row + top, tile[top:bottom, left:right].T)
             return
         self._pool(lambda start, stop: kernels.keep_best_of_columns(
@@ -275,6 +275,7 @@ class BestScores:
             self._set_keys(rows, values.gather(1, kept))
 
     def _set_keys(self, rows: slice, values: torch.Tensor) -> None:
+        assert self._keys is not None  # without the loop there are none
         self._keys[rows] = self._flip(values.contiguous().view(self._bits)).numpy()
         self._least[rows] = self._keys[rows].min(axis=1)
 
@@ -327,15 +328,15 @@ class ByCamera:
 
     Args:
         camids: (N,).
-        ks: length of the list within the camera, and of the one across cameras.
+        ks: two, the length of the list within the camera and of the one across cameras.
         dtype, device, count: as :class:`Everyone`.
     """
 
-    def __init__(self, camids: np.ndarray, ks: tuple[int, int], dtype: torch.dtype,
+    def __init__(self, camids: np.ndarray, ks: tuple[int, ...], dtype: torch.dtype,
                  device: torch.device, count: Callable[[int, int], int] = num_candidates) -> None:
         self.order = np.argsort(camids, kind="stable")
         starts = np.flatnonzero(np.diff(camids[self.order], prepend=camids[self.order[0]] - 1))
-        self.cameras = list(zip(starts.tolist(), [*starts[1:].tolist(), len(camids)]))
+        self.cameras = list(zip(starts.tolist(), [*starts[1:].tolist(), len(camids)], strict=True))
         self.ks = ks
         n = len(camids)
         self.best = tuple(BestScores(n, count(k, n), dtype, device) for k in ks)
@@ -386,10 +387,10 @@ def search_exact(features: np.ndarray, wanted: Callable[..., Everyone | ByCamera
         distances (N, k) float32; -1 and infinity where there are fewer than k.
     """
     dtype = dtype or fast_dtype(device)
-    wanted = wanted(dtype=dtype, device=device)
+    neighbors = wanted(dtype=dtype, device=device)
     n = len(features)
     with torch.no_grad(), _full_float32(device):
-        rounded = RoundedFeatures(features, wanted.order, dtype, device, basis)
+        rounded = RoundedFeatures(features, neighbors.order, dtype, device, basis)
         wide = min(_tile_columns(device, dtype), n)
         memory = torch.empty(min(TILE_ROWS, n) * wide, dtype=dtype, device=device)
         for rows, columns in _tiles(n, wide, processes):
@@ -398,12 +399,12 @@ def search_exact(features: np.ndarray, wanted: Callable[..., Everyone | ByCamera
             scores = rounded.scores(factor, columns, memory)
             # images of the diagonal tile have had their turn as its rows
             beyond = slice(max(rows.stop - columns.start, 0), scores.shape[1])
-            wanted.add(rows.start, columns.start, scores, beyond)
+            neighbors.add(rows.start, columns.start, scores, beyond)
             if progress is not None and columns.stop == n:
                 rest = (n - rows.stop) / n  # rows of tiles get shorter
                 progress(round(n * (1 - rest**2)), n)
-        return [_exact_lists(features, rounded, wanted, which, processes)
-                for which in range(len(wanted.ks))]
+        return [_exact_lists(features, rounded, neighbors, which, processes)
+                for which in range(len(neighbors.ks))]
 
 
 def _tile_columns(device: torch.device, dtype: torch.dtype) -> int:
@@ -439,7 +440,7 @@ def _exact_lists(features: np.ndarray, rounded: RoundedFeatures, wanted: Everyon
     for number, rows in enumerate(blocks):
         if number % processes.size == processes.rank:
             lists, proved = _exact_rows(features, rounded, wanted, which, rows)
-            for result, part in zip(found, lists):
+            for result, part in zip(found, lists, strict=True):
                 result[wanted.order[rows]] = part
             unproved.append(rows.start + np.flatnonzero(~proved))
     _search_again(features, wanted, which, np.concatenate(unproved), rounded, found)
@@ -460,8 +461,8 @@ def _exact_rows(features: np.ndarray, rounded: RoundedFeatures, wanted: Everyone
                 ) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
     """Lists of some rows, and for which of them it is proved that nobody is missing."""
     k, best = wanted.ks[which], wanted.best[which]
-    scores, ids = (own.cpu() for own in best.of(rows))
-    scores, candidates = scores.double().numpy(), wanted.order[ids.numpy()].astype(np.int32)
+    values, ids = (own.cpu() for own in best.of(rows))
+    scores, candidates = values.double().numpy(), wanted.order[ids.numpy()].astype(np.int32)
     if rounded.basis is not None:
         candidates[~np.isfinite(scores)] = -1
         if which == 0:  # an image is its own neighbour, whatever the estimate says
@@ -509,7 +510,7 @@ def _search_again(features: np.ndarray, wanted: Everyone | ByCamera, which: int,
             images = wanted.order[part[group]]
             lists = search_rows(features, images, wanted.order, ranges, wanted.ks[which],
                                 rounded.device, rounded.mean)
-            for result, searched in zip(found, lists):
+            for result, searched in zip(found, lists, strict=True):
                 result[images] = searched
 
 
@@ -572,7 +573,7 @@ def _compare_all(features: np.ndarray, rows: np.ndarray, order: np.ndarray, rang
     everyone = np.broadcast_to(everyone, (len(undecided), len(everyone)))
     over_rows(lambda start, stop: kernels.nearest_of(
         features, rows[undecided], everyone, start, stop, *found), len(undecided), block=1)
-    for part, new in zip(lists, found):
+    for part, new in zip(lists, found, strict=True):
         part[undecided] = new
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,9 @@ def search_ivf(features: np.ndarray, camids: np.ndarray | None, ks: tuple[int, .
                    progress)
 
 
-def _search(features, camids, ks, build, processes, progress):
+def _search(features: np.ndarray, camids: np.ndarray | None, ks: tuple[int, ...],
+            build: Callable[[np.ndarray, int], _Index], processes: Processes,
+            progress: Callable[[int, int], None] | None) -> list[tuple[np.ndarray, np.ndarray]]:
     order = np.arange(len(features)) if camids is None else np.argsort(camids, kind="stable")
     cameras = [slice(0, len(features))] if camids is None else _ranges(camids[order])
     found = [_Lists(len(features), num_candidates(k, len(features))) for k in ks]
@@ -76,14 +79,14 @@ def _search(features, camids, ks, build, processes, progress):
             if progress is not None:
                 progress(number * len(features) + rows.stop, total)
     results = []
-    for lists, k in zip(found, ks):
+    for lists, k in zip(found, ks, strict=True):
         results.append(_finish(features, order, lists, k, processes))
     return results
 
 
 def _ranges(camids: np.ndarray) -> list[slice]:
     starts = np.flatnonzero(np.diff(camids, prepend=camids[0] - 1)).tolist()
-    return [slice(*pair) for pair in zip(starts, [*starts[1:], len(camids)])]
+    return [slice(*pair) for pair in zip(starts, [*starts[1:], len(camids)], strict=True)]
 
 
 class _Lists:
@@ -102,7 +105,8 @@ class _Lists:
         self.ids[rows] = np.take_along_axis(ids, best, axis=1)
 
 
-def _take(found, features, order, cameras, camera, rows, index):
+def _take(found: list[_Lists], features: np.ndarray, order: np.ndarray, cameras: list[slice],
+          camera: slice, rows: slice, index: _Index) -> None:
     """Asks the index of one camera for the rows' neighbours and files them."""
     positions = np.arange(rows.start, rows.stop)
     within = (positions >= camera.start) & (positions < camera.stop)
@@ -118,7 +122,8 @@ def _take(found, features, order, cameras, camera, rows, index):
         lists.merge(positions[chosen], np.where(missing, np.inf, distances), ids)
 
 
-def _finish(features, order, lists, k, processes):
+def _finish(features: np.ndarray, order: np.ndarray, lists: _Lists, k: int,
+            processes: Processes) -> tuple[np.ndarray, np.ndarray]:
     n = len(features)
     ranks = np.full((n, k), -1, dtype=np.int32)
     distances = np.full((n, k), np.inf, dtype=np.float32)
@@ -134,7 +139,7 @@ def _finish(features, order, lists, k, processes):
 class _Index:
     """A faiss index of features (N, D) less their mean: faiss expands |x - y|^2 in float32."""
 
-    def __init__(self, index, features: np.ndarray, device: torch.device) -> None:
+    def __init__(self, index: Any, features: np.ndarray, device: torch.device) -> None:
         self._mean = mean_of(features).numpy()
         self.index = _on_device(index, device)
         if not self.index.is_trained:
@@ -153,7 +158,7 @@ def _flat(features: np.ndarray, device: torch.device) -> _Index:
     return _Index(require_faiss().IndexFlatL2(features.shape[1]), features, device)
 
 
-def _on_device(index, device: torch.device):
+def _on_device(index: Any, device: torch.device) -> Any:
     faiss = require_faiss()
     if device.type == "cuda" and hasattr(faiss, "StandardGpuResources"):
         number = torch.cuda.current_device() if device.index is None else device.index
@@ -169,14 +174,14 @@ def _ivf(features: np.ndarray, k: int, recall: float, device: torch.device) -> _
     if n <= FLAT_UP_TO:
         return _flat(features, device)
     lists = int(4 * np.sqrt(n))
-    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(dim), dim, lists)
-    index.cp.seed, index.cp.niter, index.cp.max_points_per_centroid = SEED, 10, 64
-    index = _Index(index, features, device)
+    inverted = faiss.IndexIVFFlat(faiss.IndexFlatL2(dim), dim, lists)
+    inverted.cp.seed, inverted.cp.niter, inverted.cp.max_points_per_centroid = SEED, 10, 64
+    index = _Index(inverted, features, device)
     _tune(index, features, k, recall, lists)
     return index
 
 
-def _tune(index, features: np.ndarray, k: int, recall: float, lists: int) -> None:
+def _tune(index: _Index, features: np.ndarray, k: int, recall: float, lists: int) -> None:
     """Raises nprobe, the number of lists visited, until recall at k is reached on a sample."""
     rows = np.random.default_rng(SEED).choice(len(features), SAMPLE, replace=False)
     everyone = slice(0, len(features))

@@ -27,6 +27,7 @@ Letters: N images, D embedding size.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ from .threads import over_rows, stack_rows
 
 
 def jaccard_graph(features: torch.Tensor | np.ndarray, *, eps: float,
-                  progress: Progress | None = None, **encoding) -> sparse.csr_matrix:
+                  progress: Progress | None = None, **encoding: Any) -> sparse.csr_matrix:
     """Jaccard distances of every pair of images with distance <= ``eps``.
 
     Args:
@@ -133,7 +134,7 @@ def _with_lists(encoding: sparse.csr_matrix) -> tuple[np.ndarray, ...]:
 
 
 def jaccard_distances(query: torch.Tensor | np.ndarray, gallery: torch.Tensor | np.ndarray, *,
-                      progress: Progress | None = None, **encoding) -> np.ndarray:
+                      progress: Progress | None = None, **encoding: Any) -> np.ndarray:
     """Jaccard distances of every query to every gallery image, for re-ranking.
 
     Neighbours are searched among queries and gallery images together.

@@ -19,6 +19,7 @@ Letters: N images, D embedding size.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -35,6 +36,7 @@ from .inputs import (
 from .neighbors import Progress, Search, search_lists
 from .processes import Processes
 
+Find = Callable[..., list[tuple[np.ndarray, np.ndarray]]]
 PLAIN = {"k1": 30, "k2": 6}
 CAMERA_AWARE = {"k1_intra": 5, "k1_inter": 20, "k2_intra": 2, "k2_inter": 4}
 
@@ -73,29 +75,30 @@ def neighbor_lists(features: torch.Tensor | np.ndarray, *,
         raise ValueError(f"{' and '.join(given)} cannot be used "
                          + ("with" if camids is not None else "without") + " camids")
     device = search.device_for(features)
-    features = Processes(search.group).together(lambda: as_feature_matrix(features))
+    matrix = Processes(search.group).together(functools.partial(as_feature_matrix, features))
+    del features  # is not kept beside a float32 copy
 
     def find(cameras: np.ndarray | None, *ks: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        return search_lists(features, cameras, ks, device, search, progress)
+        return search_lists(matrix, cameras, ks, device, search, progress)
 
     if camids is None:
-        return _plain_lists(features, find, small, **_filled(plain, PLAIN))
-    return _camera_aware_lists(features, find, small, camids,
+        return _plain_lists(matrix, find, small, **_filled(plain, PLAIN))
+    return _camera_aware_lists(matrix, find, small, camids,
                                **_filled(camera_aware, CAMERA_AWARE))
 
 
-def _filled(given: dict, defaults: dict) -> dict:
+def _filled(given: dict[str, int | None], defaults: dict[str, int]) -> dict[str, int]:
     return {name: defaults[name] if value is None else value for name, value in given.items()}
 
 
-def _plain_lists(features: np.ndarray, find: Callable, small: bool, *, k1: int, k2: int
+def _plain_lists(features: np.ndarray, find: Find, small: bool, *, k1: int, k2: int
                  ) -> NeighborLists:
     check_graph_parameters(k1, k2)
     found, = find(None, list_length("k1 (CAUREID.CLUSTER.K1)", k1, len(features), small))
     return NeighborLists(features, (found,), True, found[0][:, :k2])
 
 
-def _camera_aware_lists(features: np.ndarray, find: Callable, small: bool,
+def _camera_aware_lists(features: np.ndarray, find: Find, small: bool,
                         camids: torch.Tensor | np.ndarray, *, k1_intra: int, k1_inter: int,
                         k2_intra: int, k2_inter: int) -> NeighborLists:
     check_camera_parameters(k1_intra, k1_inter, k2_intra, k2_inter)

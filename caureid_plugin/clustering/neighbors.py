@@ -141,7 +141,8 @@ def search_by_camera(features: torch.Tensor | np.ndarray, camids: torch.Tensor |
     check_count("k_intra", "CAUREID.CLUSTER.K1_INTRA", k_intra)
     check_count("k_inter", "CAUREID.CLUSTER.K1_INTER", k_inter)
     ks = (int(k_intra), int(k_inter))
-    return tuple(search_lists(features, camids, ks, device, search, progress))
+    within, across = search_lists(features, camids, ks, device, search, progress)
+    return within, across
 
 
 def search_lists(features: np.ndarray, camids: np.ndarray | None, ks: tuple[int, ...],
@@ -166,6 +167,7 @@ def search_lists(features: np.ndarray, camids: np.ndarray | None, ks: tuple[int,
                              processes=processes.on_this_machine())
     processes.from_first(lambda: memory.check(needed, search.max_memory))
     report = progress and functools.partial(progress, "neighbours")
+    find: Callable[..., list[tuple[np.ndarray, np.ndarray]]]
     if backend.startswith("torch"):
         wanted = (functools.partial(Everyone, n, ks[0]) if camids is None
                   else functools.partial(ByCamera, camids, ks))

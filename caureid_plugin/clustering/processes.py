@@ -6,10 +6,13 @@ import pickle
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -38,33 +41,37 @@ class Processes:
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("cpu")
 
-    def from_first(self, work: Callable[[], object]) -> object:
+    def _global_rank(self, rank: int) -> int:
+        assert self.group is not None  # or there is nobody to talk to
+        return dist.get_global_rank(self.group, rank)
+
+    def from_first(self, work: Callable[[], Result]) -> Result:
         """What ``work()`` returns in the first process, for all of them; what it raises, too."""
         if self.size == 1:
             return work()
-        outcome = [None, None]
+        outcome: list[Any] = [None, None]
         if self.rank == 0:
             try:
                 outcome[0] = work()
-            except Exception as error:  # raised below, in every process
+            except Exception as error:  # noqa: BLE001  raised below, in every process
                 outcome[1] = _sendable(error)
-        source = dist.get_global_rank(self.group, 0)
-        dist.broadcast_object_list(outcome, source, group=self.group, device=self.device)
+        dist.broadcast_object_list(outcome, self._global_rank(0), group=self.group,
+                                   device=self.device)
         if outcome[1] is not None:
             raise outcome[1]
         return outcome[0]
 
-    def together(self, work: Callable[[], object]) -> object:
+    def together(self, work: Callable[[], Result]) -> Result:
         """What ``work()`` returns in each process; if it fails in one, all of them fail."""
         if self.size == 1:
             return work()
-        result = error = None
+        error: Exception | None = None
         try:
             result = work()
-        except Exception as raised:  # raised below, once the others know
+        except Exception as raised:  # noqa: BLE001  raised below, once the others know
             error = raised
         messages: list[str | None] = [None] * self.size
-        dist.all_gather_object(messages, error and str(error), group=self.group)
+        dist.all_gather_object(messages, None if error is None else str(error), group=self.group)
         if error is not None:
             raise error
         for rank, message in enumerate(messages):
@@ -89,8 +96,8 @@ class Processes:
         dist.all_gather(received, sent, group=self.group)
         return [part.to(tensor.device) for part in received]
 
-    def share_rows(self, arrays: tuple[np.ndarray, ...], order: np.ndarray,
-                   rows: int) -> tuple[np.ndarray, ...]:
+    def share_rows(self, arrays: tuple[np.ndarray, np.ndarray], order: np.ndarray,
+                   rows: int) -> tuple[np.ndarray, np.ndarray]:
         """Arrays of which each process filled every ``size``-th block of rows, made whole.
 
         Args:
@@ -104,8 +111,7 @@ class Processes:
             block = order[start : start + rows]
             for array in arrays:
                 part = torch.from_numpy(array[block]).to(self.device)
-                source = dist.get_global_rank(self.group, number % self.size)
-                dist.broadcast(part, source, group=self.group)
+                dist.broadcast(part, self._global_rank(number % self.size), group=self.group)
                 array[block] = part.cpu().numpy()
         return arrays
 
@@ -113,7 +119,7 @@ class Processes:
 def _sendable(error: Exception) -> Exception:
     """The error, or one with its text if it cannot be pickled."""
     try:
-        pickle.loads(pickle.dumps(error))
+        pickle.loads(pickle.dumps(error))  # noqa: S301  made here
     except (TypeError, AttributeError, pickle.PicklingError):
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ def search_projected(features: np.ndarray, wanted: Callable[..., Everyone | ByCa
         return search_exact(features, wanted, device=device, processes=processes,
                             progress=progress)
 
-    def more(**kind):
+    def more(**kind: Any) -> Everyone | ByCamera:
         return wanted(**kind, count=more_candidates)
 
     return search_exact(features, more, device=device, basis=basis, processes=processes,
@@ -132,5 +133,5 @@ def _sampled_lists(features: np.ndarray, wanted: Everyone | ByCamera, which: int
 
 def measure_recall(found: np.ndarray, exact: np.ndarray) -> float:
     """Share of the exact neighbours that were found; both (R, k) indices, -1 for none."""
-    hits = [len(np.intersect1d(a[a >= 0], b[b >= 0])) for a, b in zip(found, exact)]
+    hits = [len(np.intersect1d(a[a >= 0], b[b >= 0])) for a, b in zip(found, exact, strict=True)]
     return sum(hits) / max(1, int((exact >= 0).sum()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from scipy import sparse
@@ -17,7 +19,7 @@ from .processes import Processes
 
 
 def assign_pseudo_labels(features: torch.Tensor | np.ndarray, *, eps: float, min_samples: int,
-                         progress: Progress | None = None, **encoding) -> np.ndarray:
+                         progress: Progress | None = None, **encoding: Any) -> np.ndarray:
     """Cluster the images and number the clusters.
 
     The partition is that of scikit-learn's ``DBSCAN(metric="precomputed")`` on the full matrix

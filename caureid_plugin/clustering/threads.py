@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +14,9 @@ ROWS_PER_BLOCK = 2048
 LEAST_ROWS = 32  # not worth a thread of their own
 
 
-def over_rows(work: Callable, n: int, progress: Callable[[int, int], None] | None = None, *,
-              block: int | None = None) -> list:
+def over_rows(work: Callable[[int, int], Any], n: int,
+              progress: Callable[[int, int], None] | None = None, *,
+              block: int | None = None) -> list[Any]:
     """Calls ``work(start, stop)`` for every block of rows, in as many threads as torch uses.
 
     Args:
@@ -33,7 +35,7 @@ def over_rows(work: Callable, n: int, progress: Callable[[int, int], None] | Non
     results = []
     try:
         jobs = [pool.submit(work, start, min(start + block, n)) for start in starts]
-        for start, job in zip(starts, jobs):
+        for start, job in zip(starts, jobs, strict=True):
             results.append(job.result())
             if progress is not None:
                 progress(min(start + block, n), n)
@@ -70,7 +72,7 @@ class Pool:
             self._threads.shutdown(wait=False)
 
 
-def stack_rows(blocks: list[tuple], n: int) -> sparse.csr_matrix:
+def stack_rows(blocks: list[tuple[np.ndarray, ...]], n: int) -> sparse.csr_matrix:
     """One (N, N) matrix from blocks of (entries per row, columns, values).
 
     Blocks without values get ones (int8). The list is emptied, to free its memory early.

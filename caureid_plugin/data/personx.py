@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
@@ -36,7 +37,7 @@ class PersonX(ImageDataset):
 
     dataset_name = "personx"
 
-    def __init__(self, root: str = "datasets", **kwargs) -> None:
+    def __init__(self, root: str = "datasets", **kwargs: Any) -> None:
         folders = [Path(root) / name for name in FOLDERS]
         folder = next((path for path in folders if path.is_dir()), folders[0])
         self.dataset_dir = str(folder)
@@ -46,9 +47,10 @@ class PersonX(ImageDataset):
                          lambda: self.process_dir(query, is_train=False),
                          lambda: self.process_dir(gallery, is_train=False), **kwargs)
 
-    def process_dir(self, folder: str, is_train: bool = True) -> list[tuple]:
+    def process_dir(self, folder: str, is_train: bool = True
+                    ) -> list[tuple[str, int | str, int | str]]:
         """(path, identity, camera) of each image; in training both are names, as in the toolbox."""
-        items = []
+        items: list[tuple[str, int | str, int | str]] = []
         for path in sorted(Path(folder).glob("*.jpg")):
             match = _NAME.match(path.name)
             if match is None:
@@ -59,7 +61,8 @@ class PersonX(ImageDataset):
             if identity == -1:
                 continue
             if is_train:
-                identity = f"{self.dataset_name}_{identity}"
-                camera = f"{self.dataset_name}_{camera}"
-            items.append((str(path), identity, camera))
+                items.append((str(path), f"{self.dataset_name}_{identity}",
+                              f"{self.dataset_name}_{camera}"))
+            else:
+                items.append((str(path), identity, camera))
         return items

@@ -17,14 +17,14 @@ versions of these libraries stay the same.
 """
 
 import functools
+import itertools
 from dataclasses import dataclass, field
-from typing import Optional, Tuple, Union
 
 import cv2
 import numpy as np
 from PIL import Image
 
-Colour = Tuple[int, int, int]
+Colour = tuple[int, int, int]
 
 # Drawing happens on a canvas this many times larger, which is then averaged down.
 SUPERSAMPLING = 3
@@ -107,7 +107,7 @@ class Person:
     bag_on_left: bool
     build: float = field(compare=False)
     head: float = field(compare=False)
-    tint: Tuple[float, float, float] = field(compare=False)
+    tint: tuple[float, float, float] = field(compare=False)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Camera:
 
     scene: str
     scene_seed: int
-    gain: Tuple[float, float, float]
+    gain: tuple[float, float, float]
     mixing: float
     exposure: float
     gamma: float
@@ -162,9 +162,9 @@ class Shot:
     facing: str
     phase: float
     arms: float
-    offset: Tuple[float, float]
+    offset: tuple[float, float]
     scale: float
-    scene_offset: Tuple[float, float]
+    scene_offset: tuple[float, float]
     light: float
     side_light: float
     occlusion: str
@@ -232,7 +232,7 @@ PRESET_CAMERAS = (
 )
 
 
-def make_camera(source: Union[int, np.random.Generator]) -> Camera:
+def make_camera(source: int | np.random.Generator) -> Camera:
     """Returns the camera of an index, or draws one.
 
     Args:
@@ -408,7 +408,7 @@ class _Figure:
     def colour(self, name: str) -> Colour:
         """Palette colour of this person's garments: shifted a little, so shades differ."""
         return tuple(int(np.clip(c + 9.0 * t, 0, 255))
-                     for c, t in zip(PALETTE[name], self.person.tint))
+                     for c, t in zip(PALETTE[name], self.person.tint, strict=True))
 
     # Joints --------------------------------------------------------------------------------
 
@@ -485,7 +485,7 @@ class _Figure:
         stripe = _shade(self.colour(self.person.upper_accent), shade)
         out = 0.0 if self.side else (0.030 if left else -0.030)
         points = [joint + (out * (1.0 - 0.1 * i), 0) for i, joint in enumerate(joints)]
-        for start, end in zip(points[:-1], points[1:]):
+        for start, end in itertools.pairwise(points):
             self.layer.shape(_limb(start, end, 0.009, 0.008), stripe)
 
     def draw_shoe(self, ankle, shade: float) -> None:
@@ -729,7 +729,7 @@ def _rounded(x0: float, y0: float, x1: float, y1: float, radius: float) -> np.nd
 
 
 def _draw_person(person: Person, camera: Camera, shot: Shot, height: int, width: int,
-                 shift: float = 0.0) -> Tuple[np.ndarray, np.ndarray]:
+                 shift: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """Draws the lit figure.
 
     Returns:
@@ -1001,8 +1001,8 @@ def _apply_style(image: np.ndarray, camera: Camera, shot: Shot) -> np.ndarray:
     return np.clip(image + camera.noise * noise, 0.0, 1.0)
 
 
-def render_shot(person: Optional[Person], camera: Camera, shot: Shot,
-                size: Tuple[int, int] = (128, 64)) -> Tuple[np.ndarray, np.ndarray]:
+def render_shot(person: Person | None, camera: Camera, shot: Shot,
+                size: tuple[int, int] = (128, 64)) -> tuple[np.ndarray, np.ndarray]:
     """Renders a given shot; ``person=None`` renders the same box without the person.
 
     Returns:
@@ -1032,7 +1032,7 @@ def render_shot(person: Optional[Person], camera: Camera, shot: Shot,
 
 
 def render(person: Person, camera: Camera, rng: np.random.Generator,
-           size: Tuple[int, int] = (128, 64)) -> Tuple[np.ndarray, np.ndarray]:
+           size: tuple[int, int] = (128, 64)) -> tuple[np.ndarray, np.ndarray]:
     """Renders one picture of ``person`` by ``camera``.
 
     Args:
@@ -1052,7 +1052,7 @@ def render(person: Person, camera: Camera, rng: np.random.Generator,
 
 
 def contact_sheet(people: int = 8, cameras: int = 6, seed: int = 0,
-                  size: Tuple[int, int] = (128, 64), gap: int = 4) -> Image.Image:
+                  size: tuple[int, int] = (128, 64), gap: int = 4) -> Image.Image:
     """A picture of pictures: one row per person, one column per camera.
 
     Raises:

@@ -23,7 +23,7 @@ import re
 import shutil
 import tempfile
 import time
-from typing import Dict, List, NamedTuple, Tuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from fastreid.data.datasets import DATASET_REGISTRY
@@ -74,7 +74,7 @@ class Shot(NamedTuple):
         return f"{self.identity:04d}_c{self.camera}s1_{self.shot:06d}_00.jpg"
 
 
-def parse_name(path: str) -> Tuple[int, int, int]:
+def parse_name(path: str) -> tuple[int, int, int]:
     """Reads identity (from 1), camera (from 1) and shot (from 0) off a picture's name.
 
     Raises:
@@ -90,7 +90,7 @@ def parse_name(path: str) -> Tuple[int, int, int]:
 
 
 @functools.lru_cache(maxsize=4)
-def _people(seed: int, count: int) -> Tuple[Person, ...]:
+def _people(seed: int, count: int) -> tuple[Person, ...]:
     """The first ``count`` identities, no two of which compare equal."""
     people, taken = [], set()
     for identity in range(1, count + 1):
@@ -108,13 +108,14 @@ def _person(seed: int, identity: int) -> Person:
     return _people(seed, -(-identity // 100) * 100)[identity - 1]
 
 
-def _render(seed: int, identity: int, camera: int, shot: int, size: Tuple[int, int]):
+def _render(seed: int, identity: int, camera: int, shot: int,
+            size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng([seed, identity, camera, shot])
     return render(_person(seed, identity), make_camera(camera - 1), rng, size)
 
 
 def plan_shots(*, seed: int = SEED, train_identities: int = TRAIN_IDENTITIES,
-               test_identities: int = TEST_IDENTITIES, cameras: int = CAMERAS) -> List[Shot]:
+               test_identities: int = TEST_IDENTITIES, cameras: int = CAMERAS) -> list[Shot]:
     """Decides which cameras see whom, how often, and which pictures are queries.
 
     Raises:
@@ -143,7 +144,7 @@ def plan_shots(*, seed: int = SEED, train_identities: int = TRAIN_IDENTITIES,
 
 def render_dataset(folder: str, *, seed: int = SEED, train_identities: int = TRAIN_IDENTITIES,
                    test_identities: int = TEST_IDENTITIES, cameras: int = CAMERAS,
-                   size: Tuple[int, int] = SIZE) -> None:
+                   size: tuple[int, int] = SIZE) -> None:
     """Renders a whole dataset into ``folder``.
 
     The pictures go to a temporary folder beside it, which takes the final name when it is
@@ -172,7 +173,7 @@ def render_dataset(folder: str, *, seed: int = SEED, train_identities: int = TRA
                 len(shots), time.perf_counter() - start, folder)
 
 
-def _fill_folder(folder: str, shots: List[Shot], seed: int, size: Tuple[int, int]) -> None:
+def _fill_folder(folder: str, shots: list[Shot], seed: int, size: tuple[int, int]) -> None:
     for split in SPLITS:
         os.makedirs(os.path.join(folder, split))
     # disable=None: a progress bar on terminals only.
@@ -197,7 +198,7 @@ def _take_name(scratch: str, folder: str) -> None:
             raise
 
 
-def read_description(folder: str) -> Dict:
+def read_description(folder: str) -> dict[str, Any]:
     """Reads a rendered dataset's ``dataset.json``.
 
     Returns:
@@ -264,7 +265,7 @@ class SyntheticCameras(ImageDataset):
     dataset_dir = FOLDER
     dataset_name = "synthetic"
 
-    def __init__(self, root: str = "datasets", **kwargs):
+    def __init__(self, root: str = "datasets", **kwargs: Any) -> None:
         self.root = root
         self.dataset_dir = os.path.join(root, FOLDER)
         self.prepare()
@@ -282,7 +283,7 @@ class SyntheticCameras(ImageDataset):
             comm.synchronize()
         self.counts = read_description(self.dataset_dir)["counts"]
 
-    def process_dir(self, split: str, is_train: bool) -> List[Tuple]:
+    def process_dir(self, split: str, is_train: bool) -> list[tuple[str, int | str, int | str]]:
         """Lists a split's pictures by path, as (path, identity, camera).
 
         For training, identity and camera are strings as in the names (``"synthetic_12"``,
@@ -293,7 +294,7 @@ class SyntheticCameras(ImageDataset):
         """
         folder = os.path.join(self.dataset_dir, split)
         names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-        items = []
+        items: list[tuple[str, int | str, int | str]] = []
         for name in names:
             path = os.path.join(folder, name)
             identity, camera, _ = parse_name(path)

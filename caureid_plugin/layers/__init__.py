@@ -5,6 +5,6 @@ from .attention_maps import MAP_KINDS, branch_maps, mass_share, relative_maps, r
 from .batch_norm import GroupedBatchNorm2d, convert_grouped_batch_norm
 
 __all__ = [
-    "GroupedBatchNorm2d", "HarmoniousAttention", "MAP_KINDS", "branch_maps",
+    "MAP_KINDS", "GroupedBatchNorm2d", "HarmoniousAttention", "branch_maps",
     "convert_grouped_batch_norm", "mass_share", "relative_maps", "resize_maps",
 ]

@@ -70,7 +70,9 @@ class HarmoniousAttention(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
         if uniform_start:
-            nn.init.zeros_(self.combine[1].weight)
+            norm = self.combine[1]
+            assert isinstance(norm, nn.BatchNorm2d)
+            nn.init.zeros_(norm.weight)
 
     def _spatial(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> (B, 1, H, W), one weight per place."""

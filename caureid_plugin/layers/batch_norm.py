@@ -7,6 +7,8 @@ issue threads). FastReID's ``GhostBN`` does not give these groups: its view inte
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -32,7 +34,7 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         ValueError: ``group_size`` negative or 1.
     """
 
-    def __init__(self, num_features: int, group_size: int = 16, **kwargs) -> None:
+    def __init__(self, num_features: int, group_size: int = 16, **kwargs: Any) -> None:
         super().__init__(num_features, **kwargs)
         if group_size < 0 or group_size == 1:
             raise ValueError(f"group_size {group_size} (MODEL.BN_GROUP_SIZE) must be 0, for one "
@@ -42,15 +44,15 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
     def _group_sizes(self, batch: int) -> list[int]:
         count = max(1, batch // self.group_size) if self.group_size else 1
         sizes = [self.group_size] * (count - 1)
-        return sizes + [batch - sum(sizes)]
+        return [*sizes, batch - sum(sizes)]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         sizes = self._group_sizes(len(x))
         if not self.training or len(sizes) == 1:
             return super().forward(x)
-        if self.track_running_stats:
+        if self.track_running_stats and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        groups = zip(x.split(sizes), self._momenta(len(sizes)))
+        groups = zip(x.split(sizes), self._momenta(len(sizes)), strict=True)
         return torch.cat([
             F.batch_norm(group, self.running_mean, self.running_var, self.weight, self.bias, True,
                          momentum, self.eps)
@@ -66,7 +68,8 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         """
         momentum = self.momentum
         if momentum is None:  # torch's convention for a cumulative average
-            momentum = 1.0 / float(self.num_batches_tracked) if self.track_running_stats else 0.0
+            steps = self.num_batches_tracked if self.track_running_stats else None
+            momentum = 0.0 if steps is None else 1.0 / float(steps)
         return [momentum / (count - later * momentum) for later in reversed(range(count))]
 
     def extra_repr(self) -> str:

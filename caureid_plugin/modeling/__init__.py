@@ -7,6 +7,6 @@ from .memory_bank import MemoryBank
 from .meta_arch import CAUReID
 
 __all__ = [
-    "CAUReID", "CamSepHead", "LOSS_REGISTRY", "MemoryBank", "build_losses", "build_plain_backbone",
+    "LOSS_REGISTRY", "CAUReID", "CamSepHead", "MemoryBank", "build_losses", "build_plain_backbone",
     "needs_memory",
 ]

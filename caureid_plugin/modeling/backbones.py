@@ -6,13 +6,14 @@ demonstration, they do not leave the start.
 
 from __future__ import annotations
 
+from fastreid.config import CfgNode
 from fastreid.layers import get_norm
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from torch import nn
 
 
 @BACKBONE_REGISTRY.register()
-def build_plain_backbone(cfg) -> nn.Sequential:
+def build_plain_backbone(cfg: CfgNode) -> nn.Sequential:
     """Six 3 x 3 convolutions with norm and ReLU, stride 4 x LAST_STRIDE in all.
 
     Reads MODEL.BACKBONE.FEAT_DIM (channels of the map; the layers before have an eighth to a half
@@ -42,7 +43,7 @@ def build_plain_backbone(cfg) -> nn.Sequential:
     if cfg.MODEL.BACKBONE.WITH_IBN:
         layers.append(nn.InstanceNorm2d(3, affine=True))
     channels = 3
-    for width, stride in zip(widths, strides):
+    for width, stride in zip(widths, strides, strict=True):
         layers += [nn.Conv2d(channels, width, 3, stride, padding=1, bias=False),
                    get_norm(norm, width), nn.ReLU(inplace=True)]
         channels = width

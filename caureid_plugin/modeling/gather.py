@@ -23,9 +23,10 @@ def gather_batch(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tensors
     gathered = []
     for tensor in tensors:
+        scaled = tensor
         if tensor.requires_grad:
-            tensor = tensor * world - tensor.detach() * (world - 1)
-        gathered.append(torch.cat(GatherLayer.apply(tensor.contiguous())))
+            scaled = tensor * world - tensor.detach() * (world - 1)
+        gathered.append(torch.cat(GatherLayer.apply(scaled.contiguous())))
     return tuple(gathered)
 
 
@@ -42,9 +43,10 @@ def average_running_statistics(model: nn.Module) -> None:
         return
     buffers = [buffer for module in model.modules()
                if isinstance(module, nn.BatchNorm2d) and module.track_running_stats
-               for buffer in (module.running_mean, module.running_var)]
+               for buffer in (module.running_mean, module.running_var) if buffer is not None]
     flat = torch.cat([buffer.flatten() for buffer in buffers])
     torch.distributed.all_reduce(flat)
     flat /= world
-    for buffer, mean in zip(buffers, flat.split([buffer.numel() for buffer in buffers])):
+    for buffer, mean in zip(buffers, flat.split([buffer.numel() for buffer in buffers]),
+                            strict=True):
         buffer.copy_(mean.view_as(buffer))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from fastreid.config import configurable
+from fastreid.config import CfgNode, configurable
 from fastreid.layers import get_norm
 from fastreid.layers.pooling import FastGlobalAvgPool
 from fastreid.layers.weight_init import weights_init_classifier
@@ -18,7 +20,7 @@ ATTENTIONS = ("harmonious", "none")
 TOOLBOX_ARCHITECTURES = ("Baseline", "Distiller", "MGN", "MoCo")
 
 
-def _check_config(cfg) -> None:
+def _check_config(cfg: CfgNode) -> None:
     """Refuses what would train without a loss that is named, or with one that means nothing."""
     camsep, names = cfg.MODEL.HEADS.CAMSEP, cfg.MODEL.LOSSES.NAME
     if camsep.ATTENTION not in ATTENTIONS:
@@ -77,7 +79,7 @@ class CamSepHead(EmbeddingHead):
 
     @configurable
     def __init__(self, *, attention: nn.Module | None, num_cameras: int, detach: bool,
-                 num_classes: int, **kwargs) -> None:
+                 num_classes: int, **kwargs: Any) -> None:
         super().__init__(num_classes=max(num_classes, 1), **kwargs)
         if num_classes < 1:  # an unused weight would break DistributedDataParallel
             del self.weight
@@ -93,7 +95,7 @@ class CamSepHead(EmbeddingHead):
             self.camera_classifier.apply(weights_init_classifier)
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         _check_config(cfg)
         camsep = cfg.MODEL.HEADS.CAMSEP
         attention = None
@@ -114,7 +116,8 @@ class CamSepHead(EmbeddingHead):
         """A (eq. 3), (B, C, H, W); zeros without attention: everything is camera-agnostic."""
         return torch.zeros_like(features) if self.attention is None else self.attention(features)
 
-    def forward(self, features: torch.Tensor, targets: torch.Tensor | None = None):
+    def forward(self, features: torch.Tensor, targets: torch.Tensor | None = None
+                ) -> torch.Tensor | dict[str, torch.Tensor]:
         if self.attention is None:
             return self._embed(features, targets)
         # the spatial branch would see one number for each image, the mean over channels, which a
@@ -133,7 +136,7 @@ class CamSepHead(EmbeddingHead):
             outputs["camera_logits"] = self.camera_classifier(pooled[..., 0, 0])
         return outputs
 
-    def _embed(self, agnostic: torch.Tensor, targets: torch.Tensor | None):
+    def _embed(self, agnostic: torch.Tensor, targets: torch.Tensor | None) -> Any:
         if self.cls_layer is not None or not self.training:
             return super().forward(agnostic, targets)
         pooled = self.pool_layer(agnostic)

@@ -3,11 +3,12 @@ tensors from the head's outputs, the batch and the memory bank, and call a pure 
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from fastreid.config import configurable
+from fastreid.config import CfgNode, configurable
 from fastreid.modeling import losses as toolbox
 from fastreid.utils.registry import Registry
 
@@ -15,6 +16,8 @@ from .. import losses
 from ..compat import registered_names
 from .gather import gather_batch
 from .memory_bank import MemoryBank
+
+Outputs = dict[str, torch.Tensor]
 
 LOSS_REGISTRY = Registry("LOSSES")
 LOSS_REGISTRY.__doc__ = """
@@ -35,18 +38,19 @@ class Loss:
     needs_memory = False
 
     @configurable
-    def __init__(self, *, scale: float = 1.0, **kwargs) -> None:
+    def __init__(self, *, scale: float = 1.0, **kwargs: Any) -> None:
         self.scale = scale
         self.kwargs = kwargs
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         return {}
 
-    def __call__(self, outputs: dict, batch: dict, memory: MemoryBank | None) -> dict:
+    def __call__(self, outputs: Outputs, batch: dict[str, Any],
+                 memory: MemoryBank | None) -> Outputs:
         raise NotImplementedError
 
-    def _output(self, outputs: dict, key: str) -> torch.Tensor:
+    def _output(self, outputs: Outputs, key: str) -> torch.Tensor:
         if key not in outputs:
             raise ValueError(
                 f"{type(self).__name__} needs the head's output {key!r}, which MODEL.HEADS.NAME "
@@ -60,7 +64,8 @@ class MemoryLoss(Loss):
 
     needs_memory = True
 
-    def __call__(self, outputs: dict, batch: dict, memory: MemoryBank | None) -> dict:
+    def __call__(self, outputs: Outputs, batch: dict[str, Any],
+                 memory: MemoryBank | None) -> Outputs:
         if memory is None:
             raise RuntimeError(
                 f"{type(self).__name__} needs pseudo labels and a memory bank: add "
@@ -69,11 +74,12 @@ class MemoryLoss(Loss):
         features = F.normalize(self._output(outputs, "features"), dim=1)
         return self.compare(features, batch["targets"], batch["camids"], memory)
 
-    def compare(self, features, labels, camids, memory) -> dict:
+    def compare(self, features: torch.Tensor, labels: torch.Tensor, camids: torch.Tensor,
+                memory: MemoryBank) -> Outputs:
         raise NotImplementedError
 
 
-def _check_temperature(name: str, node) -> None:
+def _check_temperature(name: str, node: CfgNode) -> None:
     if node.TEMPERATURE <= 0:
         raise ValueError(f"MODEL.LOSSES.{name}.TEMPERATURE {node.TEMPERATURE} must be positive.")
 
@@ -83,12 +89,13 @@ class InfoNCELoss(MemoryLoss):
     """:func:`caureid_plugin.losses.info_nce_loss` against the bank's centroids."""
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         node = cfg.MODEL.LOSSES.INFONCE
         _check_temperature("INFONCE", node)
         return {"scale": node.SCALE, "temperature": node.TEMPERATURE}
 
-    def compare(self, features, labels, camids, memory) -> dict:
+    def compare(self, features: torch.Tensor, labels: torch.Tensor, camids: torch.Tensor,
+                memory: MemoryBank) -> Outputs:
         loss = losses.info_nce_loss(features, labels, memory.centroids, **self.kwargs)
         return {"loss_infonce": loss * self.scale}
 
@@ -103,13 +110,13 @@ class CACCLoss(MemoryLoss):
     ANCHORS = ("centre", "sample")
 
     @configurable
-    def __init__(self, *, anchor: str, normalize: bool, **kwargs) -> None:
+    def __init__(self, *, anchor: str, normalize: bool, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.anchor = anchor
         self.normalize = normalize
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         node = cfg.MODEL.LOSSES.CACC
         if node.ANCHOR not in cls.ANCHORS:
             raise ValueError(
@@ -123,7 +130,8 @@ class CACCLoss(MemoryLoss):
             "num_negatives": node.NUM_NEGATIVES, "normalize": node.NORMALIZE,
         }
 
-    def compare(self, features, labels, camids, memory) -> dict:
+    def compare(self, features: torch.Tensor, labels: torch.Tensor, camids: torch.Tensor,
+                memory: MemoryBank) -> Outputs:
         if self.anchor == "centre":
             features, labels = losses.batch_camera_centres(
                 *gather_batch(features, labels, camids), normalize=self.normalize)
@@ -137,16 +145,17 @@ class CameraSeparationLoss(Loss):
     """:func:`caureid_plugin.losses.camera_separation_loss` on the head's camera classifier."""
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         return {"scale": cfg.MODEL.LOSSES.CAMSEP.SCALE}
 
-    def __call__(self, outputs, batch, memory) -> dict:
+    def __call__(self, outputs: Outputs, batch: dict[str, Any],
+                 memory: MemoryBank | None) -> Outputs:
         logits = self._output(outputs, "camera_logits")
         loss = losses.camera_separation_loss(logits, _camera_numbers(batch))
         return {"loss_camsep": loss * self.scale}
 
 
-def _camera_numbers(batch: dict) -> torch.Tensor:
+def _camera_numbers(batch: dict[str, Any]) -> torch.Tensor:
     """The batch's cameras (B,) int64; the toolbox's training datasets number them from 0."""
     camids = batch.get("camids")
     if isinstance(camids, torch.Tensor) and not (camids.is_floating_point() or camids.is_complex()):
@@ -163,11 +172,12 @@ class CrossEntropyLoss(Loss):
     """FastReID's cross entropy over identities."""
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         node = cfg.MODEL.LOSSES.CE
         return {"scale": node.SCALE, "eps": node.EPSILON, "alpha": node.ALPHA}
 
-    def __call__(self, outputs, batch, memory) -> dict:
+    def __call__(self, outputs: Outputs, batch: dict[str, Any],
+                 memory: MemoryBank | None) -> Outputs:
         toolbox.log_accuracy(self._output(outputs, "pred_class_logits").detach(), batch["targets"])
         loss = toolbox.cross_entropy_loss(outputs["cls_outputs"], batch["targets"], **self.kwargs)
         return {"loss_cls": loss * self.scale}
@@ -184,7 +194,8 @@ class FeatureLoss(Loss):
     function: Callable[..., torch.Tensor]
     scalar: str
 
-    def __call__(self, outputs, batch, memory) -> dict:
+    def __call__(self, outputs: Outputs, batch: dict[str, Any],
+                 memory: MemoryBank | None) -> Outputs:
         features = self._output(outputs, "features")
         loss = type(self).function(features, batch["targets"], **self.kwargs)
         return {self.scalar: loss * self.scale}
@@ -197,7 +208,7 @@ class TripletLoss(FeatureLoss):
     function, scalar = toolbox.triplet_loss, "loss_triplet"
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         node = cfg.MODEL.LOSSES.TRI
         return {"scale": node.SCALE, "margin": node.MARGIN, "norm_feat": node.NORM_FEAT,
                 "hard_mining": node.HARD_MINING}
@@ -210,7 +221,7 @@ class CircleLoss(FeatureLoss):
     function, scalar = toolbox.pairwise_circleloss, "loss_circle"
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         node = cfg.MODEL.LOSSES.CIRCLE
         return {"scale": node.SCALE, "margin": node.MARGIN, "gamma": node.GAMMA}
 
@@ -222,7 +233,7 @@ class Cosface(FeatureLoss):
     function, scalar = toolbox.pairwise_cosface, "loss_cosface"
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         node = cfg.MODEL.LOSSES.COSFACE
         return {"scale": node.SCALE, "margin": node.MARGIN, "gamma": node.GAMMA}
 
@@ -234,7 +245,7 @@ def _loss_class(name: str) -> type[Loss]:
     return LOSS_REGISTRY.get(name)
 
 
-def build_losses(cfg) -> list[Loss]:
+def build_losses(cfg: CfgNode) -> list[Loss]:
     """Builds the losses named in ``MODEL.LOSSES.NAME``.
 
     Raises:
@@ -246,6 +257,6 @@ def build_losses(cfg) -> list[Loss]:
     return [_loss_class(name)(cfg) for name in names]
 
 
-def needs_memory(cfg) -> bool:
+def needs_memory(cfg: CfgNode) -> bool:
     """Whether a loss of ``MODEL.LOSSES.NAME`` needs the memory bank (and the UnsupervisedHook)."""
     return any(_loss_class(name).needs_memory for name in cfg.MODEL.LOSSES.NAME)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from fastreid.config import configurable
+from fastreid.config import CfgNode, configurable
 from fastreid.modeling.heads import REID_HEADS_REGISTRY, ClasHead, EmbeddingHead
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY, Baseline
+from torch import nn
 
 from ..compat import to_device
 from ..layers import convert_grouped_batch_norm
@@ -15,12 +18,12 @@ from .losses import Loss, build_losses
 from .memory_bank import MemoryBank
 
 
-def _head_is(cfg, kind: type) -> bool:
+def _head_is(cfg: CfgNode, kind: type) -> bool:
     found = REID_HEADS_REGISTRY.get(cfg.MODEL.HEADS.NAME)
     return isinstance(found, type) and issubclass(found, kind)
 
 
-def _with_no_classes(cfg):
+def _with_no_classes(cfg: CfgNode) -> CfgNode:
     """The config with an identity classifier of no classes, and no margin between them."""
     cfg = cfg.clone()
     cfg.defrost()
@@ -52,10 +55,10 @@ class CAUReID(Baseline):
 
     @configurable
     def __init__(self, *, losses: list[Loss], bn_group_size: int,
-                 channels_last: bool = False, **kwargs) -> None:
+                 channels_last: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.backbone = convert_grouped_batch_norm(self.backbone, bn_group_size)
-        self.heads = convert_grouped_batch_norm(self.heads, bn_group_size)
+        self.backbone: nn.Module = convert_grouped_batch_norm(self.backbone, bn_group_size)
+        self.heads: nn.Module = convert_grouped_batch_norm(self.heads, bn_group_size)
         # the weights keep their layout: the toolbox's optimizer views them as one flat buffer
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._losses = losses
@@ -63,7 +66,7 @@ class CAUReID(Baseline):
         self._seen: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         losses = build_losses(cfg)
         if any(loss.needs_memory for loss in losses):
             cls._check_embedding(cfg)
@@ -77,7 +80,7 @@ class CAUReID(Baseline):
                 "channels_last": cfg.MODEL.CHANNELS_LAST}
 
     @staticmethod
-    def _check_embedding(cfg) -> None:
+    def _check_embedding(cfg: CfgNode) -> None:
         """Refuses a head whose output in training is not its embedding in evaluation."""
         if cfg.MODEL.HEADS.NECK_FEAT != "after":
             raise ValueError(
@@ -88,7 +91,7 @@ class CAUReID(Baseline):
                 f"MODEL.HEADS.NAME {cfg.MODEL.HEADS.NAME} gives scores of classes in evaluation, "
                 "and the memory bank holds embeddings: set it to CamSepHead or EmbeddingHead.")
 
-    def forward(self, batched_inputs):
+    def forward(self, batched_inputs: dict[str, Any]) -> torch.Tensor | dict[str, torch.Tensor]:
         if isinstance(batched_inputs, dict):
             batched_inputs = to_device(batched_inputs, self.device)
         images = self.preprocess_image(batched_inputs).contiguous(memory_format=self._layout)
@@ -101,7 +104,8 @@ class CAUReID(Baseline):
         outputs = self.heads(features, targets)
         return self.losses(outputs, {**batched_inputs, "targets": targets})
 
-    def losses(self, outputs: dict, batch: dict) -> dict:
+    def losses(self, outputs: dict[str, torch.Tensor],
+               batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Named losses, computed in fp32 whatever the precision of the network."""
         with torch.autocast(self.device.type, enabled=False):
             # without the scores of a classifier of no classes
@@ -109,7 +113,7 @@ class CAUReID(Baseline):
             if self.memory is not None:
                 features = F.normalize(outputs["features"].detach(), dim=1)
                 self._seen = features, batch["indexes"]
-            total: dict = {}
+            total: dict[str, torch.Tensor] = {}
             for loss in self._losses:
                 total.update(loss(outputs, batch, self.memory))
             return total

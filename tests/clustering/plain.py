@@ -98,10 +98,12 @@ def camera_lists(distances, camids):
     """
     camids = np.asarray(camids)
     intra = [
-        nearest_first(row, np.flatnonzero(camids == own)) for row, own in zip(distances, camids)
+        nearest_first(row, np.flatnonzero(camids == own))
+        for row, own in zip(distances, camids, strict=True)
     ]
     inter = [
-        nearest_first(row, np.flatnonzero(camids != own)) for row, own in zip(distances, camids)
+        nearest_first(row, np.flatnonzero(camids != own))
+        for row, own in zip(distances, camids, strict=True)
     ]
     return intra, inter
 
@@ -122,6 +124,6 @@ def ca_jaccard_dense(features, camids, *, k1_intra, k1_inter, k2_intra, k2_inter
     intra, inter = camera_lists(distances, camids)
     within = reciprocal_sets([members[: k1_intra + 1] for members in intra])
     across = reciprocal_sets([members[: k1_inter + 1] for members in inter])
-    encoding = softmax_encoding(distances, [a | b for a, b in zip(within, across)])
-    averaged = [a[:k2_intra] + b[:k2_inter] for a, b in zip(intra, inter)]
+    encoding = softmax_encoding(distances, [a | b for a, b in zip(within, across, strict=True)])
+    averaged = [a[:k2_intra] + b[:k2_inter] for a, b in zip(intra, inter, strict=True)]
     return distances_of_encodings(average_rows(encoding, averaged))

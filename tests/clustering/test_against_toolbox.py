@@ -1,17 +1,16 @@
 """The toolbox's own dense Jaccard distance and ours are the same distance."""
 
+import caureid_plugin  # noqa: F401  makes the toolbox importable on this Python
 import numpy as np
 import pytest
 import torch
-from sklearn.cluster import DBSCAN
-
-import caureid_plugin  # noqa: F401  makes the toolbox importable on this Python
 from caureid_plugin.clustering import assign_pseudo_labels, jaccard_graph
+from sklearn.cluster import DBSCAN
 
 compute_dist = pytest.importorskip("fastreid.utils.compute_dist", exc_type=ImportError)
 
 KINDS = {
-    "normalised": dict(),
+    "normalised": {},
     "noisy": dict(noise=1.5),
     "unnormalised": dict(normalise=False, noise=0.1),
 }

@@ -3,12 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from caureid_plugin.clustering import (
+    assign_pseudo_labels,
+    jaccard_encoding,
+    jaccard_graph,
+    outliers_to_singletons,
+    suggest_eps,
+    sweep_eps,
+)
+from caureid_plugin.clustering.simulated import simulate_features
 from scipy import sparse
 from sklearn.metrics import adjusted_rand_score
-
-from caureid_plugin.clustering import (assign_pseudo_labels, jaccard_encoding, jaccard_graph,
-                                       outliers_to_singletons, suggest_eps, sweep_eps)
-from caureid_plugin.clustering.simulated import simulate_features
 
 EPS = [0.55, 0.3, 0.7, 0.45, 0.5, 0.62]
 
@@ -72,7 +77,7 @@ def test_duplicates_stay_together_at_a_tiny_eps(people, encoding):
 
 def plain_figures(labels, camids):
     members = {}
-    for label, camera in zip(labels.tolist(), camids.tolist()):
+    for label, camera in zip(labels.tolist(), camids.tolist(), strict=True):
         members.setdefault(label, []).append(camera)
     outliers = len(members.pop(-1, []))
     cameras = [set(seen) for seen in members.values()]

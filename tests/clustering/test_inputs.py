@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-
 from caureid_plugin.clustering import assign_pseudo_labels, jaccard_graph, search_neighbors
 from caureid_plugin.clustering.inputs import as_feature_matrix
 

@@ -3,8 +3,6 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from scipy import sparse
-
 from caureid_plugin.clustering import jaccard_graph, pairs_within, search_neighbors, threads
 from caureid_plugin.clustering.encoding import (
     average_over_neighbors,
@@ -13,6 +11,7 @@ from caureid_plugin.clustering.encoding import (
     reciprocal_mask,
     softmax_encoding,
 )
+from scipy import sparse
 
 
 def assert_same_pairs(graph, expected, eps, to_dense):
@@ -100,7 +99,7 @@ def test_form_of_the_graph(make_features):
         columns = graph.indices[graph.indptr[i] : graph.indptr[i + 1]].tolist()
         assert columns == sorted(set(columns)) and i in columns
         values = graph.data[graph.indptr[i] : graph.indptr[i + 1]].tolist()
-        entries.update({(i, j): value for j, value in zip(columns, values)})
+        entries.update({(i, j): value for j, value in zip(columns, values, strict=True)})
     assert all(entries[j, i] == value for (i, j), value in entries.items())
     assert all(entries[i, i] == 0 for i in range(60))
     assert all(0 <= value <= np.float32(0.6) for value in entries.values())
@@ -180,7 +179,7 @@ def test_a_distance_equal_to_eps_is_within_it(eps, linked):
     rows[0, [0, 1, 2, 3, 4, 5]] = rows[1, [2, 3, 4, 5, 6, 7]] = 1 / 6
     graph = pairs_within(sparse.csr_matrix(rows), eps)
     assert graph.nnz == 9 + 2 * linked
-    assert ((0, 1) in zip(*graph.nonzero())) == linked
+    assert ((0, 1) in zip(*graph.nonzero(), strict=True)) == linked
     assert graph.indices[graph.indptr[2] : graph.indptr[3]].tolist() == [2]
 
 

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-
 from caureid_plugin.clustering import label_statistics, outliers_to_singletons
 
 LABELS = [
@@ -17,9 +16,8 @@ LABELS = [
 def test_outliers_to_singletons_by_loops(labels):
     expected, following = [], max(labels, default=-1) + 1
     for label in labels:
-        if label == -1:
-            label, following = following, following + 1
-        expected.append(label)
+        expected.append(following if label == -1 else label)
+        following += label == -1
     given = np.array(labels, dtype=np.int64)
     found = outliers_to_singletons(given)
     assert found.tolist() == expected and found.dtype == np.int64
@@ -29,7 +27,7 @@ def test_outliers_to_singletons_by_loops(labels):
 
 def plain_statistics(labels, camids):
     members = {}
-    for label, camera in zip(labels.tolist(), camids.tolist()):
+    for label, camera in zip(labels.tolist(), camids.tolist(), strict=True):
         members.setdefault(label, []).append(camera)
     outliers = len(members.pop(-1, []))
     crossing = [len(set(cameras)) > 1 for cameras in members.values()]

@@ -5,7 +5,6 @@ import sys
 import psutil
 import pytest
 import torch
-
 from caureid_plugin.clustering import Search, assign_pseudo_labels, jaccard_graph, memory
 
 CPU = torch.device("cpu")

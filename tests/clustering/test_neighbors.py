@@ -4,7 +4,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-
 from caureid_plugin.clustering import (
     Search,
     exact_search,
@@ -214,7 +213,8 @@ def test_every_distance_is_between_its_bounds(make_features, dtype, scale):
         for j in range(120):
             low[i, j], high[i, j] = kernels.bounds_of(
                 scores[i, j], unit, lost[i], errors[i], rounding)
-            exact = sum((float(a) - float(b)) ** 2 for a, b in zip(features[i], features[j]))
+            exact = sum((float(a) - float(b)) ** 2
+                        for a, b in zip(features[i], features[j], strict=True))
             assert low[i, j] <= exact <= high[i, j]
     apart = ~np.eye(120, dtype=bool)
     slack = (high - low)[apart] / low[apart]
@@ -281,8 +281,9 @@ def test_approximate_search_reaches_its_recall(
         else:
             results = search_neighbors(features, 10, search=search),
             expected = plain_lists(features, 10),
-    for found, true in zip(results, expected):
-        hits = [len(set(a) & set(b)) for a, b in zip(found[0].tolist(), true[0].tolist())]
+    for found, true in zip(results, expected, strict=True):
+        hits = [len(set(a) & set(b))
+                for a, b in zip(found[0].tolist(), true[0].tolist(), strict=True)]
         assert 0.94 < np.mean(hits) / 10 < 1, "approximate, but not by more than it was told"
     assert "recall" in caplog.text and "approximate search" in caplog.text
 

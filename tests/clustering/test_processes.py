@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-
 from caureid_plugin.clustering import (
     Search,
     assign_pseudo_labels,
@@ -65,8 +64,9 @@ def _run(rank, folder, backend):
             assign_pseudo_labels(spoilt, k1=4, k2=2, eps=0.5, min_samples=2,
                                  search=Search(group=dist.group.WORLD))
         except (ValueError, RuntimeError) as error:
-            errors.append(type(error).__name__)
-            assert "features row 3 holds NaN" in str(error)
+            message = f"{type(error).__name__} {error}"
+        errors.append(message.split()[0])
+        assert "features row 3 holds NaN" in message
         (folder / f"{rank}.txt").write_text(" ".join(errors))
         dist.barrier()
     finally:
@@ -93,7 +93,7 @@ def test_two_processes_find_what_one_finds(tmp_path, monkeypatch, backend):
     for rank in range(SIZE):
         with np.load(tmp_path / f"{rank}.npz") as found:
             assert len(found.files) == len(expected)
-            for name, array in zip(found.files, expected):
+            for name, array in zip(found.files, expected, strict=True):
                 assert np.array_equal(found[name], array)
         # what is wrong is said in every process
         assert (tmp_path / f"{rank}.txt").read_text() == (

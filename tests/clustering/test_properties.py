@@ -1,13 +1,9 @@
 """Random shapes, seeds and kinds of features: equal to the toolbox and to plain loops."""
 
+import caureid_plugin  # noqa: F401  makes the toolbox importable on this Python
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
-from sklearn.cluster import DBSCAN
-
-import caureid_plugin  # noqa: F401  makes the toolbox importable on this Python
 from caureid_plugin.clustering import (
     Search,
     assign_pseudo_labels,
@@ -15,6 +11,9 @@ from caureid_plugin.clustering import (
     jaccard_distances,
     jaccard_graph,
 )
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from sklearn.cluster import DBSCAN
 
 compute_dist = pytest.importorskip("fastreid.utils.compute_dist", exc_type=ImportError)
 SETTINGS = dict(deadline=None, derandomize=True,

@@ -3,11 +3,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from scipy import sparse
-from sklearn.cluster import DBSCAN
-
 from caureid_plugin.clustering import assign_pseudo_labels, search_neighbors
 from caureid_plugin.clustering.pseudo_labels import cluster_graph, number_by_appearance
+from scipy import sparse
+from sklearn.cluster import DBSCAN
 
 PARAMETERS = dict(k1=10, k2=3, eps=0.6, min_samples=4)
 

@@ -5,10 +5,9 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_limits
-
 from caureid_plugin.clustering import simulated
 from caureid_plugin.clustering.simulated import simulate_features
+from threadpoolctl import threadpool_limits
 
 SPAN = simulated.ROWS_PER_BLOCK + 5  # two blocks, the second a small one
 
@@ -41,9 +40,9 @@ def test_shapes_types_and_lengths(n, dim):
 
 def test_the_seed_decides_every_bit():
     first, again, other = (simulate_features(SPAN, 12, seed=seed) for seed in (3, 3, 4))
-    for a, b in zip(first, again):
+    for a, b in zip(first, again, strict=True):
         assert np.array_equal(a, b)
-    for a, b in zip(first, other):
+    for a, b in zip(first, other, strict=True):
         assert not np.array_equal(a, b)
 
 
@@ -80,7 +79,8 @@ def test_without_style_a_camera_makes_no_difference():
 def test_without_noise_an_identity_and_camera_have_one_feature():
     features, identities, camids = simulate_features(300, 48, noise=0, isotropic=0)
     first = {}
-    for feature, pair in zip(features, zip(identities.tolist(), camids.tolist())):
+    pairs = zip(identities.tolist(), camids.tolist(), strict=True)
+    for feature, pair in zip(features, pairs, strict=True):
         np.testing.assert_allclose(feature, first.setdefault(pair, feature), atol=1e-6)
     assert len(np.unique(np.round(features, 4), axis=0)) == len(first) > 60
 

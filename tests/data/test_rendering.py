@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-
 from caureid_plugin.data import rendering
 from caureid_plugin.data.rendering import (
     PRESET_CAMERAS,

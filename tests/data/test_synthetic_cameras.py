@@ -9,10 +9,6 @@ from collections import Counter, defaultdict
 import caureid_plugin  # noqa: F401  (first: it makes the toolbox importable)
 import numpy as np
 import pytest
-from fastreid.data.datasets import DATASET_REGISTRY
-from fastreid.utils import comm
-from PIL import Image
-
 from caureid_plugin.data import synthetic_cameras as module
 from caureid_plugin.data.rendering import make_camera, render
 from caureid_plugin.data.synthetic_cameras import (
@@ -21,6 +17,9 @@ from caureid_plugin.data.synthetic_cameras import (
     plan_shots,
     render_dataset,
 )
+from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.utils import comm
+from PIL import Image
 
 TINY = dict(train_identities=3, test_identities=2, cameras=3, size=(32, 16))
 
@@ -132,7 +131,7 @@ def test_layout_and_description(rendered):
     assert sorted(os.listdir(folder)) == sorted([*module.SPLITS, "dataset.json"])
     shots = plan_shots(train_identities=3, test_identities=2, cameras=3)
     for split in module.SPLITS:
-        expected = sorted("%04d_c%ds1_%06d_00.jpg" % (s.identity, s.camera, s.shot)
+        expected = sorted(f"{s.identity:04d}_c{s.camera}s1_{s.shot:06d}_00.jpg"
                           for s in shots if s.split == split)
         assert sorted(os.listdir(folder / split)) == expected
     with open(folder / "dataset.json", encoding="utf-8") as file:

@@ -10,11 +10,9 @@ from PIL import Image
 
 import caureid_plugin  # isort: skip  (before everything that imports fastreid)
 
-from fastreid.config import get_cfg
-
-from caureid_plugin.data import (
-    UnlabelledImages, build_extraction_loader, build_pseudo_label_loader)
+from caureid_plugin.data import UnlabelledImages, build_extraction_loader, build_pseudo_label_loader
 from caureid_plugin.data.sampler import Draw
+from fastreid.config import get_cfg
 
 
 @pytest.fixture
@@ -163,7 +161,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(items):
     for workers in (1, 2):
         torch.manual_seed(workers)
         found = first_batches(items, workers, seed=5)
-        for ours, theirs in zip(expected, found):
+        for ours, theirs in zip(expected, found, strict=True):
             assert list(ours) == list(theirs)
             for key in ("images", "targets", "camids", "indexes"):
                 assert torch.equal(ours[key], theirs[key]), key
@@ -187,7 +185,7 @@ def test_batches_hold_what_the_training_needs(items):
         assert batch["img_paths"] == [items[row][0] for row in rows]
         for start in (0, 4):
             assert len(set(batch["targets"][start:start + 4].tolist())) == 1
-        for row, image in zip(rows, batch["images"]):
+        for row, image in zip(rows, batch["images"], strict=True):
             by_image.setdefault(row, []).append(image)
     repeated = [views for views in by_image.values() if len(views) > 1]
     assert repeated and all(
@@ -216,7 +214,7 @@ def test_extraction_gives_every_image_once_in_order(items):
     for batches in passes:
         assert [len(batch["indexes"]) for batch in batches] == [6, 6, 6, 2]
         assert torch.cat([batch["indexes"] for batch in batches]).tolist() == list(range(20))
-    for first, second in zip(*passes):  # nothing random
+    for first, second in zip(*passes, strict=True):  # nothing random
         assert torch.equal(first["images"], second["images"])
     image = Image.open(items[3][0]).resize((16, 32), Image.BICUBIC)
     expected = torch.as_tensor(np.asarray(image).copy()).permute(2, 0, 1).float()

@@ -5,7 +5,6 @@ import copy
 import numpy as np
 import pytest
 import torch
-
 from caureid_plugin.layers import HarmoniousAttention
 
 

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-
 from caureid_plugin.layers import branch_maps, mass_share, relative_maps, resize_maps
 
 
@@ -62,7 +61,7 @@ def test_resizing_against_a_loop(pair, size):
     maps = pair[1][:, 0]
     resized = resize_maps(maps, size)
     assert resized.shape == (2, *size)
-    for before, after in zip(maps, resized):
+    for before, after in zip(maps, resized, strict=True):
         np.testing.assert_allclose(after, plain_bilinear(before.numpy(), *size), atol=1e-6)
     assert resized.min() >= maps.min() and resized.max() <= maps.max()
 

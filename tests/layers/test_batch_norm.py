@@ -5,9 +5,8 @@ import copy
 import numpy as np
 import pytest
 import torch
-from torch import nn
-
 from caureid_plugin.layers import GroupedBatchNorm2d, convert_grouped_batch_norm
+from torch import nn
 
 # batch, group size, sizes of the groups
 SPLITS = [
@@ -109,7 +108,7 @@ def test_gradients_are_those_of_the_groups_computed_separately(batch, group_size
     pull = torch.randn(batch, 5, 4, 3, generator=torch.Generator().manual_seed(9)).double()
     parts = [part.clone().requires_grad_() for part in batch_of(batch, 2).split(sizes)]
     separate = [plain_copy(norm) for _ in sizes]
-    for part, plain, p in zip(parts, separate, pull.split(sizes)):
+    for part, plain, p in zip(parts, separate, pull.split(sizes), strict=True):
         (plain(part) * p).sum().backward()
     x = batch_of(batch, 2).requires_grad_()
     (norm(x) * pull).sum().backward()

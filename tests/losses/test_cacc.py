@@ -5,23 +5,24 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-
 from caureid_plugin.losses import batch_camera_centres, cacc_loss
 
 
 def dot(a, b):
-    return math.fsum(x * y for x, y in zip(a, b))
+    return math.fsum(x * y for x, y in zip(a, b, strict=True))
 
 
 def plain_centres(features, labels, camids, normalize):
     """{(cluster, camera): mean feature}, in the order of the pairs."""
     members = {}
-    for feature, label, camera in zip(features.tolist(), labels.tolist(), camids.tolist()):
+    for feature, label, camera in zip(features.tolist(), labels.tolist(), camids.tolist(),
+                                      strict=True):
         if label != -1:
             members.setdefault((label, camera), []).append(feature)
     centres = {}
     for pair in sorted(members):
-        mean = [math.fsum(column) / len(members[pair]) for column in zip(*members[pair])]
+        mean = [math.fsum(column) / len(members[pair])
+                for column in zip(*members[pair], strict=True)]
         length = math.sqrt(dot(mean, mean)) if normalize else 1.0
         centres[pair] = [x / length for x in mean]
     return centres
@@ -31,10 +32,10 @@ def plain_loss(anchors, anchor_labels, centres, centre_labels, num_negatives, te
     """Eq. 7 as it stands: one term for each anchor and positive."""
     anchors, centres, centre_labels = anchors.tolist(), centres.tolist(), centre_labels.tolist()
     losses = []
-    for anchor, label in zip(anchors, anchor_labels.tolist()):
+    for anchor, label in zip(anchors, anchor_labels.tolist(), strict=True):
         scores = [dot(anchor, centre) / temperature for centre in centres]
-        positives = [s for s, other in zip(scores, centre_labels) if other == label]
-        negatives = [s for s, other in zip(scores, centre_labels) if other != label]
+        positives = [s for s, other in zip(scores, centre_labels, strict=True) if other == label]
+        negatives = [s for s, other in zip(scores, centre_labels, strict=True) if other != label]
         if label == -1 or not positives:
             continue
         nearest = sorted(negatives, reverse=True)[:num_negatives]

@@ -4,13 +4,12 @@ import math
 
 import pytest
 import torch
-
 from caureid_plugin.losses import camera_separation_loss
 
 
 def plain_loss(logits, camids):
     losses = []
-    for scores, camera in zip(logits.tolist(), camids.tolist()):
+    for scores, camera in zip(logits.tolist(), camids.tolist(), strict=True):
         top = max(scores)
         total = math.fsum(math.exp(score - top) for score in scores)
         losses.append(math.log(total) + top - scores[camera])

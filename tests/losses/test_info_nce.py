@@ -5,16 +5,15 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-
 from caureid_plugin.losses import info_nce_loss
 
 
 def plain_loss(features, labels, centroids, temperature):
     losses = []
-    for feature, label in zip(features.tolist(), labels.tolist()):
+    for feature, label in zip(features.tolist(), labels.tolist(), strict=True):
         if label == -1:
             continue
-        scores = [sum(a * b for a, b in zip(feature, centroid)) / temperature
+        scores = [sum(a * b for a, b in zip(feature, centroid, strict=True)) / temperature
                   for centroid in centroids.tolist()]
         top = max(scores)
         total = math.fsum(math.exp(score - top) for score in scores)

@@ -6,11 +6,10 @@ import torch.nn.functional as F
 
 import caureid_plugin  # isort: skip  (before everything that imports fastreid)
 
-from fastreid.modeling.meta_arch import build_model
-from fastreid.utils.events import EventStorage
-
 from caureid_plugin import LOSS_REGISTRY, build_losses, losses, needs_memory
 from caureid_plugin.compat import TOOLBOX_LOSSES, registered_names
+from fastreid.modeling.meta_arch import build_model
+from fastreid.utils.events import EventStorage
 
 MEMORY_LOSSES = ["CACCLoss", "InfoNCELoss"]
 ALL_LOSSES = sorted([*MEMORY_LOSSES, "CameraSeparationLoss", *TOOLBOX_LOSSES])

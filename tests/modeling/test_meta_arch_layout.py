@@ -10,12 +10,11 @@ import torch.nn.functional as F
 
 import caureid_plugin  # noqa: F401  isort: skip  (before everything that imports fastreid)
 
+from caureid_plugin import losses
 from fastreid.engine.train_loop import SimpleTrainer
 from fastreid.modeling.meta_arch import build_model
 from fastreid.solver import build_optimizer
 from fastreid.utils.events import EventStorage
-
-from caureid_plugin import losses
 
 OSNET = []
 PLAIN = ["MODEL.BACKBONE.NAME", "build_plain_backbone", "MODEL.BACKBONE.FEAT_DIM", 32]
@@ -184,7 +183,7 @@ def test_the_flat_optimizer_moves_the_weights_as_plain_adam_does(
         sum(plain(batch).values()).backward()
         adam.step()
     for (name, moved), expected, first in zip(
-            model.named_parameters(), plain.parameters(), start.parameters()):
+            model.named_parameters(), plain.parameters(), start.parameters(), strict=True):
         torch.testing.assert_close(moved, expected, rtol=0, atol=1e-9, msg=name)
         if moved.dim() == 4:  # a bias may sit behind a ReLU that never opens
             assert (moved - first).abs().max() > 1e-4, name

@@ -186,7 +186,7 @@ def test_a_failed_run_is_reported_and_the_others_go_on(tool, capsys):
     assert "FAILED, exit status 3; the end of" in printed
     assert "\n    last words of baseline-seed1\n" in printed
     assert "baseline-seed1 FAILED (exit status 3); the same command tries it again." in printed
-    sample = [r for r in tool.lines("summary.csv") if r["row"] == "sample"][0]
+    sample = next(r for r in tool.lines("summary.csv") if r["row"] == "sample")
     assert sample["runs"] == "1" and sample["mAP difference"] == ""  # no baseline to compare with
 
     # although the failed run has all its figures, it did not end well: all three are tried again
@@ -336,7 +336,7 @@ def test_seeds_that_finished_before_stay_in_the_table(tool):
     assert tool.names == ["css-seed3"]
     assert tool.states() == dict.fromkeys(
         ("baseline-seed1", "css-seed1", "css-seed3"), "finished")
-    css = [line for line in tool.lines("summary.csv") if line["row"] == "css"][0]
+    css = next(line for line in tool.lines("summary.csv") if line["row"] == "css")
     assert (css["runs"], css["of"], css["pairs"]) == ("2", "2", "1")
     assert "Seeds: 1, 3\n" in (tool.folder / "table.md").read_text()
 
@@ -632,7 +632,7 @@ def test_files_are_replaced_whole(tmp_path):
     with (tmp_path / "table.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == len(results)
-    for line, result in zip(lines, results):
+    for line, result in zip(lines, results, strict=True):
         assert line["mAP"] == str(result.get("mAP", "")) and line["title"] == result["title"]
     picture = np.asarray(Image.open(tmp_path / "ablation.png").convert("RGB"))
     assert picture.shape[0] > 300 and picture.std() > 5

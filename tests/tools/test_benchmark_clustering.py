@@ -16,12 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from caureid_plugin.clustering import assign_pseudo_labels, faiss_search, jaccard_graph, memory
+from caureid_plugin.clustering.simulated import simulate_features
 from PIL import Image
 from scipy import sparse
 from scipy.sparse.csgraph import minimum_spanning_tree
-
-from caureid_plugin.clustering import assign_pseudo_labels, faiss_search, jaccard_graph, memory
-from caureid_plugin.clustering.simulated import simulate_features
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "benchmark_clustering.py"
 EPS = 0.47  # no distance equals it: with k2 = 3 many are 0.5 but for rounding
@@ -245,7 +244,7 @@ def test_ties_at_eps_are_told_from_other_differences(tool, features, monkeypatch
     eps = str(float(np.sort(links)[len(links) // 2]))
     for shift, answers in ((0.5 * tool.ROUNDING, ["no", "yes"]), (50 * tool.ROUNDING, ["no"] * 2)):
 
-        def shifted(features, args, option):
+        def shifted(features, args, option, shift=shift):
             seconds, _, dense = run(features, args, option)
             dense += np.float32(shift)
             return seconds, tool.dense_labels(dense, args.eps, args), dense
@@ -313,8 +312,9 @@ def test_exact_neighbors_by_loops(tool):
     features[40:44] = features[40]
     rows = np.array([0, 17, 41, 149])
     found = tool.exact_neighbors(features, rows, 6)
-    for row, neighbors in zip(rows, found):
-        distances = [sum((float(a) - float(b)) ** 2 for a, b in zip(features[row], other))
+    for row, neighbors in zip(rows, found, strict=True):
+        distances = [sum((float(a) - float(b)) ** 2
+                         for a, b in zip(features[row], other, strict=True))
                      for other in features]
         expected = sorted(distances)[:6]
         assert len(set(neighbors.tolist())) == 6
@@ -485,14 +485,14 @@ def test_figures_of_the_scaling_table(tool):
            "1.254", "recall": "0.99123", "gpu_peak_gib": "", "clusters": "5900"}
     table = table_of(tool.scaling_table([row, {"n": 7, "dim": 64, "backend": "torch",
                                                "error": "ImportError: no"}]))
-    line = dict(zip(table["N"], table["100,000"]))
+    line = dict(zip(table["N"], table["100,000"], strict=True))
     assert line["back end"] == "auto (torch-pca)" and line["search, s"] == "12.3"
     assert line["total, s"] == "20.1" and line["peak above features, GiB"] == "1.25"
     assert line["recall"] == "0.9912" and line["clusters"] == "5,900"
     assert "GPU peak, GiB" not in line
-    assert dict(zip(table["N"], table["7"]))["total, s"] == "ImportError: no"
+    assert dict(zip(table["N"], table["7"], strict=True))["total, s"] == "ImportError: no"
     on_gpu = table_of(tool.scaling_table([{**row, "gpu_peak_gib": "3.5"}]))
-    line = dict(zip(on_gpu["N"], on_gpu["100,000"]))
+    line = dict(zip(on_gpu["N"], on_gpu["100,000"], strict=True))
     assert line["GPU peak, GiB"] == "3.50"
 
 
@@ -507,7 +507,7 @@ def test_the_end_of_a_process_without_a_result(tool, monkeypatch):
     for code, message in ((-9, "ended by signal 9, out of memory?"), (-11, "ended by signal 11"),
                           (1, "ended with status 1, see above")):
         monkeypatch.setattr(subprocess, "run",
-                            lambda *a, **k: types.SimpleNamespace(returncode=code))
+                            lambda *a, code=code, **k: types.SimpleNamespace(returncode=code))
         assert tool.start_child(args, 200, "torch") == {"error": message}
 
 

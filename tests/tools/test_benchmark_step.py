@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
-
 from caureid_plugin.losses import info_nce_loss
+from PIL import Image
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "benchmark_step.py"
 TINY = ["--sizes", "240", "120", "480", "--clusters", "10", "--dim", "8", "--batch", "16",
@@ -46,10 +45,11 @@ def test_logits_of_all_rows_are_mean_similarities(tool, bank, seed):
     logits = tool.all_rows_logits(features, bank.features, bank.labels, 7, 0.05)
     assert logits.shape == (20, 7)
     rows, labels = bank.features.double().tolist(), bank.labels.tolist()
-    for feature, found in zip(features.double().tolist(), logits.tolist()):
+    for feature, found in zip(features.double().tolist(), logits.tolist(), strict=True):
         for cluster in range(7):
-            members = [row for row, label in zip(rows, labels) if label == cluster]
-            similarities = [sum(a * b for a, b in zip(feature, row)) for row in members]
+            members = [row for row, label in zip(rows, labels, strict=True) if label == cluster]
+            similarities = [sum(a * b for a, b in zip(feature, row, strict=True))
+                            for row in members]
             mean = sum(similarities) / len(members)
             assert found[cluster] == pytest.approx(mean / 0.05, abs=1e-4)
 
@@ -112,7 +112,7 @@ def test_every_cluster_is_seen_by_every_camera(tool, size, clusters):
     bank = tool.make_bank(size, 3, torch.Generator().manual_seed(0))
     bank.relabel(tool.make_labels(size, clusters))
     assert bank.num_clusters == clusters
-    pairs = set(zip(bank.centre_labels.tolist(), bank.centre_camids.tolist()))
+    pairs = set(zip(bank.centre_labels.tolist(), bank.centre_camids.tolist(), strict=True))
     assert pairs == {(label, camera) for label in range(clusters) for camera in range(6)}
 
 

@@ -15,14 +15,13 @@ from PIL import Image
 
 import caureid_plugin  # noqa: F401  isort: skip  (before everything that imports fastreid)
 
+from caureid_plugin import CamSepHead, CAUReID
+from caureid_plugin.layers import GroupedBatchNorm2d
 from fastreid.engine.train_loop import AMPTrainer, SimpleTrainer
 from fastreid.modeling.heads import EmbeddingHead
 from fastreid.modeling.losses import cross_entropy_loss, triplet_loss
 from fastreid.modeling.meta_arch import Baseline
 from fastreid.utils.events import EventStorage
-
-from caureid_plugin import CamSepHead, CAUReID
-from caureid_plugin.layers import GroupedBatchNorm2d
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "benchmark_training.py"
 NUMBERS = ["--steps", "2", "--warm-up", "1", "--images", "61", "--clusters", "10", "--classes",
@@ -69,7 +68,7 @@ def table_of(printed, heading):
     for line in lines[start + 2:]:
         if line[0] == "precision":
             break
-        rows.append(dict(zip(lines[start], line)))
+        rows.append(dict(zip(lines[start], line, strict=True)))
     return rows
 
 
@@ -142,7 +141,8 @@ def test_a_step_of_baseline_is_a_step_by_hand(tool, parsed, sides):
         optimizer.step()
         side.trainer.iter = 0
         side.step()
-    for (name, moved), expected in zip(model_of(side).named_parameters(), model.parameters()):
+    for (name, moved), expected in zip(model_of(side).named_parameters(), model.parameters(),
+                                       strict=True):
         torch.testing.assert_close(moved, expected, rtol=0, atol=1e-6, msg=name)
     assert side.dtypes == {"float32"}
 
@@ -156,7 +156,8 @@ def test_a_step_of_caureid_moves_weights_and_bank(tool, sides):
     with EventStorage(0):
         for side.trainer.iter in range(2):
             side.step()
-    moved = [not torch.equal(old, new) for old, new in zip(before, model_of(side).parameters())]
+    moved = [not torch.equal(old, new)
+             for old, new in zip(before, model_of(side).parameters(), strict=True)]
     frozen = [not parameter.requires_grad for parameter in model_of(side).parameters()]
     assert sum(moved) > 20 and not any(np.logical_and(moved, frozen))
     assert {tuple(names) for _, names in seen} == {("loss_cacc", "loss_camsep", "loss_infonce")}
@@ -217,7 +218,7 @@ def test_sides_take_turns_back_and_forth(tool, parsed, monkeypatch):
     monkeypatch.setattr(tool, "timed_step", timed_step)
     sides = [tool.Side(name, "fp32", "default", types.SimpleNamespace(), None) for name in "abc"]
     tool.measure(sides, args)
-    assert "".join(order) == "abc" "cba" "abc" "cba"
+    assert "".join(order) == 2 * "abccba"
     assert [side.milliseconds for side in sides] == [[6, 7, 12], [5, 8, 11], [4, 9, 10]]
 
 

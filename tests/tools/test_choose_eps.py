@@ -11,14 +11,13 @@ import caureid_plugin
 import numpy as np
 import pytest
 import torch
+from caureid_plugin.clustering import jaccard_encoding, suggest_eps, sweep_eps
+from caureid_plugin.clustering.simulated import simulate_features
 from fastreid.engine import DefaultTrainer
 from fastreid.utils.env import seed_all_rng
 from fastreid.utils.events import EventStorage
 from PIL import Image
 from sklearn.metrics import adjusted_rand_score
-
-from caureid_plugin.clustering import jaccard_encoding, suggest_eps, sweep_eps
-from caureid_plugin.clustering.simulated import simulate_features
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EPS = "0.3:0.9:0.1"
@@ -196,7 +195,8 @@ def test_features_are_those_that_training_starts_from(tool, trainer, tmp_path, c
 def test_features_of_a_checkpoint(tool, trainer, tmp_path, capsys):
     with torch.no_grad():
         for weights in trainer.model.parameters():
-            weights += 0.01 * torch.randn(weights.shape, generator=torch.Generator().manual_seed(0))
+            weights.add_(
+                0.01 * torch.randn(weights.shape, generator=torch.Generator().manual_seed(0)))
     trainer.checkpointer.save("model_test")
     trainer._hooks[-1].before_train()  # filled already: stays
     before = trainer.model.memory.features.clone()

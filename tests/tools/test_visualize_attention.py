@@ -15,10 +15,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from caureid_plugin.data.synthetic_cameras import person_mask, render_dataset
 from fastreid.data import build as data_build
 from PIL import Image
-
-from caureid_plugin.data.synthetic_cameras import person_mask, render_dataset
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = ["--config-file", str(REPOSITORY / "configs" / "Synthetic" / "caureid.yml")]
@@ -119,7 +118,7 @@ def plain_maps(model, path, kind):
         mask = model.heads.attention(features)[0].numpy()
     features = features[0].numpy()
     maps = [np.zeros(mask.shape[1:]), np.zeros(mask.shape[1:])]
-    for f, a in zip(features, mask):
+    for f, a in zip(features, mask, strict=True):
         weight = np.abs(f) if kind == "feature" else 1.0
         maps[0] += a * weight / len(mask)
         maps[1] += (1.0 - a) * weight / len(mask)
@@ -128,7 +127,7 @@ def plain_maps(model, path, kind):
 
 def plain_share(heat, person):
     heat = cv2.resize(heat, person.shape[::-1], interpolation=cv2.INTER_LINEAR)
-    return sum(v for v, p in zip(heat.flat, person.flat) if p) / heat.sum()
+    return sum(v for v, p in zip(heat.flat, person.flat, strict=True) if p) / heat.sum()
 
 
 def table_of(printed):
@@ -156,7 +155,7 @@ def test_shares_on_the_person_against_loops(tool, synthetic, weights, tmp_path, 
         for kind in ("mask", "feature"):
             shares = 100 * np.array([
                 [plain_share(heat, person) for heat in plain_maps(model, image, kind)]
-                for image, person in zip(paths, people)])
+                for image, person in zip(paths, people, strict=True)])
             gain = shares[:, 1] - shares[:, 0]
             expected = [(shares[:, 0].mean(), shares[:, 0].std()),
                         (shares[:, 1].mean(), shares[:, 1].std()), (gain.mean(), gain.std())]
