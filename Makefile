@@ -1,5 +1,6 @@
 # make demo   the method on its embedded data, from rendering to the result table
 # make test   all tests
+# make lint   the static checks alone: ruff, mypy, vulture, directions of imports, the documents
 # Each makes its own environment in .venv first and uses it again the next time.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ SEED ?= 1
 READY := $(VENV)/.installed
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test clean help
+.PHONY: demo test lint clean help
 
 help:
 	@sed -n 's/^# \(make.*\)/\1/p' Makefile
@@ -20,6 +21,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(RUN) -m pytest -q tests
+
+lint: $(READY)
+	$(RUN) -m pytest -q tests/test_static.py tests/test_structure.py tests/test_docs.py
 
 $(READY): setup.py requirements-fastreid.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed: make PYTHON=python3.12 ...")'

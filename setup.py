@@ -48,12 +48,18 @@ setup(
     packages=find_packages(include=["caureid_plugin", "caureid_plugin.*"])
     + ["caureid_plugin.configs"],
     package_dir={"caureid_plugin.configs": "configs"},
-    package_data={"caureid_plugin.configs": ["*.yml", "*/*.yml", "*/*/*.yml"]},
+    package_data={
+        "caureid_plugin": ["py.typed"],
+        "caureid_plugin.configs": ["*.yml", "*/*.yml", "*/*/*.yml"],
+    },
     install_requires=REQUIRES,
     extras_require={
         "faiss-cpu": ["faiss-cpu>=1.7.4"],
         "faiss-gpu": ["faiss-gpu>=1.14"],
-        "test": ["pytest>=7.4", "pytest-timeout>=2.2", "hypothesis>=6.80"],
+        "test": [
+            "pytest>=7.4", "pytest-timeout>=2.2", "hypothesis>=6.80", "markdown-it-py>=3.0",
+            "ruff>=0.9", "mypy>=1.11", "vulture>=2.11",
+        ],
     },
     classifiers=[
         "Intended Audience :: Science/Research",

@@ -74,23 +74,6 @@ def jaccard_from_ranks(features, ranks, k2):
     return distances_of_encodings(encoding)
 
 
-def jaccard_dense(features, *, k1, k2):
-    """k-reciprocal Jaccard distances (N, N), as ``jaccard_graph`` documents them.
-
-    Zhong et al., CVPR 2017, arXiv 1701.08398, in FastReID's form. Lists have k1 columns, the
-    image itself among them, at most N.
-    """
-    n = len(features)
-    lists = [nearest_first(row, range(n))[:k1] for row in squared_distances(features)]
-    return jaccard_from_ranks(features, lists, k2)
-
-
-def rerank_dense(query, gallery, *, k1, k2):
-    """Jaccard distances (Q, G) of queries to gallery images, all images being neighbours."""
-    together = np.concatenate([np.asarray(query), np.asarray(gallery)])
-    return jaccard_dense(together, k1=k1, k2=k2)[: len(query), len(query) :]
-
-
 def camera_lists(distances, camids):
     """Every image's own camera's images and those of all other cameras, nearest first.
 
