@@ -69,21 +69,25 @@ def check_graph_parameters(k1: int, k2: int) -> None:
         )
 
 
-def check_camera_parameters(k1_intra: int, k1_inter: int, k2_intra: int, k2_inter: int) -> None:
+def check_camera_parameters(k1_intra: int, k1_inter: int, k2_intra: int, k2_inter: int,
+                            suffix: str = "") -> None:
     """Check the counts of camera-aware neighbours.
+
+    Args:
+        suffix: what the config keys of k2_intra and k2_inter end in, for the messages.
 
     Raises:
         ValueError: names the argument, its config key, its value and the rule.
     """
     check_count("k1_intra", "CAUREID.CLUSTER.K1_INTRA", k1_intra)
     check_count("k1_inter", "CAUREID.CLUSTER.K1_INTER", k1_inter)
-    check_count("k2_intra", "CAUREID.CLUSTER.K2_INTRA", k2_intra)
-    check_count("k2_inter", "CAUREID.CLUSTER.K2_INTER", k2_inter, least=0)
+    check_count("k2_intra", f"CAUREID.CLUSTER.K2_INTRA{suffix}", k2_intra)
+    check_count("k2_inter", f"CAUREID.CLUSTER.K2_INTER{suffix}", k2_inter, least=0)
     for which, k1, k2 in (("INTRA", k1_intra, k2_intra), ("INTER", k1_inter, k2_inter)):
         if k2 > k1 + 1:
             raise ValueError(
-                f"k2_{which.lower()} (CAUREID.CLUSTER.K2_{which}) must not exceed the list of "
-                f"k1_{which.lower()} + 1 (CAUREID.CLUSTER.K1_{which}), got {k2} and {k1}"
+                f"k2_{which.lower()} (CAUREID.CLUSTER.K2_{which}{suffix}) must not exceed the list "
+                f"of k1_{which.lower()} + 1 (CAUREID.CLUSTER.K1_{which}), got {k2} and {k1}"
             )
 
 

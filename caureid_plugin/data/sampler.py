@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Iterator, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
-
 
 # Of a cluster with more than this many images for each one to draw, a random part is looked at: a
 # batch must not take longer because clusters are large.
@@ -20,11 +20,26 @@ class Draw(NamedTuple):
     a run does not depend on the number of workers.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     seed: int
 
 
-class ClusterSampler(Sampler):
+def check_batch(batch_size: int, num_instances: int, world_size: int = 1) -> None:
+    """Checks that each process's part of a batch is made of whole units of ``num_instances``.
+
+    Raises:
+        ValueError: it is not; names the keys.
+    """
+    if batch_size < 1 or num_instances < 1:
+        raise ValueError(f"SOLVER.IMS_PER_BATCH {batch_size} and DATALOADER.NUM_INSTANCE "
+                         f"{num_instances} must be positive.")
+    if batch_size % world_size or batch_size // world_size % num_instances:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH {batch_size} over {world_size} process(es) is not divisible "
+            f"by DATALOADER.NUM_INSTANCE {num_instances}: change one of the two.")
+
+
+class ClusterSampler(Sampler[Draw]):
     """Endless batches of P units with K neighbouring images each.
 
     A unit is K images of one cluster, taken from as many cameras as possible, or K different
@@ -38,7 +53,8 @@ class ClusterSampler(Sampler):
         camids: (N,) cameras.
         batch_size: images per batch over all processes.
         num_instances: K.
-        seed: of every random choice.
+        seed: of every random choice; one number or several (run, epoch).
+        skip_batches: batches that are drawn and left out first.
         rank, world_size: this process takes the rank-th contiguous part of each batch.
 
     Yields:
@@ -50,17 +66,12 @@ class ClusterSampler(Sampler):
     """
 
     def __init__(self, labels: np.ndarray, camids: np.ndarray, *, batch_size: int,
-                 num_instances: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        if batch_size < 1 or num_instances < 1:
-            raise ValueError(f"SOLVER.IMS_PER_BATCH {batch_size} and DATALOADER.NUM_INSTANCE "
-                             f"{num_instances} must be positive.")
+                 num_instances: int, seed: int | Sequence[int], rank: int = 0,
+                 world_size: int = 1, skip_batches: int = 0) -> None:
+        check_batch(batch_size, num_instances, world_size)
         if len(labels) != len(camids):
             raise ValueError(f"{len(labels)} labels for {len(camids)} cameras.")
         local = batch_size // world_size
-        if batch_size % world_size or local % num_instances:
-            raise ValueError(
-                f"SOLVER.IMS_PER_BATCH {batch_size} over {world_size} process(es) is not divisible "
-                f"by DATALOADER.NUM_INSTANCE {num_instances}: change one of the two.")
         members: dict[int, list[int]] = {}
         for index, label in enumerate(np.asarray(labels).tolist()):
             if label >= 0:
@@ -73,13 +84,16 @@ class ClusterSampler(Sampler):
         self._singles = [m[0] for _, m in sorted(members.items()) if len(m) == 1]
         self._num_units, self._num_instances = batch_size // num_instances, num_instances
         self._part = slice(rank * local, (rank + 1) * local)
-        self._seed = seed
+        self._seed, self._skip = seed, skip_batches
 
     def __iter__(self) -> Iterator[Draw]:
         rng = np.random.default_rng(self._seed)
-        for batch in self._batches(rng):
+        for number, batch in enumerate(self._batches(rng)):
             seeds = rng.integers(2**31, size=len(batch))
-            draws = [Draw(int(index), int(seed)) for index, seed in zip(batch, seeds)]
+            if number < self._skip:
+                continue
+            draws = [Draw(int(index), int(seed))
+                     for index, seed in zip(batch, seeds, strict=True)]
             yield from draws[self._part]
 
     @property

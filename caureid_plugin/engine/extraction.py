@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from fastreid.evaluation import inference_context
 from fastreid.utils import comm
@@ -11,7 +14,8 @@ from tqdm import tqdm
 
 
 @torch.no_grad()
-def extract_features(model: nn.Module, loader: DataLoader) -> torch.Tensor:
+def extract_features(model: nn.Module, loader: DataLoader[dict[str, Any]], *,
+                     after_batch: Callable[[], None] = lambda: None) -> torch.Tensor:
     """Embeddings of all images of a loader whose batches carry "indexes".
 
     Every process extracts its share and receives all of them. A bar shows the progress when a
@@ -20,9 +24,14 @@ def extract_features(model: nn.Module, loader: DataLoader) -> torch.Tensor:
     Args:
         model: maps a batch to embeddings in evaluation mode; its mode is restored afterwards.
         loader: as :func:`caureid_plugin.data.build_extraction_loader` gives it.
+        after_batch: called after each batch; what it raises ends the pass.
 
     Returns:
         (N, D) float32 on the CPU, row i for index i.
+
+    Raises:
+        FloatingPointError: an embedding is NaN or infinite, in all processes; names the first
+            image.
     """
     rows, parts = [], []
     hidden = None if comm.is_main_process() else True  # None: shown on a terminal only
@@ -33,13 +42,30 @@ def extract_features(model: nn.Module, loader: DataLoader) -> torch.Tensor:
             for batch in tqdm(loader, desc="features", disable=hidden, leave=False):
                 parts.append(model(batch).float().cpu())
                 rows.append(batch["indexes"].cpu())
+                after_batch()
     finally:
         for module, training in modes:
             module.training = training
-        loader.shutdown()
-    gathered = comm.all_gather((torch.cat(rows), torch.cat(parts)))
-    rows = torch.cat([part[0] for part in gathered])
-    features = torch.cat([part[1] for part in gathered])
+        loader.shutdown()  # type: ignore[attr-defined]  # the toolbox's loader, as mended
+    # lists: with more processes than images, one has nothing to concatenate
+    gathered = comm.all_gather((rows, parts))
+    features = torch.cat([part for share in gathered for part in share[1]])
     ordered = torch.empty_like(features)
-    ordered[rows] = features
+    ordered[torch.cat([part for share in gathered for part in share[0]])] = features
+    images: Any = loader.dataset  # UnlabelledImages
+    _check_finite(ordered, images.paths)
     return ordered
+
+
+def _check_finite(features: torch.Tensor, paths: Sequence[str]) -> None:
+    bad = (~torch.isfinite(features).all(dim=1)).nonzero().flatten().tolist()
+    if not bad:
+        return
+    reason = "look at that image first"
+    if len(bad) == len(features):
+        reason = ("the network's weights or the running statistics of its batch norm, which "
+                  "evaluation uses, are not finite (at the start: those of MODEL.WEIGHTS or "
+                  "MODEL.BACKBONE.PRETRAIN_PATH)")
+    raise FloatingPointError(
+        f"The embedding of {len(bad)} of {len(features)} images is NaN or infinite in evaluation "
+        f"mode, the first is that of {paths[bad[0]]}: {reason}.")

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
+from fastreid.config import CfgNode
 from fastreid.engine.train_loop import HookBase
 from fastreid.evaluation.testing import flatten_results_dict
 from fastreid.utils import comm
+from torch import nn
 from tqdm import tqdm
 
 from .. import clustering, compat
 from ..data import build_extraction_loader, build_pseudo_label_loader
+from ..data.sampler import check_batch
 from ..modeling import CAUReID, MemoryBank, needs_memory
 from ..modeling.gather import average_running_statistics, gather_batch
+from ..modeling.memory_bank import NotFiniteError
+from .checks import check_clustering, check_size, why_not_to_train
 from .extraction import extract_features
 
 logger = logging.getLogger("fastreid.caureid")
@@ -23,7 +31,7 @@ logger = logging.getLogger("fastreid.caureid")
 LABELS = ("bank", "extract")
 
 
-def check_cameras(cfg, num_images: int, num_cameras: int) -> None:
+def check_cameras(cfg: CfgNode, num_images: int, num_cameras: int) -> None:
     """Compares the cameras of the training set with what the config asks of them.
 
     With a single camera CACC stays legal: it is then a contrast of clusters.
@@ -69,27 +77,29 @@ class UnsupervisedHook(HookBase):
     Raises:
         ValueError: on construction for options it does not know; on registration if the model is
             not a CAUReID or has an identity classifier, if NUM_CAMERAS contradicts the data, if
-            there is one camera where several are needed, or PreciseBN is on; in training if every
-            image is an outlier at the first clustering.
+            there is one camera where several are needed, if there are too few images, or PreciseBN
+            is on; in training if the first clustering leaves fewer than two clusters to train on
+            (a later one is then not used).
+        FloatingPointError: in training if features become NaN or infinite.
     """
 
-    def __init__(self, cfg) -> None:
+    def __init__(self, cfg: CfgNode) -> None:
         node = cfg.CAUREID
         if node.LABELS not in LABELS:
             raise ValueError(f"CAUREID.LABELS {node.LABELS!r} is unknown, known are {LABELS}.")
         if node.CLUSTER_PERIOD < 1:
             raise ValueError(f"CAUREID.CLUSTER_PERIOD {node.CLUSTER_PERIOD} must be at least 1.")
         self._cfg = cfg
-        self._identities: list | None = None
+        self._identities: list[Any] | None = None
 
     # FastReID hands a hook its trainer on registration, the moment at which a checkpointer that
     # is to restore the bank must learn of it.
     @property
-    def trainer(self):
+    def trainer(self) -> Any:
         return self._host
 
     @trainer.setter
-    def trainer(self, trainer) -> None:
+    def trainer(self, trainer: Any) -> None:
         self._host = trainer
         self._model = getattr(trainer.model, "module", trainer.model)
         if not isinstance(self._model, CAUReID):
@@ -99,7 +109,7 @@ class UnsupervisedHook(HookBase):
         listed = trainer.data_loader.dataset.img_items
         self._items = [(path, camera) for path, _, camera in listed]
         if self._cfg.CAUREID.DIAGNOSTICS:
-            self._identities = [identity for _, identity, _ in listed]
+            self._identities = [str(identity) for _, identity, _ in listed]
         self._attach_bank()
 
     def _check_config(self) -> None:
@@ -112,9 +122,18 @@ class UnsupervisedHook(HookBase):
         if cfg.TEST.PRECISE_BN.ENABLED:
             raise ValueError("FastReID's PreciseBN runs the network in training mode on labelled "
                              "batches: set TEST.PRECISE_BN.ENABLED False.")
-        # its options, and faiss where it is asked for, before hours of work
+        # the clustering's options, and faiss where it is asked for, before hours of work
+        check_clustering(cfg)
         self._search().resolve(1, self._model.device)
+        self._check_batch()
+
+    def _check_batch(self) -> None:
+        cfg = self._cfg
+        check_batch(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE, comm.get_world_size())
         local = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+        if local == 1 and any(isinstance(m, nn.BatchNorm2d) for m in self._model.modules()):
+            raise ValueError("A batch norm needs at least two images in each process's batch: "
+                             f"raise SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}.")
         if cfg.MODEL.BN_GROUP_SIZE and local % cfg.MODEL.BN_GROUP_SIZE:
             logger.warning(
                 "A process's %d images are no multiple of MODEL.BN_GROUP_SIZE %d: batch-norm "
@@ -123,34 +142,39 @@ class UnsupervisedHook(HookBase):
     def _attach_bank(self) -> None:
         cfg = self._cfg
         self._extraction = build_extraction_loader(cfg, self._items)
-        images = self._extraction.dataset
+        images: Any = self._extraction.dataset  # UnlabelledImages
+        check_size(cfg, images.camids)
         check_cameras(cfg, len(images), images.num_cameras)
         dim = cfg.MODEL.HEADS.EMBEDDING_DIM or cfg.MODEL.BACKBONE.FEAT_DIM
         self._bank = MemoryBank(torch.from_numpy(images.camids), dim,
                                 momentum=cfg.CAUREID.MEMORY.MOMENTUM, device=self._model.device)
         self._model.memory = self._bank
         self._host.checkpointer.checkpointables["memory_bank"] = self._bank
-        self._seed = cfg.SEED if cfg.SEED >= 0 else int(comm.shared_random_seed())
 
     def before_train(self) -> None:
         if self._bank.is_filled:  # from a checkpoint
             return
-        if self.trainer.start_epoch > 0:
+        if self.trainer.start_iter > 0:
             raise RuntimeError(
                 f"The run goes on at epoch {self.trainer.start_epoch}, but its memory bank was not "
                 "restored: register UnsupervisedHook before trainer.resume_or_load().")
         logger.info("Filling the memory bank with %d images", len(self._bank))
-        self._bank.reset(extract_features(self.trainer.model, self._extraction))
+        self._bank.reset(self._extract())
 
     def before_epoch(self) -> None:
         epoch = self.trainer.epoch
-        if epoch % self._cfg.CAUREID.CLUSTER_PERIOD == 0 or not (self._bank.labels >= 0).any():
+        done = self.trainer.iter - epoch * self.trainer.iters_per_epoch
+        if done:  # resumed within the epoch, whose labels came with the checkpoint
+            pass
+        elif epoch % self._cfg.CAUREID.CLUSTER_PERIOD == 0 or not (self._bank.labels >= 0).any():
             self._relabel(epoch)
         # anew for every epoch, so that a resumed run draws what an uninterrupted one does
         loader = build_pseudo_label_loader(
-            self._cfg, self._items, self._bank.labels.cpu().numpy(), self._seed + epoch)
+            self._cfg, self._items, self._bank.labels.cpu().numpy(),
+            (self.trainer.run_state.seed, epoch), skip_batches=done)
         wanted = self._cfg.SOLVER.IMS_PER_BATCH // self._cfg.DATALOADER.NUM_INSTANCE
-        found = loader.batch_sampler.sampler.num_units
+        batches: Any = loader.batch_sampler
+        found = batches.sampler.num_units
         if found < wanted:
             logger.warning("%d clusters are fewer than the %d of a batch (SOLVER.IMS_PER_BATCH / "
                            "DATALOADER.NUM_INSTANCE): batches repeat clusters.", found, wanted)
@@ -158,7 +182,9 @@ class UnsupervisedHook(HookBase):
 
     def after_step(self) -> None:
         # every process takes the whole batch in the same order, so that all banks stay equal
-        self._bank.update(*gather_batch(*self._model.pop_seen()))
+        features, rows = gather_batch(*self._model.pop_seen())
+        with self._not_finite_explained():
+            self._bank.update(features, rows)
         if (self.trainer.iter + 1) % self.trainer.iters_per_epoch == 0:
             average_running_statistics(self._model)  # they are used from here on
 
@@ -167,23 +193,40 @@ class UnsupervisedHook(HookBase):
 
     def _relabel(self, epoch: int) -> None:
         if self._cfg.CAUREID.LABELS == "extract" and epoch > 0:
-            self._bank.reset(extract_features(self.trainer.model, self._extraction))
+            self._bank.reset(self._extract())
         start = time.perf_counter()
         found = self._cluster(epoch)
         seconds = time.perf_counter() - start
         self._report(epoch, found, seconds)
-        if not (found >= 0).any():
-            self._all_outliers(epoch)
+        if problem := why_not_to_train(self._cfg, self._bank.features, found):
+            self._keep_labels(f"epoch {epoch}: {problem}")
             return
         if self._cfg.CAUREID.LABELS == "bank":
             found = clustering.outliers_to_singletons(found)
         self._bank.relabel(torch.from_numpy(found))
 
-    def _all_outliers(self, epoch: int) -> None:
-        message = (f"epoch {epoch}: every one of the {len(self._bank)} images is an outlier, there "
-                   "is no cluster to learn from. Raise CAUREID.CLUSTER.EPS (now "
-                   f"{self._cfg.CAUREID.CLUSTER.EPS}) or lower CAUREID.CLUSTER.MIN_SAMPLES (now "
-                   f"{self._cfg.CAUREID.CLUSTER.MIN_SAMPLES}).")
+    def _extract(self) -> torch.Tensor:
+        with self._not_finite_explained():
+            return extract_features(self.trainer.model, self._extraction,
+                                    after_batch=lambda: compat.stop_point(self.trainer))
+
+    @contextlib.contextmanager
+    def _not_finite_explained(self) -> Iterator[None]:
+        """Adds to an error about NaN or infinity the image, the step and what to do.
+
+        What is checked is the same in every process, so that all of them end.
+        """
+        try:
+            yield
+        except NotFiniteError as error:
+            path = self._items[error.rows[0]][0]
+            raise FloatingPointError(f"{error} The first are those of {path}.\n"
+                                     f"{compat.how_to_go_on(self.trainer)}") from error
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"{error}\n{compat.how_to_go_on(self.trainer)}") from error
+
+    def _keep_labels(self, message: str) -> None:
         if not (self._bank.labels >= 0).any():
             raise ValueError(message)
         logger.warning("%s The labels of the last clustering stay in use.", message)
@@ -198,6 +241,7 @@ class UnsupervisedHook(HookBase):
                 bar.set_description(f"clustering: {stage}", refresh=False)
                 bar.total, bar.n = total, done
                 bar.refresh()
+                compat.stop_point(self.trainer)
 
             return clustering.assign_pseudo_labels(
                 self._bank.features, eps=node.EPS, min_samples=node.MIN_SAMPLES,
@@ -209,7 +253,7 @@ class UnsupervisedHook(HookBase):
             backend=node.SEARCH, recall=node.RECALL, max_memory=node.MAX_MEMORY or None,
             group=torch.distributed.group.WORLD if comm.get_world_size() > 1 else None)
 
-    def _neighbor_counts(self, epoch: int) -> dict:
+    def _neighbor_counts(self, epoch: int) -> dict[str, Any]:
         node = self._cfg.CAUREID.CLUSTER
         if not node.CAMERA_AWARE:
             return {"k1": node.K1, "k2": node.K2}
@@ -256,7 +300,7 @@ class EvalAtStart(HookBase):
         self._enabled = enabled
 
     def before_train(self) -> None:
-        if not self._enabled or self.trainer.start_epoch > 0:
+        if not self._enabled or self.trainer.run_state.is_resumed:
             return
         results = self.trainer.test(self.trainer.cfg, self.trainer.model)
         self.trainer.storage.put_scalars(smoothing_hint=False, **{

@@ -6,6 +6,18 @@ import torch
 import torch.nn.functional as F
 
 
+class NotFiniteError(FloatingPointError):
+    """Features that are NaN or infinite.
+
+    Attributes:
+        rows: the images they belong to, as rows of the bank, each once.
+    """
+
+    def __init__(self, message: str, rows: list[int]) -> None:
+        super().__init__(message)
+        self.rows = rows
+
+
 class MemoryBank:
     """Features of the N training images with cluster centroids and camera centres kept up to date.
 
@@ -47,10 +59,16 @@ class MemoryBank:
 
     @torch.no_grad()
     def reset(self, features: torch.Tensor) -> None:
-        """Takes new features (N, D) of all images, L2-normalised here; labels stay."""
+        """Takes new features (N, D) of all images, L2-normalised here; labels stay.
+
+        Raises:
+            ValueError: features of another shape.
+            NotFiniteError: some are NaN or infinite; the bank stays as it is.
+        """
         if features.shape != self.features.shape:
             raise ValueError(f"The bank holds {tuple(self.features.shape)} features, got "
                              f"{tuple(features.shape)}.")
+        _check_finite(features, torch.arange(len(features)))
         self.features = F.normalize(features.to(self.features), dim=1)
         self.is_filled = True
         self._rebuild()
@@ -84,7 +102,7 @@ class MemoryBank:
         inlier = self.labels >= 0
         features, dim = self.features[inlier], self.features.shape[1]
 
-        def totals(groups: torch.Tensor, count: int):
+        def totals(groups: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
             sums = self.features.new_zeros(count, dim).index_add_(0, groups, features)
             return sums, torch.bincount(groups, minlength=count).to(sums.dtype)
 
@@ -105,12 +123,15 @@ class MemoryBank:
 
         Raises:
             IndexError: an index outside the bank.
+            NotFiniteError: some features are NaN or infinite. In either case the bank stays as it
+                is.
         """
         indexes = indexes.to(self.camids.device)
         if len(indexes) and not 0 <= int(indexes.min()) <= int(indexes.max()) < len(self):
             raise IndexError(f"Indexes {int(indexes.min())}..{int(indexes.max())} are outside the "
                              f"bank of {len(self)} images.")
         features = features.detach().to(self.features)
+        _check_finite(features, indexes)
         rows = torch.unique(indexes)
         before = self.features[rows]
         for turn in _turns(indexes):
@@ -148,17 +169,27 @@ class MemoryBank:
 
         Raises:
             ValueError: the saved bank belongs to other images, cameras or another dimension.
+            NotFiniteError: some of its features are NaN or infinite.
         """
         saved, own = tuple(state["features"].shape), tuple(self.features.shape)
         if saved != own or not torch.equal(state["camids"].to(self.camids), self.camids):
             raise ValueError(
                 f"The checkpoint's memory bank has shape {saved}, this run's {own}, or their "
                 "cameras differ: resume with the same DATASETS.NAMES and files.")
+        _check_finite(state["features"], torch.arange(len(self)))
         self.features = state["features"].to(self.features, copy=True)
         self.relabel(state["labels"])
         self._cluster_sums = state["cluster_sums"].to(self.features, copy=True)
         self._centre_sums = state["centre_sums"].to(self.features, copy=True)
         self.is_filled = True
+
+
+def _check_finite(features: torch.Tensor, indexes: torch.Tensor) -> None:
+    bad = ~torch.isfinite(features).all(dim=1)
+    if bad.any():
+        rows = torch.unique(indexes.to(bad.device)[bad]).tolist()
+        raise NotFiniteError(f"The features of {len(rows)} of {len(torch.unique(indexes))} images "
+                             "for the memory bank are NaN or infinite.", rows)
 
 
 def _turns(indexes: torch.Tensor) -> list[torch.Tensor]:

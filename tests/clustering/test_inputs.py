@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from caureid_plugin.clustering import assign_pseudo_labels, jaccard_graph, search_neighbors
-from caureid_plugin.clustering.inputs import as_feature_matrix
+from caureid_plugin.clustering.inputs import as_feature_matrix, check_camera_parameters
 
 GOOD = dict(k1=3, k2=2, eps=0.5)
 
@@ -54,6 +54,16 @@ def test_bad_camera_aware_parameters_are_named(change, named):
     assert jaccard_graph(features, **good).shape == (6, 6)
     with pytest.raises(ValueError, match=named):
         jaccard_graph(features, **{**good, **change})
+
+
+def test_the_keys_of_the_first_clustering_are_named():
+    check_camera_parameters(5, 20, 6, 21, suffix="_FIRST")
+    for given, named in (((5, 20, 7, 4), r"K2_INTRA_FIRST\) must not exceed.*K1_INTRA\), got 7"),
+                         ((5, 20, 0, 4), r"K2_INTRA_FIRST\) must be an integer >= 1, got 0"),
+                         ((5, 20, 2, 22), r"K2_INTER_FIRST\) must not exceed.*K1_INTER\), got 22"),
+                         ((5, 20, 2, -1), r"K2_INTER_FIRST\) must be an integer >= 0, got -1")):
+        with pytest.raises(ValueError, match=named):
+            check_camera_parameters(*given, suffix="_FIRST")
 
 
 @pytest.mark.parametrize("min_samples", [0, -1, 2.5, None, True])

@@ -222,6 +222,20 @@ def test_nothing_to_learn_from_gives_zero_with_a_graph(labels, clusters):
     assert torch.equal(anchors.grad, torch.zeros(4, 5))
 
 
+@pytest.mark.parametrize("value", [0.0, 0.5])
+@pytest.mark.parametrize("cameras", [1, 2])
+def test_features_that_are_all_the_same(value, cameras):
+    """Of a network that does not look at its images."""
+    features = torch.full((8, 4), value, requires_grad=True)
+    labels, camids = torch.arange(8) // 4, torch.arange(8) % cameras
+    centres, clusters = batch_camera_centres(features, labels, camids)
+    loss = cacc_loss(centres, clusters, centres.detach(), clusters, num_negatives=50,
+                     temperature=0.07)
+    assert loss.item() == pytest.approx(math.log(len(clusters)))
+    loss.backward()
+    assert torch.isfinite(features.grad).all()
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("temperature", [0.07, 1e-3])
 def test_gradients_are_finite(shape, temperature):

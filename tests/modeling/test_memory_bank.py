@@ -5,8 +5,8 @@ import io
 import numpy as np
 import pytest
 import torch
-
 from caureid_plugin.modeling import MemoryBank
+from caureid_plugin.modeling.memory_bank import NotFiniteError
 
 
 def unit(x):
@@ -16,7 +16,7 @@ def unit(x):
 def plain_update(features, batch, indexes, momentum):
     """Eq. 1 for one image after the other."""
     features = features.copy()
-    for feature, index in zip(batch, indexes):
+    for feature, index in zip(batch, indexes, strict=True):
         features[index] = unit(momentum * features[index] + (1 - momentum) * feature)
     return features
 
@@ -25,7 +25,8 @@ def plain_centroids(bank):
     """Mean feature of each cluster and of each (cluster, camera), anew from the rows."""
     clusters, centres = {}, {}
     rows = bank.features.double().numpy()
-    for feature, label, camera in zip(rows, bank.labels.tolist(), bank.camids.tolist()):
+    for feature, label, camera in zip(rows, bank.labels.tolist(), bank.camids.tolist(),
+                                      strict=True):
         if label != -1:
             clusters.setdefault(label, []).append(feature)
             centres.setdefault((label, camera), []).append(feature)
@@ -44,7 +45,7 @@ def assert_sums_are_right(bank, atol):
     normalised, labels = bank.camera_centres()
     assert labels.tolist() == [label for label, _ in pairs]
     np.testing.assert_allclose(normalised, unit(np.array(means)), rtol=0, atol=10 * atol)
-    assert list(zip(bank.centre_labels.tolist(), bank.centre_camids.tolist())) == pairs
+    assert list(zip(bank.centre_labels.tolist(), bank.centre_camids.tolist(), strict=True)) == pairs
 
 
 def random_bank(n=60, dim=16, clusters=7, cameras=4, *, seed=0, momentum=0.2, outliers=5):
@@ -253,6 +254,38 @@ def test_the_last_row_and_an_empty_batch():
     assert torch.equal(bank.features, before)
     bank.update(random_step(bank, 1, 0)[0], torch.tensor([59]))
     assert (bank.features != before).any(dim=1).nonzero().tolist() == [[59]]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_features_that_are_not_finite_are_refused(value):
+    bank, intact = random_bank(), random_bank()
+    features, _ = random_step(bank, 5, 0)
+    features[1, 3] = features[2, 0] = features[4, 0] = value
+    with pytest.raises(NotFiniteError, match="features of 2 of 4 images") as error:
+        bank.update(features, torch.tensor([8, 59, 7, 12, 59]))  # an image that comes twice
+    assert error.value.rows == [7, 59]
+    every = torch.randn(60, 16)
+    every[[50, 9], 1] = value
+    with pytest.raises(NotFiniteError, match="features of 2 of 60 images") as error:
+        bank.reset(every)
+    assert error.value.rows == [9, 50]
+    state = saved(bank)
+    state["features"][3, 2] = value
+    with pytest.raises(NotFiniteError, match="features of 1 of 60 images"):
+        bank.load_state_dict(state)
+    for name, tensor in bank.state_dict().items():  # it is as it was
+        assert torch.equal(tensor, intact.state_dict()[name])
+
+
+def test_features_of_zero_stay_zero():
+    bank = random_bank()
+    features = torch.randn(60, 16)
+    features[5], features[6] = 0.0, 1e-30
+    bank.reset(features)
+    assert torch.isfinite(bank.features).all() and not bank.features[5].any()
+    bank.update(torch.zeros(2, 16), torch.tensor([5, 7]))
+    assert not bank.features[5].any() and bank.features[7].norm() == pytest.approx(1.0)
+    assert torch.isfinite(bank.centroids).all() and torch.isfinite(bank.camera_centres()[0]).all()
 
 
 @pytest.mark.parametrize("momentum", [1.0, -0.1, 1.5, float("nan")])

@@ -1,0 +1,116 @@
+"""What is asked of the options and of the data before training, and of a clustering in it."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import torch
+from fastreid.config import CfgNode
+
+from ..clustering.inputs import (
+    check_camera_parameters,
+    check_eps,
+    check_graph_parameters,
+    check_min_samples,
+)
+
+logger = logging.getLogger("fastreid.caureid")
+
+# Unit features of all images that differ by no more than this are one and the same up to rounding.
+ALIKE = 1e-5
+
+
+def check_clustering(cfg: CfgNode) -> None:
+    """Checks the numbers of CAUREID.CLUSTER, those of later epochs as well.
+
+    Raises:
+        ValueError: one is out of its range; names the key.
+    """
+    node = cfg.CAUREID.CLUSTER
+    check_eps(node.EPS)
+    check_min_samples(node.MIN_SAMPLES)
+    if not node.CAMERA_AWARE:
+        check_graph_parameters(node.K1, node.K2)
+        return
+    for suffix in ("_FIRST", ""):
+        check_camera_parameters(node.K1_INTRA, node.K1_INTER, node[f"K2_INTRA{suffix}"],
+                                node[f"K2_INTER{suffix}"], suffix=suffix)
+
+
+def check_size(cfg: CfgNode, camids: np.ndarray) -> None:
+    """Compares the number of training images with what the config asks of it.
+
+    Neighbour lists that are longer than the images there are become shorter, and a batch repeats
+    images where there are too few; both are warned about.
+
+    Args:
+        cfg: CAUREID.CLUSTER, SOLVER.IMS_PER_BATCH and, for the messages, DATASETS.NAMES.
+        camids: (N,) cameras of the training images, numbered from 0.
+
+    Raises:
+        ValueError: fewer than two images, or fewer than CAUREID.CLUSTER.MIN_SAMPLES.
+    """
+    node, n = cfg.CAUREID.CLUSTER, len(camids)
+    found = f"The training set of DATASETS.NAMES {list(cfg.DATASETS.NAMES)} has {n} image(s)"
+    if n < 2:
+        raise ValueError(f"{found}: at least two are needed, to tell one from the other.")
+    if node.MIN_SAMPLES > n:
+        raise ValueError(f"{found}, so that with CAUREID.CLUSTER.MIN_SAMPLES {node.MIN_SAMPLES} "
+                         "every one would be an outlier: lower it.")
+    per_camera = np.bincount(camids)
+    candidates = {"K1": n - 1}
+    if node.CAMERA_AWARE:
+        candidates = {"K1_INTRA": per_camera.max() - 1, "K1_INTER": n - per_camera.min()}
+    for name, others in candidates.items():
+        if 0 < others < node[name]:
+            logger.warning(
+                "CAUREID.CLUSTER.%s %d is more than the %d images that a training image can have "
+                "as neighbours: all of them are then, whatever they show, and few clusters are "
+                "found. Lower it.", name, node[name], others)
+    if cfg.SOLVER.IMS_PER_BATCH > n:
+        logger.warning("SOLVER.IMS_PER_BATCH %d is more than the %d training images: every batch "
+                       "repeats images.", cfg.SOLVER.IMS_PER_BATCH, n)
+
+
+def why_not_to_train(cfg: CfgNode, features: torch.Tensor, labels: np.ndarray) -> str | None:
+    """Why nothing is to be learnt from a clustering, and the key to change; None: something is.
+
+    Learning is telling clusters apart, so that it takes two: outliers count as clusters of their
+    own where they become such (CAUREID.LABELS bank) and there is any other.
+
+    Args:
+        cfg: CAUREID, for the messages too.
+        features: (N, D), L2-normalised, what was clustered.
+        labels: (N,) clusters 0..K-1, -1 for outliers.
+    """
+    node, n = cfg.CAUREID.CLUSTER, len(labels)
+    if alike := _alike(features):
+        return alike
+    clusters, outliers = int(labels.max(initial=-1)) + 1, int((labels < 0).sum())
+    eps = f"CAUREID.CLUSTER.EPS (now {node.EPS})"
+    min_samples = f"CAUREID.CLUSTER.MIN_SAMPLES (now {node.MIN_SAMPLES})"
+    if not clusters:
+        return (f"every one of the {n} images is an outlier, there is no cluster to learn from. "
+                f"Raise {eps} or lower {min_samples}.")
+    if clusters == 1 and not outliers:
+        names = ("K1_INTRA", "K1_INTER") if node.CAMERA_AWARE else ("K1",)
+        counts = " or ".join(f"CAUREID.CLUSTER.{name} (now {node[name]})" for name in names)
+        return (f"all {n} images are in one cluster, there is no other to tell it from. Lower "
+                f"{eps} or {counts}.")
+    if clusters == 1 and cfg.CAUREID.LABELS == "extract":
+        return (f"{n - outliers} of the {n} images are in one cluster and the others are outliers, "
+                f"which are not trained on: there is nothing to tell it from. Change {eps} or "
+                f"{min_samples}, or set CAUREID.LABELS bank, which makes clusters of outliers.")
+    return None
+
+
+def _alike(features: torch.Tensor) -> str | None:
+    """What to say if the features (N, D) of all images are the same, or zero."""
+    lowest, highest = features.amin(dim=0), features.amax(dim=0)
+    if (highest - lowest).norm() > ALIKE:  # at least the distance between any two
+        return None
+    kind = "zero" if highest.abs().max() <= ALIKE else "the same"
+    return (f"the embedding of all {len(features)} images is {kind}: either the images are copies "
+            "of one (check DATASETS.NAMES), or the network does not look at them (check "
+            "MODEL.WEIGHTS and MODEL.BACKBONE.PRETRAIN; lower SOLVER.BASE_LR if it once did).")
