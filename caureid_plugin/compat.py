@@ -19,13 +19,17 @@ import collections.abc
 import contextlib
 import dataclasses
 import difflib
+import errno
 import functools
+import glob
 import hashlib
 import importlib.metadata
 import importlib.util
 import logging
 import os
 import re
+import stat
+import struct
 import subprocess
 import sys
 import sysconfig
@@ -37,6 +41,7 @@ from typing import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
+from PIL import Image, UnidentifiedImageError
 
 from .clustering import Search, jaccard_distances
 
@@ -1178,38 +1183,182 @@ def _missing_dataset(patch: _Patches) -> None:
     patch.set(_bases.Dataset, "check_before_run", check_before_run)
 
 
+_LABELS_IN_NAME = re.compile(r"([-\d]+)_c(\d)")
+_IMAGE_SUFFIXES = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
+
+
 @_repair(
     upstream="data/datasets/market1501.py:78 and data/datasets/dukemtmcreid.py:62 "
     "(pattern.search().groups())",
-    symptom="an image whose name has no camera: AttributeError, 'NoneType' has no 'groups'; below "
-    "a folder whose own name looks like one, every image silently gets that identity and camera",
+    symptom="an image whose name has no camera: AttributeError, 'NoneType' has no 'groups'; with "
+    "one out of range: a bare assertion; below a folder whose own name looks like one, every image "
+    "silently gets that identity and camera; in a folder with [ in its path no image is found; "
+    "images named .png or .JPG are left out without a word",
     versions="all",
 )
 def _image_without_camera(patch: _Patches) -> None:
-    for kind in (_market.Market1501, _duke.DukeMTMC):
-        patch.set(kind, "process_dir", _checked_process_dir(kind.process_dir))
+    # identities and cameras that the toolbox's own assertions let pass
+    for kind, identities, cameras in ((_market.Market1501, range(-1, 1502), range(1, 7)),
+                                      (_duke.DukeMTMC, None, range(1, 9))):
+        patch.set(kind, "process_dir",
+                  _checked_process_dir(kind.process_dir, identities, cameras))
 
 
-def _checked_process_dir(original):
+def _checked_process_dir(original, identities: range | None, cameras: range):
     @functools.wraps(original)
     def process_dir(self, dir_path, is_train=True):
-        if re.search(r"[-\d]+_c\d", str(dir_path)):
+        name = type(self).__name__
+        if _LABELS_IN_NAME.search(str(dir_path)):
             raise ValueError(
-                f"{type(self).__name__} reads identity and camera from the first thing in the path "
+                f"{name} reads identity and camera from the first thing in the path "
                 f"that looks like 0002_c1, which is a folder in {dir_path}. Rename that folder.")
-        for path in sorted(Path(dir_path).glob("*.jpg")):
-            if not re.search(r"[-\d]+_c\d", path.name):
-                raise ValueError(
-                    f"{path} carries no camera label: {type(self).__name__} reads identity and "
-                    "camera from names like 0002_c1s1_000451_03.jpg. Rename or remove the file.")
-        return original(self, dir_path, is_train)
+        left_out = []
+        for path in _listed(dir_path, name):
+            if path.name.startswith(".") or path.suffix.lower() not in _IMAGE_SUFFIXES:
+                continue
+            if path.suffix == ".jpg":
+                _check_labels_in_name(path, name, identities, cameras)
+            else:
+                left_out.append(path.name)
+        if left_out:
+            logger.warning(
+                "%s: %d images in %s are left out, because only names that end in .jpg are read "
+                "(first: %s). Rename them to use them: what is inside may be of any format.",
+                name, len(left_out), _shown(dir_path), _shown(left_out[0]))
+        return original(self, glob.escape(str(dir_path)), is_train)
 
     return process_dir
 
 
+def _listed(folder: str, name: str) -> list[Path]:
+    try:
+        return sorted(Path(folder).iterdir())
+    except OSError as error:  # glob would find nothing
+        raise ValueError(
+            f"{name} cannot list the folder {_shown(folder)}: {error.strerror}. Let this user read "
+            "it (chmod u+rx), or set the environment variable FASTREID_DATASETS to the folder that "
+            "holds the dataset.") from error
+
+
+def _check_labels_in_name(path: Path, name: str, identities: range | None, cameras: range) -> None:
+    found = _LABELS_IN_NAME.search(path.name)
+    if not found:
+        raise ValueError(
+            f"{_shown(path)} carries no camera label: {name} reads identity and "
+            "camera from names like 0002_c1s1_000451_03.jpg. Rename or remove the file.")
+    if path.name[found.end():found.end() + 1].isdecimal():
+        raise ValueError(
+            f"{_shown(path)} has a camera of several digits, of which {name} reads the first. "
+            "Rename or remove the file, or register the data as a dataset of its own.")
+    try:
+        identity, camera = map(int, found.groups())
+    except ValueError:  # such as 0001-2
+        raise ValueError(
+            f"{_shown(path)}: {found[1]!r} before _c is no number of an identity. Rename or remove "
+            "the file.") from None
+    if identity == -1 and identities is not None:
+        return  # junk
+    for kind, value, allowed in (("identity", identity, identities), ("camera", camera, cameras)):
+        if allowed is not None and value not in allowed:
+            raise ValueError(
+                f"{_shown(path)} has {kind} {value}, but {name} has {allowed[0]} to {allowed[-1]}. "
+                "Rename or remove the file, or register the data as a dataset of its own.")
+
+
+def _shown(path: object) -> str:
+    """A path as an error shows it: quoted where it would break the line or cannot be encoded."""
+    text = str(path)
+    return text if text.isprintable() else ascii(text)
+
+
+# EXIF orientation -> what turns the image upright
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112  # the EXIF tag
+
+
+def _read_image(file_name: str, format: str | None = None) -> Image.Image:
+    """Reads an image as 8-bit RGB (or the mode that ``format`` names, or "BGR"), upright.
+
+    Transparency is dropped and the colours below it are kept, as PIL's ``convert`` does; 16-bit
+    values keep their upper byte; of several frames the first is read.
+    """
+    with _data_utils.PathManager.open(file_name, "rb") as file:
+        image = Image.open(file)
+        if image.format == "EPS":
+            raise ValueError("it is PostScript, a program, which is not run")
+        image.load()
+        turn = _UPRIGHT.get(_orientation(image, file_name))
+    image = _in_8_bit(image)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # PIL warns about a direct way
+    image = image.convert("RGB" if format in (None, "BGR") else format)
+    if turn is not None:
+        image = image.transpose(turn)
+    if format == "BGR":
+        image = Image.fromarray(np.ascontiguousarray(np.asarray(image)[:, :, ::-1]))
+    return image
+
+
+def _orientation(image: Image.Image, file_name: str) -> int | None:
+    try:
+        value = image.getexif().get(_ORIENTATION)
+        if value is None and "exif" in image.info:
+            Image.Exif().load(image.info["exif"])  # Pillow says nothing if a JPEG's are damaged
+    except (SyntaxError, struct.error, ValueError, TypeError, KeyError, OSError) as error:
+        warnings.warn(f"The EXIF data of {_shown(file_name)} are damaged ({error}): the image is "
+                      "taken as it is stored, which may be turned.", stacklevel=2)
+        return None
+    return value if isinstance(value, int) else None
+
+
+def _in_8_bit(image: Image.Image) -> Image.Image:
+    """The upper byte of 16-bit grey values, which PIL would clip at 255; others as they are."""
+    wide = image.mode.startswith("I;16")
+    # how PIL opens 16-bit PGM, and with older versions 16-bit PNG
+    if wide or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("its pixels are 32-bit numbers, whose range nothing tells. Convert it to "
+                         "8 bits")
+    return image
+
+
 @_repair(
     upstream="data/data_utils.py:17-59 (read_image)",
-    symptom="a damaged image stops training with a message that does not name the file",
+    symptom="images that are not 8-bit RGB or grey: palette indexes are taken as grey values, CMYK "
+    "and transparency are channels too many, 1-bit and 16-bit images are a TypeError; a damaged "
+    "PNG is read a second time after its error, as if it were whole; damaged EXIF data go unsaid",
+    versions="all",
+)
+def _image_modes(patch: _Patches) -> None:
+    patch.everywhere(_data_utils.read_image, _read_image)
+
+
+# what a user can do about an image, by the error's number
+_REMEDIES = {
+    errno.EACCES: "Let this user read it: chmod u+r the file, u+x the folders above it",
+    errno.EPERM: "Let this user read it: chmod u+r the file, u+x the folders above it",
+    errno.ENOENT: "It was there when the folder was listed: put it back (or what the symbolic link "
+                  "points to), or start again without it",
+    errno.ELOOP: "Replace or remove the symbolic link, which leads back to itself",
+    errno.ENAMETOOLONG: "Shorten its name",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n) or lower DATALOADER.NUM_WORKERS",
+    errno.ENFILE: "Raise the system's limit of open files or lower DATALOADER.NUM_WORKERS",
+    errno.EIO: "The disk or the network failed: check it, or replace the file",
+}
+_FILE_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket",
+               stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+
+
+@_repair(
+    upstream="data/data_utils.py:17-59 (read_image)",
+    symptom="a damaged image stops training with a message that does not name the file; a FIFO "
+    "among the images hangs",
     versions="all",
 )
 def _unreadable_image(patch: _Patches) -> None:
@@ -1218,13 +1367,41 @@ def _unreadable_image(patch: _Patches) -> None:
     @functools.wraps(original)
     def read_image(file_name, format=None):
         try:
+            _check_regular_file(file_name)
             return original(file_name, format)
-        except (OSError, SyntaxError, ValueError) as error:
+        except Exception as error:  # broken data make Pillow's decoders raise nearly anything
+            reason, remedy = _reason_and_remedy(error)
             raise ValueError(
-                f"Cannot read the image {file_name}: {error}. Replace or remove the file."
-            ) from error
+                f"Cannot read the image {_shown(file_name)}: {reason}. {remedy}.") from error
 
     patch.everywhere(original, read_image)
+
+
+def _check_regular_file(file_name: str) -> None:
+    """Refuses what would wait for ever when it is opened, and an empty file."""
+    try:
+        found = os.stat(file_name)
+    except OSError:
+        return  # opening it says why; or the path manager knows the address
+    if not stat.S_ISREG(found.st_mode):
+        kind = _FILE_KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+        raise ValueError(f"it is {kind}, not a regular file")
+    if found.st_size == 0:
+        raise ValueError("it is empty (0 bytes)")
+
+
+def _reason_and_remedy(error: Exception) -> tuple[str, str]:
+    remedy = "Replace or remove the file"
+    if isinstance(error, UnidentifiedImageError):
+        return "its content is of no image format that Pillow knows", remedy
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.strerror, _REMEDIES.get(error.errno, remedy)
+    if isinstance(error, (Image.DecompressionBombError, MemoryError)):
+        return f"it is too large ({error or 'not enough memory'})", (
+            "Scale it down, or replace or remove the file")
+    if isinstance(error, (OSError, SyntaxError, ValueError)):
+        return str(error).rstrip("."), remedy
+    return f"{type(error).__name__}: {error}", remedy
 
 
 def _affine_arguments_renamed() -> bool:
@@ -1247,6 +1424,127 @@ def _random_affine(patch: _Patches) -> None:
 
     patch.set(_transforms_build, "T",
               types.SimpleNamespace(**{**vars(current), "RandomAffine": random_affine}))
+
+
+# ------------------------------------------------------------------------- output files ----
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@_repair(
+    upstream="engine/defaults.py:84,107,481 (default_setup, auto_scale_hyperparams) with "
+    "utils/file_io.py:301-308 (_mkdirs)",
+    symptom="an OUTPUT_DIR that is a file or cannot be written is an error without the key, in a "
+    "trainer built without default_setup only after data and model are built; on a full disk "
+    "config.yaml is an error without a file",
+    versions="all",
+)
+def _output_folder(patch: _Patches) -> None:
+    default_setup = _defaults.default_setup
+    init = _defaults.DefaultTrainer.__init__
+
+    @functools.wraps(default_setup)
+    def default_setup_(cfg, args):
+        with _writable_folder(cfg.OUTPUT_DIR):
+            default_setup(cfg, args)
+
+    @functools.wraps(init)
+    def init_(self, cfg):
+        with _writable_folder(cfg.OUTPUT_DIR if comm.is_main_process() else ""):
+            init(self, cfg)
+
+    patch.everywhere(default_setup, default_setup_)
+    patch.set(_defaults.DefaultTrainer, "__init__", init_)
+
+
+@contextlib.contextmanager
+def _writable_folder(folder: str) -> Iterator[None]:
+    """Makes the folder and tries it before the block runs; names it where the block's files fail.
+
+    An empty name stands for no folder.
+    """
+    if any(0xD800 <= ord(letter) <= 0xDFFF for letter in folder):  # how Python holds such bytes
+        raise ValueError(f"OUTPUT_DIR {_shown(folder)} is no text in UTF-8, which the log cannot "
+                         "hold. Set OUTPUT_DIR to another folder.")
+    try:
+        if folder:
+            os.makedirs(folder, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(4096))
+    except OSError as error:
+        raise _output_error(f"OUTPUT_DIR {_shown(folder)}", error) from error
+    try:
+        yield
+    except OSError as error:
+        if not folder or error.errno is None:
+            raise
+        if error.filename is None and error.errno in _NO_SPACE:  # a write, of a file it knows not
+            name = "config.yaml or log.txt"
+        elif os.path.dirname(os.path.abspath(str(error.filename))) == os.path.abspath(folder):
+            name = os.path.basename(str(error.filename))
+        else:
+            raise
+        raise _output_error(f"{name} in OUTPUT_DIR {_shown(folder)}", error) from error
+
+
+def _output_error(what: str, error: OSError, last_advice: str = "") -> OSError:
+    """The same kind of error, with the file or folder in words and what to do about it."""
+    remedy = "Set OUTPUT_DIR to another folder"
+    if error.errno in _NO_SPACE:
+        remedy = "Free space there, or set OUTPUT_DIR to a folder on another disk"
+    elif error.errno in (errno.EEXIST, errno.ENOTDIR):
+        remedy = "It, or something above it, is a file or a broken link: set OUTPUT_DIR to a folder"
+    elif error.errno == errno.EISDIR:
+        remedy = "Remove that folder, or set OUTPUT_DIR to another one"
+    elif error.errno in (errno.EACCES, errno.EPERM):
+        remedy = "Let this user write there (chmod u+rwx), or set OUTPUT_DIR to another folder"
+    return OSError(error.errno, f"{what} cannot be written: {error.strerror or error}. "
+                   f"{remedy}{last_advice}.")
+
+
+@_repair(
+    upstream="utils/events.py:99-122 (JSONWriter), :143-171 (TensorboardXWriter)",
+    symptom="figures on a full disk: `No space left on device` without a file; closing the file "
+    "fails again, so that hooks behind the writer do not end what they began",
+    versions="all",
+)
+def _unwritable_figures(patch: _Patches) -> None:
+    for kind in (_events.JSONWriter, _events.TensorboardXWriter):
+        patch.set(kind, "write", _naming_write(kind.write))
+        patch.set(kind, "close", _naming_close(kind.close))
+
+
+def _naming_write(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def write(self):
+        if getattr(self, "_failed", False):
+            return  # the error that ends the run has been raised
+        try:
+            original(self)
+        except OSError as error:
+            self._failed = True
+            raise _figures_error(self, error) from error
+
+    return write
+
+
+def _naming_close(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def close(self):
+        try:
+            original(self)
+        except OSError as error:
+            if not getattr(self, "_failed", False):
+                raise _figures_error(self, error) from error
+            logger.error("%s", _figures_error(self, error))
+
+    return close
+
+
+def _figures_error(writer, error: OSError) -> OSError:
+    where = (writer._file_handle.name if isinstance(writer, _events.JSONWriter)
+             else writer._writer.log_dir)
+    return _output_error(_shown(where), error, "; go on with --resume")
 
 
 # --------------------------------------------------------------------------- checkpoints ----

@@ -150,12 +150,14 @@ def replaced(path):
     path.write_text("this is no image")
 
 
-@pytest.mark.parametrize("damage", [truncated, emptied, replaced, Path.unlink])
-def test_a_damaged_image_is_named(tiny_market, damage):
+@pytest.mark.parametrize("damage, remedy", [
+    (truncated, "Replace or remove"), (emptied, "Replace or remove"),
+    (replaced, "Replace or remove"), (Path.unlink, "put it back")])
+def test_a_damaged_image_is_named(tiny_market, damage, remedy):
     path = min((tiny_market / "Market-1501-v15.09.15" / "query").iterdir())
     assert data_utils.read_image(str(path)).size == (16, 32)
     damage(path)
-    with pytest.raises(ValueError, match=rf"Cannot read the image {path}: .*Replace or remove"):
+    with pytest.raises(ValueError, match=rf"Cannot read the image {path}: .*{remedy}"):
         data_utils.read_image(str(path))
     with compat.without("unreadable_image"):
         with pytest.raises(OSError) as caught:
@@ -175,12 +177,55 @@ def test_a_damaged_image_is_named_in_training(tiny_cfg, tiny_market, workers):
     loader.shutdown()
 
 
-@pytest.mark.parametrize("mode, ending", [
-    ("L", "jpg"), ("CMYK", "jpg"), ("P", "png"), ("RGBA", "png")])
-def test_readable_images_stay_readable(tmp_path, mode, ending):
+@pytest.mark.parametrize("mode, ending, channels", [
+    ("P", "png", 3), ("RGBA", "png", 4), ("CMYK", "tif", 4), ("LA", "png", 2)])
+def test_every_image_is_read_as_rgb(tmp_path, mode, ending, channels):
     path = tmp_path / f"image.{ending}"
-    Image.fromarray(np.full((4, 3, 3), 90, np.uint8)).convert(mode).save(path)
-    assert data_utils.read_image(str(path), "RGB").size == (3, 4)
+    image = Image.new("RGB", (3, 4), (200, 90, 10)).convert(mode)
+    image.save(path)
+    expected = np.asarray(image.convert("RGB"))
+    assert np.array_equal(data_utils.read_image(str(path)), expected)
+    with compat.without("image_modes"):
+        found = np.asarray(data_utils.read_image(str(path)))
+        assert found.shape == (4, 3, channels)
+        assert not np.array_equal(found, expected)
+
+
+def test_16_bit_images_are_read(tmp_path):
+    path = tmp_path / "image.png"
+    Image.fromarray(np.array([[0, 255, 256, 65535]], dtype=np.uint16)).save(path)
+    assert np.asarray(data_utils.read_image(str(path)))[0, :, 0].tolist() == [0, 0, 1, 255]
+    with compat.without("image_modes"):
+        with pytest.raises(ValueError, match="Cannot handle this data type"):
+            data_utils.read_image(str(path))
+
+
+def test_a_png_with_a_damaged_byte_is_not_read_as_if_it_were_whole(tmp_path):
+    path = tmp_path / "image.png"
+    Image.fromarray(np.random.default_rng(0).integers(256, size=(6, 4, 3), dtype=np.uint8)).save(
+        path)
+    content = bytearray(path.read_bytes())
+    content[60] ^= 0xFF  # within the pixels
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="Cannot read the image"):
+        data_utils.read_image(str(path))
+    with compat.without("image_modes"):
+        assert data_utils.read_image(str(path)).size == (4, 6)
+
+
+@pytest.mark.parametrize("format, expected", [
+    (None, [1, 2, 3]), ("RGB", [1, 2, 3]), ("BGR", [3, 2, 1])])
+def test_the_order_of_the_channels_can_be_asked_for(tmp_path, format, expected):
+    path = tmp_path / "image.png"
+    Image.new("RGB", (3, 4), (1, 2, 3)).save(path)
+    assert (np.asarray(data_utils.read_image(str(path), format)) == expected).all()
+
+
+def test_another_mode_can_be_asked_for(tmp_path):
+    path = tmp_path / "image.png"
+    Image.new("RGB", (3, 4), (7, 7, 7)).save(path)
+    grey = data_utils.read_image(str(path), "L")
+    assert grey.mode == "L" and (np.asarray(grey) == 7).all()
 
 
 @pytest.mark.parametrize("option", [

@@ -1,0 +1,131 @@
+"""OUTPUT_DIR that cannot be written, and a disk that is full when figures are written."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+from caureid_plugin import compat
+from fastreid.engine import defaults
+from fastreid.utils.events import EventStorage, JSONWriter, TensorboardXWriter
+
+full_disk = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux")
+
+
+def test_an_output_folder_that_is_a_file_is_named_before_anything_is_built(
+        make_trainer, tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_text("no folder")
+    build = []
+    expected = rf"OUTPUT_DIR {path} cannot be written: File exists. It, or something above it, is"
+    with monkeypatch.context() as patch:
+        patch.setattr(defaults.DefaultTrainer, "build_model",
+                      classmethod(lambda *args: build.append(args)))
+        with pytest.raises(FileExistsError, match=expected):
+            make_trainer("OUTPUT_DIR", str(path))
+    assert not build
+    with compat.without("output_folder"):
+        with pytest.raises(NotADirectoryError) as caught:
+            make_trainer("OUTPUT_DIR", str(path))
+    assert "OUTPUT_DIR" not in str(caught.value)
+
+
+def test_the_output_folder_is_made(make_trainer, tmp_path):
+    folder = tmp_path / "a" / "b"
+    make_trainer("OUTPUT_DIR", str(folder))
+    assert folder.is_dir()
+
+
+def test_an_error_about_another_file_is_left_alone(tiny_cfg, monkeypatch):
+    def build(cls, cfg):
+        raise FileNotFoundError(errno.ENOENT, "No such file", "/elsewhere/weights.pth")
+
+    monkeypatch.setattr(defaults.DefaultTrainer, "build_model", classmethod(build))
+    with pytest.raises(FileNotFoundError) as caught:
+        defaults.DefaultTrainer(tiny_cfg)
+    assert caught.value.filename == "/elsewhere/weights.pth"
+
+
+@full_disk
+def test_metrics_on_a_full_disk_are_named_once(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.symlink_to("/dev/full")
+    with EventStorage() as storage:
+        storage.put_scalar("loss", 1.0)
+        writer = JSONWriter(str(path))
+        with pytest.raises(OSError, match=rf"{path} cannot be written: No space left on device. "
+                                          "Free space there.*--resume") as caught:
+            writer.write()
+        assert caught.value.errno == errno.ENOSPC
+        writer.write()  # the run is ending
+        writer.close()
+        with compat.without("unwritable_figures"):
+            writer = JSONWriter(str(path))
+            with pytest.raises(OSError) as caught:
+                writer.write()
+            assert "metrics" not in str(caught.value)
+            with pytest.raises(OSError):
+                writer.close()
+
+
+@full_disk
+def test_metrics_that_cannot_be_closed_are_named(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.symlink_to("/dev/full")
+    writer = JSONWriter(str(path))
+    writer._file_handle.write("a row that is not flushed")
+    with pytest.raises(OSError, match=rf"{path} cannot be written"):
+        writer.close()
+
+
+def test_a_tensorboard_on_a_full_disk_is_named(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    writer = TensorboardXWriter(str(tmp_path))
+
+    def add_scalar(*values):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(writer._writer, "add_scalar", add_scalar)
+    with EventStorage() as storage:
+        storage.put_scalar("loss", 1.0)
+        with pytest.raises(OSError, match=rf"{tmp_path} cannot be written: No space left"):
+            writer.write()
+    writer.close()
+
+
+class FullDisk(defaults.hooks.HookBase):
+    """From the second epoch on, metrics.json is on a disk that is full."""
+
+    def __init__(self):
+        self.ended = False
+
+    def before_epoch(self):
+        if self.trainer.epoch == 1:
+            (writer,) = [w for hook in self.trainer._hooks for w in getattr(hook, "_writers", ())
+                         if isinstance(w, JSONWriter)]
+            full = os.open("/dev/full", os.O_WRONLY)
+            os.dup2(full, writer._file_handle.fileno())
+            os.close(full)
+
+    def after_train(self):
+        self.ended = True
+
+
+@full_disk
+def test_a_run_whose_metrics_cannot_be_written_loses_nothing_else(make_trainer):
+    three = "SOLVER.MAX_EPOCH", 3
+    trainer, disk = make_trainer(*three), FullDisk()
+    trainer.register_hooks([disk])
+    folder = Path(trainer.cfg.OUTPUT_DIR)
+    with pytest.raises(OSError, match=r"metrics.json cannot be written: No space left.*--resume"):
+        trainer.train()
+    assert disk.ended, "the hooks behind the writer end too"
+    rows = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    assert rows and max(row["iteration"] for row in rows) <= 2
+    resumed = make_trainer(*three)
+    resumed.resume_or_load(resume=True)
+    assert resumed.start_epoch >= 1
+    resumed.train()
+    rows = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    assert max(row["iteration"] for row in rows) >= 5
