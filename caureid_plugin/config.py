@@ -12,6 +12,11 @@ def add_caureid_config(cfg: CN) -> None:
     """
     # Random seed of the run: Python, NumPy, torch, samplers. -1: a new one each time.
     cfg.SEED = -1
+    # Deterministic algorithms alone, so that a run with a SEED repeats bit for bit on the same CUDA
+    # device too (on the CPU it does so anyway). Slower; an operation of CUDA that has no
+    # deterministic form ends the run by name. Sets torch.use_deterministic_algorithms,
+    # cudnn.deterministic, CUBLAS_WORKSPACE_CONFIG (unless set) and turns CUDNN_BENCHMARK off.
+    cfg.DETERMINISTIC = False
     # Training iterations per epoch. 0: FastReID's rule, number of images // SOLVER.IMS_PER_BATCH.
     cfg.SOLVER.ITERS_PER_EPOCH = 0
     # Evaluate the network before its first step too (scalars start/...).

@@ -63,3 +63,59 @@ def cfg():
     config = get_cfg()
     add_caureid_config(config)
     return config
+
+
+SCRIPT_KEYS = """
+MODEL.DEVICE cpu MODEL.BACKBONE.NAME build_plain_backbone MODEL.BACKBONE.PRETRAIN False
+MODEL.BACKBONE.FEAT_DIM 16 MODEL.BACKBONE.LAST_STRIDE 2 MODEL.BACKBONE.WITH_IBN True
+MODEL.HEADS.CAMSEP.REDUCTION 4 MODEL.HEADS.CAMSEP.NUM_CAMERAS 2 MODEL.BN_GROUP_SIZE 8
+DATASETS.NAMES ('Market1501',) DATASETS.TESTS ('Market1501',) DATALOADER.NUM_WORKERS 0
+INPUT.SIZE_TRAIN [32,16] INPUT.SIZE_TEST [32,16] SOLVER.IMS_PER_BATCH 16 SOLVER.ITERS_PER_EPOCH 3
+SOLVER.MAX_EPOCH 2 SOLVER.CHECKPOINT_PERIOD 1 CAUREID.CLUSTER.CAMERA_AWARE False
+CAUREID.CLUSTER.K1 6 CAUREID.CLUSTER.K2 2 CAUREID.CLUSTER.EPS 0.6 CAUREID.CLUSTER.K1_INTRA 3
+CAUREID.CLUSTER.K1_INTER 7 TEST.EVAL_PERIOD 1 TEST.EVAL_AT_START True TEST.IMS_PER_BATCH 16
+""".split()
+
+
+@pytest.fixture
+def train_as_script(tiny_market, tmp_path, monkeypatch):
+    """Trains as tools/train_net.py does, by its own functions, in this process; gives the trainer.
+
+    Arguments: keys and values as on the command line; ``folder``: below tmp_path, for the output;
+    ``watch``: called with the trainer before it trains.
+    """
+    import importlib.util
+    import logging
+    from pathlib import Path
+
+    from fastreid.engine import defaults
+
+    repository = Path(__file__).resolve().parents[1]
+    spec = importlib.util.spec_from_file_location("train_net", repository / "tools/train_net.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(defaults, "collect_env_info", lambda: "")  # slow, of no interest here
+    log = logging.getLogger("fastreid")
+    before = log.handlers[:], log.level, log.propagate
+
+    def run(*options, config="Synthetic/caureid.yml", folder="run", watch=lambda trainer: None):
+        command = ["--config-file", config, *SCRIPT_KEYS, "OUTPUT_DIR", tmp_path / folder, *options]
+        args = defaults.default_argument_parser().parse_args([str(part) for part in command])
+        try:
+            trainer = script.build_trainer(script.setup(args))
+            watch(trainer)
+            trainer.resume_or_load(resume=False)
+            trainer.train()
+        finally:
+            for handler in set(log.handlers) - set(before[0]):
+                handler.close()
+            log.handlers, log.level, log.propagate = before[0][:], *before[1:]
+        return trainer
+
+    return run
+
+
+@pytest.fixture
+def script_keys():
+    """Keys and values of a tiny training for the command line of tools/train_net.py."""
+    return SCRIPT_KEYS

@@ -58,7 +58,7 @@ FOLDER = "SyntheticCameras"
 DESCRIPTION = "dataset.json"
 SPLITS = ("bounding_box_train", "query", "bounding_box_test")
 
-_NAME = re.compile(r"(\d{4})_c(\d+)s1_(\d{6})_00\.jpg")
+_NAME = re.compile(r"([0-9]{4})_c([1-9][0-9]*)s1_([0-9]{6})_00\.jpg")
 
 
 class Shot(NamedTuple):

@@ -1,8 +1,12 @@
-"""Mistyped names in a config are errors that list the known ones."""
+"""Configs: mistyped names are errors that list the known ones, a bad file is named."""
+
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from caureid_plugin import compat
+from fastreid.config import CfgNode
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from fastreid.modeling.heads import REID_HEADS_REGISTRY
@@ -38,8 +42,223 @@ def test_known_keys_are_merged(cfg):
 
 
 def test_base_files_stay_reserved_for_files(cfg):
-    with pytest.raises(AssertionError, match="can only be used in files"):
+    with pytest.raises(ValueError, match="'_BASE_' can only be used in files"):
         cfg.merge_from_list(["_BASE_", "other.yml"])
+    with pytest.raises(ValueError, match="'_BASE_' can only be used in files"):
+        cfg.merge_from_other_cfg(CfgNode({"_BASE_": "other.yml"}))
+
+
+@pytest.mark.parametrize("key", [3, None, ("SEED",), ["SEED"], b"SEED"])
+def test_a_key_that_is_no_text(cfg, key):
+    with pytest.raises(TypeError, match="A config key is text"):
+        cfg.merge_from_list([key, 1])
+
+
+def test_another_config_is_merged_with_hints_for_its_keys(cfg):
+    with pytest.raises(KeyError, match=r"'SOLVER\.BASE_LRR', did you mean SOLVER\.BASE_LR"):
+        cfg.merge_from_other_cfg(CfgNode({"SOLVER": {"BASE_LRR": 0.1}}))
+    with pytest.raises(TypeError, match="CfgNode, got dict"):
+        cfg.merge_from_other_cfg({"SEED": 1})
+    with pytest.raises(ValueError, match="SOLVER"):  # a value for a section, and the other way
+        cfg.merge_from_other_cfg(CfgNode({"SOLVER": 3}))
+    with pytest.raises((KeyError, ValueError), match="SEED"):
+        cfg.merge_from_other_cfg(CfgNode({"SEED": {"X": 1}}))
+    open_for_more = CfgNode({"A": 1}, new_allowed=True)
+    open_for_more.merge_from_other_cfg(CfgNode({"B": {"C": 2}}))
+    assert open_for_more.B.C == 2
+
+
+# ------------------------------------------------------------------------------- values ----
+
+
+def test_a_section_is_not_replaced_by_a_dict(cfg):
+    with pytest.raises(ValueError, match=r"The value of SOLVER is a section.*SOLVER\.KEY VALUE"):
+        cfg.merge_from_list(["SOLVER", {"BASE_LR": 0.1}])
+    with pytest.raises(ValueError, match="SOLVER"):
+        cfg.merge_from_list(["SOLVER", "{'BASE_LR': 0.1}"])  # as on the command line
+    assert "MAX_EPOCH" in cfg.SOLVER
+    with compat.without("config_value"):
+        cfg.merge_from_list(["SOLVER", {"BASE_LR": 0.1}])
+    assert set(cfg.SOLVER) == {"BASE_LR"}
+
+
+@pytest.mark.parametrize("text", ["{[]: 1}", "(" * 5000, "-" * 100_000 + "1", "{{1}}"])
+def test_text_that_no_literal_is(cfg, text):
+    with pytest.raises(ValueError, match="Type mismatch.*SOLVER.BASE_LR"):
+        cfg.merge_from_list(["SOLVER.BASE_LR", text])
+    cfg.merge_from_list(["OUTPUT_DIR", text])
+    assert cfg.OUTPUT_DIR == text
+
+
+def test_values_are_literals_and_nothing_is_called(cfg, tmp_path):
+    call = f"__import__('pathlib').Path({str(tmp_path / 'called')!r}).touch()"
+    with pytest.raises(ValueError, match="SOLVER.BASE_LR"):
+        cfg.merge_from_list(["SOLVER.BASE_LR", call])
+    cfg.merge_from_list(["OUTPUT_DIR", call, "SOLVER.STEPS", "[1, 2]", "SEED", "5"])
+    assert (cfg.OUTPUT_DIR, cfg.SOLVER.STEPS, cfg.SEED) == (call, [1, 2], 5)
+    with pytest.raises(ValueError, match="SEED"):
+        cfg.merge_from_list(["SEED", "2 + 3"])
+    assert not (tmp_path / "called").exists()
+
+
+# --------------------------------------------------------------------------- half-merged ----
+
+
+def test_a_merge_that_fails_changes_nothing(cfg):
+    before = cfg.dump()
+    wrong = [["SEED", 5, "SOLVER.BASE_LR", "fast"], ["SEED", 5, "SOLVER.BASE_LRR", 0.1]]
+    for pairs in wrong:
+        with pytest.raises((KeyError, ValueError)):
+            cfg.merge_from_list(pairs)
+    other = CfgNode({"SEED": 5, "SOLVER": {"MAX_EPOCH": 7, "BASE_LR": "fast"}})
+    with pytest.raises(ValueError, match="SOLVER.BASE_LR"):
+        cfg.merge_from_other_cfg(other)
+    assert cfg.dump() == before
+    with compat.without("half_merge"), pytest.raises(ValueError):
+        cfg.merge_from_list(wrong[0])
+    assert cfg.SEED == 5
+
+
+def test_a_merge_keeps_the_sections_that_others_hold(cfg):
+    solver = cfg.SOLVER
+    cfg.merge_from_other_cfg(CfgNode({"SOLVER": {"MAX_EPOCH": 7}}))
+    cfg.merge_from_list(["SOLVER.BASE_LR", 0.5])
+    assert cfg.SOLVER is solver and (solver.MAX_EPOCH, solver.BASE_LR) == (7, 0.5)
+
+
+# --------------------------------------------------------------------------------- files ----
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a config file of text or bytes; gives its path."""
+
+    def write_file(content, name="run.yml"):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return str(path)
+
+    return write_file
+
+
+def test_a_config_file_over_its_bases(cfg, write, tmp_path):
+    (tmp_path / "deep").mkdir()
+    write("SEED: 4\nSOLVER: {BASE_LR: 0.5, STEPS: [3]}\nINPUT: {SIZE_TEST: [64, 32]}", "root.yml")
+    write("_BASE_: ../root.yml\nSOLVER: {STEPS: [5, 6]}", "deep/middle.yml")
+    write("\ufeff_BASE_: deep/middle.yml\nOUTPUT_DIR: läufe/年", "run.yml")
+    cfg.merge_from_file(str(tmp_path / "run.yml"))
+    assert (cfg.SEED, cfg.SOLVER.BASE_LR, cfg.SOLVER.STEPS) == (4, 0.5, [5, 6])
+    assert (cfg.INPUT.SIZE_TEST, cfg.OUTPUT_DIR) == ([64, 32], "läufe/年")
+
+
+def test_every_shipped_config_is_read_as_the_toolbox_reads_it():
+    folder = Path(compat.__file__).parents[1] / "configs"
+    files = sorted(folder.rglob("*.yml"))
+    assert len(files) > 20
+    mended = [CfgNode.load_yaml_with_base(str(path)) for path in files]
+    with compat.without("config_file"):
+        assert [CfgNode.load_yaml_with_base(str(path)) for path in files] == mended
+
+
+ALIASES = "a0: &a0 {x: 1, y: 2}\n" + "".join(
+    f"a{i}: &a{i} {{{', '.join(f'k{j}: *a{i - 1}' for j in range(9))}}}\n" for i in range(1, 9))
+
+BAD_FILES = {
+    "empty": ("", "is empty: it must map config keys"),
+    "a comment": ("# SEED: 1", "is empty"),
+    "a list": ("- SEED", "holds a list"),
+    "text": ("SEED", "holds a str"),
+    "latin-1": (b"OUTPUT_DIR: l\xe4ufe", "not readable as YAML in UTF-8"),
+    "zeros": (b"SEED: \x00", "not readable as YAML"),
+    "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "not readable as YAML"),
+    "damaged": ("SOLVER: {BASE_LR: 0.1", "not readable as YAML"),
+    "a number without digits": ("SEED: 0b_", "not readable as YAML"),
+    "a date that is none": ("SEED: 2020-13-45", "not readable as YAML"),
+    "a wrong tag": ("SEED: !!timestamp x", "not readable as YAML"),
+    "brackets": ("SEED: " + "[" * 3_000, "not readable as YAML"),
+    "deep": ("SEED: " + "[" * 40 + "]" * 40, "SEED.* contains itself, or is nested more than"),
+    "itself": ("SOLVER: &a {X: *a}", "SOLVER.X contains itself"),
+    "aliases of aliases": (ALIASES, "holds more than"),
+    "a date": ("SEED: 2020-01-02", "SEED is a date"),
+    "bytes": ("OUTPUT_DIR: !!binary YWJj", "OUTPUT_DIR is a bytes"),
+    "a number as key": ("1: 2", "1 in the file is no config key"),
+    "a number as key below": ("SOLVER: {1: 2}", "1 in SOLVER is no config key"),
+    "a dotted key": ("SOLVER.BASE_LR: 0.1", "'SOLVER.BASE_LR' in the file is no config key"),
+    "code": ("SEED: !!python/object/apply:os.system [touch called]", "python/object/apply"),
+    "a python name": ("SEED: !!python/name:os.system", "python/name"),
+    "an unknown key": ("SOLVER: {BASE_LRR: 0.1}", "did you mean SOLVER.BASE_LR"),
+    "a wrong type": ("SOLVER: {BASE_LR: fast}", "Type mismatch.*SOLVER.BASE_LR"),
+    "an empty section": ("SOLVER:", "Type mismatch.*SOLVER"),
+    "a base without name": ("_BASE_:", "_BASE_ None must be the path of a file"),
+    "a base that is a list": ("_BASE_: [a.yml]", "must be the path of a file"),
+    "no such base": ("_BASE_: no/such.yml", "its _BASE_ 'no/such.yml' is no file .*/no/such.yml"),
+    "a folder as base": ("_BASE_: .", "its _BASE_ '.' is no file"),
+    "its own base": ("_BASE_: run.yml", "is its own _BASE_: .*run.yml -> .*run.yml"),
+    "a base on the web": ("_BASE_: https://x.org/a.yml", "'https://x.org/a.yml' as _BASE_ of"),
+    "a base elsewhere": ("_BASE_: s3://bucket/a.yml", "is a URL, and configs are not fetched"),
+}
+
+
+@pytest.mark.parametrize("content, message", BAD_FILES.values(), ids=BAD_FILES.keys())
+def test_a_bad_config_file_is_named(cfg, write, content, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    path, before = write(content), cfg.dump()
+    with pytest.raises((KeyError, ValueError, FileNotFoundError),
+                       match=re.compile(message, re.DOTALL)) as caught:
+        cfg.merge_from_file(path)
+    assert path in str(caught.value)
+    assert cfg.dump() == before
+    assert not (tmp_path / "called").exists()
+
+
+def test_without_the_repair_bad_files_are_not_named(cfg, write):
+    empty, circle = write("", "empty.yml"), write("_BASE_: circle.yml", "circle.yml")
+    missing = write("_BASE_: nowhere.yml", "missing.yml")
+    with compat.without("config_file"):
+        with pytest.raises(TypeError, match="NoneType"):
+            cfg.merge_from_file(empty)
+        with pytest.raises(RecursionError):
+            cfg.merge_from_file(circle)
+        with pytest.raises(FileNotFoundError) as caught:
+            cfg.merge_from_file(missing)
+    assert "missing.yml" not in str(caught.value)
+
+
+def test_a_circle_of_bases_is_shown(cfg, write):
+    write("_BASE_: b.yml", "a.yml")
+    write("_BASE_: c.yml", "b.yml")
+    write("_BASE_: a.yml", "c.yml")
+    start = write("_BASE_: a.yml", "start.yml")
+    with pytest.raises(ValueError, match=r"a\.yml is its own _BASE_: .*start\.yml -> .*a\.yml -> "
+                                         r".*b\.yml -> .*c\.yml -> .*a\.yml"):
+        cfg.merge_from_file(start)
+
+
+def test_a_value_is_no_section_to_its_base(cfg, write):
+    write("SEED: 1", "root.yml")
+    with pytest.raises(ValueError, match=r"run\.yml: SEED is a section, but a value in its _BASE_"):
+        cfg.merge_from_file(write("_BASE_: root.yml\nSEED: {X: 1}"))
+
+
+def test_aliases_of_an_ordinary_size_are_read(cfg, write):
+    cfg.merge_from_file(write("INPUT: {SIZE_TRAIN: &s [64, 32], SIZE_TEST: *s}"))
+    assert cfg.INPUT.SIZE_TEST == [64, 32]
+
+
+def test_code_in_yaml_runs_only_where_the_caller_asks_for_it(cfg, write, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    path = write("SEED: !!python/object/apply:int ['7']")
+    with pytest.raises(ValueError, match="python/object/apply"):
+        cfg.merge_from_file(path)
+    cfg.merge_from_file(path, allow_unsafe=True)
+    assert cfg.SEED == 7
+
+
+def test_a_config_that_is_not_there_or_not_local(cfg, tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent.yml"):
+        cfg.merge_from_file(str(tmp_path / "absent.yml"))
+    with pytest.raises(ValueError, match="'https://x.org/a.yml' as the config file is a URL"):
+        cfg.merge_from_file("https://x.org/a.yml")
 
 
 # --------------------------------------------------------------------------- registries ----

@@ -133,35 +133,8 @@ def test_extract_clusters_new_features_and_bank_clusters_the_bank(start, monkeyp
     assert len(passes) == 1
 
 
-@pytest.mark.parametrize("preset", ["bank", "extract"])
-def test_no_identity_reaches_training(start, monkeypatch, preset):
-    """True, shuffled, one for all and no identities give the same weights, bit for bit."""
-    from fastreid.data.datasets.market1501 import Market1501
-
-    process = Market1501.process_dir
-    results = []
-    for kind in ("true", "shuffled", "one", "absent"):
-        def changed(self, folder, is_train=True, kind=kind):
-            items = sorted(process(self, folder, is_train))
-            if not is_train or kind == "true":
-                return items
-            identities = {"shuffled": np.random.RandomState(5).permutation([i[1] for i in items]),
-                          "one": ["same"] * len(items), "absent": [None] * len(items)}[kind]
-            return [(path, who, camera) for who, (path, _, camera) in zip(identities, items)]
-
-        monkeypatch.setattr(Market1501, "process_dir", changed)
-        trainer = start("DATASETS.TESTS", (), "CAUREID.LABELS", preset)
-        given = {identity for _, identity, _ in trainer.data_loader.dataset.img_items}
-        assert len(given) == {"true": 8, "shuffled": 8, "one": 1, "absent": 1}[kind]
-        trainer.train()
-        weights = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
-        results.append((weights, _bank(trainer).labels.clone()))
-    for weights, labels in results[1:]:
-        assert torch.equal(weights, results[0][0]) and torch.equal(labels, results[0][1])
-
-
 def test_a_camera_label_does_reach_training(start, monkeypatch):
-    """The counterpart of the test above: other cameras give other weights."""
+    """The counterpart of tests/engine/test_label_blind.py: other cameras give other weights."""
     from fastreid.data.datasets.market1501 import Market1501
 
     first = start("DATASETS.TESTS", ())

@@ -1,0 +1,365 @@
+"""No identity reaches training: the proof, and the leaks that the proof must see.
+
+A run is done as tools/train_net.py does it, and everything that training leaves is kept: weights
+and buffers, optimizer and schedules, bank and pseudo labels, the images of each batch, the shapes
+of all layers' outputs, logged losses, random states, checkpoints and what ``last_checkpoint``
+names. Runs under other identities must be equal in all of it, bit for bit.
+
+An evaluation is made of the test set's identities, so its figures may change with them, and so may
+the toolbox's ``model_best.pth``, the checkpoint with the best of these figures. Nothing in training
+reads either.
+"""
+
+import json
+import random
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from caureid_plugin import clustering, compat
+from caureid_plugin.data import unlabelled
+from caureid_plugin.engine import UnsupervisedHook
+from caureid_plugin.modeling import CAUReID
+from fastreid.data import build as data_build
+from fastreid.data.datasets.market1501 import Market1501
+from fastreid.engine import hooks as toolbox_hooks
+from sklearn.metrics import adjusted_rand_score
+
+# ------------------------------------------------------------------- what a run leaves ----
+
+# what the clock decides (the bytes of metrics.json too), and figures that are of the labels by
+# their nature
+FREE = r"time|data_time|cluster_seconds|eta_seconds|metrics_bytes|diagnostic_with_labels/.*"
+EVALUATION = rf"{FREE}|(start/)?(metric|mAP|mINP|Rank-\d+)|best_metric"
+
+
+class Watch:
+    """Keeps what happens during training, from outside."""
+
+    def __init__(self, trainer):
+        self.labels, self.batches, self.outputs = [], [], {}
+        model = trainer.model
+        relabel = model.memory.relabel
+        model.memory.relabel = lambda found: self.labels.append(found.clone()) or relabel(found)
+        model.register_forward_pre_hook(self._keep_batch)
+        for name, module in model.named_modules():
+            module.register_forward_hook(
+                lambda _, __, output, name=name: self._keep_shapes(name, output))
+
+    def _keep_batch(self, model, arguments):
+        batch, = arguments
+        if model.training:
+            self.batches.append([batch[key].clone() for key in ("images", "targets", "indexes")])
+
+    def _keep_shapes(self, name, output):
+        outputs = output if isinstance(output, dict) else {"": output}
+        for key, value in outputs.items():
+            if isinstance(value, torch.Tensor):
+                self.outputs.setdefault(f"{name}:{key}", []).append(list(value.shape))
+
+
+def everything(trainer, watch, folder):
+    """All that training depends on or leaves, as nested dicts and lists."""
+    rows = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    saved = {path.name: torch.load(path, weights_only=True) for path in folder.glob("*.pth")
+             if path.name != "model_best.pth"}
+    return {
+        "model": trainer.model.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "schedules": {name: s.state_dict() for name, s in trainer.scheduler.items()},
+        "bank": trainer.model.memory.state_dict(),
+        "labels": watch.labels, "batches": watch.batches, "outputs": watch.outputs,
+        "rows": rows,
+        "random": [random.getstate(), np.random.get_state(), torch.get_rng_state()],
+        "files": sorted(saved), "saved": saved,
+        "last_checkpoint": [path.read_text() for path in folder.glob("last_checkpoint")],
+    }
+
+
+def differences(one, other, ignored=FREE, name=""):
+    """Names of the places in which two results are not equal bit for bit.
+
+    ``ignored``: pattern of keys that are not looked at.
+    """
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = [key for key in {**one, **other} if not re.fullmatch(ignored, str(key))]
+        return [found for key in keys for found in (
+            differences(one[key], other[key], ignored, f"{name}/{key}")
+            if key in one and key in other else [f"{name}/{key}"])]
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        if len(one) != len(other):
+            return [name]
+        return [found for place, (a, b) in enumerate(zip(one, other, strict=True))
+                for found in differences(a, b, ignored, f"{name}/{place}")]
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        equal = one.dtype == other.dtype and torch.equal(one, other)
+    elif isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        equal = one.dtype == other.dtype and np.array_equal(one, other)
+    else:
+        equal = type(one) is type(other) and repr(one) == repr(other)
+    return [] if equal else [name]
+
+
+def test_the_comparison_sees_every_kind_of_difference():
+    def result(**changes):
+        return {"a": [torch.zeros(3), {"b": np.arange(4)}], "c": "x", "Rank-1": 0.5, **changes}
+
+    assert differences(result(), result()) == []
+    assert differences(result(), result(a=[torch.zeros(3), {"b": np.arange(4) + 1}])) == ["/a/1/b"]
+    almost = torch.zeros(3)
+    almost[1] = 1e-40  # less than any tolerance
+    assert differences(result(), result(a=[almost, {"b": np.arange(4)}])) == ["/a/0"]
+    assert differences(result(), result(a=[torch.zeros(4), {"b": np.arange(4)}])) == ["/a/0"]
+    assert differences(result(), result(a=[torch.zeros(3)])) == ["/a"]
+    assert differences(result(), result(c="y", d=1)) == ["/c", "/d"]
+    changed = result(**{"Rank-1": 0.25})
+    assert differences(result(), changed) == ["/Rank-1"]
+    assert differences(result(), changed, EVALUATION) == []
+
+
+# -------------------------------------------------------------------------- identities ----
+
+CHANGED = {  # the training set's identities, all but the number of images unknown
+    "shuffled": lambda who: np.random.RandomState(5).permutation(who).tolist(),
+    "one": lambda who: ["same"] * len(who),
+    "absent": lambda who: [None] * len(who),
+}
+
+
+def _renamed(root, target):
+    """A copy of the data in which every training image is named as an identity of its own.
+
+    The toolbox reads identities from names; here the names tell the order of the images alone.
+    """
+    shutil.copytree(root, target)
+    folder = target / "Market-1501-v15.09.15" / "bounding_box_train"
+    for row, path in enumerate(sorted(folder.iterdir())):
+        path.rename(folder / f"{row + 1:04d}_{path.name.split('_', 1)[1]}.new")
+    for path in folder.iterdir():
+        path.rename(path.with_suffix(""))
+    return target
+
+
+@pytest.fixture
+def run(train_as_script, tiny_market, tmp_path, monkeypatch):
+    """Trains under one kind of identities; gives :func:`everything`."""
+    process = Market1501.process_dir
+
+    def change(kind):
+        monkeypatch.setattr(data_build, "_root", str(tiny_market))
+        if kind == "distinct names":
+            other = _renamed(tiny_market, tmp_path / "renamed")
+            monkeypatch.setattr(data_build, "_root", str(other))
+
+        def process_dir(self, folder, is_train=True):
+            items = sorted(process(self, folder, is_train))
+            paths, who, cameras = zip(*items, strict=True)
+            if is_train and kind in CHANGED:
+                who = CHANGED[kind](list(who))
+            if not is_train and kind == "other test identities":
+                who = np.random.RandomState(len(who)).permutation(who).tolist()
+            return list(zip(paths, who, cameras, strict=True))
+
+        monkeypatch.setattr(Market1501, "process_dir", process_dir)
+
+    def train(kind, *options, **where):
+        change(kind)
+        watched = []
+        trainer = train_as_script(*options, folder=f"out/{kind}",
+                                  watch=lambda t: watched.append(Watch(t)), **where)
+        return everything(trainer, watched[0], tmp_path / "out" / kind)
+
+    return train
+
+
+BLIND = ("shuffled", "one", "absent", "distinct names", "other test identities")
+
+
+def ignored(kind):
+    return EVALUATION if kind == "other test identities" else FREE
+
+
+@pytest.mark.parametrize("options", [
+    pytest.param(["CAUREID.LABELS", "bank"], id="bank"),
+    pytest.param(["CAUREID.LABELS", "extract"], id="extract"),
+    pytest.param(["CAUREID.LABELS", "bank", "CAUREID.CLUSTER.CAMERA_AWARE", True],
+                 id="bank-camera-aware"),
+    pytest.param(["CAUREID.LABELS", "extract", "CAUREID.CLUSTER.CAMERA_AWARE", True,
+                  "CAUREID.DIAGNOSTICS", True], id="extract-camera-aware-diagnostics"),
+    pytest.param(["--mix"], id="embedding-head"),
+])
+def test_no_identity_reaches_training(run, options):
+    where = {"config": "Mix/embedding_head.yml"} if options == ["--mix"] else {}
+    options = [] if where else options
+    true = run("true", *options, **where)
+    assert len(true["labels"]) == 2 and len(true["batches"]) == 6
+    assert true["files"] == ["model_0000.pth", "model_final.pth"]
+    assert true["last_checkpoint"] == ["model_final.pth"]
+    assert any("mAP" in row for row in true["rows"])
+    for kind in BLIND:
+        other = run(kind, *options, **where)
+        assert differences(true, other, ignored(kind)) == [], kind
+
+
+# ------------------------------------------------------------------------------- leaks ----
+# Each mutant lets identities into training on purpose; the comparison must report it.
+
+
+# between what the true identities give (ARI 0.4 to 0.7; mAP and Rank-1, 60 %) and shuffled ones do
+# (ARI 0.1, 20 %)
+SOME_AGREEMENT, GOOD_FIGURE = 0.25, 40.0
+
+
+class Identities:
+    """The identities that the trainer's dataset holds, numbered, for mutants to leak."""
+
+    def __init__(self, monkeypatch):
+        self.codes, self.trainer = None, None
+        attach = UnsupervisedHook._attach_bank
+
+        def attach_bank(hook):
+            self.trainer = hook.trainer
+            names = [str(who) for _, who, _ in hook.trainer.data_loader.dataset.img_items]
+            self.codes = np.unique(names, return_inverse=True)[1]
+            attach(hook)
+
+        monkeypatch.setattr(UnsupervisedHook, "_attach_bank", attach_bank)
+
+
+def as_loss_target(monkeypatch, given):
+    losses = CAUReID.losses
+
+    def with_identities(model, outputs, batch):
+        targets = torch.from_numpy(given.codes)[batch["indexes"]] % model.memory.num_clusters
+        return losses(model, outputs, {**batch, "targets": targets})
+
+    monkeypatch.setattr(CAUReID, "losses", with_identities)
+
+
+def as_pseudo_labels(monkeypatch, given):
+    monkeypatch.setattr(clustering, "assign_pseudo_labels", lambda *a, **k: given.codes.copy())
+
+
+def in_the_choice_of_eps(monkeypatch, given):
+    """The clustering is run again with another eps where it disagrees with the identities."""
+    assign = clustering.assign_pseudo_labels
+
+    def better(features, *, eps, **options):
+        found = assign(features, eps=eps, **options)
+        if adjusted_rand_score(given.codes, found) > SOME_AGREEMENT:
+            return found
+        return assign(features, eps=0.5, **options)
+
+    monkeypatch.setattr(clustering, "assign_pseudo_labels", better)
+
+
+def in_the_sampler(monkeypatch, given):
+    sampler = unlabelled.ClusterSampler
+    monkeypatch.setattr(unlabelled, "ClusterSampler",
+                        lambda labels, *rest, **options: sampler(given.codes, *rest, **options))
+
+
+def as_order_of_the_images(monkeypatch, given):
+    attach = UnsupervisedHook._attach_bank
+
+    def attach_bank(hook):
+        listed = hook.trainer.data_loader.dataset.img_items
+        order = sorted(range(len(listed)), key=lambda row: (str(listed[row][1]), row))
+        hook._items = [hook._items[row] for row in order]
+        attach(hook)
+
+    monkeypatch.setattr(UnsupervisedHook, "_attach_bank", attach_bank)
+
+
+def as_number_of_classes(monkeypatch, given):
+    """NUM_CLASSES 0, which the toolbox fills from the data, without the hook's refusal."""
+    monkeypatch.setattr(UnsupervisedHook, "_check_config", lambda hook: None)
+    return ["MODEL.HEADS.NUM_CLASSES", 0]
+
+
+def as_number_of_random_draws(monkeypatch, given):
+    before_train = UnsupervisedHook.before_train
+    monkeypatch.setattr(UnsupervisedHook, "before_train", lambda hook: (
+        torch.rand(len(set(given.codes))), before_train(hook)))
+
+
+def in_the_loss_weight(monkeypatch, given):
+    """The figure of CAUREID.DIAGNOSTICS comes back as the weight of a loss."""
+    diagnose = UnsupervisedHook._diagnose
+
+    def diagnose_and_weigh(hook, labels):
+        diagnose(hook, labels)
+        ari, _ = hook.trainer.storage.latest()["diagnostic_with_labels/ari"]
+        hook.trainer.model._losses[0].scale = 1.0 - ari
+
+    monkeypatch.setattr(UnsupervisedHook, "_diagnose", diagnose_and_weigh)
+    return ["CAUREID.DIAGNOSTICS", True]
+
+
+def in_the_choice_of_a_checkpoint(monkeypatch, given):
+    """A checkpoint is kept only if its labels agree with the identities."""
+    _keep_if(monkeypatch, lambda _: adjusted_rand_score(
+        given.codes, given.trainer.model.memory.labels) > SOME_AGREEMENT)
+
+
+def in_the_choice_by_the_test_set(monkeypatch, given):
+    """A checkpoint is kept only if it does well on the test set's identities."""
+    _keep_if(monkeypatch, lambda metric: metric > GOOD_FIGURE)
+
+
+def _keep_if(monkeypatch, is_good):
+    after_epoch = toolbox_hooks.PeriodicCheckpointer.after_epoch
+
+    def checked(hook):
+        metric, _ = hook.trainer.storage.latest()["metric"]
+        if is_good(metric):
+            after_epoch(hook)
+
+    monkeypatch.setattr(toolbox_hooks.PeriodicCheckpointer, "after_epoch", checked)
+
+
+def in_last_checkpoint(monkeypatch, given):
+    """The run leaves the checkpoint that did best on the test set as the one to go on from."""
+    tag = compat._checkpoint.Checkpointer.tag_last_checkpoint
+
+    def tag_best(checkpointer, name):
+        metric, _ = given.trainer.storage.latest()["metric"]
+        tag(checkpointer, name if metric > GOOD_FIGURE else "model_0000.pth")
+
+    monkeypatch.setattr(compat._checkpoint.Checkpointer, "tag_last_checkpoint", tag_best)
+
+
+def in_the_learning_rate(monkeypatch, given):
+    """The learning rate falls where the evaluation of the test set is poor."""
+    build = toolbox_hooks.EvalHook._do_eval
+
+    def evaluate(hook):
+        build(hook)
+        metric, _ = hook.trainer.storage.latest()["metric"]
+        for group in hook.trainer.optimizer.param_groups:
+            group["lr"] *= 1.0 if metric > GOOD_FIGURE else 0.1
+
+    monkeypatch.setattr(toolbox_hooks.EvalHook, "_do_eval", evaluate)
+
+
+@pytest.mark.parametrize("leak, kind, place", [
+    (as_loss_target, "shuffled", "/model"),
+    (as_pseudo_labels, "shuffled", "/labels"),
+    (in_the_choice_of_eps, "shuffled", "/labels"),
+    (in_the_sampler, "shuffled", "/batches"),
+    (as_order_of_the_images, "shuffled", "/batches"),
+    (as_number_of_classes, "distinct names", "/outputs"),
+    (as_number_of_random_draws, "one", "/random"),
+    (in_the_loss_weight, "shuffled", "/model"),
+    (in_the_choice_of_a_checkpoint, "shuffled", "/files"),
+    (in_the_choice_by_the_test_set, "other test identities", "/files"),
+    (in_last_checkpoint, "other test identities", "/last_checkpoint"),
+    (in_the_learning_rate, "other test identities", "/model"),
+], ids=lambda value: getattr(value, "__name__", None))
+def test_a_leak_is_seen(run, monkeypatch, leak, kind, place):
+    given = Identities(monkeypatch)
+    options = leak(monkeypatch, given) or []
+    found = differences(run("true", *options), run(kind, *options), ignored(kind))
+    assert [name for name in found if name.startswith(place)], found

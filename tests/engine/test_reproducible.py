@@ -1,0 +1,232 @@
+"""One SEED, one run: whatever the processes, workers, file system and hash seed."""
+
+import argparse
+import glob
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from caureid_plugin import compat
+from fastreid.engine import defaults
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TIMES = {"time", "data_time", "cluster_seconds", "eta_seconds"}
+
+
+def _rows(folder):
+    lines = (folder / "metrics.json").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name not in TIMES}
+            for line in lines]
+
+
+def _tensors(value, name=""):
+    """All tensors in nested dicts and lists, by their place."""
+    if isinstance(value, torch.Tensor):
+        return {name: value}
+    inside = value.items() if isinstance(value, dict) else (
+        enumerate(value) if isinstance(value, (list, tuple)) else ())
+    return {place: tensor for key, part in inside
+            for place, tensor in _tensors(part, f"{name}/{key}").items()}
+
+
+def _saved(folder):
+    saved = torch.load(folder / "model_final.pth", weights_only=True)
+    return _tensors({key: saved[key] for key in ("model", "optimizer", "memory_bank")})
+
+
+def _equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# ---------------------------------------------------------------------- separate processes ----
+
+
+def test_two_processes_started_apart_give_the_same_run(tiny_market, tmp_path, script_keys):
+    """Also with other workers and another hash seed, which changes the order of every set."""
+    started = []
+    for name, hash_seed, workers in (("one", "1", 0), ("other", "2", 2)):
+        command = [sys.executable, REPOSITORY / "tools" / "train_net.py",
+                   "--config-file", "Synthetic/caureid.yml", *script_keys, "INPUT.CJ.ENABLED", True,
+                   "DATALOADER.NUM_WORKERS", workers, "SEED", 7, "OUTPUT_DIR", tmp_path / name]
+        environment = {
+            **os.environ, "FASTREID_DATASETS": str(tiny_market), "PYTHONHASHSEED": hash_seed,
+            "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        started.append(subprocess.Popen(
+            [str(part) for part in command], env=environment, cwd=tmp_path, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+    for process in started:
+        log, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, log[-3000:]
+    one, other = (_saved(tmp_path / name) for name in ("one", "other"))
+    assert len(one) > 60 and _equal(one, other)
+    rows = _rows(tmp_path / "one")
+    assert rows == _rows(tmp_path / "other")
+    assert {"loss_infonce", "labels/clusters", "mAP"} <= set().union(*rows)
+
+
+def test_another_seed_gives_another_run(train_as_script, tmp_path):
+    for seed in (7, 8):
+        train_as_script("SEED", seed, "SOLVER.MAX_EPOCH", 1, folder=f"{seed}")
+    assert not _equal(_saved(tmp_path / "7"), _saved(tmp_path / "8"))
+
+
+# ----------------------------------------------------------------------------- file system ----
+
+
+def _shuffled(listing):
+    def listed(*args, **kwargs):
+        found = list(listing(*args, **kwargs))
+        random.Random(len(found)).shuffle(found)
+        return found
+
+    return listed
+
+
+def _shuffled_entries(scandir):
+    def entries(*args):
+        with scandir(*args) as listing:
+            found = list(listing)
+        random.Random(len(found)).shuffle(found)
+        return _Entries(found)
+
+    return entries
+
+
+class _Entries:
+    """A shuffled os.scandir: iterator and context manager."""
+
+    def __init__(self, entries):
+        self._entries = iter(entries)
+
+    def __iter__(self):
+        return self._entries
+
+    def __next__(self):
+        return next(self._entries)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        pass
+
+
+def _another_file_system(monkeypatch):
+    monkeypatch.setattr(os, "listdir", _shuffled(os.listdir))
+    monkeypatch.setattr(os, "scandir", _shuffled_entries(os.scandir))
+    monkeypatch.setattr(glob, "glob", _shuffled(glob.glob))
+    monkeypatch.setattr(Path, "glob", _shuffled(Path.glob))
+    monkeypatch.setattr(Path, "iterdir", _shuffled(Path.iterdir))
+
+
+def test_the_order_of_the_file_system_does_not_reach_the_run(train_as_script, tmp_path,
+                                                             tiny_market, monkeypatch):
+    train_as_script("SOLVER.MAX_EPOCH", 1, folder="one")
+    folder = tiny_market / "Market-1501-v15.09.15" / "bounding_box_train"
+    listings = (lambda: os.listdir(folder), lambda: glob.glob(f"{folder}/*.jpg"),
+                lambda: [entry.name for entry in os.scandir(folder)],
+                lambda: list(folder.glob("*.jpg")), lambda: list(folder.iterdir()))
+    before = [listing() for listing in listings]
+    with monkeypatch.context() as patched:
+        _another_file_system(patched)
+        after = [listing() for listing in listings]
+        train_as_script("SOLVER.MAX_EPOCH", 1, folder="other")
+        with compat.without("sorted_listing"):
+            train_as_script("SOLVER.MAX_EPOCH", 1, folder="as it was")
+    for one, other in zip(before, after, strict=True):
+        assert one != other and sorted(one) == sorted(other)
+    assert _equal(_saved(tmp_path / "one"), _saved(tmp_path / "other"))
+    assert _rows(tmp_path / "one") == _rows(tmp_path / "other")
+    assert not _equal(_saved(tmp_path / "one"), _saved(tmp_path / "as it was"))
+
+
+# ----------------------------------------------------------------------------------- seeds ----
+
+
+def test_no_process_shares_its_seed_with_one_of_a_neighbouring_run():
+    """SEED + rank would give process 1 of SEED 1 what process 0 of SEED 2 draws."""
+    seeds = [compat.process_seed(seed, rank) for seed in range(40) for rank in range(16)]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**32 for seed in seeds)
+    assert compat.process_seed(3, 1) == compat.process_seed(3, 1)
+    assert 0 <= compat.process_seed(2**70, 10**6) < 2**32  # of any size
+
+
+def _draws():
+    return random.random(), np.random.rand(), torch.rand(1).item()
+
+
+def _set_up(cfg):
+    defaults.default_setup(cfg, argparse.Namespace(eval_only=True))
+    return _draws()
+
+
+def test_every_generator_gets_the_seed_of_its_process(cfg, tmp_path, monkeypatch):
+    monkeypatch.setattr(defaults, "collect_env_info", lambda: "")
+    cfg.merge_from_list(["OUTPUT_DIR", str(tmp_path), "SEED", 7])
+    rank_0 = _set_up(cfg)
+    monkeypatch.setattr(compat.comm, "get_rank", lambda: 1)
+    rank_1 = _set_up(cfg)
+    cfg.SEED = 8
+    monkeypatch.setattr(compat.comm, "get_rank", lambda: 0)
+    next_seed = _set_up(cfg)
+    assert all(len(set(numbers)) == 3 for numbers in zip(rank_0, rank_1, next_seed, strict=True))
+
+
+# -------------------------------------------------------------------- deterministic algorithms ----
+
+
+@pytest.fixture
+def flags(monkeypatch):
+    """Reads torch's flags of determinism; they are put back at the end."""
+    cudnn = torch.backends.cudnn
+    before = (torch.are_deterministic_algorithms_enabled(),
+              torch.is_deterministic_algorithms_warn_only_enabled(),
+              cudnn.deterministic, cudnn.benchmark)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back too
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+
+    def read():
+        return (torch.are_deterministic_algorithms_enabled(), cudnn.deterministic,
+                cudnn.benchmark, os.environ.get("CUBLAS_WORKSPACE_CONFIG"))
+
+    yield read
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    cudnn.deterministic, cudnn.benchmark = before[2:]
+
+
+def test_training_under_deterministic_algorithms(train_as_script, flags, tmp_path):
+    seen = []
+    train_as_script("DETERMINISTIC", True, "CUDNN_BENCHMARK", True, "SOLVER.MAX_EPOCH", 1,
+                    watch=lambda trainer: seen.append(flags()))
+    assert seen == [(True, True, False, ":4096:8")]
+    assert "mAP" in _rows(tmp_path / "run")[-1]
+
+
+def test_a_workspace_of_the_users_own_stays(cfg, flags, tmp_path, monkeypatch):
+    monkeypatch.setattr(defaults, "collect_env_info", lambda: "")
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    cfg.merge_from_list(["OUTPUT_DIR", str(tmp_path), "DETERMINISTIC", True])
+    defaults.default_setup(cfg, argparse.Namespace())
+    assert flags() == (True, True, False, ":16:8")
+
+
+@pytest.mark.parametrize("benchmark", [True, False])
+def test_without_the_key_the_process_stays_as_it_was(cfg, flags, tmp_path, monkeypatch, benchmark):
+    monkeypatch.setattr(defaults, "collect_env_info", lambda: "")
+    torch.backends.cudnn.deterministic = False
+    torch.use_deterministic_algorithms(False)
+    cfg.merge_from_list(["OUTPUT_DIR", str(tmp_path), "CUDNN_BENCHMARK", benchmark])
+    assert cfg.DETERMINISTIC is False
+    defaults.default_setup(cfg, argparse.Namespace())
+    assert flags() == (False, False, benchmark, None)
