@@ -58,7 +58,7 @@ setup(
         "faiss-gpu": ["faiss-gpu>=1.14"],
         "test": [
             "pytest>=7.4", "pytest-timeout>=2.2", "hypothesis>=6.80", "markdown-it-py>=3.0",
-            "ruff>=0.9", "mypy>=1.11", "vulture>=2.11",
+            "ruff>=0.14", "mypy>=1.18", "vulture>=2.14",
         ],
     },
     classifiers=[

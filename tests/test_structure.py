@@ -12,20 +12,30 @@ ALLOWED = {
     "layers": set(),
     "losses": set(),
     "clustering": set(),
-    "compat": {"clustering", "fastreid"},
+    "files": set(),
+    "safe_load": set(),
+    "signals": set(),
+    "launcher": {"signals"},
+    "compat": {"clustering", "files", "launcher", "safe_load", "signals", "fastreid"},
     "config": {"fastreid"},
     "config_files": set(),
     "modeling": {"compat", "layers", "losses", "fastreid"},
     "data": {"compat", "fastreid"},
     "engine": {"clustering", "compat", "data", "modeling", "layers", "losses", "fastreid"},
 }
-TOOLBOX_INTERNALS = ("._obj_map", "._trainer.", "._data_loader_iter", "._LOCAL_PROCESS_GROUP")
+PUBLIC = ("os._exit",)  # documented, for all its underscore
+TOOLS = sorted((PACKAGE.parent / "tools").glob("*.py"))
 
 
 def _imports(path):
     """Absolute names of everything a file imports; relative names are resolved."""
-    package = ("caureid_plugin", *path.relative_to(PACKAGE).parts[:-1])
-    for node in ast.walk(ast.parse(path.read_text())):
+    inside = path.is_relative_to(PACKAGE)
+    package = ("caureid_plugin", *path.relative_to(PACKAGE).parts[:-1]) if inside else ()
+    yield from names_imported(path.read_text(), package)
+
+
+def names_imported(source, package=()):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -44,27 +54,114 @@ FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_import_direction(path):
-    allowed = ALLOWED[_part(path)]
-    for name in _imports(path):
+    assert list(forbidden(_part(path), _imports(path))) == []
+
+
+def forbidden(part, names):
+    """Those of the imported names that a part of the package may not use."""
+    for name in names:
         top, *rest = name.split(".")
-        if top == "fastreid":
-            assert "fastreid" in allowed, f"{path} imports {name}"
-        if top == "caureid_plugin" and rest:
-            assert rest[0] in allowed | {_part(path)}, f"{path} imports {name}"
+        if top == "fastreid" and "fastreid" not in ALLOWED[part]:
+            yield name
+        if top == "caureid_plugin" and rest and rest[0] not in ALLOWED[part] | {part}:
+            yield name
+
+
+@pytest.mark.parametrize("part, line", [
+    ("losses", "import fastreid"),
+    ("layers", "from fastreid.layers import get_norm"),
+    ("clustering", "from ..modeling import MemoryBank"),
+    ("clustering", "from .. import compat"),
+    ("modeling", "import caureid_plugin.engine"),
+    ("data", "def later():\n    from ..engine import hooks"),
+])
+def test_a_wrong_direction_is_found(part, line):
+    assert list(forbidden(part, names_imported(line, ("caureid_plugin", part)))) != []
 
 
 def test_every_part_is_listed():
     assert {_part(path) for path in FILES} == set(ALLOWED)
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in FILES if p.name != "compat.py"], ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_only_compat_touches_the_internals_of_the_toolbox(path):
-    source = path.read_text()
-    assert not [name for name in TOOLBOX_INTERNALS if name in source]
-    for node in ast.walk(ast.parse(source)):  # setattr on, or assignment to, a toolbox module
+def _root(node):
+    """The variable at the left of ``a.b[c].d``."""
+    while isinstance(node, (ast.Attribute, ast.Subscript)):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else None
+
+
+def internals(source):
+    """What a module does to the toolbox that only compat may do.
+
+    It imports a private name, uses a private attribute of anything but itself, or puts something
+    into what it imported from the toolbox, by assignment, ``del``, ``setattr`` or ``delattr``.
+    """
+    tree = ast.parse(source)
+    theirs = {alias.asname or alias.name.split(".")[0] for node in ast.walk(tree)
+              if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names
+              if (getattr(node, "module", None) or alias.name).split(".")[0] == "fastreid"}
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fastreid"):
-            assert not [alias.name for alias in node.names if alias.name.startswith("_")]
+            yield from (alias.name for alias in node.names if alias.name.startswith("_"))
+        elif isinstance(node, (ast.Attribute, ast.Subscript)):
+            private = getattr(node, "attr", "").startswith("_") and not node.attr.endswith("__")
+            if private and ast.unparse(node) not in PUBLIC and (
+                    ast.unparse(node.value) not in ("self", "cls")):
+                yield ast.unparse(node)
+            if isinstance(node.ctx, (ast.Store, ast.Del)) and _root(node) in theirs:
+                yield ast.unparse(node)
+        elif (isinstance(node, ast.Call) and ast.unparse(node.func) in ("setattr", "delattr")
+              and _root(node.args[0]) in theirs):
+            yield ast.unparse(node)
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in (*FILES, *TOOLS) if p.name != "compat.py"],
+    ids=lambda p: str(p.relative_to(PACKAGE.parent)))
+def test_only_compat_touches_the_internals_of_the_toolbox(path):
+    assert list(internals(path.read_text())) == []
+
+
+@pytest.mark.parametrize("line", [
+    "from fastreid.data.build import _root",
+    "registry._obj_map.clear()",
+    "trainer._trainer.run_step = None",
+    "build.build_reid_train_loader = None",
+    "del comm.get_rank",
+    "setattr(Checkpointer, 'load', None)",
+    "fastreid.config.defaults.X = 1",
+    "REGISTRY['x'].y = 1",
+])
+def test_what_only_compat_may_do_is_found(line):
+    imports = ("import fastreid.config\nfrom fastreid.data import build\n"
+               "from fastreid.utils import comm\n"
+               "from fastreid.utils.checkpoint import Checkpointer\n"
+               "from fastreid.data.datasets import DATASET_REGISTRY as REGISTRY\n")
+    assert list(internals(imports + line)) != []
+    harmless = "self._bank = comm.get_rank()\nmodel.memory = self._bank"
+    assert list(internals(imports + harmless)) == []
+
+
+@pytest.mark.parametrize("path", TOOLS, ids=lambda p: p.name)
+def test_tools_import_the_plugin_before_the_toolbox(path):
+    """And use the package alone, no tests; the package uses no tool."""
+    names = list(_imports(path))
+    tops = [name.split(".")[0] for name in names]
+    assert "tests" not in tops
+    if "fastreid" in tops:
+        assert "caureid_plugin" in tops[:tops.index("fastreid")]
+
+
+def test_the_package_imports_no_tool_and_no_test():
+    others = {path.stem for path in TOOLS} | {"tests", "tools", "pytest", "hypothesis"}
+    for path in (*FILES, PACKAGE / "__init__.py"):
+        assert not {name.split(".")[0] for name in _imports(path)} & others, path
+
+
+def test_the_face_of_the_package_imports_compat_before_the_toolbox():
+    names = [name for name in _imports(PACKAGE / "__init__.py") if name.startswith("caureid")]
+    assert names[1] == "caureid_plugin.compat"
+    assert not [name for name in _imports(PACKAGE / "__init__.py") if name.startswith("fastreid")]
 
 
 def test_the_tool_that_finds_imports_sees_relative_ones():

@@ -169,8 +169,9 @@ def search_lists(features: np.ndarray, camids: np.ndarray | None, ks: tuple[int,
     report = progress and functools.partial(progress, "neighbours")
     find: Callable[..., list[tuple[np.ndarray, np.ndarray]]]
     if backend.startswith("torch"):
-        wanted = (functools.partial(Everyone, n, ks[0]) if camids is None
-                  else functools.partial(ByCamera, camids, ks))
+        wanted: Callable[..., Everyone | ByCamera] = functools.partial(Everyone, n, ks[0])
+        if camids is not None:
+            wanted = functools.partial(ByCamera, camids, ks)
         find = search_exact if backend == "torch" else functools.partial(
             search_projected, recall=search.recall)
         return find(features, wanted, device=device, processes=processes, progress=report)

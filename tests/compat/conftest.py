@@ -129,7 +129,7 @@ def run_python(tmp_path):
         path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
         return subprocess.run(
             [sys.executable, *map(str, arguments)], capture_output=True, text=True,
-            timeout=timeout, cwd=tmp_path,
+            timeout=timeout, cwd=tmp_path, check=False,
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment})
 
     return run

@@ -85,7 +85,7 @@ class Lookup(nn.Module):
 
 def loader_of(images, pids, camids):
     rows = [{"images": image, "targets": int(p), "camids": int(c)}
-            for image, p, c in zip(images, pids, camids)]
+            for image, p, c in zip(images, pids, camids, strict=True)]
     return DataLoader(rows, batch_size=7)
 
 
@@ -296,10 +296,10 @@ def test_compiled_evaluation_equals_the_python_code(compiled, seed):
     labels += [rng.integers(0, 3, size) for size in (queries, gallery)]
     labels[0][0] = 9  # a query whose identity is not in the gallery does not count
     in_c, in_python = (f(dist, *labels, 20, False) for f in (compiled[0], evaluate_py))
-    for one, other in zip(in_c, in_python):
+    for one, other in zip(in_c, in_python, strict=True):
         np.testing.assert_allclose(np.asarray(one), np.asarray(other), atol=1e-6)
     in_c, in_python = (f(dist, *labels) for f in (compiled[1], evaluate_roc_py))
-    for one, other in zip(in_c, in_python):
+    for one, other in zip(in_c, in_python, strict=True):
         np.testing.assert_allclose(np.asarray(one), np.asarray(other), atol=1e-6)
 
 

@@ -232,8 +232,8 @@ def test_parts_that_do_not_know_fastreid_work_without_it(run_python):
     assert found["labels"] == [0] * 10 + [1] * 10 + [2] * 10
     assert 0 <= found["loss"] < 1 and found["layer"] == [2, 3, 1, 1]
     assert found["loaded"] == [] and found["version"]
-    hint = "ImportError: FastReID is not installed: install it with " \
-        "`pip install --no-deps fastreid==1.4.0`"
+    hint = ("ImportError: FastReID is not installed: install it with "
+            "`pip install --no-deps fastreid==1.4.0`")
     assert {"CAUReID", "UnsupervisedHook", "launch", "compat"} <= found["names"].keys()
     for text in (found["from"], found["star"], found["compat"], *found["names"].values()):
         assert text.startswith(hint)

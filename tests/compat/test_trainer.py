@@ -268,11 +268,11 @@ def test_one_seed_for_all_random_numbers(cfg, tmp_path, monkeypatch):
     assert drawn_after_setup(cfg) == first
     cfg.SEED = 8
     other = drawn_after_setup(cfg)
-    assert all(a != b for a, b in zip(first, other))
+    assert all(a != b for a, b in zip(first, other, strict=True))
     cfg.SEED = 7
     with compat.without("seed"):
         runs = [drawn_after_setup(cfg) for _ in range(2)]
-    assert all(a != b for a, b in zip(*runs))
+    assert all(a != b for a, b in zip(*runs, strict=True))
     cfg.SEED = -1
     assert drawn_after_setup(cfg) != drawn_after_setup(cfg)
 
@@ -282,7 +282,7 @@ def test_every_process_draws_its_own_numbers(cfg, monkeypatch, tmp_path):
     cfg.merge_from_list(["OUTPUT_DIR", str(tmp_path / "log"), "SEED", 7])
     first = drawn_after_setup(cfg)
     monkeypatch.setattr(compat.comm, "get_rank", lambda: 1)
-    assert all(a != b for a, b in zip(first, drawn_after_setup(cfg)))
+    assert all(a != b for a, b in zip(first, drawn_after_setup(cfg), strict=True))
 
 
 @NO_CUDA
