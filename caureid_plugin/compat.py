@@ -41,10 +41,11 @@ from typing import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-import yaml
 from PIL import Image, UnidentifiedImageError
 
 from .clustering import Search, jaccard_distances
+from .files import remove_leftovers, write_atomically
+from .safe_load import find_non_finite, plain_values
 
 logger = logging.getLogger("fastreid.caureid")
 
@@ -1030,8 +1031,7 @@ def _writes_every_figure(original):
 
 @_repair(
     upstream="engine/defaults.py:111 (seed_all_rng() without a seed)",
-    symptom="there is no key for the random seed: no run can be repeated; and none that asks for "
-    "deterministic algorithms",
+    symptom="there is no key for the random seed: no run can be repeated",
     versions="all",
 )
 def _seed(patch: _Patches) -> None:
@@ -1039,28 +1039,12 @@ def _seed(patch: _Patches) -> None:
 
     @functools.wraps(original)
     def default_setup(cfg, args):
-        deterministic = cfg.get("DETERMINISTIC", False)
-        if deterministic:
-            # read when the first cuBLAS handle is made; a value of the user's own stays
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         original(cfg, args)
-        if deterministic:  # after the toolbox, which sets cudnn.benchmark from CUDNN_BENCHMARK
-            torch.use_deterministic_algorithms(True)
-            torch.backends.cudnn.deterministic = True
-            torch.backends.cudnn.benchmark = False
         if cfg.get("SEED", -1) >= 0:
             # every process draws its own augmentations; what must be shared is shared by comm
-            seed_all_rng(process_seed(cfg.SEED, comm.get_rank()))
+            seed_all_rng(cfg.SEED + comm.get_rank())
 
     patch.everywhere(original, default_setup)
-
-
-def process_seed(seed: int, rank: int) -> int:
-    """Seed (32 bits) of a process's generators: of SEED and rank, hashed together.
-
-    Their sum would give process 1 of SEED 1 the random numbers of process 0 of SEED 2.
-    """
-    return int(np.random.SeedSequence((seed, rank)).generate_state(1)[0])
 
 
 def _keeps_numpy_state(original: Callable[..., Iterator]) -> Callable[..., Iterator]:
@@ -1569,6 +1553,90 @@ def _figures_error(writer, error: OSError) -> OSError:
 
 
 @_repair(
+    upstream="utils/checkpoint.py:93-95 (Checkpointer.save), :200-202 (tag_last_checkpoint)",
+    symptom="a run killed while it saves leaves a broken checkpoint or a broken `last_checkpoint`, "
+    "also over the good one of that name; `last_checkpoint` names model_best for a moment; a full "
+    "disk is a RuntimeError about positions in a file",
+    versions="all",
+)
+def _whole_checkpoints(patch: _Patches) -> None:
+    resume_or_load = _checkpoint.Checkpointer.resume_or_load
+
+    @functools.wraps(_checkpoint.Checkpointer.save)
+    def save(self, name, **extra):
+        if not self.save_dir or not self.save_to_disk:
+            return
+        parts = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        data = {"model": self.model.state_dict(), **plain_values({**parts, **extra})}
+        plain_values(data["model"], "model")  # checked only: it carries the versions of its modules
+        _write_checkpoint(self, f"{name}.pth", data)
+
+    @functools.wraps(_checkpoint.Checkpointer.tag_last_checkpoint)
+    def tag_last_checkpoint(self, last_filename_basename):
+        if last_filename_basename != "model_best.pth":
+            write_atomically(Path(self.save_dir, "last_checkpoint"),
+                             lambda file: file.write(last_filename_basename.encode()))
+
+    @functools.wraps(resume_or_load)
+    def resume_or_load_(self, path, *, resume=True):
+        if self.save_to_disk and os.path.isdir(self.save_dir):
+            remove_leftovers(self.save_dir)
+        return resume_or_load(self, path, resume=resume)
+
+    patch.set(_checkpoint.Checkpointer, "save", save)
+    patch.set(_checkpoint.Checkpointer, "tag_last_checkpoint", tag_last_checkpoint)
+    patch.set(_checkpoint.Checkpointer, "resume_or_load", resume_or_load_)
+
+
+def _write_checkpoint(checkpointer, filename: str, data: dict) -> None:
+    path = Path(checkpointer.save_dir, filename)
+    if path.name != filename:
+        raise ValueError(f"{filename!r} is no file name: a checkpoint is saved in OUTPUT_DIR.")
+    checkpointer.logger.info("Saving checkpoint to %s", path)
+    try:
+        remove_leftovers(checkpointer.save_dir)
+        write_atomically(path, functools.partial(torch.save, data))
+        checkpointer.tag_last_checkpoint(filename)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"The checkpoint {path} could not be saved: {error.strerror or error}. "
+            f"{_last_good(checkpointer)} Free space in {checkpointer.save_dir} (OUTPUT_DIR), then "
+            "go on with --resume.") from error
+
+
+def _last_good(checkpointer) -> str:
+    """A sentence that names the checkpoint which --resume would take."""
+    if not checkpointer.has_checkpoint():
+        return "There is no earlier checkpoint."
+    last = Path(checkpointer.save_dir, "last_checkpoint").read_text(errors="replace").strip()
+    return f"{Path(checkpointer.save_dir, last)} is still good."
+
+
+@_repair(
+    upstream="utils/checkpoint.py:83-87 (Checkpointer.save)",
+    symptom="a run whose weights have become NaN goes on saving them, over the last good "
+    "checkpoint as well",
+    versions="all",
+)
+def _finite_checkpoints(patch: _Patches) -> None:
+    save = _checkpoint.Checkpointer.save
+
+    @functools.wraps(save)
+    def save_(self, name, **extra):
+        if self.save_dir and self.save_to_disk:
+            parts = {key: part.state_dict() for key, part in self.checkpointables.items()}
+            wrong = find_non_finite({"model": self.model.state_dict(), **parts, **extra})
+            if wrong:
+                raise FloatingPointError(
+                    f"{name}.pth is not saved: {wrong} holds NaN or infinity. {_last_good(self)} "
+                    "Lower SOLVER.BASE_LR or set SOLVER.CLIP_GRADIENTS.ENABLED True, then go on "
+                    "with --resume.")
+        save(self, name, **extra)
+
+    patch.set(_checkpoint.Checkpointer, "save", save_)
+
+
+@_repair(
     upstream="utils/checkpoint.py:244 (load_state_dict(strict=False))",
     symptom="a checkpoint of another architecture is `loaded`: every weight is skipped with a log "
     "line and the run goes on from random weights",
@@ -1671,154 +1739,11 @@ def _unknown_name(patch: _Patches) -> None:
     patch.set(Registry, "get", get)
 
 
-# ---------------------------------------------------------------------------------- config ----
-
-BASE_KEY = "_BASE_"
-# Of a config file: far above what a config needs, below what aliases of aliases could grow to.
-DEEPEST_CONFIG, LARGEST_CONFIG = 30, 20_000
-# What PyYAML raises for text it cannot read, its own errors and those of Python's constructors.
-_YAML_ERRORS = (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError,
-                TypeError, ValueError)
-
-
-@_repair(
-    upstream="config/config.py:52-98 (load_yaml_with_base)",
-    symptom="a config file that is empty, damaged, not UTF-8 or no mapping ends in an error that "
-    "does not name it (a TypeError, an AssertionError); a missing _BASE_ does not say who asks for "
-    "it, one that leads back to itself is a RecursionError",
-    versions="all",
-)
-def _config_file(patch: _Patches) -> None:
-    load, merge = CfgNode.load_yaml_with_base, CfgNode.merge_from_file
-
-    @functools.wraps(load)
-    def load_yaml_with_base(filename, allow_unsafe=False):
-        if allow_unsafe:  # runs the file's code: only where the caller says so
-            return load(filename, allow_unsafe=True)
-        return _load_config(str(filename), ())
-
-    @functools.wraps(merge)
-    def merge_from_file(self, cfg_filename, allow_unsafe=False):
-        loaded = CfgNode.load_yaml_with_base(cfg_filename, allow_unsafe=allow_unsafe)
-        try:
-            self.merge_from_other_cfg(type(self)(loaded))
-        except (KeyError, ValueError) as error:
-            kind = KeyError if isinstance(error, KeyError) else ValueError
-            raise kind(f"The config {cfg_filename}: {error.args[0]}") from error
-
-    patch.set(CfgNode, "load_yaml_with_base", staticmethod(load_yaml_with_base))
-    patch.set(CfgNode, "merge_from_file", merge_from_file)
-
-
-def _load_config(filename: str, derived: tuple[str, ...]) -> dict:
-    """A config file over its _BASE_; ``derived`` are the files that led here by theirs."""
-    if os.path.realpath(filename) in map(os.path.realpath, derived):
-        circle = " -> ".join((*derived, filename))
-        raise ValueError(f"The config {filename} is its own {BASE_KEY}: {circle}.")
-    loaded = _read_yaml(filename)
-    if BASE_KEY not in loaded:
-        return loaded
-    path = _base_path(filename, loaded.pop(BASE_KEY))
-    base = _load_config(path, (*derived, filename))
-    _merge_sections(loaded, base, filename)
-    return base
-
-
-def _read_yaml(filename: str) -> dict:
-    _refuse_url(filename, "the config file")
-    try:
-        with open(filename, encoding="utf-8") as file:
-            loaded = yaml.safe_load(file)
-    except _YAML_ERRORS as error:
-        raise ValueError(f"The config {filename} is not readable as YAML in UTF-8: {error}"
-                         ) from error
-    if not isinstance(loaded, dict):
-        held = "is empty" if loaded is None else f"holds a {type(loaded).__name__}"
-        raise ValueError(f"The config {filename} {held}: it must map config keys to values, as in "
-                         "`SEED: 1`.")
-    try:
-        _check_section(loaded, "", (), {})
-    except ValueError as error:
-        raise ValueError(f"The config {filename}: {error}") from None
-    return loaded
-
-
-def _check_section(section, name: str, above: tuple[int, ...], sizes: dict[int, int]) -> int:
-    """Refuses what a config cannot hold; returns the number of values, aliases written out."""
-    if not isinstance(section, (dict, list)):
-        if type(section) not in (str, int, float, bool, type(None)):
-            raise ValueError(f"{name} is a {type(section).__name__}, and a config holds text, "
-                             "numbers, True, False, null and lists alone: put it in quotes.")
-        return 1
-    if id(section) in above or len(above) >= DEEPEST_CONFIG:
-        raise ValueError(f"{name} contains itself, or is nested more than {DEEPEST_CONFIG} deep.")
-    if id(section) not in sizes:  # each alias is counted once: linear, however large it grows
-        above = (*above, id(section))
-        items = section.items() if isinstance(section, dict) else enumerate(section)
-        size = 1
-        for key, value in items:
-            if isinstance(section, dict) and (not isinstance(key, str) or "." in key):
-                raise ValueError(f"{key!r} in {name or 'the file'} is no config key: a key is "
-                                 "text without a dot, sections are nested.")
-            size += _check_section(value, f"{name}.{key}" if name else str(key), above, sizes)
-        sizes[id(section)] = size
-    if sizes[id(section)] > LARGEST_CONFIG:
-        raise ValueError(f"{name or 'the file'} holds more than {LARGEST_CONFIG} values.")
-    return sizes[id(section)]
-
-
-def _base_path(filename: str, base) -> str:
-    if not isinstance(base, str) or not base:
-        raise ValueError(f"The config {filename}: {BASE_KEY} {base!r} must be the path of a file.")
-    _refuse_url(base, f"{BASE_KEY} of the config {filename}")
-    path = os.path.join(os.path.dirname(filename), os.path.expanduser(base))
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"The config {filename}: its {BASE_KEY} {base!r} is no file "
-                                f"({path}).")
-    return path
-
-
-def _refuse_url(path: str, what: str) -> None:
-    if "://" in path:
-        raise ValueError(f"{path!r} as {what} is a URL, and configs are not fetched: download the "
-                         "file and give its path.")
-
-
-def _merge_sections(new: dict, base: dict, filename: str, prefix: str = "") -> None:
-    for key, value in new.items():
-        if isinstance(value, dict) and key in base:
-            if not isinstance(base[key], dict):
-                raise ValueError(f"The config {filename}: {prefix}{key} is a section, but a value "
-                                 f"in its {BASE_KEY}.")
-            _merge_sections(value, base[key], filename, f"{prefix}{key}.")
-        else:
-            base[key] = value
-
-
 def _all_keys(cfg, prefix: str = "") -> Iterator[str]:
     for key, value in cfg.items():
         yield prefix + key
         if isinstance(value, CfgNode):
             yield from _all_keys(value, f"{prefix}{key}.")
-
-
-def _check_known(key, known: set[str]) -> None:
-    if not isinstance(key, str):
-        raise TypeError(f"A config key is text, got {key!r}.")
-    if BASE_KEY in key.split("."):
-        raise ValueError(f"{key!r}: the reserved key {BASE_KEY!r} can only be used in files.")
-    if key not in known:
-        close = difflib.get_close_matches(key, known, n=3)
-        raise KeyError(f"There is no config key {key!r}"
-                       + (f", did you mean {' or '.join(close)}?" if close else "."))
-
-
-def _check_known_keys(other: CfgNode, cfg: CfgNode, known: set[str], prefix: str = "") -> None:
-    for key, value in other.items():
-        if key not in cfg and not cfg.is_new_allowed():
-            _check_known(f"{prefix}{key}" if isinstance(key, str) else key, known)
-        elif isinstance(value, CfgNode) and isinstance(cfg.get(key), CfgNode):
-            _check_known_keys(value, cfg[key], known, f"{prefix}{key}.")
 
 
 def _unknown_key_is_an_assertion() -> bool:
@@ -1832,81 +1757,28 @@ def _unknown_key_is_an_assertion() -> bool:
 
 
 @_repair(
-    upstream="config/config.py:115 (merge_from_other_cfg) and :125 (merge_from_list) with yacs, "
-    "whose merge_from_list asserts",
-    symptom="a mistyped config key is a bare AssertionError, in a file a KeyError, without a hint",
+    upstream="config/config.py:125 (merge_from_list) with yacs, whose merge_from_list "
+    "asserts",
+    symptom="a mistyped config key is a bare AssertionError without a hint",
     versions="all (yacs 0.1.8)",
     broken=_unknown_key_is_an_assertion,
 )
 def _unknown_key(patch: _Patches) -> None:
-    merge_list, merge_other = CfgNode.merge_from_list, CfgNode.merge_from_other_cfg
+    original = CfgNode.merge_from_list
 
-    @functools.wraps(merge_list)
+    @functools.wraps(original)
     def merge_from_list(self, cfg_list):
         if len(cfg_list) % 2:
             raise ValueError(f"Config keys and values must come in pairs, got {list(cfg_list)}.")
         known = set(_all_keys(self))
         for key in cfg_list[0::2]:
-            _check_known(key, known)
-        return merge_list(self, cfg_list)
-
-    @functools.wraps(merge_other)
-    def merge_from_other_cfg(self, cfg_other):
-        if not isinstance(cfg_other, CfgNode):
-            raise TypeError(f"A config is merged with a CfgNode, got {type(cfg_other).__name__}.")
-        _check_known_keys(cfg_other, self, set(_all_keys(self)))
-        return merge_other(self, cfg_other)
+            if key not in known and "_BASE_" not in key:
+                close = difflib.get_close_matches(key, known, n=3)
+                raise KeyError(f"There is no config key {key!r}"
+                               + (f", did you mean {' or '.join(close)}?" if close else "."))
+        return original(self, cfg_list)
 
     patch.set(CfgNode, "merge_from_list", merge_from_list)
-    patch.set(CfgNode, "merge_from_other_cfg", merge_from_other_cfg)
-
-
-@_repair(
-    upstream="config/config.py:125 (merge_from_list) with yacs, which decodes its values",
-    symptom="a dict given for a section replaces it, and every key it does not name is gone; text "
-    "such as `{[]: 1}` or a thousand brackets ends in a TypeError or MemoryError without the key",
-    versions="all (yacs 0.1.8)",
-)
-def _config_value(patch: _Patches) -> None:
-    decode, merge_list = CfgNode._decode_cfg_value, CfgNode.merge_from_list
-
-    def decode_cfg_value(cls, value):
-        try:
-            return decode(value)
-        except (TypeError, MemoryError, RecursionError):  # of literal_eval: it is no literal
-            if isinstance(value, str):
-                return value
-            raise
-
-    @functools.wraps(merge_list)
-    def merge_from_list(self, cfg_list):
-        for key, value in zip(cfg_list[0::2], cfg_list[1::2], strict=False):  # odd: refused below
-            if isinstance(value, dict):
-                raise ValueError(f"The value of {key} is a section: give its keys one by one, as "
-                                 f"in {key}.KEY VALUE.")
-        return merge_list(self, cfg_list)
-
-    patch.set(CfgNode, "_decode_cfg_value", classmethod(decode_cfg_value))
-    patch.set(CfgNode, "merge_from_list", merge_from_list)
-
-
-@_repair(
-    upstream="config/config.py:115-134 (merge_from_other_cfg, merge_from_list) with yacs",
-    symptom="a merge that ends in an error has already changed every key before the wrong one",
-    versions="all (yacs 0.1.8)",
-)
-def _half_merge(patch: _Patches) -> None:
-    for name in ("merge_from_list", "merge_from_other_cfg"):
-        patch.set(CfgNode, name, _all_or_nothing(getattr(CfgNode, name)))
-
-
-def _all_or_nothing(merge):
-    @functools.wraps(merge)
-    def merge_(self, other):
-        merge(self.clone(), other)  # raises before anything is changed
-        return merge(self, other)
-
-    return merge_
 
 
 # ----------------------------------------------------------------------------- the losses ----
