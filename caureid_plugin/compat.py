@@ -18,6 +18,7 @@ import collections
 import collections.abc
 import contextlib
 import dataclasses
+import datetime
 import difflib
 import errno
 import functools
@@ -27,7 +28,10 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
+import random
 import re
+import shlex
+import signal
 import stat
 import struct
 import subprocess
@@ -35,17 +39,30 @@ import sys
 import sysconfig
 import tempfile
 import types
+import urllib.parse
 import warnings
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
+import yaml
 from PIL import Image, UnidentifiedImageError
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from .clustering import Search, jaccard_distances
 from .files import remove_leftovers, write_atomically
-from .safe_load import find_non_finite, plain_values
+from .launcher import run_processes
+from .safe_load import (
+    CodeInFile,
+    DamagedFile,
+    find_non_finite,
+    load_tensors,
+    newest_that_loads,
+    plain_values,
+)
+from .signals import StopNow, StopRequest
 
 logger = logging.getLogger("fastreid.caureid")
 
@@ -372,7 +389,8 @@ class WeightsMovedGuard(_train_loop.HookBase):
         if done < self._steps and self.trainer.iter + 1 < self.trainer.max_iter:
             return
         before, self._before = self._before, None
-        if any(not torch.equal(old, new) for old, new in zip(before, self._parameters())):
+        if any(not torch.equal(old, new) for old, new in zip(before, self._parameters(),
+                                                             strict=True)):
             return
         raise RuntimeError(
             f"No weight has moved after {done} training steps: the optimizer is not connected to "
@@ -497,7 +515,15 @@ class DeviceLoader(torch.utils.data.DataLoader):
     def __init__(self, local_rank: int, **kwargs) -> None:
         cuda = torch.cuda.is_available()
         kwargs["pin_memory"] = kwargs.get("pin_memory", False) and cuda
-        super().__init__(**kwargs)
+        # Its own: iterating draws a seed for the workers, and must not move the generator that a
+        # run is to find where it was, whenever it goes on.
+        own = torch.Generator()
+        own.manual_seed(random.getrandbits(62))
+        defaults = {"worker_init_fn": _outlive_signals, "generator": own}
+        if kwargs.get("num_workers") and sys.platform == "linux":
+            # a process that was spawned would spawn its workers, each importing everything anew
+            defaults["multiprocessing_context"] = "fork"
+        super().__init__(**{**defaults, **kwargs})
         # DataLoader refuses attributes it knows; these are ours.
         self.target_device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
         self._running: Iterator | None = None
@@ -517,6 +543,16 @@ class DeviceLoader(torch.utils.data.DataLoader):
         if self._running is not None:
             self._running.close()
             self._running = None
+
+
+def _outlive_signals(worker_id: int) -> None:
+    """Lets a loader's worker go on through a signal that was sent to all processes of a job.
+
+    The training process finishes its step first, and ends its workers itself. A second SIGTERM is
+    obeyed, so that a worker which hangs in its file system can be ended.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def _batches(start: Callable[[], Iterator], device: torch.device) -> Iterator:
@@ -656,7 +692,12 @@ def _ddp_on_cpu(patch: _Patches) -> None:
     patch.set(_defaults, "DistributedDataParallel", _ddp)
 
 
-def _init_process(rank: int, local_rank: int, local_size: int, world_size: int, url: str) -> None:
+# Seconds that a process waits for all the others of a run to start.
+JOIN_SECONDS = 300.0
+
+
+def _init_process(rank: int, local_rank: int, local_size: int, world_size: int, url: str,
+                  join_seconds: float = JOIN_SECONDS) -> None:
     """Joins the process group and sets the group of this machine, as the toolbox's comm needs."""
     cuda = torch.cuda.is_available()
     if cuda and local_size > torch.cuda.device_count():
@@ -667,8 +708,10 @@ def _init_process(rank: int, local_rank: int, local_size: int, world_size: int, 
         torch.cuda.set_device(local_rank)
     else:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
+    known = ({"store": _meet(rank, local_size, world_size, url, join_seconds)}
+             if url.startswith("tcp://") else {"init_method": url})
     torch.distributed.init_process_group(
-        "nccl" if cuda else "gloo", init_method=url, world_size=world_size, rank=rank)
+        "nccl" if cuda else "gloo", world_size=world_size, rank=rank, **known)
     for machine in range(world_size // local_size):
         ranks = list(range(machine * local_size, (machine + 1) * local_size))
         group = torch.distributed.new_group(ranks)
@@ -677,24 +720,79 @@ def _init_process(rank: int, local_rank: int, local_size: int, world_size: int, 
     comm.synchronize()
 
 
+def _meet(rank: int, local_size: int, world_size: int, url: str, seconds: float):
+    """Waits until all processes of the run are there; returns the store through which they talk.
+
+    Raises:
+        RuntimeError: they did not all come within the time, or two have the same rank.
+    """
+    machines = (f"--num-machines {world_size // local_size} with --num-gpus {local_size} each at "
+                f"--dist-url {url}")
+    limit = datetime.timedelta(seconds=seconds)
+    try:
+        store, _, _ = next(torch.distributed.rendezvous(url, rank, world_size, timeout=limit))
+        # of processes that count otherwise there is no trace, and the wait says so
+        present = [f"caureid/{world_size}/{local_size}/{other}" for other in range(world_size)]
+        taken = store.add(present[rank], 1) > 1
+        store.wait(present, limit)
+    except (RuntimeError, OSError) as error:
+        raise RuntimeError(
+            f"Process {rank} of {machines} waited {seconds:g} s (--join-timeout) for the others, "
+            "and not all came, or the port is taken. Is every machine started, with the same "
+            "three options and a --machine-rank of its own, and does --dist-url name machine 0 "
+            "and a free port of it? For several runs on one machine, take --dist-url auto. "
+            f"({type(error).__name__}: {str(error).splitlines()[0]})") from error
+    if taken:
+        raise RuntimeError(
+            f"There are two processes {rank} of {machines}: give every machine a --machine-rank "
+            "of its own, and every run a port (--dist-url auto takes a free one).")
+    store.set_timeout(datetime.timedelta(minutes=30))  # as torch's own
+    return store
+
+
 def _leave_process_group() -> None:
     torch.distributed.destroy_process_group()
     comm._LOCAL_PROCESS_GROUP = None
     comm._get_global_gloo_group.cache_clear()
 
 
-def _worker(local_rank, main_func, world_size, local_size, machine_rank, url, args) -> None:
-    rank = machine_rank * local_size + local_rank
-    _init_process(rank, local_rank, local_size, world_size, url)
-    main_func(*args)
+def _run_in_group(main_func, args) -> None:
+    """Runs the function and leaves the group, unless it fails: others may wait in it for ever."""
+    try:
+        main_func(*args)
+    except SystemExit:  # all processes have agreed to stop
+        _leave_process_group()
+        raise
     _leave_process_group()
 
 
-def launch(main_func, num_gpus_per_machine, num_machines=1, machine_rank=0, dist_url=None, args=()):
+def _worker(local_rank, main_func, world_size, local_size, machine_rank, url, join_seconds,
+            args) -> None:
+    rank = machine_rank * local_size + local_rank
+    _init_process(rank, local_rank, local_size, world_size, url, join_seconds)
+    _run_in_group(main_func, args)
+
+
+def _check_machines(num_gpus: int, num_machines: int, machine_rank: int, dist_url) -> None:
+    if num_gpus < 1 or num_machines < 1:
+        raise ValueError(f"--num-gpus {num_gpus} and --num-machines {num_machines} must be at "
+                         "least 1; without CUDA, --num-gpus counts processes.")
+    if not 0 <= machine_rank < num_machines:
+        raise ValueError(f"--machine-rank {machine_rank} must be from 0 to {num_machines - 1}: "
+                         f"there are --num-machines {num_machines}.")
+    if num_machines > 1 and dist_url in (None, "auto"):
+        raise ValueError("--dist-url auto works on one machine only: give tcp://host:port.")
+    if (dist_url or "").startswith("tcp://") and not re.fullmatch(r"tcp://.+:\d+", dist_url):
+        raise ValueError(f"--dist-url {dist_url} has no port: give tcp://host:port.")
+
+
+def launch(main_func, num_gpus_per_machine, num_machines=1, machine_rank=0, dist_url=None, args=(),
+           *, join_seconds=JOIN_SECONDS):
     """Runs ``main_func(*args)`` in every process; the toolbox's ``launch``, with or without CUDA.
 
     Under ``torchrun`` (which starts the processes itself) it joins the group that torchrun
-    describes. Without CUDA the processes talk through gloo and share the machine's cores.
+    describes. Without CUDA the processes talk through gloo and share the machine's cores. How
+    processes are watched over and ended: :func:`caureid_plugin.launcher.run_processes`.
 
     Args:
         main_func: picklable function run in every process.
@@ -702,25 +800,31 @@ def launch(main_func, num_gpus_per_machine, num_machines=1, machine_rank=0, dist
         num_machines, machine_rank: as in the toolbox.
         dist_url: ``tcp://host:port``, or "auto" for a free port of this machine.
         args: arguments of ``main_func``.
+        join_seconds: for all processes of all machines to start.
+
+    Raises:
+        ValueError: numbers of processes, machines or a rank that cannot be.
+        ProcessError: a process failed.
+        SystemExit: the run was stopped by a signal.
     """
     env = os.environ
     if "TORCHELASTIC_RUN_ID" in env:
         _init_process(int(env["RANK"]), int(env["LOCAL_RANK"]), int(env["LOCAL_WORLD_SIZE"]),
                       int(env["WORLD_SIZE"]), "env://")
-        main_func(*args)
-        _leave_process_group()
+        # so that torchrun's summary shows the error of the process that failed first
+        record(_run_in_group)(main_func, args)
         return
+    _check_machines(num_gpus_per_machine, num_machines, machine_rank, dist_url)
     world_size = num_machines * num_gpus_per_machine
     if world_size == 1:
         main_func(*args)
         return
     if dist_url in (None, "auto"):
-        if num_machines > 1:
-            raise ValueError("--dist-url auto works on one machine only: give tcp://host:port.")
         dist_url = f"tcp://127.0.0.1:{_launch._find_free_port()}"
-    torch.multiprocessing.spawn(
-        _worker, nprocs=num_gpus_per_machine, daemon=False,
-        args=(main_func, world_size, num_gpus_per_machine, machine_rank, dist_url, args))
+    run_processes(
+        _worker, num_gpus_per_machine, first_rank=machine_rank * num_gpus_per_machine,
+        world_size=world_size, args=(main_func, world_size, num_gpus_per_machine, machine_rank,
+                                     dist_url, join_seconds, args))
 
 
 @_repair(
@@ -946,8 +1050,8 @@ def _training_without_tests(patch: _Patches) -> None:
 
     @functools.wraps(after_train)
     def after_train_(self):
-        if self.trainer.iter < self.trainer.max_iter:
-            return  # the run has failed, perhaps within its last epoch
+        if not _is_finished(self.trainer):
+            return  # the run has failed or was stopped, perhaps within its last epoch
         if self._period > 0:
             after_train(self)
         else:
@@ -956,6 +1060,10 @@ def _training_without_tests(patch: _Patches) -> None:
     patch.set(_defaults.DefaultTrainer, "train", train_)
     patch.set(_hooks.PeriodicCheckpointer, "before_train", before_train_)
     patch.set(_hooks.EvalHook, "after_train", after_train_)
+
+
+def _is_finished(trainer) -> bool:
+    return getattr(trainer, "is_finished", trainer.iter >= trainer.max_iter)
 
 
 @_repair(
@@ -988,17 +1096,30 @@ def _printer_twice(patch: _Patches) -> None:
 def _lost_figures(patch: _Patches) -> None:
     for kind in (_events.JSONWriter, _events.TensorboardXWriter):
         patch.set(kind, "write", _writes_every_figure(kind.write))
+    after_step = _hooks.PeriodicWriter.after_step
     after_train = _hooks.PeriodicWriter.after_train
+
+    @functools.wraps(after_step)
+    def after_step_(self):
+        # the last step's figures follow behind its epoch, in one row as those of other epochs
+        if (self.trainer.iter + 1) % self._period == 0:
+            after_step(self)
 
     @functools.wraps(after_train)
     def after_train_(self):
-        if self.trainer.iter >= self.trainer.max_iter:  # an evaluation after the last epoch
-            for writer in self._writers:
-                if not isinstance(writer, _events.CommonMetricPrinter):
-                    writer.write()
+        if _is_finished(self.trainer):  # an evaluation after the last epoch
+            _write_figures(self._writers)
         after_train(self)
 
+    patch.set(_hooks.PeriodicWriter, "after_step", after_step_)
     patch.set(_hooks.PeriodicWriter, "after_train", after_train_)
+
+
+def _write_figures(writers: Sequence) -> None:
+    """Lets writers of files write what they have not written yet."""
+    for writer in writers:
+        if not isinstance(writer, _events.CommonMetricPrinter):
+            writer.write()
 
 
 def _writes_every_figure(original):
@@ -1026,12 +1147,348 @@ def _writes_every_figure(original):
     return write
 
 
+# ------------------------------------------------------------------- stopping, going on ----
+
+
+def _random_state() -> dict:
+    """States of this process's random generators, as tensors and plain values."""
+    name, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def _set_random_state(state: dict) -> None:
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+class RunState:
+    """What a run needs to go on bit for bit, besides weights, optimizer, schedule and bank.
+
+    A checkpointable of every DefaultTrainer ("run_state"): the seed, the random states of all
+    processes, the steps done of an epoch that was stopped, the loss scale of mixed precision, the
+    best metric so far, and the figures that are not yet in metrics.json with the length it had, so
+    that a resumed run writes the same rows.
+
+    Args:
+        trainer: a DefaultTrainer.
+        seed: of the run, the same in every process.
+
+    Attributes:
+        seed: as given, or that of the run which is resumed.
+        steps_done: steps done in the epoch that is resumed, 0 at its start.
+    """
+
+    WINDOW = 20  # values of a figure that the toolbox's writers look back at
+    OF_THIS_PROCESS = ("time", "eta_seconds")  # figures measured anew
+
+    def __init__(self, trainer, seed: int) -> None:
+        self._trainer = weakref.proxy(trainer)
+        self.seed = seed
+        self.steps_done = 0
+        self._random: list[dict] = []
+        self._unused_random: list[dict] = []
+        self._restored: dict | None = None
+
+    @property
+    def is_resumed(self) -> bool:
+        return self._restored is not None
+
+    def collect_random_states(self) -> None:
+        """Takes the random states of all processes, each of which must call this."""
+        self._random = comm.all_gather(_random_state())
+
+    def state_dict(self) -> dict:
+        trainer, writer = self._trainer, self._json_writer()
+        return {
+            "seed": self.seed, "steps_done": self.steps_done,
+            "iters_per_epoch": trainer.iters_per_epoch, "random": self._random,
+            "scalars": self._scalars(), "written": dict(getattr(writer, "_written", {})),
+            "metrics_bytes": _flushed_size(writer) if writer else None,
+            "best_metric": self._best_metric(),
+            "grad_scaler": trainer.grad_scaler.state_dict() if trainer.grad_scaler else None,
+        }
+
+    def _scalars(self) -> dict:
+        storage = getattr(self._trainer, "storage", None)
+        if storage is None:  # saved before any training
+            return {}
+        return {name: (hint, [(float(value), int(at))
+                              for value, at in storage.history(name).values()[-self.WINDOW:]])
+                for name, hint in storage.smoothing_hints().items()
+                if name not in self.OF_THIS_PROCESS}
+
+    def _best_metric(self) -> float:
+        periodic, trainer = self._periodic(), self._trainer
+        if periodic is None:
+            return -1.0
+        if self.steps_done or getattr(trainer, "iter", 0) < trainer.max_iter:
+            return float(periodic.best_metric)
+        # of the last epoch the toolbox saves a better model without taking note of its metric
+        latest = trainer.storage.latest().get(periodic.metric_name, (-1,))[0]
+        return float(max(periodic.best_metric, latest))
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restores :meth:`state_dict`; figures and random states when the training starts.
+
+        Raises:
+            ValueError: the checkpoint is of the middle of an epoch of another length.
+        """
+        iters = self._trainer.iters_per_epoch
+        if state["steps_done"] and state["iters_per_epoch"] != iters:
+            raise ValueError(
+                f"The checkpoint was saved after {state['steps_done']} of an epoch's "
+                f"{state['iters_per_epoch']} steps, and an epoch has {iters} now: set "
+                f"SOLVER.ITERS_PER_EPOCH {state['iters_per_epoch']} to go on from it.")
+        self.steps_done = state["steps_done"]
+        self._random = self._unused_random = state["random"]
+        if self._trainer.cfg.get("SEED", -1) < 0:
+            self.seed = state["seed"]
+        if self._trainer.grad_scaler and state["grad_scaler"]:
+            self._trainer.grad_scaler.load_state_dict(state["grad_scaler"])
+        if self._periodic():
+            self._periodic().best_metric = state["best_metric"]
+        self._restored = state
+
+    def restore_figures(self) -> None:
+        """Gives the trainer's storage and writers what they held when the checkpoint was saved."""
+        if not self.is_resumed:
+            return
+        storage = self._trainer.storage
+        for name, (hint, values) in self._restored["scalars"].items():
+            for value, iteration in values:
+                storage.histories()[name].update(value, iteration)
+            storage._latest_scalars[name] = tuple(values[-1])
+            storage._smoothing_hints[name] = hint
+        for writer in self._writers():
+            writer.__dict__["_written"] = dict(self._restored["written"])
+        if self._json_writer() and self._restored["metrics_bytes"] is not None:
+            _drop_rows_after(self._json_writer(), self._restored["metrics_bytes"])
+        if not self.steps_done:  # a checkpoint is saved before its epoch's figures are written
+            _write_figures(self._writers())
+
+    def restore_random_states(self) -> None:
+        """Gives this process the random state of the checkpoint; only the first call does."""
+        states, self._unused_random = self._unused_random, []
+        if len(states) == comm.get_world_size():
+            _set_random_state(states[comm.get_rank()])
+        elif states:
+            logger.warning("The checkpoint is of %d processes and this run has %d: they go on with "
+                           "random numbers of their own.", len(states), comm.get_world_size())
+
+    def _periodic(self):
+        found = [h for h in self._trainer._hooks if isinstance(h, _hooks.PeriodicCheckpointer)]
+        return found[0] if found else None
+
+    def _writers(self) -> list:
+        return [writer for hook in self._trainer._hooks if isinstance(hook, _hooks.PeriodicWriter)
+                for writer in hook._writers]
+
+    def _json_writer(self):
+        found = [w for w in self._writers() if isinstance(w, _events.JSONWriter)]
+        return found[0] if found else None
+
+
+def _flushed_size(writer) -> int:
+    if not writer._file_handle.closed:
+        writer._file_handle.flush()
+    return os.path.getsize(writer._file_handle.name)
+
+
+def _drop_rows_after(writer, size: int) -> None:
+    """Cuts metrics.json to what it held at the checkpoint: the steps after it are done again."""
+    now = _flushed_size(writer)
+    if now < size:
+        logger.warning("%s is shorter than when the checkpoint was saved (%d bytes, then %d): rows "
+                       "before it are missing.", writer._file_handle.name, now, size)
+    elif now > size:
+        writer._file_handle.truncate(size)
+
+
+class _CollectRandomStates(_train_loop.HookBase):
+    """Before each checkpoint, and in every process: the checkpointer runs in the first one only."""
+
+    def after_epoch(self) -> None:
+        self.trainer.run_state.steps_done = 0
+        self.trainer.run_state.collect_random_states()
+
+
+@_repair(
+    upstream="engine/defaults.py:225 (Checkpointer(..., optimizer, scheduler)) with "
+    "engine/hooks.py:191 (PeriodicCheckpointer)",
+    symptom="a resumed run is another one: random states, the loss scale of mixed precision, the "
+    "best metric and smoothed figures start anew; metrics.json keeps the rows of steps that are "
+    "done again",
+    versions="all",
+)
+def _run_state(patch: _Patches) -> None:
+    original = _defaults.DefaultTrainer.__init__
+
+    @functools.wraps(original)
+    def init(self, cfg):
+        original(self, cfg)
+        seed = cfg.get("SEED", -1)
+        self.run_state = RunState(self, seed if seed >= 0 else int(comm.shared_random_seed()))
+        self.checkpointer.checkpointables["run_state"] = self.run_state
+        self.register_hooks([_CollectRandomStates()])
+        collects = self._hooks.pop()
+        saves = [i for i, hook in enumerate(self._hooks)
+                 if isinstance(hook, _hooks.PeriodicCheckpointer)]
+        # evaluating draws random numbers too: after it, and before the checkpoint
+        self._hooks.insert(saves[0] if saves else len(self._hooks), collects)
+
+    patch.set(_defaults.DefaultTrainer, "__init__", init)
+
+
+STOPPED_CHECKPOINT = "model_stopped"
+
+
+@_repair(
+    upstream="engine/train_loop.py:127-156 (TrainerBase.train)",
+    symptom="a run can only go on at the start of an epoch: SIGTERM (a scheduler's notice) and "
+    "Ctrl-C lose everything since the last checkpoint",
+    versions="all",
+)
+def _training_loop(patch: _Patches) -> None:
+    patch.set(_train_loop.TrainerBase, "train", _train)
+
+
+def _train(self, start_epoch: int, max_epoch: int, iters_per_epoch: int) -> None:
+    """The loop over epochs and steps; after a signal it ends behind a step, with a checkpoint.
+
+    Raises:
+        SystemExit: with a code of :mod:`caureid_plugin.signals`, after SIGTERM or Ctrl-C.
+    """
+    state = getattr(self, "run_state", None)  # other trainers have none, and are not stopped
+    self.iter = self.start_iter = (
+        start_epoch * iters_per_epoch + (state.steps_done if state else 0))
+    self.is_finished = False
+    logger.info("Starting training from epoch %d, iteration %d", start_epoch, self.start_iter)
+    request = StopRequest()
+    with _events.EventStorage(self.start_iter) as self.storage, \
+            request if state else contextlib.nullcontext():
+        self.stop_request = request
+        try:
+            if state:
+                state.restore_figures()
+            self.before_train()
+            for self.epoch in range(start_epoch, max_epoch):
+                _train_epoch(self, state, iters_per_epoch)
+            self.is_finished = True
+        except StopNow:
+            raise SystemExit(request.exit_code) from None
+        except Exception:
+            logger.exception("Exception during training:")
+            raise
+        finally:
+            self.after_train()
+
+
+def _train_epoch(self, state: RunState | None, iters_per_epoch: int) -> None:
+    begin = self.epoch * iters_per_epoch
+    is_resumed_within = self.iter > begin
+    if state and not is_resumed_within:
+        state.restore_random_states()
+        state.collect_random_states()
+    try:
+        if _is_stop_wanted(self):
+            raise StopNow
+        self.before_epoch()
+    except StopNow:
+        _save_stopped(self, steps_done=self.iter - begin)
+        raise
+    if is_resumed_within:
+        state.restore_random_states()  # building the loaders has drawn from them
+    while self.iter < begin + iters_per_epoch:
+        self.before_step()
+        self.run_step()
+        self.after_step()
+        self.iter += 1
+        if _is_stop_wanted(self):
+            state.collect_random_states()
+            _save_stopped(self, steps_done=self.iter - begin)
+            raise StopNow
+    self.storage.iter = self.iter - 1  # as the last step sets it, which may be in the checkpoint
+    self.after_epoch()
+
+
+def _is_stop_wanted(self) -> bool:
+    """Whether any process has received a signal; the same answer in all of them."""
+    received = [signal for signal in comm.all_gather(self.stop_request.signal) if signal]
+    if received:
+        self.stop_request.signal = received[0]
+    return bool(received)
+
+
+def _save_stopped(self, steps_done: int) -> None:
+    self.run_state.steps_done = steps_done
+    # to a toolbox without this repair the epoch before is the last one done
+    self.checkpointer.save(STOPPED_CHECKPOINT, epoch=self.epoch - 1)
+    comm.synchronize()
+    logger.warning(
+        "Stopped by %s after %d steps of epoch %d. %s holds the run, --resume goes on from it.",
+        self.stop_request.signal.name, steps_done, self.epoch,
+        Path(self.cfg.OUTPUT_DIR, f"{STOPPED_CHECKPOINT}.pth"))
+
+
+def stop_point(trainer) -> None:
+    """Place in long work before an epoch at which a run of one process can be stopped.
+
+    Several processes go on to the next step, where they can agree.
+
+    Raises:
+        StopNow: a signal was received.
+    """
+    request = getattr(trainer, "stop_request", None)
+    if request is not None and request.signal and comm.get_world_size() == 1:
+        raise StopNow
+
+
+@_repair(
+    upstream="engine/train_loop.py:302-306 (SimpleTrainer._write_metrics)",
+    symptom="a loss that is not finite ends the run without a word on what to change or how to go "
+    "on",
+    versions="all",
+)
+def _loss_not_finite(patch: _Patches) -> None:
+    original = _defaults.DefaultTrainer.run_step
+
+    @functools.wraps(original)
+    def run_step(self):
+        try:
+            original(self)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{error}\nThe weights were not changed by this step. "
+                                     f"{how_to_go_on(self)}") from error
+
+    patch.set(_defaults.DefaultTrainer, "run_step", run_step)
+
+
+def how_to_go_on(trainer) -> str:
+    """When it happened, what to change and where to go on, once numbers are NaN or infinite."""
+    solver, last = trainer.cfg.SOLVER, trainer.checkpointer.get_checkpoint_file()
+    return (f"This is step {trainer.iter} (epoch {max(trainer.epoch, 0)}). Lower SOLVER.BASE_LR "
+            f"(now {solver.BASE_LR})"
+            + (" or set SOLVER.AMP.ENABLED False. " if solver.AMP.ENABLED else ". ")
+            + (f"The last checkpoint is {last}: --resume goes on from it." if last
+               else "There is no checkpoint yet."))
+
+
 # ---------------------------------------------------------------------- reproducibility ----
 
 
 @_repair(
     upstream="engine/defaults.py:111 (seed_all_rng() without a seed)",
-    symptom="there is no key for the random seed: no run can be repeated",
+    symptom="there is no key for the random seed: no run can be repeated; and none that asks for "
+    "deterministic algorithms",
     versions="all",
 )
 def _seed(patch: _Patches) -> None:
@@ -1039,12 +1496,28 @@ def _seed(patch: _Patches) -> None:
 
     @functools.wraps(original)
     def default_setup(cfg, args):
+        deterministic = cfg.get("DETERMINISTIC", False)
+        if deterministic:
+            # read when the first cuBLAS handle is made; a value of the user's own stays
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         original(cfg, args)
+        if deterministic:  # after the toolbox, which sets cudnn.benchmark from CUDNN_BENCHMARK
+            torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.deterministic = True
+            torch.backends.cudnn.benchmark = False
         if cfg.get("SEED", -1) >= 0:
             # every process draws its own augmentations; what must be shared is shared by comm
-            seed_all_rng(cfg.SEED + comm.get_rank())
+            seed_all_rng(process_seed(cfg.SEED, comm.get_rank()))
 
     patch.everywhere(original, default_setup)
+
+
+def process_seed(seed: int, rank: int) -> int:
+    """Seed (32 bits) of a process's generators: of SEED and rank, hashed together.
+
+    Their sum would give process 1 of SEED 1 the random numbers of process 0 of SEED 2.
+    """
+    return int(np.random.SeedSequence((seed, rank)).generate_state(1)[0])
 
 
 def _keeps_numpy_state(original: Callable[..., Iterator]) -> Callable[..., Iterator]:
@@ -1072,7 +1545,8 @@ def _keeps_numpy_state(original: Callable[..., Iterator]) -> Callable[..., Itera
 def _sampler_reseeds_numpy() -> bool:
     outer = np.random.get_state()
     next(iter(_samplers.TrainingSampler(2, seed=0)))
-    changed = any(not np.array_equal(a, b) for a, b in zip(outer, np.random.get_state()))
+    changed = any(not np.array_equal(a, b)
+                  for a, b in zip(outer, np.random.get_state(), strict=True))
     np.random.set_state(outer)
     return changed
 
@@ -1604,11 +2078,18 @@ def _write_checkpoint(checkpointer, filename: str, data: dict) -> None:
             "go on with --resume.") from error
 
 
+def _tagged(checkpointer) -> str | None:
+    """What last_checkpoint says, whatever it is; None if there is none."""
+    if not checkpointer.save_dir or not checkpointer.has_checkpoint():
+        return None
+    return Path(checkpointer.save_dir, "last_checkpoint").read_text(errors="replace").strip()
+
+
 def _last_good(checkpointer) -> str:
     """A sentence that names the checkpoint which --resume would take."""
-    if not checkpointer.has_checkpoint():
+    last = _tagged(checkpointer)
+    if not last:
         return "There is no earlier checkpoint."
-    last = Path(checkpointer.save_dir, "last_checkpoint").read_text(errors="replace").strip()
     return f"{Path(checkpointer.save_dir, last)} is still good."
 
 
@@ -1634,6 +2115,163 @@ def _finite_checkpoints(patch: _Patches) -> None:
         save(self, name, **extra)
 
     patch.set(_checkpoint.Checkpointer, "save", save_)
+
+
+@_repair(
+    upstream="utils/checkpoint.py:146-159 (get_checkpoint_file), :187-191 (resume_or_load)",
+    symptom="a `last_checkpoint` that is empty or names a missing file is an error about something "
+    "else, and one may name a file anywhere",
+    versions="all",
+)
+def _last_checkpoint(patch: _Patches) -> None:
+    resume_or_load = _checkpoint.Checkpointer.resume_or_load
+
+    @functools.wraps(_checkpoint.Checkpointer.get_checkpoint_file)
+    def get_checkpoint_file(self):
+        name, folder = _tagged(self), self.save_dir
+        if name is None:
+            return ""
+        path = os.path.join(folder, name)
+        fault = ("is empty" if not name else
+                 f"names {name[:99]!r}, which is no file name" if os.path.basename(name) != name
+                 else f"names {name[:99]!r}, which is missing" if not os.path.isfile(path) else None)
+        if fault:
+            raise ValueError(f"{os.path.join(folder, 'last_checkpoint')} {fault}. "
+                             f"{_other_checkpoint(folder)}")
+        return path
+
+    @functools.wraps(resume_or_load)
+    def resume_or_load_(self, path, *, resume=True):
+        if resume and _tagged(self) is None and any(Path(self.save_dir).glob("*.pth")):
+            logger.warning("There is no last_checkpoint to resume from, so that the run begins "
+                           "anew. %s", _other_checkpoint(self.save_dir))
+        return resume_or_load(self, path, resume=resume)
+
+    patch.set(_checkpoint.Checkpointer, "get_checkpoint_file", get_checkpoint_file)
+    patch.set(_checkpoint.Checkpointer, "resume_or_load", resume_or_load_)
+
+
+def _other_checkpoint(folder: str, broken: str = "") -> str:
+    """How to go on from the newest checkpoint in a folder that loads."""
+    tag = os.path.join(folder, "last_checkpoint")
+    good = newest_that_loads(p for p in Path(folder).glob("*.pth") if p.name != broken)
+    if good is None:
+        return f"No other checkpoint in {folder} loads: remove {tag} to begin anew."
+    return (f"The newest other checkpoint that loads is {good.name}: after `echo "
+            f"{shlex.quote(good.name)} > {shlex.quote(tag)}`, --resume goes on from it.")
+
+
+@_repair(
+    upstream="utils/checkpoint.py:216 (Checkpointer._load_file), :118-120 (load)",
+    symptom="before torch 2.6 a checkpoint or MODEL.WEIGHTS runs the code that it holds; a damaged "
+    "one is an error that does not name the file, and changed bytes in it are not noticed; a "
+    "missing one is an AssertionError",
+    versions="all",
+)
+def _safe_checkpoints(patch: _Patches) -> None:
+    load = _checkpoint.Checkpointer.load
+
+    @functools.wraps(_checkpoint.Checkpointer._load_file)
+    def load_file(self, f):
+        try:
+            return load_tensors(f)
+        except (DamagedFile, CodeInFile) as error:
+            raise type(error)(f"{error} {_remedy(self, f)}") from error
+
+    @functools.wraps(load)
+    def load_(self, path, checkpointables=None):
+        if path and not os.path.isfile(self.path_manager.get_local_path(path)):
+            raise FileNotFoundError(errno.ENOENT, "There is no such checkpoint; check MODEL.WEIGHTS",
+                                    path)
+        return load(self, path, checkpointables)
+
+    patch.set(_checkpoint.Checkpointer, "_load_file", load_file)
+    patch.set(_checkpoint.Checkpointer, "load", load_)
+
+
+def _remedy(checkpointer, path: str) -> str:
+    folder = checkpointer.save_dir
+    if folder and Path(path).resolve().parent == Path(folder).resolve():
+        return _other_checkpoint(folder, os.path.basename(path))
+    return "Check MODEL.WEIGHTS: copy or download the file again, or take another."
+
+
+@_repair(
+    upstream="utils/checkpoint.py:225 (Checkpointer._load_model)",
+    symptom="MODEL.WEIGHTS of nothing but weights (a state_dict(), as they are often published) is "
+    "`KeyError: 'model'`",
+    versions="all",
+)
+def _plain_weights(patch: _Patches) -> None:
+    load_file = _checkpoint.Checkpointer._load_file
+
+    @functools.wraps(load_file)
+    def load_file_(self, f):
+        content = load_file(self, f)
+        if isinstance(content, dict) and isinstance(content.get("model"), dict):
+            return content
+        is_weights = isinstance(content, dict) and content and all(
+            isinstance(value, torch.Tensor) for value in content.values())
+        if is_weights and not (_tagged(self) and os.path.samefile(f, self.get_checkpoint_file())):
+            return {"model": content}
+        found = sorted(map(str, content))[:5] if isinstance(content, dict) else type(content)
+        raise ValueError(
+            f"{f} is no checkpoint: it has no weights under the key 'model' (found: {found}). A run "
+            "goes on from its own checkpoints only; MODEL.WEIGHTS may be a state_dict() as well: "
+            "torch.save(model.state_dict(), ...).")
+
+    patch.set(_checkpoint.Checkpointer, "_load_file", load_file_)
+
+
+@_repair(
+    upstream="modeling/backbones/*.py (torch.load(pretrain_path) and downloads)",
+    symptom="before torch 2.6 MODEL.BACKBONE.PRETRAIN_PATH runs the code that it holds; a damaged "
+    "one is an error that names neither file nor key",
+    versions="all",
+)
+def _safe_pretraining(patch: _Patches) -> None:
+    hub = _module_like(torch.hub, load_state_dict_from_url=_download_pretrained)
+    mended = _module_like(torch, load=_load_pretrained, hub=hub)
+    for name, module in list(sys.modules.items()):
+        if name.startswith("fastreid.modeling.backbones."):
+            if getattr(module, "torch", None) is torch:
+                patch.set(module, "torch", mended)
+            if hasattr(module, "load_state_dict_from_url"):
+                patch.set(module, "load_state_dict_from_url", _download_pretrained)
+
+
+def _module_like(module: types.ModuleType, **changes: object) -> types.ModuleType:
+    """A module with some names of its own and all others looked up in another."""
+    copy = types.ModuleType(module.__name__, module.__doc__)
+    copy.__getattr__ = functools.partial(getattr, module)
+    vars(copy).update(changes)
+    return copy
+
+
+def _load_pretrained(path: str | os.PathLike[str], map_location: object = None) -> object:
+    """Reads a backbone's weights, always onto the CPU: they are copied into the network anyway."""
+    try:
+        return load_tensors(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            errno.ENOENT, "There are no weights; check MODEL.BACKBONE.PRETRAIN_PATH", path) from error
+    except (DamagedFile, CodeInFile) as error:
+        raise type(error)(
+            f"{error} Check MODEL.BACKBONE.PRETRAIN_PATH; where that is empty, the toolbox has "
+            "downloaded the file itself, and does so again once it is removed.") from error
+
+
+def _download_pretrained(
+        url: str, model_dir: str | None = None, map_location: object = None, progress: bool = True,
+        check_hash: bool = False, file_name: str | None = None) -> object:
+    """``torch.hub.load_state_dict_from_url``, which has no weights_only in every torch."""
+    folder = Path(model_dir or Path(torch.hub.get_dir(), "checkpoints"))
+    path = folder / (file_name or Path(urllib.parse.urlparse(url).path).name)
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        digest = re.search(r"-([a-f0-9]+)\.", path.name) if check_hash else None
+        torch.hub.download_url_to_file(url, str(path), digest and digest[1], progress=progress)
+    return _load_pretrained(path)
 
 
 @_repair(
@@ -1692,7 +2330,8 @@ def load_weights(model: torch.nn.Module, path: str) -> None:
     """Loads a checkpoint's weights into a model that is to be evaluated, all of them or none.
 
     Raises:
-        ValueError: the checkpoint is of another architecture.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, holds code, or is of another architecture.
     """
     checkpointer = _checkpoint.Checkpointer(model)
     checkpointer.must_match = True
@@ -1739,11 +2378,154 @@ def _unknown_name(patch: _Patches) -> None:
     patch.set(Registry, "get", get)
 
 
+# ---------------------------------------------------------------------------------- config ----
+
+BASE_KEY = "_BASE_"
+# Of a config file: far above what a config needs, below what aliases of aliases could grow to.
+DEEPEST_CONFIG, LARGEST_CONFIG = 30, 20_000
+# What PyYAML raises for text it cannot read, its own errors and those of Python's constructors.
+_YAML_ERRORS = (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError,
+                TypeError, ValueError)
+
+
+@_repair(
+    upstream="config/config.py:52-98 (load_yaml_with_base)",
+    symptom="a config file that is empty, damaged, not UTF-8 or no mapping ends in an error that "
+    "does not name it (a TypeError, an AssertionError); a missing _BASE_ does not say who asks for "
+    "it, one that leads back to itself is a RecursionError",
+    versions="all",
+)
+def _config_file(patch: _Patches) -> None:
+    load, merge = CfgNode.load_yaml_with_base, CfgNode.merge_from_file
+
+    @functools.wraps(load)
+    def load_yaml_with_base(filename, allow_unsafe=False):
+        if allow_unsafe:  # runs the file's code: only where the caller says so
+            return load(filename, allow_unsafe=True)
+        return _load_config(str(filename), ())
+
+    @functools.wraps(merge)
+    def merge_from_file(self, cfg_filename, allow_unsafe=False):
+        loaded = CfgNode.load_yaml_with_base(cfg_filename, allow_unsafe=allow_unsafe)
+        try:
+            self.merge_from_other_cfg(type(self)(loaded))
+        except (KeyError, ValueError) as error:
+            kind = KeyError if isinstance(error, KeyError) else ValueError
+            raise kind(f"The config {cfg_filename}: {error.args[0]}") from error
+
+    patch.set(CfgNode, "load_yaml_with_base", staticmethod(load_yaml_with_base))
+    patch.set(CfgNode, "merge_from_file", merge_from_file)
+
+
+def _load_config(filename: str, derived: tuple[str, ...]) -> dict:
+    """A config file over its _BASE_; ``derived`` are the files that led here by theirs."""
+    if os.path.realpath(filename) in map(os.path.realpath, derived):
+        circle = " -> ".join((*derived, filename))
+        raise ValueError(f"The config {filename} is its own {BASE_KEY}: {circle}.")
+    loaded = _read_yaml(filename)
+    if BASE_KEY not in loaded:
+        return loaded
+    path = _base_path(filename, loaded.pop(BASE_KEY))
+    base = _load_config(path, (*derived, filename))
+    _merge_sections(loaded, base, filename)
+    return base
+
+
+def _read_yaml(filename: str) -> dict:
+    _refuse_url(filename, "the config file")
+    try:
+        with open(filename, encoding="utf-8") as file:
+            loaded = yaml.safe_load(file)
+    except _YAML_ERRORS as error:
+        raise ValueError(f"The config {filename} is not readable as YAML in UTF-8: {error}"
+                         ) from error
+    if not isinstance(loaded, dict):
+        held = "is empty" if loaded is None else f"holds a {type(loaded).__name__}"
+        raise ValueError(f"The config {filename} {held}: it must map config keys to values, as in "
+                         "`SEED: 1`.")
+    try:
+        _check_section(loaded, "", (), {})
+    except ValueError as error:
+        raise ValueError(f"The config {filename}: {error}") from None
+    return loaded
+
+
+def _check_section(section, name: str, above: tuple[int, ...], sizes: dict[int, int]) -> int:
+    """Refuses what a config cannot hold; returns the number of values, aliases written out."""
+    if not isinstance(section, (dict, list)):
+        if type(section) not in (str, int, float, bool, type(None)):
+            raise ValueError(f"{name} is a {type(section).__name__}, and a config holds text, "
+                             "numbers, True, False, null and lists alone: put it in quotes.")
+        return 1
+    if id(section) in above or len(above) >= DEEPEST_CONFIG:
+        raise ValueError(f"{name} contains itself, or is nested more than {DEEPEST_CONFIG} deep.")
+    if id(section) not in sizes:  # each alias is counted once: linear, however large it grows
+        above = (*above, id(section))
+        items = section.items() if isinstance(section, dict) else enumerate(section)
+        size = 1
+        for key, value in items:
+            if isinstance(section, dict) and (not isinstance(key, str) or "." in key):
+                raise ValueError(f"{key!r} in {name or 'the file'} is no config key: a key is "
+                                 "text without a dot, sections are nested.")
+            size += _check_section(value, f"{name}.{key}" if name else str(key), above, sizes)
+        sizes[id(section)] = size
+    if sizes[id(section)] > LARGEST_CONFIG:
+        raise ValueError(f"{name or 'the file'} holds more than {LARGEST_CONFIG} values.")
+    return sizes[id(section)]
+
+
+def _base_path(filename: str, base) -> str:
+    if not isinstance(base, str) or not base:
+        raise ValueError(f"The config {filename}: {BASE_KEY} {base!r} must be the path of a file.")
+    _refuse_url(base, f"{BASE_KEY} of the config {filename}")
+    path = os.path.join(os.path.dirname(filename), os.path.expanduser(base))
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"The config {filename}: its {BASE_KEY} {base!r} is no file "
+                                f"({path}).")
+    return path
+
+
+def _refuse_url(path: str, what: str) -> None:
+    if "://" in path:
+        raise ValueError(f"{path!r} as {what} is a URL, and configs are not fetched: download the "
+                         "file and give its path.")
+
+
+def _merge_sections(new: dict, base: dict, filename: str, prefix: str = "") -> None:
+    for key, value in new.items():
+        if isinstance(value, dict) and key in base:
+            if not isinstance(base[key], dict):
+                raise ValueError(f"The config {filename}: {prefix}{key} is a section, but a value "
+                                 f"in its {BASE_KEY}.")
+            _merge_sections(value, base[key], filename, f"{prefix}{key}.")
+        else:
+            base[key] = value
+
+
 def _all_keys(cfg, prefix: str = "") -> Iterator[str]:
     for key, value in cfg.items():
         yield prefix + key
         if isinstance(value, CfgNode):
             yield from _all_keys(value, f"{prefix}{key}.")
+
+
+def _check_known(key, known: set[str]) -> None:
+    if not isinstance(key, str):
+        raise TypeError(f"A config key is text, got {key!r}.")
+    if BASE_KEY in key.split("."):
+        raise ValueError(f"{key!r}: the reserved key {BASE_KEY!r} can only be used in files.")
+    if key not in known:
+        close = difflib.get_close_matches(key, known, n=3)
+        raise KeyError(f"There is no config key {key!r}"
+                       + (f", did you mean {' or '.join(close)}?" if close else "."))
+
+
+def _check_known_keys(other: CfgNode, cfg: CfgNode, known: set[str], prefix: str = "") -> None:
+    for key, value in other.items():
+        if key not in cfg and not cfg.is_new_allowed():
+            _check_known(f"{prefix}{key}" if isinstance(key, str) else key, known)
+        elif isinstance(value, CfgNode) and isinstance(cfg.get(key), CfgNode):
+            _check_known_keys(value, cfg[key], known, f"{prefix}{key}.")
 
 
 def _unknown_key_is_an_assertion() -> bool:
@@ -1757,28 +2539,81 @@ def _unknown_key_is_an_assertion() -> bool:
 
 
 @_repair(
-    upstream="config/config.py:125 (merge_from_list) with yacs, whose merge_from_list "
-    "asserts",
-    symptom="a mistyped config key is a bare AssertionError without a hint",
+    upstream="config/config.py:115 (merge_from_other_cfg) and :125 (merge_from_list) with yacs, "
+    "whose merge_from_list asserts",
+    symptom="a mistyped config key is a bare AssertionError, in a file a KeyError, without a hint",
     versions="all (yacs 0.1.8)",
     broken=_unknown_key_is_an_assertion,
 )
 def _unknown_key(patch: _Patches) -> None:
-    original = CfgNode.merge_from_list
+    merge_list, merge_other = CfgNode.merge_from_list, CfgNode.merge_from_other_cfg
 
-    @functools.wraps(original)
+    @functools.wraps(merge_list)
     def merge_from_list(self, cfg_list):
         if len(cfg_list) % 2:
             raise ValueError(f"Config keys and values must come in pairs, got {list(cfg_list)}.")
         known = set(_all_keys(self))
         for key in cfg_list[0::2]:
-            if key not in known and "_BASE_" not in key:
-                close = difflib.get_close_matches(key, known, n=3)
-                raise KeyError(f"There is no config key {key!r}"
-                               + (f", did you mean {' or '.join(close)}?" if close else "."))
-        return original(self, cfg_list)
+            _check_known(key, known)
+        return merge_list(self, cfg_list)
+
+    @functools.wraps(merge_other)
+    def merge_from_other_cfg(self, cfg_other):
+        if not isinstance(cfg_other, CfgNode):
+            raise TypeError(f"A config is merged with a CfgNode, got {type(cfg_other).__name__}.")
+        _check_known_keys(cfg_other, self, set(_all_keys(self)))
+        return merge_other(self, cfg_other)
 
     patch.set(CfgNode, "merge_from_list", merge_from_list)
+    patch.set(CfgNode, "merge_from_other_cfg", merge_from_other_cfg)
+
+
+@_repair(
+    upstream="config/config.py:125 (merge_from_list) with yacs, which decodes its values",
+    symptom="a dict given for a section replaces it, and every key it does not name is gone; text "
+    "such as `{[]: 1}` or a thousand brackets ends in a TypeError or MemoryError without the key",
+    versions="all (yacs 0.1.8)",
+)
+def _config_value(patch: _Patches) -> None:
+    decode, merge_list = CfgNode._decode_cfg_value, CfgNode.merge_from_list
+
+    def decode_cfg_value(cls, value):
+        try:
+            return decode(value)
+        except (TypeError, MemoryError, RecursionError):  # of literal_eval: it is no literal
+            if isinstance(value, str):
+                return value
+            raise
+
+    @functools.wraps(merge_list)
+    def merge_from_list(self, cfg_list):
+        for key, value in zip(cfg_list[0::2], cfg_list[1::2], strict=False):  # odd: refused below
+            if isinstance(value, dict):
+                raise ValueError(f"The value of {key} is a section: give its keys one by one, as "
+                                 f"in {key}.KEY VALUE.")
+        return merge_list(self, cfg_list)
+
+    patch.set(CfgNode, "_decode_cfg_value", classmethod(decode_cfg_value))
+    patch.set(CfgNode, "merge_from_list", merge_from_list)
+
+
+@_repair(
+    upstream="config/config.py:115-134 (merge_from_other_cfg, merge_from_list) with yacs",
+    symptom="a merge that ends in an error has already changed every key before the wrong one",
+    versions="all (yacs 0.1.8)",
+)
+def _half_merge(patch: _Patches) -> None:
+    for name in ("merge_from_list", "merge_from_other_cfg"):
+        patch.set(CfgNode, name, _all_or_nothing(getattr(CfgNode, name)))
+
+
+def _all_or_nothing(merge):
+    @functools.wraps(merge)
+    def merge_(self, other):
+        merge(self.clone(), other)  # raises before anything is changed
+        return merge(self, other)
+
+    return merge_
 
 
 # ----------------------------------------------------------------------------- the losses ----

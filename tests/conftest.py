@@ -6,9 +6,9 @@ import os
 # these, threads cost more than they gain.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-from PIL import Image  # noqa: E402
+import numpy as np
+import pytest
+from PIL import Image
 
 IDENTITIES = 8  # of the training set; as many others to test with
 

@@ -44,7 +44,7 @@ def main() -> None:
     caureid_plugin.add_caureid_config(cfg)
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
-    seed_all_rng(max(cfg.SEED, 0))
+    seed_all_rng(caureid_plugin.compat.process_seed(max(cfg.SEED, 0), 0))
     model = build_model(cfg)
     if cfg.MODEL.WEIGHTS:
         Checkpointer(model).load(cfg.MODEL.WEIGHTS)

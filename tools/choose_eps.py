@@ -88,7 +88,7 @@ def extract(cfg, identities: bool) -> dict:
     listed = [item for name in cfg.DATASETS.NAMES for item in DATASET_REGISTRY.get(name)(
         root=caureid_plugin.compat.dataset_root()).train]
     loader = build_extraction_loader(cfg, [(path, camera) for path, _, camera in listed])
-    seed_all_rng(max(cfg.SEED, 0))  # as before training: weights that are not loaded are drawn
+    seed_all_rng(caureid_plugin.compat.process_seed(max(cfg.SEED, 0), 0))  # weights too
     model = build_model(cfg)
     if cfg.MODEL.WEIGHTS:
         caureid_plugin.compat.load_weights(model, cfg.MODEL.WEIGHTS)

@@ -5,6 +5,7 @@
     tools/train_net.py --config-file ... --resume          # go on from OUTPUT_DIR
     tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS .../model_final.pth
     tools/train_net.py --config-file ... --num-gpus 2      # 2 CPU processes without CUDA
+    torchrun --nproc-per-node 2 tools/train_net.py --config-file ...   # the same
 
 Datasets are looked for below the folder named by the environment variable FASTREID_DATASETS.
 """
@@ -73,7 +74,10 @@ def main(args):
 
 
 if __name__ == "__main__":
-    args = default_argument_parser().parse_args()
+    parser = default_argument_parser()
+    parser.add_argument("--join-timeout", type=float, default=300.0, metavar="SECONDS",
+                        help="for the processes of all machines to start")
+    args = parser.parse_args()
     print("Command line:", " ".join(sys.argv))
     launch(main, args.num_gpus, num_machines=args.num_machines, machine_rank=args.machine_rank,
-           dist_url=args.dist_url, args=(args,))
+           dist_url=args.dist_url, args=(args,), join_seconds=args.join_timeout)

@@ -200,7 +200,7 @@ def build_network(cfg, weights: str) -> torch.nn.Module:
     cfg.defrost()
     if weights:
         cfg.MODEL.BACKBONE.PRETRAIN = False
-    seed_all_rng(max(cfg.SEED, 0))  # as before training
+    seed_all_rng(caureid_plugin.compat.process_seed(max(cfg.SEED, 0), 0))  # as before training
     model = build_model(cfg)
     head = getattr(model, "heads", None)
     if not isinstance(head, caureid_plugin.CamSepHead):

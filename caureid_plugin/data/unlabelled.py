@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import random
-from typing import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from fastreid.config import CfgNode
 from fastreid.data import build_reid_test_loader, build_reid_train_loader
 from fastreid.data import transforms as toolbox_transforms
 from fastreid.data.data_utils import read_image
@@ -17,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from .sampler import ClusterSampler, Draw
 
 
-class UnlabelledImages(Dataset):
+class UnlabelledImages(Dataset[dict[str, Any]]):
     """Images with cameras and, later, pseudo labels. Identities never enter it.
 
     Args:
@@ -35,7 +37,8 @@ class UnlabelledImages(Dataset):
         ValueError: no image; an image without a camera (names it).
     """
 
-    def __init__(self, items: Sequence[tuple[str, object]], transform: Callable,
+    def __init__(self, items: Sequence[tuple[str, Any]],
+                 transform: Callable[[Any], torch.Tensor],
                  labels: np.ndarray | None = None) -> None:
         if not items:
             raise ValueError("The training set has no image: check DATASETS.NAMES and the "
@@ -55,7 +58,7 @@ class UnlabelledImages(Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, draw: int | Draw) -> dict:
+    def __getitem__(self, draw: int | Draw) -> dict[str, Any]:
         index, seed = draw if isinstance(draw, Draw) else (int(draw), None)
         image = read_image(self.paths[index])
         with contextlib.nullcontext() if seed is None else _seeded(seed):
@@ -85,8 +88,9 @@ def _seeded(seed: int) -> Iterator[None]:
         generator.set_state(before[2])
 
 
-def build_pseudo_label_loader(cfg, items: Sequence[tuple[str, object]], labels: np.ndarray,
-                              seed: int) -> DataLoader:
+def build_pseudo_label_loader(cfg: CfgNode, items: Sequence[tuple[str, Any]], labels: np.ndarray,
+                              seed: int | Sequence[int], *, skip_batches: int = 0
+                              ) -> DataLoader[dict[str, Any]]:
     """Endless P x K training loader over pseudo labels, through the toolbox's builder.
 
     Args:
@@ -94,17 +98,19 @@ def build_pseudo_label_loader(cfg, items: Sequence[tuple[str, object]], labels: 
         items: (path, camera).
         labels: (N,) pseudo labels, -1 is not drawn.
         seed: the same on every process.
+        skip_batches: batches to leave out at the start, where a run goes on within an epoch.
     """
     train_set = UnlabelledImages(
         items, toolbox_transforms.build_transforms(cfg, is_train=True), labels)
     sampler = ClusterSampler(
         labels, train_set.camids, batch_size=cfg.SOLVER.IMS_PER_BATCH,
         num_instances=cfg.DATALOADER.NUM_INSTANCE, seed=seed, rank=comm.get_rank(),
-        world_size=comm.get_world_size())
+        world_size=comm.get_world_size(), skip_batches=skip_batches)
     return build_reid_train_loader(cfg, train_set=train_set, sampler=sampler)
 
 
-def build_extraction_loader(cfg, items: Sequence[tuple[str, object]]) -> DataLoader:
+def build_extraction_loader(cfg: CfgNode, items: Sequence[tuple[str, Any]]
+                            ) -> DataLoader[dict[str, Any]]:
     """Loader that gives every training image once, in order, with the test transforms."""
     images = UnlabelledImages(items, toolbox_transforms.build_transforms(cfg, is_train=False))
     loader, _ = build_reid_test_loader(cfg, test_set=images)

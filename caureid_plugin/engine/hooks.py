@@ -154,7 +154,7 @@ class UnsupervisedHook(HookBase):
     def before_train(self) -> None:
         if self._bank.is_filled:  # from a checkpoint
             return
-        if self.trainer.start_iter > 0:
+        if self.trainer.run_state.is_resumed:
             raise RuntimeError(
                 f"The run goes on at epoch {self.trainer.start_epoch}, but its memory bank was not "
                 "restored: register UnsupervisedHook before trainer.resume_or_load().")

@@ -75,7 +75,7 @@ def test_each_step_updates_the_bank_by_equation_1(start):
     assert len(seen) == 6
     for before, features, indexes, after in seen:
         expected = before.clone()
-        for feature, index in zip(features, indexes.tolist()):
+        for feature, index in zip(features, indexes.tolist(), strict=True):
             expected[index] = normalize(0.2 * expected[index] + 0.8 * feature, dim=0)
         torch.testing.assert_close(after, expected, atol=1e-6, rtol=0)
         assert not torch.equal(before, after)
@@ -125,7 +125,7 @@ def test_extract_clusters_new_features_and_bank_clusters_the_bank(start, monkeyp
 
     extract = hooks.extract_features
     monkeypatch.setattr(hooks, "extract_features",
-                        lambda *a: passes.append(1) or extract(*a))
+                        lambda *a, **k: passes.append(1) or extract(*a, **k))
     start("CAUREID.LABELS", "extract").train()
     assert len(passes) == 2  # the first fills the bank
     passes.clear()
@@ -148,7 +148,7 @@ def test_a_camera_label_does_reach_training(start, monkeypatch):
     monkeypatch.setattr(Market1501, "process_dir", swapped)
     second = start("DATASETS.TESTS", ())
     second.train()
-    pairs = zip(first.model.parameters(), second.model.parameters())
+    pairs = zip(first.model.parameters(), second.model.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in pairs)
 
 
@@ -167,7 +167,7 @@ def test_another_seed_gives_another_run(start):
     one.train()
     other.train()
     assert any(not torch.equal(a, b)
-               for a, b in zip(one.model.parameters(), other.model.parameters()))
+               for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True))
 
 
 def test_scalars_and_log_line_say_what_the_clustering_found(start, monkeypatch, caplog):

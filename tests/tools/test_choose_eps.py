@@ -168,7 +168,7 @@ def trainer(tiny_market, tmp_path):
     cfg.merge_from_file(str(REPOSITORY / "configs" / "Synthetic" / "caureid.yml"))
     cfg.merge_from_list([*KEYS, "OUTPUT_DIR", str(tmp_path)])
     cfg.freeze()
-    seed_all_rng(cfg.SEED)
+    seed_all_rng(caureid_plugin.compat.process_seed(cfg.SEED, 0))  # as default_setup does
     trainer = DefaultTrainer(cfg)
     trainer.register_hooks([caureid_plugin.UnsupervisedHook(cfg)])
     with EventStorage():
