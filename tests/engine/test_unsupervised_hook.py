@@ -11,44 +11,9 @@ import numpy as np
 import pytest
 import torch
 from caureid_plugin import clustering
-from fastreid.engine import DefaultTrainer
 from fastreid.engine.train_loop import HookBase
 from fastreid.utils.events import EventStorage
 from torch.nn.functional import normalize
-
-KEYS = [
-    "MODEL.DEVICE", "cpu", "MODEL.META_ARCHITECTURE", "CAUReID",
-    "MODEL.BACKBONE.NAME", "build_plain_backbone", "MODEL.BACKBONE.FEAT_DIM", 16,
-    "MODEL.BACKBONE.PRETRAIN", False, "MODEL.HEADS.NAME", "CamSepHead",
-    "MODEL.HEADS.NUM_CLASSES", -1, "MODEL.HEADS.WITH_BNNECK", True,
-    "MODEL.HEADS.NECK_FEAT", "after", "MODEL.HEADS.CAMSEP.NUM_CAMERAS", 2,
-    "MODEL.HEADS.CAMSEP.REDUCTION", 4, "MODEL.BN_GROUP_SIZE", 8,
-    "MODEL.LOSSES.NAME", ("InfoNCELoss", "CameraSeparationLoss", "CACCLoss"),
-    "INPUT.SIZE_TRAIN", [32, 16], "INPUT.SIZE_TEST", [32, 16],
-    "SOLVER.IMS_PER_BATCH", 16, "SOLVER.ITERS_PER_EPOCH", 3, "SOLVER.MAX_EPOCH", 2,
-    "SOLVER.WARMUP_ITERS", 0, "SOLVER.CHECKPOINT_PERIOD", 1, "DATALOADER.NUM_WORKERS", 0,
-    "CAUREID.CLUSTER.K1", 6, "CAUREID.CLUSTER.K2", 2, "CAUREID.CLUSTER.MIN_SAMPLES", 2,
-    "CAUREID.CLUSTER.EPS", 0.6, "TEST.EVAL_PERIOD", 2, "TEST.IMS_PER_BATCH", 16, "SEED", 3,
-]
-
-
-@pytest.fixture
-def start(cfg, tiny_market, tmp_path):
-    """Trainer with the hook on the tiny dataset; more keys as arguments."""
-
-    def make(*options, hook=True):
-        run = cfg.clone()
-        run.merge_from_list([*KEYS, "OUTPUT_DIR", str(tmp_path / "out"), *options])
-        run.freeze()
-        (tmp_path / "out").mkdir(exist_ok=True)
-        torch.manual_seed(0)
-        np.random.seed(0)
-        trainer = DefaultTrainer(run)
-        if hook:
-            trainer.register_hooks([caureid_plugin.UnsupervisedHook(run)])
-        return trainer
-
-    return make
 
 
 def _bank(trainer):
@@ -195,26 +160,6 @@ def test_diagnostics_are_marked_and_right(start, monkeypatch):
     monkeypatch.setattr(clustering, "assign_pseudo_labels", lambda *a, **k: exact.copy())
     trainer.train()
     assert trainer.storage.latest()["diagnostic_with_labels/ari"][0] == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("preset", ["bank", "extract"])
-@pytest.mark.parametrize("period", [1, 2])
-def test_a_resumed_run_equals_an_uninterrupted_one(start, tmp_path, preset, period):
-    options = ("CAUREID.LABELS", preset, "CAUREID.CLUSTER_PERIOD", period)
-    whole = start("SOLVER.MAX_EPOCH", 2, *options)
-    whole.train()
-    for file in (tmp_path / "out").iterdir():
-        file.unlink()
-    first = start("SOLVER.MAX_EPOCH", 1, *options)
-    first.train()
-    second = start("SOLVER.MAX_EPOCH", 2, *options)
-    second.resume_or_load(resume=True)
-    assert second.start_epoch == 1
-    assert torch.equal(_bank(second).features, _bank(first).features)
-    second.train()
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(value, second.model.state_dict()[name]), name
-    assert torch.equal(_bank(whole).features, _bank(second).features)
 
 
 def test_a_hook_that_comes_after_resume_is_an_error(start):
