@@ -2128,17 +2128,14 @@ def _last_checkpoint(patch: _Patches) -> None:
 
     @functools.wraps(_checkpoint.Checkpointer.get_checkpoint_file)
     def get_checkpoint_file(self):
-        name, folder = _tagged(self), self.save_dir
+        name = _tagged(self)
         if name is None:
             return ""
-        path = os.path.join(folder, name)
-        fault = ("is empty" if not name else
-                 f"names {name[:99]!r}, which is no file name" if os.path.basename(name) != name
-                 else f"names {name[:99]!r}, which is missing" if not os.path.isfile(path) else None)
+        fault = _fault_of_tag(name, self.save_dir)
         if fault:
-            raise ValueError(f"{os.path.join(folder, 'last_checkpoint')} {fault}. "
-                             f"{_other_checkpoint(folder)}")
-        return path
+            raise ValueError(f"{Path(self.save_dir, 'last_checkpoint')} {fault}. "
+                             f"{_other_checkpoint(self.save_dir)}")
+        return os.path.join(self.save_dir, name)
 
     @functools.wraps(resume_or_load)
     def resume_or_load_(self, path, *, resume=True):
@@ -2149,6 +2146,16 @@ def _last_checkpoint(patch: _Patches) -> None:
 
     patch.set(_checkpoint.Checkpointer, "get_checkpoint_file", get_checkpoint_file)
     patch.set(_checkpoint.Checkpointer, "resume_or_load", resume_or_load_)
+
+
+def _fault_of_tag(name: str, folder: str) -> str | None:
+    if not name:
+        return "is empty"
+    if os.path.basename(name) != name:
+        return f"names {name[:99]!r}, which is no file name"
+    if not os.path.isfile(os.path.join(folder, name)):
+        return f"names {name[:99]!r}, which is missing"
+    return None
 
 
 def _other_checkpoint(folder: str, broken: str = "") -> str:
@@ -2181,12 +2188,27 @@ def _safe_checkpoints(patch: _Patches) -> None:
     @functools.wraps(load)
     def load_(self, path, checkpointables=None):
         if path and not os.path.isfile(self.path_manager.get_local_path(path)):
-            raise FileNotFoundError(errno.ENOENT, "There is no such checkpoint; check MODEL.WEIGHTS",
-                                    path)
+            raise FileNotFoundError(
+                errno.ENOENT, "There is no such checkpoint; check MODEL.WEIGHTS", path)
         return load(self, path, checkpointables)
 
     patch.set(_checkpoint.Checkpointer, "_load_file", load_file)
     patch.set(_checkpoint.Checkpointer, "load", load_)
+    _allow_counters()
+
+
+def _allow_counters() -> None:
+    """Lets weights_only read a collections.Counter, a dict of counts.
+
+    The state of MultiStepLR holds one, which some versions of torch refuse (2.2, for example).
+    """
+    if hasattr(torch.serialization, "add_safe_globals"):
+        torch.serialization.add_safe_globals([collections.Counter])
+        return
+    from torch import _weights_only_unpickler  # torch < 2.4 has no public list
+
+    allowed = _weights_only_unpickler._get_allowed_globals()  # one cached dict for all calls
+    allowed["collections.Counter"] = collections.Counter
 
 
 def _remedy(checkpointer, path: str) -> str:
@@ -2216,8 +2238,8 @@ def _plain_weights(patch: _Patches) -> None:
             return {"model": content}
         found = sorted(map(str, content))[:5] if isinstance(content, dict) else type(content)
         raise ValueError(
-            f"{f} is no checkpoint: it has no weights under the key 'model' (found: {found}). A run "
-            "goes on from its own checkpoints only; MODEL.WEIGHTS may be a state_dict() as well: "
+            f"{f} is no checkpoint: it has no weights under the key 'model' (found: {found}). "
+            "A run goes on from its own checkpoints only; MODEL.WEIGHTS may also be the file of "
             "torch.save(model.state_dict(), ...).")
 
     patch.set(_checkpoint.Checkpointer, "_load_file", load_file_)
@@ -2253,8 +2275,8 @@ def _load_pretrained(path: str | os.PathLike[str], map_location: object = None) 
     try:
         return load_tensors(path)
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            errno.ENOENT, "There are no weights; check MODEL.BACKBONE.PRETRAIN_PATH", path) from error
+        message = "There are no such weights; check MODEL.BACKBONE.PRETRAIN_PATH"
+        raise FileNotFoundError(errno.ENOENT, message, path) from error
     except (DamagedFile, CodeInFile) as error:
         raise type(error)(
             f"{error} Check MODEL.BACKBONE.PRETRAIN_PATH; where that is empty, the toolbox has "

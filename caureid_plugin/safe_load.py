@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator, Mapping
-from typing import Any
+import contextlib
+import os
+import pickle
+import pickletools
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
 _PLAIN = (type(None), bool, int, float, str, torch.Size, torch.dtype)
+# What reading a broken file has been seen to raise, but no OSError: a file that may not be read is
+# not broken.
+_BROKEN = (
+    ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RuntimeError, TypeError,
+    ValueError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error)
+_ZIP = b"PK\x03\x04"  # the first bytes
+
+
+class DamagedFile(ValueError):
+    """A file that is no file of tensors, or not a whole one."""
+
+
+class CodeInFile(ValueError):
+    """A file that can run code of its author's when it is read, and was not read."""
 
 
 def plain_values(tree: Any, name: str = "") -> object:
@@ -54,6 +76,127 @@ def _tensors(tree: object, name: str) -> Iterator[tuple[str, torch.Tensor]]:
         items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
         for key, value in items:
             yield from _tensors(value, _join(name, key))
+
+
+# ------------------------------------------------------------------------------ reading ----
+
+
+def load_tensors(path: str | os.PathLike[str]) -> Any:
+    """Reads a file of ``torch.save`` onto the CPU without running code that it may hold.
+
+    A file in the format of torch 1.6 and later is compared with its checksums first, which
+    ``torch.load`` does not do; it takes half as long as the reading itself.
+
+    Raises:
+        DamagedFile: the file is empty, cut off, changed, or no file of ``torch.save``.
+        CodeInFile: it asks for functions or classes that are no tensors or plain values.
+        OSError: it cannot be read.
+    """
+    path = Path(path)
+    damage = _damage(path)
+    if damage:
+        raise DamagedFile(f"{path} is damaged: {damage}.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except _BROKEN as error:
+        found = _forbidden(path, str(error))
+        if found:
+            raise CodeInFile(
+                f"{path} is refused: it asks for {found}, which is no tensor and no plain value, "
+                "and a file that asks for such things can run any code when it is read. If you "
+                "trust where it comes from, read it elsewhere with torch.load(..., "
+                "weights_only=False) and save its weights alone: torch.save(model.state_dict(), "
+                "...).") from None
+        raise DamagedFile(f"{path} is damaged or no file of torch.save: "
+                          f"{_reason(path, error)}.") from error
+
+
+def _reason(path: Path, error: BaseException) -> str:
+    """Why torch could not read a file, without its advice to read it all the same."""
+    with open(path, "rb") as file:
+        head = file.read(16)
+    if not head.startswith((_ZIP, b"\x80")):
+        return f"it begins with {head!r}"
+    text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+    return text.split("\n")[0] or type(error).__name__
+
+
+def _damage(path: Path) -> str | None:
+    """What can be said to be wrong with a file before torch reads its content."""
+    with open(path, "rb") as file:
+        head = file.read(4)
+    if not head:
+        return "it is empty"
+    if head != _ZIP:
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+            script = any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except _BROKEN as error:
+        return f"it is cut off or changed ({error})"
+    if script:  # torch < 2.3 would load it in spite of weights_only
+        return "it is a program of torch.jit, no file of tensors"
+    return f"its part {broken} differs from its checksum" if broken else None
+
+
+def _forbidden(path: Path, message: str) -> str | None:
+    """The first name that a file asks for and that torch refused, None if it refused none.
+
+    A name that belongs to no tensor comes before those of torch: torch stops at whatever it meets
+    first, and some versions at the format of the pickle, without a name.
+    """
+    names = list(dict.fromkeys(_names(path)))
+    refused = [name for name in names if name in message]
+    foreign = [name for name in names if name not in ("builtins.set", "__builtin__.set")
+               and name.partition(".")[0] not in ("torch", "collections", "numpy", "_codecs")]
+    return next(iter(foreign + refused), None)
+
+
+def _names(path: Path) -> Iterator[str]:
+    """All functions and classes that the pickles in a file ask for, as far as it can be read."""
+    with contextlib.suppress(*_BROKEN), open(path, "rb") as file:
+        if file.read(4) != _ZIP:
+            file.seek(0)
+            for _ in range(5):  # the older format: magic number, version, system, content, keys
+                yield from _names_in_pickle(file)
+        else:
+            with zipfile.ZipFile(file) as archive:
+                for name in archive.namelist():
+                    if name.endswith(".pkl"):
+                        yield from _names_in_pickle(archive.open(name))
+
+
+def _names_in_pickle(file: BinaryIO | Any) -> Iterator[str]:
+    """Names of one pickle; in newer ones the two strings on the stack, which may be repeated."""
+    texts: list[str] = ["", ""]
+    memo: dict[object, str] = {}
+    for code, value, _ in pickletools.genops(file):
+        if code.name in ("GLOBAL", "INST"):
+            yield str(value).replace(" ", ".")
+        elif code.name == "STACK_GLOBAL":
+            yield ".".join(texts[-2:])
+        elif code.name == "MEMOIZE":
+            memo[len(memo)] = texts[-1]
+        elif code.name.endswith("PUT"):
+            memo[value] = texts[-1]
+        elif code.name.endswith("GET"):
+            texts.append(memo.get(value, ""))
+        elif isinstance(value, str):
+            texts.append(value)
+
+
+def newest_that_loads(paths: Iterable[Path]) -> Path | None:
+    """The newest of several checkpoints that can be read whole; ``model_best.pth`` comes last."""
+    def age(path: Path) -> tuple[bool, float]:
+        return path.name == "model_best.pth", -path.stat().st_mtime
+
+    for path in sorted(paths, key=age):
+        with contextlib.suppress(DamagedFile, CodeInFile, OSError):
+            content = load_tensors(path)
+            if isinstance(content, dict) and "model" in content:
+                return path
+    return None
 
 
 def _join(name: str, key: object) -> str:

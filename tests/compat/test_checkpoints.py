@@ -4,14 +4,23 @@ import collections
 import copy
 import errno
 import io
+import itertools
 import os
+import pickle
+import re
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from caureid_plugin import compat
+from caureid_plugin.safe_load import CodeInFile, DamagedFile, load_tensors
+from fastreid.modeling import backbones
+from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from fastreid.utils.checkpoint import Checkpointer, PeriodicCheckpointer
 
 
@@ -302,3 +311,382 @@ def test_weights_that_exploded_are_not_saved(tmp_path, value, where):
     with compat.without("finite_checkpoints"):
         checkpointer.save("model_0000", epoch=1)
     assert (tmp_path / "model_0000.pth").read_bytes() != before
+
+
+# ------------------------------------------------------------------------------ resuming ----
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A folder with the checkpoints 0, 1 and 2, each an hour newer, and model_best of epoch 1."""
+    net, folder = Net(), tmp_path / "a run"
+    folder.mkdir()
+    checkpointer = Checkpointer(net, str(folder))
+    for epoch, names in enumerate([["model_0000"], ["model_best", "model_0001"], ["model_0002"]]):
+        set_to(net, epoch)
+        for name in names:
+            checkpointer.save(name, epoch=epoch)
+            os.utime(folder / f"{name}.pth", (3600 * epoch, 3600 * epoch))
+    return folder
+
+
+def do_as_told(error):
+    """Runs the command that an error message offers."""
+    command, = re.findall("`(echo .*?)`", str(error))
+    subprocess.run(["sh", "-c", command], check=True, timeout=20)
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def change_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.full((3,), 2.0).numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut off": cut_off,
+    "half": lambda path: path.write_bytes(path.read_bytes()[:len(path.read_bytes()) // 2]),
+    "a changed bit": change_a_bit,
+    "a web page": lambda path: path.write_text("<!DOCTYPE html>"),
+    "zeros": lambda path: path.write_bytes(bytes(10_000)),
+    "half of the older format": lambda path: (
+        torch.save(Net().state_dict(), path, _use_new_zipfile_serialization=False),
+        path.write_bytes(path.read_bytes()[:-10])),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_offered(run, damage):
+    damage(run / "model_0002.pth")
+    with pytest.raises(DamagedFile, match=r"model_0002\.pth is damaged.*newest other checkpoint "
+                                          r"that loads is model_0001\.pth") as caught:
+        resumed(run)
+    assert "weights_only" not in str(caught.value)
+    do_as_told(caught.value)
+    assert resumed(run) == (1, 1.0)
+
+
+def test_without_the_repair_a_changed_bit_is_loaded_and_a_broken_file_not_named(run):
+    change_a_bit(run / "model_0002.pth")
+    net = Net()
+    with compat.without("safe_checkpoints"):
+        Checkpointer(net, str(run)).resume_or_load("")
+        assert net.first.tolist() != [2.0] * 3  # the weights are wrong and nobody knows
+        cut_off(run / "model_0002.pth")
+        with pytest.raises(RuntimeError) as caught:
+            resumed(run)
+    assert "model_0002" not in str(caught.value)
+
+
+def test_what_is_offered_loads_and_the_best_comes_last(run):
+    names = ["model_0002.pth", "model_0001.pth", "model_0000.pth", "model_best.pth"]
+    for broken, offered in itertools.pairwise(names):
+        cut_off(run / broken)
+        with pytest.raises(DamagedFile, match=f"{broken} is damaged") as caught:
+            resumed(run)
+        do_as_told(caught.value)
+        assert (run / "last_checkpoint").read_text() == f"{offered}\n"
+    assert resumed(run) == (1, 1.0)
+    cut_off(run / "model_best.pth")
+    with pytest.raises(DamagedFile, match="No other checkpoint .* loads: remove .*last_checkpoint"):
+        resumed(run)
+
+
+TAGS = {
+    "": "is empty", " \n": "is empty", "model_0009.pth": "which is missing", ".": "is missing",
+    "../model_0001.pth": "no file name", "/etc/passwd": "no file name", "a\0b": "is missing",
+    "x" * 5000: "is missing",
+}
+
+
+@pytest.mark.parametrize("tag, fault", TAGS.items(), ids=range(len(TAGS)))
+def test_a_wrong_last_checkpoint_is_told_as_such(run, tag, fault):
+    shutil.copy(run / "model_0001.pth", run.parent)
+    (run / "last_checkpoint").write_text(tag)
+    with pytest.raises(ValueError, match=rf"a run/last_checkpoint .*{fault}.*model_0002\.pth") as e:
+        resumed(run)
+    assert len(str(e.value)) < 1000
+    do_as_told(e.value)
+    assert resumed(run) == (2, 2.0)
+
+
+def test_a_last_checkpoint_of_bytes_is_told_as_such(run):
+    (run / "last_checkpoint").write_bytes(bytes(range(128, 256)))
+    with pytest.raises(ValueError, match="last_checkpoint names .* which is missing"):
+        resumed(run)
+
+
+def test_without_the_repair_a_wrong_last_checkpoint_is_obeyed(run):
+    shutil.copy(run / "model_0001.pth", run.parent)
+    (run / "last_checkpoint").write_text("../model_0001.pth")
+    with compat.without("last_checkpoint"):
+        assert resumed(run) == (1, 1.0)
+        (run / "last_checkpoint").write_text("")
+        with pytest.raises(OSError, match="There is no such checkpoint"):
+            resumed(run)
+
+
+def test_checkpoints_without_a_last_one_are_told(run, messages):
+    (run / "last_checkpoint").unlink()
+    Checkpointer(Net(), str(run)).resume_or_load("", resume=True)
+    text, = [text for text in messages if "begins anew" in text]
+    do_as_told(text)
+    assert resumed(run) == (2, 2.0)
+
+
+def test_a_fresh_folder_says_nothing_about_other_checkpoints(tmp_path, messages):
+    assert Checkpointer(Net(), str(tmp_path)).resume_or_load("", resume=True) == {}
+    assert Checkpointer(Net()).resume_or_load("", resume=True) == {}
+    assert not [text for text in messages if "anew" in text]
+
+
+# --------------------------------------------------------------------------- what is read ----
+
+
+class Bomb:
+    """Pickled, it is a command that creates a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {shlex.quote(str(self.path))}",)
+
+
+@pytest.fixture
+def unsafe_torch(monkeypatch):
+    """torch.load with the default of torch < 2.6."""
+    load = torch.load
+    monkeypatch.setattr(torch, "load", lambda *arguments, weights_only=False, **options: load(
+        *arguments, weights_only=weights_only, **options))
+
+
+BOMBS = {
+    "zip": torch.save,
+    "zip, protocol 4": lambda content, path: torch.save(content, path, pickle_protocol=4),
+    "older": lambda content, path: torch.save(
+        content, path, _use_new_zipfile_serialization=False),
+    **{f"pickle {protocol}": lambda content, path, protocol=protocol: path.write_bytes(
+        pickle.dumps(content, protocol)) for protocol in range(6)},
+}
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("write", BOMBS.values(), ids=BOMBS)
+def test_a_file_with_code_is_refused(run, tmp_path, unsafe_torch, write):
+    fired, path = tmp_path / "fired", run / "model_0002.pth"
+    write({"model": Net().state_dict(), "epoch": Bomb(fired)}, path)
+    with pytest.raises(CodeInFile, match=rf"model_0002\.pth is refused.*{os.name}\.system.*run any "
+                                         r"code.*save its weights alone.*model_0001\.pth"):
+        resumed(run)
+    with pytest.raises(CodeInFile, match=rf"{os.name}\.system"):
+        Checkpointer(Net()).load(str(path))
+    with pytest.raises(CodeInFile, match=rf"{os.name}\.system"):
+        compat.load_weights(Net(), str(path))
+    assert not fired.exists()
+
+
+def test_without_the_repair_code_in_a_file_runs(run, tmp_path, unsafe_torch):
+    fired = tmp_path / "fired"
+    torch.save({"model": Net().state_dict(), "epoch": Bomb(fired)}, run / "model_0002.pth")
+    with compat.without("safe_checkpoints"):
+        resumed(run)
+    assert fired.exists()
+
+
+@pytest.mark.parametrize("content", [torch.nn.Linear(2, 2), {"model": np.zeros(2)}])
+def test_other_objects_than_tensors_are_refused(tmp_path, content):
+    torch.save(content, tmp_path / "file")
+    with pytest.raises(CodeInFile, match=r"Linear|numpy"):
+        load_tensors(tmp_path / "file")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_program_is_no_file_of_tensors(tmp_path):
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(str(tmp_path / "file"))
+    with pytest.raises(DamagedFile, match="a program of torch.jit"):
+        load_tensors(tmp_path / "file")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("older", [False, True])
+def test_any_damage_is_told_and_none_changes_the_content(tmp_path, older):
+    path, broken, rng = tmp_path / "file", tmp_path / "broken", np.random.default_rng(0)
+    torch.save(Net(1.0).state_dict(), path, _use_new_zipfile_serialization=not older)
+    whole, told = path.read_bytes(), 0
+    for turn in range(150):
+        content = bytearray(whole[:rng.integers(len(whole))] if turn % 3 == 0 else whole)
+        if turn % 3:
+            content[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+        broken.write_bytes(content)
+        try:
+            found = load_tensors(broken)
+        except (DamagedFile, CodeInFile) as error:
+            assert str(broken) in str(error)
+            told += 1
+        else:  # a bit of the padding
+            assert turn % 3 and (older or [*found] == ["first", "second"])
+            assert older or all((tensor == 1).all() for tensor in found.values())
+    assert told > 75
+
+
+def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path):
+    with pytest.raises(IsADirectoryError):
+        load_tensors(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        load_tensors(tmp_path / "none")
+
+
+def test_counters_are_read_whether_torch_has_a_public_list_or_not(tmp_path, monkeypatch):
+    counter = collections.Counter({40: 1, 70: 2})
+    torch.save(counter, tmp_path / "file")
+    assert load_tensors(tmp_path / "file") == counter
+    allowed = {}
+    monkeypatch.delattr(torch.serialization, "add_safe_globals", raising=False)  # as in torch 2.2
+    monkeypatch.setattr(torch._weights_only_unpickler, "_get_allowed_globals", lambda: allowed)
+    compat._allow_counters()
+    assert allowed == {"collections.Counter": collections.Counter}
+
+
+def test_missing_weights_are_told_as_such(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"MODEL\.WEIGHTS.*none\.pth"):
+        Checkpointer(Net()).load(str(tmp_path / "none.pth"))
+
+
+def test_weights_elsewhere_are_not_replaced_by_a_checkpoint(run, tmp_path):
+    (tmp_path / "weights.pth").write_bytes(b"")
+    with pytest.raises(DamagedFile, match=r"MODEL\.WEIGHTS") as caught:
+        Checkpointer(Net(), str(run)).load(str(tmp_path / "weights.pth"))
+    assert "echo" not in str(caught.value)
+
+
+def test_a_state_dict_alone_is_loaded_as_weights(tmp_path):
+    path, net = tmp_path / "weights.pth", Net()
+    torch.save(Net(5.0).state_dict(), path)
+    Checkpointer(net).load(str(path))
+    assert sevens(net) == set() and (net.first == 5).all() and (net.second == 5).all()
+    with compat.without("plain_weights"), pytest.raises(KeyError, match="model"):
+        Checkpointer(net).load(str(path))
+
+
+@pytest.mark.parametrize("content", [
+    {}, [1], None, torch.zeros(2), {"state_dict": {"first": torch.zeros(3)}},
+    {"model": torch.zeros(3), "epoch": 1}, {"epoch": 1}])
+def test_what_holds_no_weights_is_no_checkpoint(tmp_path, content):
+    torch.save(content, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"weights\.pth is no checkpoint.*'model'.*found:"):
+        Checkpointer(Net()).load(str(tmp_path / "weights.pth"))
+
+
+def test_a_run_does_not_go_on_from_weights_alone(run):
+    torch.save(Net(5.0).state_dict(), run / "model_0002.pth")
+    with pytest.raises(ValueError, match="is no checkpoint"):
+        resumed(run)
+
+
+# --------------------------------------------------------------------- pretrained backbones ----
+
+UNSAFE = re.compile(r"torch\.load\(|load_state_dict_from_url\(")
+TOOLBOX = Path(backbones.__file__).parents[2]
+
+
+def modules_that_load():
+    """Names of the toolbox's modules whose source reads files of torch.save."""
+    return sorted(".".join(("fastreid", *path.relative_to(TOOLBOX).with_suffix("").parts))
+                  for path in TOOLBOX.rglob("*.py") if UNSAFE.search(path.read_text()))
+
+
+def test_all_reading_of_the_toolbox_is_in_known_places():
+    names = modules_that_load()
+    assert len(names) >= 12
+    assert {name for name in names if ".modeling.backbones." not in name} == {
+        "fastreid.utils.checkpoint"}  # whose only call is replaced by safe_checkpoints
+
+
+@pytest.mark.parametrize("name", [n for n in modules_that_load() if "backbones" in n])
+def test_no_backbone_runs_code_in_its_weights(name, tmp_path, unsafe_torch):
+    fired, path, module = tmp_path / "fired", tmp_path / "bomb.pth", sys.modules[name]
+    torch.save(Bomb(fired), path)
+
+    def all_readings():
+        yield lambda: module.torch.load(str(path))
+        yield lambda: module.torch.load(str(path), map_location=torch.device("cpu"))
+        yield lambda: module.torch.hub.load_state_dict_from_url(
+            "https://nowhere.invalid/bomb.pth", model_dir=str(tmp_path), progress=False)
+        if hasattr(module, "load_state_dict_from_url"):
+            yield lambda: module.load_state_dict_from_url(
+                "https://nowhere.invalid/bomb.pth", model_dir=str(tmp_path))
+
+    for read in all_readings():
+        with pytest.raises(CodeInFile, match=r"bomb\.pth is refused.*BACKBONE\.PRETRAIN_PATH"):
+            read()
+        assert not fired.exists()
+    assert module.torch.cat is torch.cat and module.torch.hub.get_dir is torch.hub.get_dir
+
+
+def test_without_the_repair_a_backbone_runs_code_in_its_weights(tmp_path, unsafe_torch):
+    fired, path = tmp_path / "fired", tmp_path / "bomb.pth"
+    torch.save(Bomb(fired), path)
+    with compat.without("safe_pretraining"):
+        sys.modules["fastreid.modeling.backbones.osnet"].torch.load(str(path))
+    assert fired.exists()
+
+
+# those of RegNet and EfficientNet look for files that the toolbox does not install
+BUILDERS = {
+    "build_resnet_backbone": "18x", "build_osnet_backbone": "x0_25",
+    "build_resnext_backbone": "50x", "build_resnest_backbone": "50x",
+    "build_repvgg_backbone": "A0", "build_mobilenetv2_backbone": "0.1x",
+    "build_mobilenetv3_backbone": "Small", "build_shufflenetv2_backbone": "0.5x",
+    "build_vit_backbone": "small"}
+
+
+@pytest.mark.parametrize("name, depth", BUILDERS.items())
+def test_every_backbone_names_the_pretrained_file_and_its_key(
+        cfg, tmp_path, monkeypatch, unsafe_torch, name, depth):
+    fired, path = tmp_path / "fired", tmp_path / "weights.pth"
+    cfg.merge_from_list(["MODEL.BACKBONE.NAME", name, "MODEL.BACKBONE.DEPTH", depth,
+                         "MODEL.BACKBONE.PRETRAIN", True, "INPUT.SIZE_TRAIN", [32, 16],
+                         "MODEL.BACKBONE.PRETRAIN_PATH", str(path)])
+    key = r".*MODEL\.BACKBONE\.PRETRAIN_PATH"
+
+    # no time is lost on random weights
+    device = "cpu" if name == "build_vit_backbone" else "meta"
+    transformer = sys.modules["fastreid.modeling.backbones.vision_transformer"]
+    monkeypatch.setattr(transformer, "trunc_normal_", lambda tensor, **how: tensor)
+
+    def build():
+        with torch.device(device):
+            BACKBONE_REGISTRY.get(name)(cfg)
+
+    with pytest.raises(FileNotFoundError, match=key + r".*weights\.pth"):
+        build()
+    path.write_bytes(b"")
+    with pytest.raises(DamagedFile, match=r"weights\.pth" + key):
+        build()
+    torch.save({"model": Bomb(fired), "state_dict": Bomb(fired)}, path)
+    with pytest.raises(CodeInFile, match=r"weights\.pth" + key):
+        build()
+    assert not fired.exists()
+
+
+def test_weights_given_by_name_are_downloaded_once(tmp_path, monkeypatch):
+    source, calls = tmp_path / "source.pth", []
+    torch.save({"a": torch.ones(2)}, source)
+
+    def download(url, target, digest, progress):
+        calls.append((url, digest))
+        shutil.copy(source, target)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    load = sys.modules["fastreid.modeling.backbones.resnest"].torch.hub.load_state_dict_from_url
+    url, folder = "https://nowhere.invalid/x/net-0123abcd.pth?version=1", str(tmp_path / "new")
+    for check_hash in (True, False):
+        assert load(url, folder, check_hash=check_hash)["a"].tolist() == [1, 1]
+    assert calls == [(url, "0123abcd")]
+    load(url, folder, file_name="other.pth")
+    assert calls[1:] == [(url, None)]
