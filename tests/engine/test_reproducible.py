@@ -61,9 +61,14 @@ def test_two_processes_started_apart_give_the_same_run(tiny_market, tmp_path, sc
         started.append(subprocess.Popen(
             [str(part) for part in command], env=environment, cwd=tmp_path, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
-    for process in started:
-        log, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, log[-3000:]
+    try:
+        for process in started:
+            log, _ = process.communicate(timeout=240)
+            assert process.returncode == 0, log[-3000:]
+    finally:  # the other one, where the first has failed
+        for process in started:
+            process.kill()
+            process.wait()
     one, other = (_saved(tmp_path / name) for name in ("one", "other"))
     assert len(one) > 60 and _equal(one, other)
     rows = _rows(tmp_path / "one")
