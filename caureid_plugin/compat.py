@@ -2082,7 +2082,11 @@ def _tagged(checkpointer) -> str | None:
     """What last_checkpoint says, whatever it is; None if there is none."""
     if not checkpointer.save_dir or not checkpointer.has_checkpoint():
         return None
-    return Path(checkpointer.save_dir, "last_checkpoint").read_text(errors="replace").strip()
+    tag = Path(checkpointer.save_dir, "last_checkpoint")
+    if not tag.is_file():
+        raise ValueError(f"{tag} is a folder or a FIFO, not a regular file. Remove it. "
+                         f"{_other_checkpoint(checkpointer.save_dir)}")
+    return tag.read_text(errors="replace").strip()
 
 
 def _last_good(checkpointer) -> str:

@@ -191,7 +191,8 @@ def newest_that_loads(paths: Iterable[Path]) -> Path | None:
     def age(path: Path) -> tuple[bool, float]:
         return path.name == "model_best.pth", -path.stat().st_mtime
 
-    for path in sorted(paths, key=age):
+    # reading a FIFO would wait for ever
+    for path in sorted((path for path in paths if path.is_file()), key=age):
         with contextlib.suppress(DamagedFile, CodeInFile, OSError):
             content = load_tensors(path)
             if isinstance(content, dict) and "model" in content:

@@ -1,6 +1,7 @@
 """Bad files: every case ends in the right result or in an error with the file and the remedy.
 
-CASES holds the images, LISTINGS the folders of a dataset. Transparency is dropped, as PIL's
+CASES holds the images, LISTINGS the files of a dataset's folder, OUTPUTS the folders to write to
+and CHECKPOINTS the damage that a run may find when it goes on. Transparency is dropped, as PIL's
 ``convert`` does; 16-bit values keep their upper byte; of several frames the first is taken.
 """
 
@@ -8,6 +9,7 @@ import contextlib
 import dataclasses
 import errno
 import gzip
+import io
 import logging
 import os
 import re
@@ -22,12 +24,14 @@ from pathlib import Path
 import caureid_plugin
 import numpy as np
 import pytest
+import torch
 from caureid_plugin.data import UnlabelledImages, build_extraction_loader
 from fastreid.data.common import CommDataset
 from fastreid.data.datasets.dukemtmcreid import DukeMTMC
 from fastreid.data.datasets.market1501 import Market1501
 from fastreid.data.transforms import build_transforms
 from fastreid.engine import defaults
+from fastreid.utils.checkpoint import Checkpointer
 from PIL import Image
 
 RNG = np.random.default_rng(0)
@@ -804,3 +808,153 @@ def test_output_folder(set_up, open_folder, monkeypatch, prepare, expected):
                      str(caught.value).replace(named, "OUTPUT_DIR")), caught.value
     if isinstance(caught.value, OSError):
         assert caught.value.errno == caught.value.__cause__.errno
+
+
+# ----------------------------------------------------------------------------- checkpoints ----
+
+
+class FullDiskFile(io.FileIO):
+    """A file that takes 1000 bytes."""
+
+    def write(self, data):
+        if self.tell() + memoryview(data).nbytes > 1000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data)
+
+
+def full_for(ending):
+    """open() as on a disk that is full, for files to write whose name ends so."""
+    plain_open = open
+
+    def limited_open(file, mode="r", *args, **kwargs):
+        if str(file).endswith(ending) and "w" in mode:
+            return FullDiskFile(file, "w")
+        return plain_open(file, mode, *args, **kwargs)
+
+    return limited_open
+
+
+@pytest.fixture
+def checkpointer(tmp_path):
+    """Of a model of 40 kB, with a good checkpoint whose weights are 1."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    model = torch.nn.Linear(100, 100)
+    torch.nn.init.ones_(model.weight)
+    made = Checkpointer(model, str(folder))
+    made.save("model_0000")
+    return made
+
+
+def weights(checkpointer):
+    return sorted(set(checkpointer.model.weight.flatten().tolist()))
+
+
+def resume(checkpointer):
+    torch.nn.init.zeros_(checkpointer.model.weight)
+    return checkpointer.resume_or_load("", resume=True)
+
+
+@pytest.mark.parametrize("name", ["model_0001", "model_0000", "model_best", "model_final"])
+def test_a_full_disk_while_a_checkpoint_is_written(checkpointer, monkeypatch, name):
+    folder = Path(checkpointer.save_dir)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    torch.nn.init.constant_(checkpointer.model.weight, 2)
+    monkeypatch.setattr("builtins.open", full_for(".part"))
+    with pytest.raises(OSError, match=rf"{name}.pth could not be saved: No space left.*"
+                       rf"{folder}/model_0000.pth is still good. Free space in {folder}") as caught:
+        checkpointer.save(name)
+    assert caught.value.errno == errno.ENOSPC
+    monkeypatch.undo()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    resume(checkpointer)
+    assert weights(checkpointer) == [1]
+
+
+def written(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def shortened(folder):
+    path = folder / "model_0000.pth"
+    path.write_bytes(path.read_bytes()[:-5000])
+
+
+def with_a_hole(folder):
+    path = folder / "model_0000.pth"
+    content = path.read_bytes()
+    path.write_bytes(content[:2000] + bytes(3000) + content[5000:])
+
+
+def replaced_by(make):
+    def change(folder):
+        path = folder / "model_0000.pth"
+        path.unlink()
+        make(path)
+
+    return change
+
+
+def saved_object(content):
+    return lambda folder: torch.save(content, folder / "model_0000.pth")
+
+
+def outside(folder):
+    shutil.copy(folder / "model_0000.pth", folder.parent / "other.pth")
+    (folder / "last_checkpoint").write_text("../other.pth")
+
+
+def marked_by_a_folder(folder):
+    (folder / "last_checkpoint").unlink()
+    (folder / "last_checkpoint").mkdir()
+
+
+CHECKPOINTS = [
+    # (case, damage, how the error begins; None: it is loaded)
+    ("as saved", lambda folder: None, None),
+    ("last_checkpoint ends a line", written("last_checkpoint", b"model_0000.pth\n"), None),
+    ("last_checkpoint is empty", written("last_checkpoint", b""), "last_checkpoint"),
+    ("last_checkpoint names nothing", written("last_checkpoint", b"model_0007.pth"),
+     "last_checkpoint names 'model_0007.pth'"),
+    ("last_checkpoint is garbage", written("last_checkpoint", b"\xff\0\n\n"), "last_checkpoint"),
+    ("last_checkpoint leads outside", outside, "last_checkpoint"),
+    ("last_checkpoint is a folder", marked_by_a_folder, "last_checkpoint"),
+    ("last_checkpoint names a folder", replaced_by(Path.mkdir),
+     "last_checkpoint names 'model_0000.pth'"),
+    ("missing", replaced_by(lambda path: None), "last_checkpoint names 'model_0000.pth'"),
+    ("fifo", replaced_by(os.mkfifo), "last_checkpoint names 'model_0000.pth'"),
+    ("dangling link", replaced_by(lambda path: path.symlink_to("gone")),
+     "last_checkpoint names 'model_0000.pth'"),
+    ("empty", written("model_0000.pth", b""), "model_0000.pth"),
+    ("text", written("model_0000.pth", b"this is no checkpoint"), "model_0000.pth"),
+    ("zeros", written("model_0000.pth", bytes(50000)), "model_0000.pth"),
+    ("truncated", shortened, "model_0000.pth"),
+    ("damaged within", with_a_hole, "model_0000.pth"),
+    ("a list", saved_object([1, 2]), "model_0000.pth"),
+    ("without a model", saved_object({"epoch": 1}), "model_0000.pth"),
+]
+
+
+@pytest.mark.parametrize("damage, named", [
+    pytest.param(damage, named, id=case) for case, damage, named in CHECKPOINTS])
+def test_resuming_from_a_damaged_checkpoint(checkpointer, damage, named):
+    folder = Path(checkpointer.save_dir)
+    damage(folder)
+    if not named:
+        resume(checkpointer)
+        assert weights(checkpointer) == [1]
+        return
+    with pytest.raises((ValueError, OSError)) as caught:
+        resume(checkpointer)
+    remedy = r"\. .*(--resume|remove .*last_checkpoint|MODEL.WEIGHTS)"
+    expected = rf"{re.escape(str(folder / named))}.*{remedy}"
+    assert re.search(expected, str(caught.value)), caught.value
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs the permissions of POSIX")
+def test_resuming_from_a_checkpoint_of_another_user(open_folder):
+    model = torch.nn.Linear(2, 2)
+    Checkpointer(model, str(open_folder)).save("model_0000")
+    os.chmod(open_folder / "model_0000.pth", 0)
+    with ordinary_user(), pytest.raises((ValueError, OSError), match="model_0000.pth"):
+        Checkpointer(model, str(open_folder)).resume_or_load("", resume=True)
