@@ -734,7 +734,8 @@ def _meet(rank: int, local_size: int, world_size: int, url: str, seconds: float)
         # of processes that count otherwise there is no trace, and the wait says so
         present = [f"caureid/{world_size}/{local_size}/{other}" for other in range(world_size)]
         taken = store.add(present[rank], 1) > 1
-        store.wait(present, limit)
+        if not taken:
+            store.wait(present, limit)
     except (RuntimeError, OSError) as error:
         raise RuntimeError(
             f"Process {rank} of {machines} waited {seconds:g} s (--join-timeout) for the others, "
@@ -1322,8 +1323,8 @@ class _CollectRandomStates(_train_loop.HookBase):
 
 
 @_repair(
-    upstream="engine/defaults.py:225 (Checkpointer(..., optimizer, scheduler)) with "
-    "engine/hooks.py:191 (PeriodicCheckpointer)",
+    upstream="engine/defaults.py:223 (Checkpointer(..., optimizer, scheduler)) with "
+    "engine/hooks.py:190 (PeriodicCheckpointer)",
     symptom="a resumed run is another one: random states, the loss scale of mixed precision, the "
     "best metric and smoothed figures start anew; metrics.json keeps the rows of steps that are "
     "done again",
@@ -1352,7 +1353,7 @@ STOPPED_CHECKPOINT = "model_stopped"
 
 
 @_repair(
-    upstream="engine/train_loop.py:127-156 (TrainerBase.train)",
+    upstream="engine/train_loop.py:128-153 (TrainerBase.train)",
     symptom="a run can only go on at the start of an epoch: SIGTERM (a scheduler's notice) and "
     "Ctrl-C lose everything since the last checkpoint",
     versions="all",
@@ -1453,7 +1454,7 @@ def stop_point(trainer) -> None:
 
 
 @_repair(
-    upstream="engine/train_loop.py:302-306 (SimpleTrainer._write_metrics)",
+    upstream="engine/train_loop.py:293-297 (SimpleTrainer._write_metrics)",
     symptom="a loss that is not finite ends the run without a word on what to change or how to go "
     "on",
     versions="all",

@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from caureid_plugin import clustering
+from caureid_plugin import clustering, compat
 from caureid_plugin.modeling import MemoryBank
 from caureid_plugin.modeling.gather import gather_batch
 from fastreid.data.datasets import DATASET_REGISTRY
@@ -447,6 +447,15 @@ def test_a_loss_that_becomes_nan(made, tmp_path):
     saved = tmp_path / "out" / "model_0000.pth"
     assert re.search(ADVICE.format(re.escape(str(saved))), message)
     assert_goes_on(made, saved)
+
+
+def test_without_the_repair_a_loss_that_becomes_nan_comes_without_advice(made):
+    with compat.without("loss_not_finite"):
+        trainer = made(people())
+        arrange(trainer, At(poison(lambda t: neck(t).bias), step=3))
+        with pytest.raises(FloatingPointError, match="Loss became infinite or NaN") as raised:
+            trainer.train()
+    assert "BASE_LR" not in str(raised.value) and "--resume" not in str(raised.value)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

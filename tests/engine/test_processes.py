@@ -38,7 +38,8 @@ KEYS = [
     "INPUT.REA.ENABLED", True, "SOLVER.IMS_PER_BATCH", 32, "SOLVER.ITERS_PER_EPOCH", 3,
     "SOLVER.MAX_EPOCH", 2, "SOLVER.WARMUP_ITERS", 0, "DATALOADER.NUM_WORKERS", 0,
     "CAUREID.CLUSTER.K1", 6, "CAUREID.CLUSTER.K2", 2, "CAUREID.CLUSTER.MIN_SAMPLES", 2,
-    "CAUREID.CLUSTER.EPS", 0.6, "DATASETS.TESTS", (), "TEST.IMS_PER_BATCH", 16, "SEED", 3,
+    "CAUREID.CLUSTER.EPS", 0.6, "CAUREID.LABELS", "extract",
+    "DATASETS.TESTS", (), "TEST.IMS_PER_BATCH", 16, "SEED", 3,
 ]
 
 
@@ -124,8 +125,9 @@ def _assert_close(run, expected, tolerance):
         torch.testing.assert_close(step["losses"], other["losses"], rtol=tolerance, atol=tolerance,
                                    msg=lambda text, n=number: f"losses of step {n}: {text}")
         for name in ("bank", "weights"):
-            torch.testing.assert_close(step[name], other[name], rtol=0, atol=tolerance,
-                                       msg=lambda text, n=number, k=name: f"{k} of step {n}: {text}")
+            torch.testing.assert_close(
+                step[name], other[name], rtol=0, atol=tolerance,
+                msg=lambda text, n=number, k=name: f"{k} of step {n}: {text}")
     for name, value in run["state"].items():  # the running statistics of batch norm, too
         torch.testing.assert_close(value, expected["state"][name], rtol=tolerance, atol=tolerance,
                                    msg=lambda text, k=name: f"{k}: {text}")

@@ -213,7 +213,8 @@ def test_the_options_of_the_clustering_come_from_the_config(start, monkeypatch):
 def test_camera_aware_neighbours_with_the_cameras_of_the_bank(start, monkeypatch):
     calls = _watch_clustering(monkeypatch)
     trainer = start("CAUREID.CLUSTER.CAMERA_AWARE", True, "CAUREID.CLUSTER.K1_INTRA", 3,
-                    "CAUREID.CLUSTER.K1_INTER", 7, "CAUREID.CLUSTER.K2_INTER", 5)
+                    "CAUREID.CLUSTER.K1_INTER", 7, "CAUREID.CLUSTER.K2_INTER", 5,
+                    "CAUREID.CLUSTER.EPS", 0.4)
     trainer.train()
     assert len(calls) == 2
     for call in calls:

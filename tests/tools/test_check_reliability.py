@@ -63,9 +63,9 @@ def sample(**changed):
 
 @pytest.mark.parametrize(("last", "after", "found"), [
     ({}, {"processes": 0}, None),
-    ({"processes": 2}, {"processes": 0}, "processes after epoch 3"),
-    ({"threads": 5}, {"processes": 0}, "threads after epoch 3"),
-    ({"files": 19}, {"processes": 0}, "files after epoch 3"),
+    ({"processes": 2}, {"processes": 0}, "processes: 1 after epoch 3, at least 2"),
+    ({"threads": 5}, {"processes": 0}, "threads: 4 after epoch 3, at least 5"),
+    ({"files": 19}, {"processes": 0}, "files: 18 after epoch 3, at least 19"),
     ({"memory": 911.0}, {"processes": 0}, "memory grew by 11.0 MiB"),
     ({"memory": 909.0}, {"processes": 0}, None),
     ({}, {}, "1 processes outlive the training"),
