@@ -112,7 +112,7 @@ print(int(peak) / 2**20 - before / 2**30, needed["peak"])
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("n, dim, backend, camera_aware", [
-    (16000, 64, "torch", False), (8000, 1024, "torch", False), (8000, 64, "torch", True),
+    (16000, 64, "torch", False), (8000, 1024, "torch", False), (20000, 64, "torch", True),
     (16000, 256, "faiss-flat", False), (8000, 512, "torch-pca", False),
 ])
 def test_the_estimate_is_what_is_taken(n, dim, backend, camera_aware):
