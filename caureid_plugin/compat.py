@@ -830,7 +830,9 @@ def launch(main_func, num_gpus_per_machine, num_machines=1, machine_rank=0, dist
 
 @_repair(
     upstream="engine/launch.py:74 (_distributed_worker)",
-    symptom="several processes assert CUDA and NCCL; torchrun starts N independent runs",
+    symptom="several processes assert CUDA and NCCL; torchrun starts N independent runs; a signal "
+    "to the launcher leaves its processes behind, the error shown may be that of a victim, and a "
+    "machine that never comes is waited for half an hour",
     versions="all",
 )
 def _processes(patch: _Patches) -> None:

@@ -15,6 +15,12 @@ import torch.distributed as dist
 Result = TypeVar("Result")
 
 
+class PeerError(RuntimeError):
+    """Another process has failed, whose own error is the one to look at."""
+
+    is_consequence = True
+
+
 @dataclass(frozen=True)
 class Processes:
     """The processes that share a search; by default this one alone.
@@ -76,7 +82,7 @@ class Processes:
             raise error
         for rank, message in enumerate(messages):
             if message is not None:
-                raise RuntimeError(f"process {rank} of {self.size} failed: {message}")
+                raise PeerError(f"process {rank} of {self.size} failed: {message}")
         return result
 
     def on_this_machine(self) -> int:

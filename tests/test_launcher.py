@@ -1,0 +1,313 @@
+"""The launcher with processes that fail, hang, are killed or are told to stop.
+
+Here its processes are forked, which takes no time, and it runs in a process of its own, which can
+be sent signals. tests/compat/test_processes.py starts it as a user does.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from caureid_plugin import launcher
+from caureid_plugin.signals import EXIT_INTERRUPTED, EXIT_STOPPED
+
+LIMIT = 60  # seconds after which a wait has failed
+FORK = multiprocessing.get_context("fork")
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+
+
+def wait_for(condition):
+    end = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+def is_gone(pid):
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE  # nobody reaps in a container
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _launch(work, count, folder):
+    os.setpgid(0, 0)  # as a shell does it
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTSTP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        launcher.run_processes(work, count, (folder,))
+    except launcher.ProcessError as error:
+        (folder / "error").write_text(str(error))
+        sys.exit(1)
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """Starts the launcher with ``work(index, folder)`` in each process."""
+    monkeypatch.setattr(torch.multiprocessing, "get_context", lambda method: FORK)
+    monkeypatch.setattr(launcher, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(launcher, "ORPHAN_SECONDS", 0.5)
+    started = []
+
+    def begin(work, count=2):
+        started.append(FORK.Process(target=_launch, args=(work, count, tmp_path)))
+        started[-1].start()
+        return started[-1]
+
+    yield begin
+    pids = [int(path.name) for path in tmp_path.glob("[0-9]*")]
+    try:
+        wait_for(lambda: all(is_gone(pid) for pid in pids))
+    finally:
+        for process in started:
+            process.kill()
+            process.join()
+        for pid in pids:
+            if not is_gone(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def result(start, tmp_path):
+    """Exit code and error message of a launcher that ends by itself."""
+
+    def run(work, count=2):
+        process = start(work, count)
+        process.join(LIMIT)
+        error = tmp_path / "error"
+        return process.exitcode, error.read_text() if error.exists() else None
+
+    return run
+
+
+def _present(folder):
+    (folder / str(os.getpid())).touch()
+
+
+def _wait_for_all(folder, count):
+    wait_for(lambda: len(list(folder.glob("[0-9]*"))) >= count)
+
+
+def _hang(*_):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while True:
+        time.sleep(10)
+
+
+# ----------------------------------------------------------------------------- how they end ----
+
+
+def _succeed(index, folder):
+    (folder / f"done{index}").touch()
+    if index:
+        sys.exit(0 if index == 1 else None)
+
+
+def test_every_process_runs_and_may_exit_with_zero(result, tmp_path):
+    assert result(_succeed, 3) == (0, None)
+    assert len(list(tmp_path.glob("done*"))) == 3
+
+
+def _stop(index, folder):
+    time.sleep(0.5 * index)  # longer than the grace after a failure for the last one
+    (folder / f"done{index}").touch()
+    sys.exit(EXIT_STOPPED)
+
+
+def test_the_exit_code_of_a_stopped_run_is_handed_on(result, tmp_path):
+    assert result(_stop, 3) == (EXIT_STOPPED, None)
+    assert len(list(tmp_path.glob("done*"))) == 3
+
+
+def _fail_beside_hanging_ones(index, folder):
+    _present(folder)
+    if index != 1:  # with a loader's worker
+        FORK.Process(target=lambda: (_present(folder), _hang())).start()
+        _hang()
+    _wait_for_all(folder, 5)
+    raise OSError("the disk is full")
+
+
+def test_a_failure_ends_the_others_and_what_they_have_started(result):
+    code, error = result(_fail_beside_hanging_ones, 3)  # `start` sees that they are gone
+    assert code == 1
+    assert error.startswith("process 1 of 3 failed, and the others were ended:\n\nTraceback")
+    assert error.endswith("OSError: the disk is full")
+
+
+def _fail_one_after_the_other(index, folder):
+    _present(folder)
+    _wait_for_all(folder, 3)
+    time.sleep(0.1 * index)
+    if index == 0:
+        raise RuntimeError("[pair.cc:534] Connection closed by peer [127.0.0.1]:1234")
+    raise ValueError(f"this is number {index}")
+
+
+def test_the_cause_is_told_and_not_its_consequences(result):
+    code, error = result(_fail_one_after_the_other, 3)
+    assert code == 1 and error.startswith("process 1 of 3")
+    assert error.endswith("ValueError: this is number 1")
+
+
+def _be_killed(index, folder):
+    _present(folder)
+    _wait_for_all(folder, 2)
+    if index:
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise ConnectionResetError("the other is gone")
+
+
+def test_a_killed_process_is_the_cause(result):
+    assert result(_be_killed) == (
+        1, "process 1 of 2 was ended by SIGKILL: perhaps by the system, for want of memory")
+
+
+def _exit_with(code):
+    def work(index, folder):
+        _present(folder)
+        sys.exit(code) if index else _hang()
+
+    return work
+
+
+@pytest.mark.parametrize("code, message", [
+    (3, "process 1 of 2 left with exit code 3, its output says why"),
+    ("no data", "process 1 of 2 left with this message:\n\nno data")])
+def test_another_exit_code_is_a_failure(result, code, message):
+    assert result(_exit_with(code)) == (1, message)
+
+
+@pytest.mark.parametrize("error, expected", [
+    (RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [::1]:5"), True),
+    (RuntimeError("[pair.cc:589] Read error [::1]:46: Connection reset by peer"), True),
+    (RuntimeError("[unbound_buffer.cc:81] Timed out waiting 1800000ms for recv"), True),
+    (BrokenPipeError(), True),
+    (torch.distributed.DistStoreError("anything"), True),
+    (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    (ValueError("Connection closed by peer"), False),
+    (OSError("No space left on device"), False)])
+def test_which_errors_are_consequences(error, expected):
+    assert launcher.is_peer_gone(error) is expected
+
+
+# -------------------------------------------------------------------------------- signals ----
+
+
+def _count_signals(index, folder):
+    """Leaves a second after the first signal, with the number of signals as a file."""
+    seen = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: seen.append(number))
+    _present(folder)
+    while not seen:
+        time.sleep(0.02)
+    time.sleep(1.0)
+    (folder / f"seen{index}").write_text(" ".join(signal.Signals(n).name for n in seen))
+    sys.exit(EXIT_STOPPED if seen[0] == signal.SIGTERM else EXIT_INTERRUPTED)
+
+
+@pytest.mark.parametrize("number, code", [
+    (signal.SIGTERM, EXIT_STOPPED), (signal.SIGINT, EXIT_INTERRUPTED)])
+@pytest.mark.parametrize("send", [os.kill, os.killpg])  # the latter is what a terminal does
+def test_each_process_receives_a_signal_once(start, tmp_path, number, code, send):
+    process = start(_count_signals)
+    _wait_for_all(tmp_path, 2)
+    send(process.pid, number)
+    process.join(LIMIT)
+    assert process.exitcode == code
+    assert [(tmp_path / f"seen{i}").read_text() for i in range(2)] == [number.name] * 2
+
+
+def _sleep(index, folder):
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _present(folder)
+    time.sleep(LIMIT)
+
+
+@pytest.mark.parametrize("number, code", [
+    (signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, EXIT_INTERRUPTED)])
+def test_processes_that_do_not_hold_a_signal_back_end(start, tmp_path, number, code):
+    process = start(_sleep)
+    _wait_for_all(tmp_path, 2)
+    os.kill(process.pid, number)
+    process.join(LIMIT)
+    assert process.exitcode == code and not (tmp_path / "error").exists()
+
+
+def _hang_visibly(index, folder):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _present(folder)
+    _hang()
+
+
+def test_a_second_ctrl_c_ends_what_hangs(start, tmp_path):
+    process = start(_hang_visibly)
+    _wait_for_all(tmp_path, 2)
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(0.3)  # two signals at once are one
+    os.kill(process.pid, signal.SIGINT)
+    process.join(LIMIT)
+    assert process.exitcode == EXIT_INTERRUPTED
+
+
+def _hang_or_obey(index, folder):
+    if index:
+        _hang_visibly(index, folder)
+    _count_signals(index, folder)
+
+
+def test_without_their_launcher_processes_stop_or_are_killed(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(launcher, "ORPHAN_SECONDS", 2.0)
+    process = start(_hang_or_obey)
+    _wait_for_all(tmp_path, 2)
+    process.kill()  # `start` sees that they are gone
+    wait_for((tmp_path / "seen0").exists)
+    assert (tmp_path / "seen0").read_text() == "SIGTERM"
+
+
+def test_ctrl_z_stops_all_and_they_go_on(start, tmp_path):
+    process = start(_count_signals)
+    _wait_for_all(tmp_path, 2)
+    everybody = [process.pid, *(int(path.name) for path in tmp_path.glob("[0-9]*"))]
+
+    def stopped():
+        return [psutil.Process(p).status() == psutil.STATUS_STOPPED for p in everybody]
+
+    os.kill(process.pid, signal.SIGTSTP)
+    wait_for(lambda: all(stopped()))
+    os.kill(process.pid, signal.SIGCONT)
+    wait_for(lambda: not any(stopped()))
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(LIMIT)
+    assert process.exitcode == EXIT_STOPPED
+
+
+def test_outside_the_main_thread_no_handler_is_set(monkeypatch, tmp_path):
+    import threading
+
+    monkeypatch.setattr(torch.multiprocessing, "get_context", lambda method: FORK)
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=launcher.run_processes, args=(_succeed, 2, (tmp_path,)))
+    thread.start()
+    thread.join(LIMIT)
+    assert len(list(tmp_path.glob("done*"))) == 2
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_handlers_are_given_back(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.multiprocessing, "get_context", lambda method: FORK)
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGTSTP)]
+    launcher.run_processes(_succeed, 1, (Path(tmp_path),))
+    assert [signal.getsignal(n)
+            for n in (signal.SIGTERM, signal.SIGINT, signal.SIGTSTP)] == before
