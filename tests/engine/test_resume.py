@@ -277,7 +277,8 @@ def test_without_the_run_state_a_resumed_run_is_another_one(start, whole, tmp_pa
     """Of a toolbox's own supervised run, whose augmentations draw from the global generators."""
     supervised = ("MODEL.META_ARCHITECTURE", "Baseline", "MODEL.HEADS.NUM_CLASSES", 8,
                   "MODEL.HEADS.NAME", "EmbeddingHead", "MODEL.LOSSES.NAME", ("CrossEntropyLoss",),
-                  "SOLVER.OPT", "SGD", "DATALOADER.SAMPLER_TRAIN", "TrainingSampler")
+                  "SOLVER.OPT", "SGD", "DATALOADER.SAMPLER_TRAIN", "TrainingSampler",
+                  "INPUT.FLIP.ENABLED", True)
 
     values = []
 
