@@ -229,7 +229,8 @@ def test_each_process_receives_a_signal_once(start, tmp_path, number, code, send
 
 
 def _sleep(index, folder):
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # forked, it has the launcher's handlers
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     _present(folder)
     time.sleep(LIMIT)
 

@@ -97,4 +97,4 @@ def test_two_processes_find_what_one_finds(tmp_path, monkeypatch, backend):
                 assert np.array_equal(found[name], array)
         # what is wrong is said in every process
         assert (tmp_path / f"{rank}.txt").read_text() == (
-            "ValueError ValueError MemoryError " + ["RuntimeError", "ValueError"][rank])
+            "ValueError ValueError MemoryError " + ["PeerError", "ValueError"][rank])
