@@ -576,7 +576,8 @@ def to_device(batch: dict, device: torch.device) -> dict:
 @_repair(
     upstream="data/data_utils.py:82-202 (BackgroundGenerator, DataLoaderX)",
     symptom="every loader needs CUDA; each one keeps a thread and its workers for ever, and starts "
-    "them when the trainer is built, before anybody has asked for a batch",
+    "them when the trainer is built, before anybody has asked for a batch; in a run of several "
+    "processes workers are spawned, not forked, and each imports everything anew",
     versions="all",
 )
 def _train_loader(patch: _Patches) -> None:
