@@ -303,10 +303,11 @@ def draw_leaks(samples: list[dict], path: Path) -> None:
     for name in ("processes", "threads", "files"):
         axes[0].plot(epochs, [sample[name] for sample in samples], label=name)
     axes[1].plot(epochs, [sample["memory"] for sample in samples])
-    axes[0].set(xlabel="epoch", title="held after each epoch", ylim=(0, None))
-    axes[1].set(xlabel="epoch", title="resident memory (MiB)", ylim=(0, None))
+    axes[0].set(xlabel="epoch", title="held after each epoch")
+    axes[1].set(xlabel="epoch", title="resident memory (MiB)")
     axes[0].legend()
     for axis in axes:
+        axis.set_ylim(0, 1.2 * axis.get_ylim()[1])
         axis.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
