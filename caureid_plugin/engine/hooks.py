@@ -185,8 +185,8 @@ class UnsupervisedHook(HookBase):
         features, rows = gather_batch(*self._model.pop_seen())
         with self._not_finite_explained():
             self._bank.update(features, rows)
-        if (self.trainer.iter + 1) % self.trainer.iters_per_epoch == 0:
-            average_running_statistics(self._model)  # they are used from here on
+        # in every step, so that a checkpoint, which the first process writes, holds those of all
+        average_running_statistics(self._model)
 
     def after_train(self) -> None:
         self.trainer.data_loader.shutdown()

@@ -44,7 +44,7 @@ KEYS = [
 
 
 class Watch(HookBase):
-    """Keeps losses, labels, bank and weights of every step."""
+    """Keeps what every step has led to."""
 
     def __init__(self):
         self.steps = []
@@ -56,7 +56,9 @@ class Watch(HookBase):
             "losses": torch.tensor([latest[name][0] for name in sorted(latest) if "loss_" in name],
                                    dtype=torch.float64),
             "labels": model.memory.labels.clone(), "bank": model.memory.features.clone(),
-            "weights": torch.cat([p.detach().flatten() for p in model.parameters()])})
+            "weights": torch.cat([p.detach().flatten() for p in model.parameters()]),
+            "statistics": torch.cat([b.flatten() for name, b in model.named_buffers()
+                                     if "running" in name])})
 
 
 def use_double_precision():
@@ -113,7 +115,7 @@ def train(tiny_market, tmp_path):
 def _assert_equal_ranks(ranks):
     for other in ranks[1:]:
         for step, expected in zip(other["steps"], ranks[0]["steps"], strict=True):
-            for name in ("labels", "bank", "weights"):
+            for name in ("labels", "bank", "weights", "statistics"):
                 assert torch.equal(step[name], expected[name]), name
         for name, value in other["state"].items():
             assert torch.equal(value, ranks[0]["state"][name]), name
@@ -124,7 +126,7 @@ def _assert_close(run, expected, tolerance):
         assert torch.equal(step["labels"], other["labels"])
         torch.testing.assert_close(step["losses"], other["losses"], rtol=tolerance, atol=tolerance,
                                    msg=lambda text, n=number: f"losses of step {n}: {text}")
-        for name in ("bank", "weights"):
+        for name in ("bank", "weights", "statistics"):
             torch.testing.assert_close(
                 step[name], other[name], rtol=0, atol=tolerance,
                 msg=lambda text, n=number, k=name: f"{k} of step {n}: {text}")
@@ -145,7 +147,7 @@ def test_any_number_of_processes_trains_as_one(train):
         one = runs[1][precision][0]
         assert len(one["steps"]) == 6 and all(len(step["losses"]) == 3 for step in one["steps"])
         first, last = one["steps"][0], one["steps"][-1]
-        for name in ("labels", "bank", "weights"):  # there was something to get wrong
+        for name in ("labels", "bank", "weights", "statistics"):  # there was something to get wrong
             assert not torch.equal(first[name], last[name]), name
         assert len(torch.unique(last["labels"])) > 4
         for count in (2, 4):
