@@ -530,7 +530,10 @@ class DeviceLoader(torch.utils.data.DataLoader):
 
     def __iter__(self):
         self.shutdown()
-        self._running = _batches(super().__iter__, self.target_device)
+        start = super().__iter__
+        if self.worker_init_fn is _outlive_signals:
+            start = functools.partial(_shielded, start)
+        self._running = _batches(start, self.target_device)
         return self
 
     def __next__(self):
@@ -553,6 +556,16 @@ def _outlive_signals(worker_id: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def _shielded(start: Callable[[], Iterator]) -> Iterator:
+    """Starts workers with SIGTERM held back until they are ready for it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        return start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _batches(start: Callable[[], Iterator], device: torch.device) -> Iterator:
@@ -707,7 +720,7 @@ def _init_process(rank: int, local_rank: int, local_size: int, world_size: int, 
             f"{torch.cuda.device_count()} CUDA devices.")
     if cuda:
         torch.cuda.set_device(local_rank)
-    else:
+    elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
     known = ({"store": _meet(rank, local_size, world_size, url, join_seconds)}
              if url.startswith("tcp://") else {"init_method": url})
@@ -1244,18 +1257,21 @@ class RunState:
         """Restores :meth:`state_dict`; figures and random states when the training starts.
 
         Raises:
-            ValueError: the checkpoint is of the middle of an epoch of another length.
+            ValueError: the checkpoint is of a run whose epochs have another length.
         """
         iters = self._trainer.iters_per_epoch
-        if state["steps_done"] and state["iters_per_epoch"] != iters:
+        if state["iters_per_epoch"] != iters:
             raise ValueError(
-                f"The checkpoint was saved after {state['steps_done']} of an epoch's "
-                f"{state['iters_per_epoch']} steps, and an epoch has {iters} now: set "
-                f"SOLVER.ITERS_PER_EPOCH {state['iters_per_epoch']} to go on from it.")
+                f"The checkpoint is of a run with {state['iters_per_epoch']} steps an epoch, "
+                f"and this one has {iters}: set SOLVER.ITERS_PER_EPOCH "
+                f"{state['iters_per_epoch']} to go on from it.")
         self.steps_done = state["steps_done"]
         self._random = self._unused_random = state["random"]
         if self._trainer.cfg.get("SEED", -1) < 0:
             self.seed = state["seed"]
+        elif self.seed != state["seed"]:
+            logger.warning("SEED is %d, and the checkpoint is of a run with seed %d: what follows "
+                           "is neither the one run nor the other.", self.seed, state["seed"])
         if self._trainer.grad_scaler and state["grad_scaler"]:
             self._trainer.grad_scaler.load_state_dict(state["grad_scaler"])
         if self._periodic():
@@ -1276,7 +1292,8 @@ class RunState:
             writer.__dict__["_written"] = dict(self._restored["written"])
         if self._json_writer() and self._restored["metrics_bytes"] is not None:
             _drop_rows_after(self._json_writer(), self._restored["metrics_bytes"])
-        if not self.steps_done:  # a checkpoint is saved before its epoch's figures are written
+        if self._trainer.start_epoch > 0 and not self.steps_done:
+            # a checkpoint is saved before its epoch's figures are written
             _write_figures(self._writers())
 
     def restore_random_states(self) -> None:
@@ -1309,11 +1326,18 @@ def _flushed_size(writer) -> int:
 
 def _drop_rows_after(writer, size: int) -> None:
     """Cuts metrics.json to what it held at the checkpoint: the steps after it are done again."""
-    now = _flushed_size(writer)
+    path, now = Path(writer._file_handle.name), _flushed_size(writer)
     if now < size:
         logger.warning("%s is shorter than when the checkpoint was saved (%d bytes, then %d): rows "
-                       "before it are missing.", writer._file_handle.name, now, size)
+                       "before it are missing.", path, now, size)
+        return
+    content = path.read_bytes()
+    if size and content[size - 1:size] != b"\n":
+        logger.warning("%s is not the file that the checkpoint was saved with: it stays as it is.",
+                       path)
     elif now > size:
+        logger.info("%d rows of %s are of steps that are done again: they are left out.",
+                    content[size:].count(b"\n"), path)
         writer._file_handle.truncate(size)
 
 
@@ -1376,6 +1400,8 @@ def _train(self, start_epoch: int, max_epoch: int, iters_per_epoch: int) -> None
         start_epoch * iters_per_epoch + (state.steps_done if state else 0))
     self.is_finished = False
     logger.info("Starting training from epoch %d, iteration %d", start_epoch, self.start_iter)
+    if state:
+        _check_start(self, state)
     request = StopRequest()
     with _events.EventStorage(self.start_iter) as self.storage, \
             request if state else contextlib.nullcontext():
@@ -1388,12 +1414,39 @@ def _train(self, start_epoch: int, max_epoch: int, iters_per_epoch: int) -> None
                 _train_epoch(self, state, iters_per_epoch)
             self.is_finished = True
         except StopNow:
+            if self.epoch < start_epoch:
+                logger.warning("Stopped by %s before the first step: there is nothing to save that "
+                               "the same command would not find again.", request.signal.name)
             raise SystemExit(request.exit_code) from None
         except Exception:
             logger.exception("Exception during training:")
             raise
         finally:
             self.after_train()
+
+
+def _check_start(self, state: RunState) -> None:
+    """Looks whether all processes start at one place, and sets aside what --resume must not find.
+
+    Raises:
+        ValueError: the processes have found different checkpoints.
+    """
+    places = comm.all_gather((self.start_epoch, state.steps_done, state.seed))
+    if len(set(places)) > 1:
+        raise ValueError(
+            "The processes of this run found different checkpoints (epoch, step and seed: "
+            f"{places}). OUTPUT_DIR {self.cfg.OUTPUT_DIR} must be on a file system that all "
+            "machines share.")
+    if self.start_epoch > 0 and not state.is_resumed:
+        logger.warning("The checkpoint holds no state of a run (it is of FastReID alone or of an "
+                       "older version): random numbers and rows of metrics.json do not go on "
+                       "where they were.")
+    tag = Path(self.cfg.OUTPUT_DIR, "last_checkpoint")
+    if self.start_epoch == 0 and not state.is_resumed and comm.is_main_process() and tag.is_file():
+        os.replace(tag, tag.with_name("last_checkpoint.old"))
+        logger.warning("%s named %r, of a run before this one: it is last_checkpoint.old now, so "
+                       "that --resume does not go on from it.", tag,
+                       tag.with_name("last_checkpoint.old").read_text(errors="replace"))
 
 
 def _train_epoch(self, state: RunState | None, iters_per_epoch: int) -> None:
@@ -1478,7 +1531,11 @@ def _loss_not_finite(patch: _Patches) -> None:
 
 def how_to_go_on(trainer) -> str:
     """When it happened, what to change and where to go on, once numbers are NaN or infinite."""
-    solver, last = trainer.cfg.SOLVER, trainer.checkpointer.get_checkpoint_file()
+    solver = trainer.cfg.SOLVER
+    try:
+        last = trainer.checkpointer.get_checkpoint_file()
+    except ValueError:  # a damaged last_checkpoint is not what this is about
+        last = ""
     return (f"This is step {trainer.iter} (epoch {max(trainer.epoch, 0)}). Lower SOLVER.BASE_LR "
             f"(now {solver.BASE_LR})"
             + (" or set SOLVER.AMP.ENABLED False. " if solver.AMP.ENABLED else ". ")
@@ -2090,7 +2147,17 @@ def _tagged(checkpointer) -> str | None:
     if not tag.is_file():
         raise ValueError(f"{tag} is a folder or a FIFO, not a regular file. Remove it. "
                          f"{_other_checkpoint(checkpointer.save_dir)}")
-    return tag.read_text(errors="replace").strip()
+    try:
+        return tag.read_text(errors="replace").strip()
+    except OSError as error:
+        raise _unreadable(error, tag, _other_checkpoint(checkpointer.save_dir)) from error
+
+
+def _unreadable(error: OSError, path: str | os.PathLike[str], remedy: str) -> OSError:
+    """An error of the same kind that names the file and what to do."""
+    if isinstance(error, PermissionError):
+        remedy = f"Let this user read it (chmod u+r). {remedy}"
+    return OSError(error.errno, f"{path} could not be read: {error.strerror or error}. {remedy}")
 
 
 def _last_good(checkpointer) -> str:
@@ -2192,6 +2259,8 @@ def _safe_checkpoints(patch: _Patches) -> None:
             return load_tensors(f)
         except (DamagedFile, CodeInFile) as error:
             raise type(error)(f"{error} {_remedy(self, f)}") from error
+        except OSError as error:
+            raise _unreadable(error, f, _remedy(self, f)) from error
 
     @functools.wraps(load)
     def load_(self, path, checkpointables=None):
@@ -2280,11 +2349,14 @@ def _module_like(module: types.ModuleType, **changes: object) -> types.ModuleTyp
 
 def _load_pretrained(path: str | os.PathLike[str], map_location: object = None) -> object:
     """Reads a backbone's weights, always onto the CPU: they are copied into the network anyway."""
+    del map_location  # an argument of the toolbox's calls
+    if not os.path.isfile(path):  # reading a FIFO would wait for ever
+        message = "There are no such weights; check MODEL.BACKBONE.PRETRAIN_PATH"
+        raise FileNotFoundError(errno.ENOENT, message, path)
     try:
         return load_tensors(path)
-    except FileNotFoundError as error:
-        message = "There are no such weights; check MODEL.BACKBONE.PRETRAIN_PATH"
-        raise FileNotFoundError(errno.ENOENT, message, path) from error
+    except OSError as error:
+        raise _unreadable(error, path, "Check MODEL.BACKBONE.PRETRAIN_PATH.") from error
     except (DamagedFile, CodeInFile) as error:
         raise type(error)(
             f"{error} Check MODEL.BACKBONE.PRETRAIN_PATH; where that is empty, the toolbox has "
@@ -2295,6 +2367,7 @@ def _download_pretrained(
         url: str, model_dir: str | None = None, map_location: object = None, progress: bool = True,
         check_hash: bool = False, file_name: str | None = None) -> object:
     """``torch.hub.load_state_dict_from_url``, which has no weights_only in every torch."""
+    del map_location  # as there
     folder = Path(model_dir or Path(torch.hub.get_dir(), "checkpoints"))
     path = folder / (file_name or Path(urllib.parse.urlparse(url).path).name)
     if not path.exists():
@@ -2539,23 +2612,25 @@ def _all_keys(cfg, prefix: str = "") -> Iterator[str]:
             yield from _all_keys(value, f"{prefix}{key}.")
 
 
-def _check_known(key, known: set[str]) -> None:
+def _check_known(key, known: set[str], root: CfgNode) -> None:
     if not isinstance(key, str):
         raise TypeError(f"A config key is text, got {key!r}.")
     if BASE_KEY in key.split("."):
         raise ValueError(f"{key!r}: the reserved key {BASE_KEY!r} can only be used in files.")
-    if key not in known:
+    told_by_yacs = root.key_is_deprecated(key) or root.key_is_renamed(key)
+    if key not in known and not told_by_yacs:
         close = difflib.get_close_matches(key, known, n=3)
         raise KeyError(f"There is no config key {key!r}"
                        + (f", did you mean {' or '.join(close)}?" if close else "."))
 
 
-def _check_known_keys(other: CfgNode, cfg: CfgNode, known: set[str], prefix: str = "") -> None:
+def _check_known_keys(
+        other: CfgNode, cfg: CfgNode, known: set[str], root: CfgNode, prefix: str = "") -> None:
     for key, value in other.items():
         if key not in cfg and not cfg.is_new_allowed():
-            _check_known(f"{prefix}{key}" if isinstance(key, str) else key, known)
+            _check_known(f"{prefix}{key}" if isinstance(key, str) else key, known, root)
         elif isinstance(value, CfgNode) and isinstance(cfg.get(key), CfgNode):
-            _check_known_keys(value, cfg[key], known, f"{prefix}{key}.")
+            _check_known_keys(value, cfg[key], known, root, f"{prefix}{key}.")
 
 
 def _unknown_key_is_an_assertion() -> bool:
@@ -2584,14 +2659,14 @@ def _unknown_key(patch: _Patches) -> None:
             raise ValueError(f"Config keys and values must come in pairs, got {list(cfg_list)}.")
         known = set(_all_keys(self))
         for key in cfg_list[0::2]:
-            _check_known(key, known)
+            _check_known(key, known, self)
         return merge_list(self, cfg_list)
 
     @functools.wraps(merge_other)
     def merge_from_other_cfg(self, cfg_other):
         if not isinstance(cfg_other, CfgNode):
             raise TypeError(f"A config is merged with a CfgNode, got {type(cfg_other).__name__}.")
-        _check_known_keys(cfg_other, self, set(_all_keys(self)))
+        _check_known_keys(cfg_other, self, set(_all_keys(self)), self)
         return merge_other(self, cfg_other)
 
     patch.set(CfgNode, "merge_from_list", merge_from_list)

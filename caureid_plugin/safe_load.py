@@ -8,6 +8,7 @@ import os
 import pickle
 import pickletools
 import struct
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,6 +25,9 @@ _BROKEN = (
     ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RuntimeError, TypeError,
     ValueError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error)
 _ZIP = b"PK\x03\x04"  # the first bytes
+# torch < 2.6 runs the code in such a file in spite of weights_only (CVE-2025-32434)
+_TAR = ("it is in the tar format of very old torch, which is not read: if you trust where it comes "
+        "from, read it elsewhere and save it again with a current torch")
 
 
 class DamagedFile(ValueError):
@@ -88,7 +92,8 @@ def load_tensors(path: str | os.PathLike[str]) -> Any:
     ``torch.load`` does not do; it takes half as long as the reading itself.
 
     Raises:
-        DamagedFile: the file is empty, cut off, changed, or no file of ``torch.save``.
+        DamagedFile: the file is empty, cut off, changed, or no file of ``torch.save``; or it is in
+            the tar format of very old torch.
         CodeInFile: it asks for functions or classes that are no tensors or plain values.
         OSError: it cannot be read.
     """
@@ -124,11 +129,11 @@ def _reason(path: Path, error: BaseException) -> str:
 def _damage(path: Path) -> str | None:
     """What can be said to be wrong with a file before torch reads its content."""
     with open(path, "rb") as file:
-        head = file.read(4)
+        head = file.read(512)
     if not head:
         return "it is empty"
-    if head != _ZIP:
-        return None
+    if not head.startswith(_ZIP):
+        return _TAR if any(head) and tarfile.is_tarfile(path) else None  # of zeros: an empty tar
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
@@ -187,12 +192,13 @@ def _names_in_pickle(file: BinaryIO | Any) -> Iterator[str]:
 
 
 def newest_that_loads(paths: Iterable[Path]) -> Path | None:
-    """The newest of several checkpoints that can be read whole; ``model_best.pth`` comes last."""
-    def age(path: Path) -> tuple[bool, float]:
-        return path.name == "model_best.pth", -path.stat().st_mtime
+    """The newest of several checkpoints that can be read whole, ``model_best.pth`` left out.
 
+    That one was chosen by the labels of the test set, and a run may not go on from such a choice.
+    """
     # reading a FIFO would wait for ever
-    for path in sorted((path for path in paths if path.is_file()), key=age):
+    files = [path for path in paths if os.path.isfile(path) and path.name != "model_best.pth"]
+    for path in sorted(files, key=os.path.getmtime, reverse=True):
         with contextlib.suppress(DamagedFile, CodeInFile, OSError):
             content = load_tensors(path)
             if isinstance(content, dict) and "model" in content:

@@ -10,7 +10,10 @@ from typing import Any
 logger = logging.getLogger("fastreid.caureid")
 
 EXIT_STOPPED = 75
-"""A run ended because of SIGTERM, with its checkpoint saved: ``--resume`` goes on (EX_TEMPFAIL)."""
+"""A run ended because of SIGTERM, with what it had done in a checkpoint: ``--resume`` goes on.
+
+EX_TEMPFAIL of sysexits.h.
+"""
 
 EXIT_INTERRUPTED = 130
 """The same after Ctrl-C (128 + SIGINT, so that a shell ends the loop around it as well)."""

@@ -281,9 +281,10 @@ def report_leaks(options: argparse.Namespace, samples: list[dict], after: dict) 
     late = flat[-max(1, len(flat) // 4):]
     for name in ("processes", "threads", "files"):
         # what is just being closed may be counted in one epoch or another; a leak never goes away
-        if min(sample[name] for sample in late) > samples[2][name]:
-            found.append(f"{name}: {samples[2][name]} after epoch 3, at least "
-                         f"{min(sample[name] for sample in late)} in the last {len(late)} epochs")
+        least = min(sample[name] for sample in late)
+        if least > samples[2][name]:
+            found.append(f"{name}: {samples[2][name]} after epoch 3, at least {least} in the last "
+                         f"{len(late)} epochs")
     growth = flat[-1]["memory"] - flat[0]["memory"]
     if growth > options.memory:
         found.append(f"memory grew by {growth:.1f} MiB after epoch 3")

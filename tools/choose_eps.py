@@ -16,6 +16,8 @@ The table and the suggestion use no identity. --diagnostics adds columns that do
 import argparse
 import csv
 import os
+import zipfile
+import zlib
 from pathlib import Path
 
 import caureid_plugin  # first: it makes the toolbox importable
@@ -37,6 +39,10 @@ from tabulate import tabulate
 from torch.nn.functional import normalize
 
 MOST_VALUES = 200  # of eps
+KNOWN_ARRAYS = ("features", "camids", "identities")
+# what np.load raises for a file that it cannot read
+BROKEN = (EOFError, MemoryError, OSError, OverflowError, RuntimeError, SyntaxError, TypeError,
+          ValueError, zipfile.BadZipFile, zlib.error)
 # option -> keys below CAUREID.CLUSTER
 COUNTS = {"min_samples": ["MIN_SAMPLES"], "k1": ["K1"], "k2": ["K2"], "k1_intra": ["K1_INTRA"],
           "k1_inter": ["K1_INTER"], "k2_intra": ["K2_INTRA", "K2_INTRA_FIRST"],
@@ -71,16 +77,22 @@ def read_features(path: Path) -> dict:
     """"features" of a file and what else it holds of "camids" and "identities".
 
     Raises:
-        ValueError: another kind of file, or no features in it.
+        ValueError: no file, another kind of file, a damaged one, or no features in it.
     """
     if path.suffix not in (".npy", ".npz"):
         raise ValueError(f"--features {path} must end in .npy or .npz")
-    loaded = np.load(path)
-    if path.suffix == ".npy":
-        return {"features": loaded}
-    if "features" not in loaded:
-        raise ValueError(f'--features {path} holds no "features", only {sorted(loaded)}')
-    return {name: loaded[name] for name in ("features", "camids", "identities") if name in loaded}
+    if not path.is_file():  # reading a FIFO would wait for ever
+        raise ValueError(f"--features {path} is not a file")
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        arrays = {"features": loaded} if isinstance(loaded, np.ndarray) else loaded
+        found = {name: arrays[name] for name in KNOWN_ARRAYS if name in arrays}
+    except BROKEN as error:
+        raise ValueError(f"--features {path} is damaged or holds objects: save plain arrays with "
+                         f"np.savez ({error})") from error
+    if "features" not in found:
+        raise ValueError(f'--features {path} holds no "features", only {sorted(arrays)}')
+    return found
 
 
 def extract(cfg, identities: bool) -> dict:

@@ -154,7 +154,7 @@ class UnsupervisedHook(HookBase):
     def before_train(self) -> None:
         if self._bank.is_filled:  # from a checkpoint
             return
-        if self.trainer.run_state.is_resumed:
+        if self.trainer.run_state.is_resumed or self.trainer.start_epoch > 0:
             raise RuntimeError(
                 f"The run goes on at epoch {self.trainer.start_epoch}, but its memory bank was not "
                 "restored: register UnsupervisedHook before trainer.resume_or_load().")
@@ -300,7 +300,8 @@ class EvalAtStart(HookBase):
         self._enabled = enabled
 
     def before_train(self) -> None:
-        if not self._enabled or self.trainer.run_state.is_resumed:
+        if (not self._enabled or self.trainer.run_state.is_resumed
+                or self.trainer.start_epoch > 0):
             return
         results = self.trainer.test(self.trainer.cfg, self.trainer.model)
         self.trainer.storage.put_scalars(smoothing_hint=False, **{

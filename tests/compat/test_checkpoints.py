@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -382,16 +383,17 @@ def test_without_the_repair_a_changed_bit_is_loaded_and_a_broken_file_not_named(
     assert "model_0002" not in str(caught.value)
 
 
-def test_what_is_offered_loads_and_the_best_comes_last(run):
-    names = ["model_0002.pth", "model_0001.pth", "model_0000.pth", "model_best.pth"]
+def test_what_is_offered_loads_and_is_never_the_best_by_the_test_set(run):
+    os.utime(run / "model_best.pth")  # the newest of all
+    names = ["model_0002.pth", "model_0001.pth", "model_0000.pth"]
     for broken, offered in itertools.pairwise(names):
         cut_off(run / broken)
         with pytest.raises(DamagedFile, match=f"{broken} is damaged") as caught:
             resumed(run)
         do_as_told(caught.value)
         assert (run / "last_checkpoint").read_text() == f"{offered}\n"
-    assert resumed(run) == (1, 1.0)
-    cut_off(run / "model_best.pth")
+    assert resumed(run) == (0, 0.0)
+    cut_off(run / "model_0000.pth")
     with pytest.raises(DamagedFile, match="No other checkpoint .* loads: remove .*last_checkpoint"):
         resumed(run)
 
@@ -510,6 +512,20 @@ def test_a_program_is_no_file_of_tensors(tmp_path):
     torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(str(tmp_path / "file"))
     with pytest.raises(DamagedFile, match="a program of torch.jit"):
         load_tensors(tmp_path / "file")
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_tar_is_refused_before_torch_reads_it(tmp_path, monkeypatch, mode):
+    """torch < 2.6 runs what is in it in spite of weights_only."""
+    with tarfile.open(tmp_path / "file.tar", mode) as archive:
+        for name in ("sys_info", "storages", "tensors", "pickle"):
+            part = pickle.dumps(Bomb(tmp_path / "fired"), 2)
+            entry = tarfile.TarInfo(name)
+            entry.size = len(part)
+            archive.addfile(entry, io.BytesIO(part))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch reads it"))
+    with pytest.raises(DamagedFile, match=r"file\.tar.*tar format of very old torch.*save it again"):
+        load_tensors(tmp_path / "file.tar")
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -665,6 +681,11 @@ def test_every_backbone_names_the_pretrained_file_and_its_key(
 
     with pytest.raises(FileNotFoundError, match=key + r".*weights\.pth"):
         build()
+    for make, remove in ((path.mkdir, path.rmdir), (lambda: os.mkfifo(path), path.unlink)):
+        make()
+        with pytest.raises(FileNotFoundError, match=key + r".*weights\.pth"):
+            build()
+        remove()
     path.write_bytes(b"")
     with pytest.raises(DamagedFile, match=r"weights\.pth" + key):
         build()

@@ -30,6 +30,21 @@ def test_a_mistyped_key_names_close_ones(cfg):
             cfg.merge_from_list(mistyped)
 
 
+def test_keys_that_are_gone_or_renamed_are_left_to_yacs(cfg):
+    cfg.register_deprecated_key("SOLVER.GONE")
+    cfg.register_renamed_key("SOLVER.RATE", "SOLVER.BASE_LR")
+    before = cfg.dump()
+    cfg.merge_from_list(["SOLVER.GONE", 1])
+    cfg.merge_from_other_cfg(CfgNode({"SOLVER": {"GONE": 1}}))
+    assert cfg.dump() == before
+    for merge in (lambda: cfg.merge_from_list(["SOLVER.RATE", 0.1]),
+                  lambda: cfg.merge_from_other_cfg(CfgNode({"SOLVER": {"RATE": 0.1}}))):
+        with pytest.raises(KeyError, match=r"SOLVER\.RATE was renamed to SOLVER\.BASE_LR"):
+            merge()
+    with pytest.raises(KeyError, match="There is no config key 'GONE'"):
+        cfg.merge_from_list(["GONE", 1])
+
+
 def test_a_key_without_value_is_an_error(cfg):
     with pytest.raises(ValueError, match="pairs.*SOLVER.MAX_EPOCH"):
         cfg.merge_from_list(["SOLVER.BASE_LR", 0.1, "SOLVER.MAX_EPOCH"])

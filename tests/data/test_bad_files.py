@@ -952,9 +952,14 @@ def test_resuming_from_a_damaged_checkpoint(checkpointer, damage, named):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs the permissions of POSIX")
-def test_resuming_from_a_checkpoint_of_another_user(open_folder):
+@pytest.mark.parametrize("closed, offered", [
+    ("model_0001.pth", "model_0000.pth"), ("last_checkpoint", "model_0001.pth")])
+def test_resuming_from_files_of_another_user(open_folder, closed, offered):
     model = torch.nn.Linear(2, 2)
-    Checkpointer(model, str(open_folder)).save("model_0000")
-    os.chmod(open_folder / "model_0000.pth", 0)
-    with ordinary_user(), pytest.raises((ValueError, OSError), match="model_0000.pth"):
+    for name in ("model_0000", "model_0001"):
+        Checkpointer(model, str(open_folder)).save(name)
+    os.chmod(open_folder / closed, 0)
+    remedy = (rf"{open_folder}/{closed} could not be read: Permission denied\. Let this user read "
+              rf"it \(chmod u\+r\)\. The newest other checkpoint that loads is {offered}: .*--resume")
+    with ordinary_user(), pytest.raises(PermissionError, match=remedy):
         Checkpointer(model, str(open_folder)).resume_or_load("", resume=True)

@@ -9,7 +9,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from caureid_plugin import clustering, compat, signals
+from caureid_plugin import EvalAtStart, clustering, compat, signals
 from fastreid.engine.train_loop import HookBase
 
 TIMES = {"time", "data_time", "eta_seconds", "cluster_seconds"}
@@ -56,6 +56,20 @@ def whole(start, tmp_path):
         for file in (tmp_path / "out").iterdir():
             file.unlink()
         return found
+
+    return run
+
+
+@pytest.fixture
+def warnings_of(caplog, monkeypatch):
+    """Calls something; what the plugin has warned about meanwhile."""
+    monkeypatch.setattr(logging.getLogger("fastreid"), "propagate", True)
+
+    def run(action):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="fastreid.caureid"):
+            action()
+        return caplog.text
 
     return run
 
@@ -159,15 +173,25 @@ def test_a_run_that_is_stopped_between_two_epochs(start, whole, tmp_path, monkey
     assert rows(tmp_path / "out") == expected_rows
 
 
-def test_a_run_that_is_stopped_before_its_first_step(start, whole, tmp_path, monkeypatch):
-    expected, expected_rows = whole("TEST.EVAL_AT_START", True)
+def test_a_run_that_is_stopped_before_its_first_step(start, tmp_path, monkeypatch):
+    def made():
+        trainer = start(*OPTIONS)
+        trainer.register_hooks([EvalAtStart(True)])
+        return trainer
+
+    whole = made()
+    whole.train()
+    expected, expected_rows = result(whole), rows(tmp_path / "out")
+    assert "start/mAP" in expected_rows[0]
+    for file in (tmp_path / "out").iterdir():
+        file.unlink()
     assign = clustering.assign_pseudo_labels
     monkeypatch.setattr(clustering, "assign_pseudo_labels",
                         lambda *args, **kwargs: send() or assign(*args, **kwargs))
     with pytest.raises(SystemExit):
-        start(*OPTIONS, "TEST.EVAL_AT_START", True).train()
+        made().train()
     monkeypatch.setattr(clustering, "assign_pseudo_labels", assign)
-    trainer = start(*OPTIONS, "TEST.EVAL_AT_START", True)
+    trainer = made()
     trainer.resume_or_load(resume=True)
     trainer.train()
     assert trainer.start_iter == 0
@@ -230,6 +254,7 @@ def test_without_the_loop_a_signal_ends_the_run_where_it_is(start, tmp_path):
 
 
 def test_a_seed_that_was_drawn_is_kept(start, whole):
+    expected, _ = whole("SEED", -1)
     drawn = start(*OPTIONS, "SEED", -1)
     seed = drawn.run_state.seed
     drawn.register_hooks([At(4, send)])
@@ -239,6 +264,77 @@ def test_a_seed_that_was_drawn_is_kept(start, whole):
     trainer.run_state.seed = seed + 1  # another process draws another one
     trainer.resume_or_load(resume=True)
     assert trainer.run_state.seed == seed
+    trainer.train()
+    assert differences(result(trainer), expected) == []
+
+
+def test_another_seed_is_warned_about(start, warnings_of):
+    start(*OPTIONS, "SOLVER.MAX_EPOCH", 1).train()
+    trainer = start(*OPTIONS, "SEED", 4)
+    assert "neither the one run nor the other" in warnings_of(
+        lambda: trainer.resume_or_load(resume=True))
+
+
+def test_a_fresh_run_does_not_go_on_from_an_older_one(start, tmp_path, warnings_of):
+    """Stopped before its first checkpoint, it leaves none to resume from."""
+    start(*OPTIONS, "SOLVER.MAX_EPOCH", 1).train()
+    fresh = start(*OPTIONS)
+    fresh.register_hooks([At(0, send)])
+    fresh.checkpointer.save = lambda *_, **__: None  # as if killed before
+
+    def train():
+        with pytest.raises(SystemExit):
+            fresh.train()
+
+    text = warnings_of(train)
+    assert "named 'model_final.pth', of a run before this one" in text
+    assert not (tmp_path / "out" / "last_checkpoint").exists()
+    trainer = start(*OPTIONS)
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_epoch == 0
+
+
+def test_a_run_that_is_stopped_while_it_fills_its_bank(start, tmp_path, warnings_of):
+    trainer = start(*OPTIONS)
+    forward = trainer.model.forward
+    trainer.model.forward = lambda batch: (send(), forward(batch))[1]
+
+    def train():
+        with pytest.raises(SystemExit) as left:
+            trainer.train()
+        assert left.value.code == signals.EXIT_STOPPED
+
+    assert "before the first step: there is nothing to save" in warnings_of(train)
+    assert not (tmp_path / "out" / "last_checkpoint").exists()
+
+
+def test_a_checkpoint_without_the_state_of_a_run(start, tmp_path, warnings_of):
+    start(*OPTIONS, "SOLVER.MAX_EPOCH", 1).train()
+    path = tmp_path / "out" / "model_final.pth"
+    saved = torch.load(path, weights_only=True)
+    del saved["run_state"]
+    torch.save(saved, path)
+    trainer = start(*OPTIONS)
+    trainer.resume_or_load(resume=True)
+    assert "holds no state of a run" in warnings_of(trainer.train)
+    del saved["memory_bank"]
+    torch.save(saved, path)
+    (tmp_path / "out" / "last_checkpoint").write_text(path.name)
+    trainer = start(*OPTIONS)
+    trainer.resume_or_load(resume=True)
+    with pytest.raises(RuntimeError, match="before trainer.resume_or_load"):
+        trainer.train()
+
+
+def test_another_files_rows_are_left_alone(start, tmp_path, warnings_of):
+    start(*OPTIONS, "SOLVER.MAX_EPOCH", 2).train()
+    metrics = tmp_path / "out" / "metrics.json"
+    other = json.dumps({"iteration": 0, "other": "x" * 5000}) + "\n"
+    metrics.write_text(other)
+    trainer = start(*OPTIONS, "SOLVER.MAX_EPOCH", 3)
+    trainer.resume_or_load(resume=True)
+    assert "is not the file that the checkpoint was saved with" in warnings_of(trainer.train)
+    assert metrics.read_text().startswith(other)
 
 
 def test_the_best_metric_is_remembered(start, tmp_path):
@@ -250,12 +346,13 @@ def test_the_best_metric_is_remembered(start, tmp_path):
     assert periodic.best_metric > 0
 
 
-def test_an_epoch_of_another_length_cannot_go_on_in_its_middle(start):
+@pytest.mark.parametrize("step", [1, 3])
+def test_epochs_of_another_length_do_not_go_on(start, step):
     trainer = start(*OPTIONS)
-    trainer.register_hooks([At(1, send)])
+    trainer.register_hooks([At(step, send)])
     with pytest.raises(SystemExit):
         trainer.train()
-    with pytest.raises(ValueError, match="after 2 of an epoch's 3 steps.*ITERS_PER_EPOCH 3"):
+    with pytest.raises(ValueError, match="3 steps an epoch, and this one has 5.*ITERS_PER_EPOCH 3"):
         start(*OPTIONS, "SOLVER.ITERS_PER_EPOCH", 5).resume_or_load(resume=True)
 
 

@@ -61,7 +61,7 @@ def sample(**changed):
     return {"processes": 1, "threads": 4, "files": 18, "memory": 900.0, **changed}
 
 
-@pytest.mark.parametrize(("last", "after", "found"), [
+@pytest.mark.parametrize("last, after, found", [
     ({}, {"processes": 0}, None),
     ({"processes": 2}, {"processes": 0}, "processes: 1 after epoch 3, at least 2"),
     ({"threads": 5}, {"processes": 0}, "threads: 4 after epoch 3, at least 5"),
@@ -79,7 +79,7 @@ def test_a_leak_is_found(tool, tmp_path, capsys, last, after, found):
     assert (tmp_path / "leaks" / "leaks.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
+@pytest.mark.parametrize("arguments, message", [
     (["kills", "--epochs", "3"], "--epochs 3 must be at least 4"),
     (["kills", "--kills", "0"], "--kills 0 must be at least 1"),
     (["leaks", "--output", "{there}"], "is there already"),

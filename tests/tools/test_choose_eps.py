@@ -4,6 +4,8 @@ import argparse
 import csv
 import importlib.util
 import itertools
+import os
+import pickle
 import re
 from pathlib import Path
 
@@ -120,6 +122,49 @@ def test_diagnostics_are_marked(tool, people, stored, tmp_path, capsys):
     assert after == before, "identities must not change a figure or the suggestion"
     assert len(set(map(tuple, found))) > 3
     assert (tmp_path / "eps.png").is_file()
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-300])
+
+
+def change_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+
+
+BROKEN = {
+    "cut off.npz": cut_off, "cut off.npy": cut_off,
+    "changed.npz": change_a_byte, "packed and changed.npz": change_a_byte,
+    "empty.npz": lambda path: path.write_bytes(b""), "text.npy": lambda path: path.write_text("1"),
+    "heading.npy": lambda path: path.write_bytes(path.read_bytes()[:20] + b"(" * 400),
+    "huge.npy": lambda path: path.write_bytes(path.read_bytes().replace(b"(200, ", b"(10**9")),
+    "objects.npy": lambda path: np.save(path, np.array([{}, []]), allow_pickle=True),
+    "objects.npz": lambda path: np.savez(path, features=np.array([{}, []])),
+    "pickle.npy": lambda path: path.write_bytes(pickle.dumps([1])),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_damaged_file_of_features_is_named(tool, people, tmp_path, name):
+    path = tmp_path / name
+    if path.suffix == ".npy":
+        np.save(path, people["features"])
+    else:
+        (np.savez_compressed if "packed" in name else np.savez)(path, **people)
+    assert tool.read_features(path)["features"].shape == people["features"].shape
+    BROKEN[name](path)
+    with pytest.raises(ValueError, match=rf"--features .*{name} is damaged or holds objects: save "
+                                         r"plain arrays with np\.savez"):
+        tool.read_features(path)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: None])
+def test_features_in_no_file(tool, tmp_path, make):
+    make(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match=r"--features .*a\.npz is not a file"):
+        tool.read_features(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("labels", [
