@@ -1,6 +1,7 @@
 """The layers of the package import in one direction only."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,78 @@ def test_what_only_compat_may_do_is_found(line):
     assert list(internals(imports + line)) != []
     harmless = "self._bank = comm.get_rank()\nmodel.memory = self._bank"
     assert list(internals(imports + harmless)) == []
+
+
+# functions that can run code of the file that they read
+UNSAFE = re.compile(r"""
+    (c?[pP]ickle|_pickle|dill|cloudpickle)\.(loads?|Unpickler) | (joblib|torch\.jit)\.load
+    | yaml\.(load|full_load|unsafe_load)(_all)? | shelve\.open | marshal\.loads?""", re.VERBOSE)
+MADE_HERE = {"clustering/processes.py": ["pickle.loads"]}  # of an error of the same process
+
+
+def unsafe_reading(source):
+    """Names of what a module uses to read files and what may run the code in one.
+
+    ``torch.load`` may be called with ``weights_only=True`` alone, and used in no other way.
+    """
+    tree = ast.parse(source)
+    full = {}  # name in the module -> what it was imported as
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            full.update({alias.asname: alias.name for alias in node.names if alias.asname})
+        elif isinstance(node, ast.ImportFrom):
+            full.update({alias.asname or alias.name: f"{node.module}.{alias.name}"
+                         for alias in node.names})
+    safe = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)
+            for word in node.keywords
+            if word.arg == "weights_only" and getattr(word.value, "value", None) is True}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and (
+                getattr(node.value, "value", None) is not False):
+            yield "allow_pickle"
+        elif isinstance(node, (ast.Name, ast.Attribute)):
+            first, *rest = ast.unparse(node).split(".")
+            name = ".".join((full.get(first, first), *rest))
+            if UNSAFE.fullmatch(name) or (name in ("torch.load", "torch.serialization.load")
+                                          and id(node) not in safe):
+                yield name
+
+
+@pytest.mark.parametrize("path", [*FILES, PACKAGE / "__init__.py", *TOOLS],
+                         ids=lambda p: str(p.relative_to(PACKAGE.parent)))
+def test_no_file_is_read_such_that_its_code_runs(path):
+    inside = path.relative_to(PACKAGE).as_posix() if path.is_relative_to(PACKAGE) else path.name
+    assert list(unsafe_reading(path.read_text())) == MADE_HERE.get(inside, [])
+
+
+@pytest.mark.parametrize("line, found", [
+    ("torch.load(path)", "torch.load"),
+    ("torch.load(path, weights_only=False)", "torch.load"),
+    ("torch.load(path, weights_only=safe)", "torch.load"),
+    ("torch.load(path, **options)", "torch.load"),
+    ("use(torch.load, weights_only=True)", "torch.load"),
+    ("import torch as t\nt.load(path)", "torch.load"),
+    ("def f():\n    from torch import load\n    return load(path)", "torch.load"),
+    ("np.load(path, allow_pickle=True)", "allow_pickle"),
+    ("np.load(path, allow_pickle=wanted)", "allow_pickle"),
+    ("yaml.load(text, Loader=yaml.SafeLoader)", "yaml.load"),
+    ("yaml.unsafe_load(text)", "yaml.unsafe_load"),
+    ("from yaml import unsafe_load as safe_load\nsafe_load(text)", "yaml.unsafe_load"),
+    ("pickle.load(file)", "pickle.load"),
+    ("pickle.loads(content)", "pickle.loads"),
+    ("import pickle as p\nmap(p.loads, contents)", "pickle.loads"),
+    ("pickle.Unpickler(file).load()", "pickle.Unpickler"),
+])
+def test_unsafe_reading_is_found(line, found):
+    assert list(unsafe_reading(line)) == [found]
+
+
+@pytest.mark.parametrize("line", [
+    "torch.load(path, map_location='cpu', weights_only=True)", "np.load(path, allow_pickle=False)",
+    "np.load(path)", "yaml.safe_load(text)", "pickle.dumps(1)", "json.load(file)",
+    "checkpointer.load(path)", "from .safe_load import load_tensors\nload_tensors(path)"])
+def test_safe_reading_is_none_of_it(line):
+    assert list(unsafe_reading(line)) == []
 
 
 @pytest.mark.parametrize("path", TOOLS, ids=lambda p: p.name)

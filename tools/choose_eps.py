@@ -16,6 +16,7 @@ The table and the suggestion use no identity. --diagnostics adds columns that do
 import argparse
 import csv
 import os
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -42,7 +43,7 @@ MOST_VALUES = 200  # of eps
 KNOWN_ARRAYS = ("features", "camids", "identities")
 # what np.load raises for a file that it cannot read
 BROKEN = (EOFError, MemoryError, OSError, OverflowError, RuntimeError, SyntaxError, TypeError,
-          ValueError, zipfile.BadZipFile, zlib.error)
+          ValueError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
 # option -> keys below CAUREID.CLUSTER
 COUNTS = {"min_samples": ["MIN_SAMPLES"], "k1": ["K1"], "k2": ["K2"], "k1_intra": ["K1_INTRA"],
           "k1_inter": ["K1_INTER"], "k2_intra": ["K2_INTRA", "K2_INTRA_FIRST"],

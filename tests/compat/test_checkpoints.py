@@ -524,7 +524,8 @@ def test_a_tar_is_refused_before_torch_reads_it(tmp_path, monkeypatch, mode):
             entry.size = len(part)
             archive.addfile(entry, io.BytesIO(part))
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch reads it"))
-    with pytest.raises(DamagedFile, match=r"file\.tar.*tar format of very old torch.*save it again"):
+    with pytest.raises(DamagedFile,
+                       match=r"file\.tar.*tar format of very old torch.*save it again"):
         load_tensors(tmp_path / "file.tar")
 
 

@@ -960,6 +960,7 @@ def test_resuming_from_files_of_another_user(open_folder, closed, offered):
         Checkpointer(model, str(open_folder)).save(name)
     os.chmod(open_folder / closed, 0)
     remedy = (rf"{open_folder}/{closed} could not be read: Permission denied\. Let this user read "
-              rf"it \(chmod u\+r\)\. The newest other checkpoint that loads is {offered}: .*--resume")
+              rf"it \(chmod u\+r\)\. The newest other checkpoint that loads is {offered}: "
+              r".*--resume")
     with ordinary_user(), pytest.raises(PermissionError, match=remedy):
         Checkpointer(model, str(open_folder)).resume_or_load("", resume=True)

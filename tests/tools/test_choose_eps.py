@@ -140,8 +140,8 @@ BROKEN = {
     "empty.npz": lambda path: path.write_bytes(b""), "text.npy": lambda path: path.write_text("1"),
     "heading.npy": lambda path: path.write_bytes(path.read_bytes()[:20] + b"(" * 400),
     "huge.npy": lambda path: path.write_bytes(path.read_bytes().replace(b"(200, ", b"(10**9")),
-    "objects.npy": lambda path: np.save(path, np.array([{}, []]), allow_pickle=True),
-    "objects.npz": lambda path: np.savez(path, features=np.array([{}, []])),
+    "objects.npy": lambda path: np.save(path, np.array([{}, {}]), allow_pickle=True),
+    "objects.npz": lambda path: np.savez(path, features=np.array([{}, {}])),
     "pickle.npy": lambda path: path.write_bytes(pickle.dumps([1])),
 }
 

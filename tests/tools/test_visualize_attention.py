@@ -357,8 +357,9 @@ def test_bad_options(tool, options, message, tmp_path, monkeypatch, capsys):
     ([], ["MODEL.HEADS.NAME", "EmbeddingHead", "MODEL.HEADS.NUM_CLASSES", "4"],
      "MODEL.HEADS.NAME EmbeddingHead of .* CAUReID has no attention.*a single CamSepHead"),
     ([], ["MODEL.WEIGHTS", "absent.pth"], "MODEL.WEIGHTS absent.pth is not a file"),
-    ([], ["MODEL.WEIGHTS", "text.pth"], "MODEL.WEIGHTS text.pth is not a checkpoint"),
-    ([], ["MODEL.WEIGHTS", "list.pth"], "MODEL.WEIGHTS list.pth is not a checkpoint"),
+    ([], ["MODEL.WEIGHTS", "text.pth"], "text.pth is damaged or no file .*MODEL.WEIGHTS"),
+    ([], ["MODEL.WEIGHTS", "list.pth"], "list.pth is no checkpoint.*MODEL.WEIGHTS"),
+    ([], ["MODEL.WEIGHTS", "number.pth"], "MODEL.WEIGHTS number.pth is not a checkpoint"),
     ([], ["MODEL.WEIGHTS", "other.pth"], "of another architecture"),
     ([], ["INPUT.CROP.ENABLED", "True"], "INPUT.CROP.ENABLED False"),
     ([], ["INPUT.SIZE_TEST", "[32]"], r"INPUT.SIZE_TEST \[32\] must be \[height, width\]"),
@@ -368,6 +369,7 @@ def test_bad_configs(tool, tiny_market, options, keys, message, tmp_path, monkey
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.pth").write_text("not a checkpoint")
     torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({"model": {1: torch.zeros(2)}}, tmp_path / "number.pth")
     torch.save({"model": {"backbone.x": torch.zeros(2)}}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=f"(?s){message}"):
         tool.main([*CONFIG, *options, *MARKET, *keys])
