@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Shows that a run survives being killed, and that a long one leaves nothing behind.
 
-    tools/check_reliability.py kills [--kills 20] [--epochs 40] [--seed 1] [KEY VALUE ...]
-    tools/check_reliability.py leaks [--epochs 50] [KEY VALUE ...]
+    tools/check_reliability.py kills [KEY VALUE ...] [--kills 20] [--epochs 40] [--seed 1]
+    tools/check_reliability.py leaks [KEY VALUE ...] [--epochs 50]
 
 `kills` trains to the end without interruption, then once more with `kill -9` at random moments,
 each time followed by `--resume`, and compares weights, bank, pseudo labels, optimizer and the rows
@@ -339,7 +339,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--memory", type=float, default=10.0,
                         help="MiB by which memory may grow after epoch 3")
     parser.add_argument("opts", nargs="*", help="config keys and values")
-    options = parser.parse_intermixed_args(arguments)
+    options = parser.parse_args(arguments)
     options.output = (options.output or Path("logs", options.check)).resolve()
     options.epochs = options.epochs or {"kills": 40, "leaks": 50}[options.check]
     if options.epochs < 4:
