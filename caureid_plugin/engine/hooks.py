@@ -164,9 +164,9 @@ class UnsupervisedHook(HookBase):
     def before_epoch(self) -> None:
         epoch = self.trainer.epoch
         done = self.trainer.iter - epoch * self.trainer.iters_per_epoch
-        if done:  # resumed within the epoch, whose labels came with the checkpoint
-            pass
-        elif epoch % self._cfg.CAUREID.CLUSTER_PERIOD == 0 or not (self._bank.labels >= 0).any():
+        is_due = (epoch % self._cfg.CAUREID.CLUSTER_PERIOD == 0
+                  or not (self._bank.labels >= 0).any())
+        if is_due and not done:  # within an epoch that is resumed, labels came with the checkpoint
             self._relabel(epoch)
         # anew for every epoch, so that a resumed run draws what an uninterrupted one does
         loader = build_pseudo_label_loader(
