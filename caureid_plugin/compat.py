@@ -2441,6 +2441,69 @@ def load_weights(model: torch.nn.Module, path: str) -> None:
     checkpointer.load(path)
 
 
+class _ConfiguredDatasets:
+    """The registry of datasets for the toolbox's loaders: what they get is set up by a config.
+
+    A dataset whose ``__init__`` is the toolbox's ``configurable`` is given the config before its
+    root; all others are what they were.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._cfg: CfgNode | None = None
+
+    def get(self, name: str) -> Callable:
+        kind = self._registry.get(name)
+        if self._cfg is None or not hasattr(kind, "from_config"):
+            return kind
+        return functools.partial(kind, self._cfg)
+
+    @contextlib.contextmanager
+    def by(self, cfg: CfgNode | None) -> Iterator[None]:
+        before, self._cfg = self._cfg, cfg
+        try:
+            yield
+        finally:
+            self._cfg = before
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._registry, name)
+
+
+def _builds_with_config(original: Callable, datasets: _ConfiguredDatasets) -> Callable:
+    @functools.wraps(original)
+    def build(*args, **kwargs):
+        cfg = kwargs.get("cfg", args[0] if args else None)
+        with datasets.by(cfg if isinstance(cfg, CfgNode) else None):
+            return original(*args, **kwargs)
+
+    return build
+
+
+@_repair(
+    upstream="data/build.py:37, :103 (DATASET_REGISTRY.get(name)(root=_root))",
+    symptom="a dataset is built from its root alone: none can be set up by config keys",
+    versions="all",
+)
+def _dataset_config(patch: _Patches) -> None:
+    datasets = _ConfiguredDatasets(_data_build.DATASET_REGISTRY)
+    for name in ("build_reid_train_loader", "build_reid_test_loader"):
+        original = getattr(_data_build, name)
+        patch.everywhere(original, _builds_with_config(original, datasets))
+    patch.set(_data_build, "DATASET_REGISTRY", datasets)
+
+
+def configured_dataset(cfg: CfgNode, name: str):
+    """A registered dataset as the toolbox's loaders build it for a config.
+
+    Raises:
+        KeyError: no dataset of that name (lists those there are).
+    """
+    datasets = _data_build.DATASET_REGISTRY
+    with datasets.by(cfg):
+        return datasets.get(name)(root=dataset_root())
+
+
 # ------------------------------------------------------------------------------ registries ----
 
 

@@ -11,6 +11,7 @@ The stages:
 4. :mod:`.jaccard`: every pair within ``eps``.
 5. :mod:`.pseudo_labels`: DBSCAN on that graph, labels in order of first appearance.
    :mod:`.eps` does 4 and 5 for several values of ``eps`` at once and suggests one.
+   :mod:`.indicators` tells without identities how good they may be.
 
 :mod:`.kernels` holds the compiled loops, :mod:`.threads` runs them.
 
@@ -18,6 +19,7 @@ Letters in the docstrings: N images, D embedding size, K clusters.
 """
 
 from .eps import suggest_eps, sweep_eps
+from .indicators import label_indicators, silhouette, stability
 from .jaccard import jaccard_distances, jaccard_encoding, jaccard_graph, pairs_within
 from .labels import label_statistics, outliers_to_singletons
 from .neighbors import Search, search_by_camera, search_neighbors
@@ -25,6 +27,7 @@ from .pseudo_labels import assign_pseudo_labels, cluster_graph
 
 __all__ = [
     "Search", "assign_pseudo_labels", "cluster_graph", "jaccard_distances", "jaccard_encoding",
-    "jaccard_graph", "label_statistics", "outliers_to_singletons", "pairs_within",
-    "search_by_camera", "search_neighbors", "suggest_eps", "sweep_eps",
+    "jaccard_graph", "label_indicators", "label_statistics", "outliers_to_singletons",
+    "pairs_within", "search_by_camera", "search_neighbors", "silhouette", "stability",
+    "suggest_eps", "sweep_eps",
 ]

@@ -263,7 +263,11 @@ class UnsupervisedHook(HookBase):
                 "k2_inter": node.K2_INTER_FIRST if first else node.K2_INTER}
 
     def _report(self, epoch: int, labels: np.ndarray, seconds: float) -> None:
-        figures = clustering.label_statistics(labels, self._bank.camids.cpu().numpy())
+        camids = self._bank.camids.cpu().numpy()
+        figures = {
+            **clustering.label_statistics(labels, camids),
+            **clustering.label_indicators(labels, camids, self._bank.features,
+                                          previous=self._bank.labels.cpu().numpy())}
         # the trainer sets it before a step only; under the last epoch's number, which is written
         # already, the writers would drop the figures
         self.trainer.storage.iter = self.trainer.iter

@@ -1,0 +1,106 @@
+"""Does training go well? Indicators of a clustering that need no identity.
+
+What each tells, and how closely it follows mAP where identities are known: docs/indicators.md.
+
+Letters: N images, D embedding size, K clusters.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from sklearn.metrics import adjusted_rand_score
+
+from .labels import label_statistics, outliers_to_singletons
+
+# Images whose silhouette is taken: its standard error is then below 0.02, whatever N.
+SAMPLE = 2000
+
+
+def label_indicators(labels: np.ndarray, camids: np.ndarray, features: torch.Tensor,
+                     previous: np.ndarray | None = None) -> dict[str, float]:
+    """All indicators of a clustering.
+
+    Args:
+        labels: (N,) clusters 0..K-1, -1 for outliers.
+        camids: (N,) cameras.
+        features: (N, D), L2-normalised, what was clustered.
+        previous: (N,) labels of the clustering before, None for the first.
+
+    Returns:
+        "outlier_share" (0 to 1, of the images), "largest_share" (of the images, in the largest
+        cluster), "cross_camera" (0 to 1, of the clusters, that span cameras), "silhouette"
+        (:func:`silhouette`), "stability" (:func:`stability`). Those that cannot be had are left
+        out: "silhouette" with fewer than two clusters, "stability" the first time.
+    """
+    counts = label_statistics(labels, camids)
+    n = len(labels)
+    found = {"outlier_share": counts["outliers"] / n, "largest_share": counts["largest"] / n,
+             "cross_camera": counts["cross_camera"]}
+    if counts["clusters"] >= 2:
+        found["silhouette"] = silhouette(features, labels)
+    if previous is not None and (previous >= 0).any():
+        found["stability"] = stability(previous, labels)
+    return found
+
+
+def stability(previous: np.ndarray, labels: np.ndarray) -> float:
+    """Adjusted Rand index of two clusterings of the same images, an outlier counting as a cluster.
+
+    Source: Hubert, Arabie, "Comparing partitions", Journal of Classification 1985, on the pseudo
+    labels of two epochs.
+
+    Args:
+        previous, labels: (N,) clusters, -1 for outliers.
+
+    Returns:
+        1 for the same partition, about 0 for unrelated ones.
+    """
+    return float(adjusted_rand_score(outliers_to_singletons(previous),
+                                     outliers_to_singletons(labels)))
+
+
+def silhouette(features: torch.Tensor, labels: np.ndarray, *, sample: int = SAMPLE,
+               seed: int = 0) -> float:
+    """Mean simplified silhouette of the clustered images, by cosine distance.
+
+    For an image, a is the distance to the mean of its cluster's other images and b that to the
+    nearest mean of another cluster; its silhouette is ``(b - a) / max(a, b)``, and 0 if it is
+    alone. Source: Rousseeuw, "Silhouettes", 1987; with centroids: Hruschka, de Castro, Campello,
+    "Evolutionary algorithms for clustering gene-expression data", ICDM 2004. Distances to
+    centroids, because a sample of images holds too few of each cluster to have distances between
+    images: here every cluster takes part, whatever N.
+
+    Args:
+        features: (N, D), L2-normalised.
+        labels: (N,) clusters 0..K-1, -1 for outliers, which are left out.
+        sample: images looked at; all of them if there are no more.
+        seed: of the choice of the sample; no global generator is touched.
+
+    Returns:
+        -1 (other clusters are nearer) to 1 (clusters are tight and far apart).
+
+    Raises:
+        ValueError: fewer than two clusters.
+    """
+    labels = np.asarray(labels)
+    clusters = int(labels.max(initial=-1)) + 1
+    if clusters < 2:
+        raise ValueError(f"The silhouette needs at least two clusters, got {clusters}.")
+    rows = np.flatnonzero(labels >= 0)
+    own = torch.from_numpy(labels[rows]).to(features.device)
+    sums = features.new_zeros(clusters, features.shape[1])
+    sums.index_add_(0, own, features[torch.from_numpy(rows).to(features.device)])
+    if len(rows) > sample:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, sample, replace=False))
+    looked_at = torch.from_numpy(rows).to(features.device)
+    points, own = features[looked_at], torch.from_numpy(labels[rows]).to(features.device)
+    far = 1.0 - points @ torch.nn.functional.normalize(sums, dim=1).T
+    others = sums[own] - points
+    near = 1.0 - (points * torch.nn.functional.normalize(others, dim=1)).sum(dim=1)
+    far.scatter_(1, own[:, None], torch.inf)
+    nearest = far.min(dim=1).values
+    scale = torch.maximum(near, nearest).clamp(min=torch.finfo(features.dtype).eps)
+    score = (nearest - near) / scale
+    alone = torch.from_numpy(np.bincount(labels[labels >= 0])).to(own)[own] == 1
+    return float(score.masked_fill(alone, 0.0).double().mean())

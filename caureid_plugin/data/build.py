@@ -1,0 +1,32 @@
+"""A dataset of the config, by its name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastreid.config import CfgNode
+
+from .. import compat
+
+
+def build_dataset(cfg: CfgNode, name: str) -> Any:
+    """A registered dataset, set up by the config as the toolbox's loaders have it.
+
+    Args:
+        cfg: whatever the dataset reads in its ``from_config``; most read nothing.
+        name: as in DATASETS.NAMES.
+
+    Returns:
+        the toolbox's ImageDataset: ``train``, ``query`` and ``gallery`` are lists of (path,
+        identity, camera).
+
+    Raises:
+        KeyError: no dataset of that name (lists those there are).
+    """
+    return compat.configured_dataset(cfg, name)
+
+
+def training_images(cfg: CfgNode) -> list[tuple[str, Any]]:
+    """(path, camera) of all training images of DATASETS.NAMES, in the order of the memory bank."""
+    return [(path, camera) for name in cfg.DATASETS.NAMES
+            for path, _, camera in build_dataset(cfg, name).train]
