@@ -19,7 +19,7 @@ Letters in the docstrings: N images, D embedding size, K clusters.
 """
 
 from .eps import suggest_eps, sweep_eps
-from .indicators import label_indicators, silhouette, stability
+from .indicators import label_indicators, silhouette, silhouettes, stability
 from .jaccard import jaccard_distances, jaccard_encoding, jaccard_graph, pairs_within
 from .labels import label_statistics, outliers_to_singletons
 from .neighbors import Search, search_by_camera, search_neighbors
@@ -28,6 +28,6 @@ from .pseudo_labels import assign_pseudo_labels, cluster_graph
 __all__ = [
     "Search", "assign_pseudo_labels", "cluster_graph", "jaccard_distances", "jaccard_encoding",
     "jaccard_graph", "label_indicators", "label_statistics", "outliers_to_singletons",
-    "pairs_within", "search_by_camera", "search_neighbors", "silhouette", "stability",
-    "suggest_eps", "sweep_eps",
+    "pairs_within", "search_by_camera", "search_neighbors", "silhouette", "silhouettes",
+    "stability", "suggest_eps", "sweep_eps",
 ]

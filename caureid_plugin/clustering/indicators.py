@@ -64,12 +64,7 @@ def silhouette(features: torch.Tensor, labels: np.ndarray, *, sample: int = SAMP
                seed: int = 0) -> float:
     """Mean simplified silhouette of the clustered images, by cosine distance.
 
-    For an image, a is the distance to the mean of its cluster's other images and b that to the
-    nearest mean of another cluster; its silhouette is ``(b - a) / max(a, b)``, and 0 if it is
-    alone. Source: Rousseeuw, "Silhouettes", 1987; with centroids: Hruschka, de Castro, Campello,
-    "Evolutionary algorithms for clustering gene-expression data", ICDM 2004. Distances to
-    centroids, because a sample of images holds too few of each cluster to have distances between
-    images: here every cluster takes part, whatever N.
+    See :func:`silhouettes` for that of an image.
 
     Args:
         features: (N, D), L2-normalised.
@@ -83,16 +78,41 @@ def silhouette(features: torch.Tensor, labels: np.ndarray, *, sample: int = SAMP
     Raises:
         ValueError: fewer than two clusters.
     """
+    rows = np.flatnonzero(np.asarray(labels) >= 0)
+    if len(rows) > sample:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, sample, replace=False))
+    return float(silhouettes(features, labels, rows).double().mean())
+
+
+def silhouettes(features: torch.Tensor, labels: np.ndarray, rows: np.ndarray) -> torch.Tensor:
+    """Simplified silhouette of some of the clustered images, by cosine distance.
+
+    For an image, a is the distance to the mean of its cluster's other images and b that to the
+    nearest mean of another cluster; its silhouette is ``(b - a) / max(a, b)``, and 0 if it is
+    alone. Source: Rousseeuw, "Silhouettes", 1987; with centroids: Hruschka, de Castro, Campello,
+    "Evolutionary algorithms for clustering gene-expression data", ICDM 2004. Distances to
+    centroids, because a sample of images holds too few of each cluster to have distances between
+    images: here every cluster takes part, whatever N.
+
+    Args:
+        features: (N, D), L2-normalised.
+        labels: (N,) clusters 0..K-1, -1 for outliers.
+        rows: (M,) images, none of them an outlier; M x K distances are held at a time.
+
+    Returns:
+        (M,), -1 (another cluster is nearer) to 1.
+
+    Raises:
+        ValueError: fewer than two clusters.
+    """
     labels = np.asarray(labels)
     clusters = int(labels.max(initial=-1)) + 1
     if clusters < 2:
         raise ValueError(f"The silhouette needs at least two clusters, got {clusters}.")
-    rows = np.flatnonzero(labels >= 0)
-    own = torch.from_numpy(labels[rows]).to(features.device)
+    inlier = np.flatnonzero(labels >= 0)
+    own = torch.from_numpy(labels[inlier]).to(features.device)
     sums = features.new_zeros(clusters, features.shape[1])
-    sums.index_add_(0, own, features[torch.from_numpy(rows).to(features.device)])
-    if len(rows) > sample:
-        rows = np.sort(np.random.default_rng(seed).choice(rows, sample, replace=False))
+    sums.index_add_(0, own, features[torch.from_numpy(inlier).to(features.device)])
     looked_at = torch.from_numpy(rows).to(features.device)
     points, own = features[looked_at], torch.from_numpy(labels[rows]).to(features.device)
     far = 1.0 - points @ torch.nn.functional.normalize(sums, dim=1).T
@@ -103,4 +123,4 @@ def silhouette(features: torch.Tensor, labels: np.ndarray, *, sample: int = SAMP
     scale = torch.maximum(near, nearest).clamp(min=torch.finfo(features.dtype).eps)
     score = (nearest - near) / scale
     alone = torch.from_numpy(np.bincount(labels[labels >= 0])).to(own)[own] == 1
-    return float(score.masked_fill(alone, 0.0).double().mean())
+    return score.masked_fill(alone, 0.0)

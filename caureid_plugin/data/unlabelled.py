@@ -29,6 +29,7 @@ class UnlabelledImages(Dataset[dict[str, Any]]):
 
     Attributes:
         camids: (N,) int64, the cameras numbered in the order of their names.
+        camera_names: C names, in that order.
         num_cameras: C.
 
     An item is a dict: images (3, H, W), targets, camids, indexes (its row), img_paths.
@@ -48,10 +49,10 @@ class UnlabelledImages(Dataset[dict[str, Any]]):
                 raise ValueError(f"The training image {path} has no camera label; every training "
                                  "image needs one. Mend the dataset or remove the file.")
         self.paths = [path for path, _ in items]
-        names = sorted({camera for _, camera in items})
-        number = {name: i for i, name in enumerate(names)}
+        self.camera_names = sorted({camera for _, camera in items})
+        number = {name: i for i, name in enumerate(self.camera_names)}
         self.camids = np.array([number[camera] for _, camera in items], dtype=np.int64)
-        self.num_cameras = len(names)
+        self.num_cameras = len(self.camera_names)
         self.transform = transform
         self.labels = np.full(len(items), -1) if labels is None else np.asarray(labels)
 

@@ -20,11 +20,13 @@ from tqdm import tqdm
 from .. import clustering, compat
 from ..data import build_extraction_loader, build_pseudo_label_loader
 from ..data.sampler import check_batch
+from ..inspection import summarize_cameras
 from ..modeling import CAUReID, MemoryBank, needs_memory
 from ..modeling.gather import average_running_statistics, gather_batch
 from ..modeling.memory_bank import NotFiniteError
 from .checks import check_clustering, check_size, why_not_to_train
 from .extraction import extract_features
+from .verdict import INDICATORS, judge
 
 logger = logging.getLogger("fastreid.caureid")
 
@@ -145,11 +147,22 @@ class UnsupervisedHook(HookBase):
         images: Any = self._extraction.dataset  # UnlabelledImages
         check_size(cfg, images.camids)
         check_cameras(cfg, len(images), images.num_cameras)
+        self._log_cameras(images)
         dim = cfg.MODEL.HEADS.EMBEDDING_DIM or cfg.MODEL.BACKBONE.FEAT_DIM
         self._bank = MemoryBank(torch.from_numpy(images.camids), dim,
                                 momentum=cfg.CAUREID.MEMORY.MOMENTUM, device=self._model.device)
         self._model.memory = self._bank
         self._host.checkpointer.checkpointables["memory_bank"] = self._bank
+
+    def _log_cameras(self, images: Any) -> None:
+        node = self._cfg.CAUREID.CLUSTER
+        figures, *warnings = summarize_cameras(
+            images.camids, [str(name) for name in images.camera_names],
+            batch_size=self._cfg.SOLVER.IMS_PER_BATCH,
+            least=node.K1_INTRA if node.CAMERA_AWARE else 0)
+        logger.info("%s", figures)
+        for warning in warnings:
+            logger.warning("%s", warning)
 
     def before_train(self) -> None:
         if self._bank.is_filled:  # from a checkpoint
@@ -190,6 +203,17 @@ class UnsupervisedHook(HookBase):
 
     def after_train(self) -> None:
         self.trainer.data_loader.shutdown()
+        if self.trainer.is_finished:
+            self._log_verdict()
+
+    def _log_verdict(self) -> None:
+        known = self.trainer.storage.histories()
+        verdict = judge({name: [value for value, _ in known[f"labels/{name}"].values()]
+                         for name in INDICATORS if f"labels/{name}" in known},
+                        num_cameras=len(torch.unique(self._bank.camids)))
+        for finding in verdict.findings:
+            logger.info("%s %.2f: %s", finding.name, finding.value, finding.sentence)
+        logger.info("%s %s", verdict.summary, " ".join(verdict.advice))
 
     def _relabel(self, epoch: int) -> None:
         if self._cfg.CAUREID.LABELS == "extract" and epoch > 0:

@@ -171,6 +171,7 @@ class Case:
 
 
 FEW = r"^\d clusters are fewer than the 4 of a batch"
+SMALL_CAMERA = r"so few images that they can hardly be learnt: c\d \(1\)"
 SMALL_BATCH = r"SOLVER.IMS_PER_BATCH 16 is more than the \d+ training images"
 ALIKE = r"epoch 0: the embedding of all \d+ images is the same.*DATASETS.NAMES.*MODEL.WEIGHTS"
 ONE = r"all 48 images are in one cluster.*Lower CAUREID.CLUSTER.EPS \(now 0.6\)"
@@ -240,16 +241,20 @@ CAMERAS = {
         error="All 48 training images .*one camera, and CameraSeparationLoss needs at least two"),
     "one camera, camera-aware": Case(
         people(cameras=1, images=6), AWARE, error="set CAUREID.CLUSTER.CAMERA_AWARE False"),
-    "a camera with one image": Case([*people(), (3, 2)]),
-    "a camera with one image, camera-aware": Case([*people(), (3, 2)], AWARE),
-    "a camera with one image, camera-aware, extract": Case([*people(), (3, 2)], AWARE + EXTRACT),
+    "a camera with one image": Case([*people(), (3, 2)], warned=(SMALL_CAMERA,)),
+    "a camera with one image, camera-aware": Case(
+        [*people(), (3, 2)], AWARE, warned=(SMALL_CAMERA,)),
+    "a camera with one image, camera-aware, extract": Case(
+        [*people(), (3, 2)], AWARE + EXTRACT, warned=(SMALL_CAMERA,)),
     "all but one image in one camera, camera-aware": Case(
-        [*people(cameras=1, images=6), (3, 1)], AWARE + EXTRACT),
+        [*people(cameras=1, images=6), (3, 1)], AWARE + EXTRACT, warned=(SMALL_CAMERA,)),
     "fewer images in a camera than K1_INTRA": Case(
-        [*people(), (3, 2), (4, 2)], (*AWARE, "CAUREID.CLUSTER.K1_INTRA", 4)),
+        [*people(), (3, 2), (4, 2)], (*AWARE, "CAUREID.CLUSTER.K1_INTRA", 4),
+        warned=("so few images that they can hardly be learnt",)),
     "K1_INTRA beyond every camera": Case(
         people(cameras=8, images=1), (*AWARE, "CAUREID.CLUSTER.K1_INTRA", 9),
-        warned=("CAUREID.CLUSTER.K1_INTRA 9 is more than the 7 images",)),
+        warned=("CAUREID.CLUSTER.K1_INTRA 9 is more than the 7 images",
+                "so few images that they can hardly be learnt")),
     "K1_INTER beyond the other camera": Case(
         people(), (*AWARE, "CAUREID.CLUSTER.K1_INTER", 25, "CAUREID.CLUSTER.EPS", 0.1),
         warned=("CAUREID.CLUSTER.K1_INTER 25 is more than the 24 images",)),

@@ -1,0 +1,122 @@
+"""The label-free indicators, against plain loops and scikit-learn's own silhouette."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from caureid_plugin.clustering import label_indicators, silhouette, stability
+from sklearn.metrics import silhouette_score
+
+
+def _data(seed, n=60, clusters=5, spread=0.6):
+    """Unit features around centres, labels of which some are -1, cameras."""
+    rng = np.random.default_rng(seed)
+    labels = np.concatenate([np.arange(clusters), rng.integers(-1, clusters, n - clusters)])
+    centres = rng.normal(size=(clusters + 1, 8))
+    features = centres[labels] + spread * rng.normal(size=(n, 8))
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    return torch.from_numpy(features.astype(np.float32)), labels, rng.integers(3, size=n)
+
+
+def _plain_silhouettes(features, labels):
+    """Of each clustered image, in a loop; distances are 1 - cosine to means of images."""
+    values = []
+    x = features.double().numpy()
+
+    def distance(point, members):
+        mean = x[members].mean(axis=0)
+        return 1 - point @ mean / np.linalg.norm(mean)
+
+    for i in np.flatnonzero(labels >= 0):
+        own = [j for j in np.flatnonzero(labels == labels[i]) if j != i]
+        if not own:
+            values.append(0.0)
+            continue
+        a = distance(x[i], own)
+        b = min(distance(x[i], np.flatnonzero(labels == c))
+                for c in set(labels[labels >= 0]) if c != labels[i])
+        values.append((b - a) / max(a, b))
+    return values
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_silhouette_against_a_loop(seed):
+    features, labels, _ = _data(seed)
+    assert silhouette(features, labels) == pytest.approx(
+        np.mean(_plain_silhouettes(features, labels)), abs=1e-5)
+
+
+def test_an_image_alone_counts_as_zero():
+    features, labels, _ = _data(4, clusters=3)
+    labels = np.append(labels, 3)
+    features = torch.cat((features, -features[:1]))
+    expected = _plain_silhouettes(features, labels)
+    assert expected[-1] == 0.0
+    assert silhouette(features, labels) == pytest.approx(np.mean(expected), abs=1e-5)
+
+
+def test_silhouette_orders_clusterings_as_scikit_learns_does():
+    ours, theirs = [], []
+    for spread in (0.1, 0.4, 0.8, 1.6):
+        features, labels, _ = _data(7, n=200, spread=spread)
+        inlier = labels >= 0
+        ours.append(silhouette(features, labels))
+        theirs.append(silhouette_score(features[inlier], labels[inlier], metric="cosine"))
+    assert np.argsort(ours).tolist() == np.argsort(theirs).tolist() == [3, 2, 1, 0]
+
+
+def test_a_sample_is_seeded_and_near_the_whole():
+    features, labels, _ = _data(3, n=3000, clusters=30)
+    before = np.random.get_state()[1].copy()
+    one, again, other = (silhouette(features, labels, sample=500, seed=s) for s in (1, 1, 2))
+    assert one == again != other
+    values = _plain_silhouettes(features, labels)
+    assert abs(one - np.mean(values)) < 4 * np.std(values) / math.sqrt(500)
+    assert (np.random.get_state()[1] == before).all()
+
+
+def test_one_cluster_has_no_silhouette():
+    features, labels, camids = _data(1)
+    with pytest.raises(ValueError, match="two clusters, got 1"):
+        silhouette(features, np.minimum(labels, 0))
+    assert "silhouette" not in label_indicators(np.minimum(labels, 0), camids, features)
+
+
+def _plain_rand_index(one, other):
+    """Adjusted for chance, counted pair by pair; an outlier is together with nobody."""
+    n = len(one)
+    together = np.zeros((2, 2))
+    for i in range(n):
+        for j in range(i):
+            first = one[i] == one[j] >= 0
+            second = other[i] == other[j] >= 0
+            together[int(first), int(second)] += 1
+    both, total = together[1, 1], together.sum()
+    a, b = together[1].sum(), together[:, 1].sum()
+    chance = a * b / total
+    return (both - chance) / ((a + b) / 2 - chance)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_stability_against_a_loop(seed):
+    rng = np.random.default_rng(seed)
+    one = rng.integers(-1, 4, 50)
+    other = np.where(rng.random(50) < 0.3, rng.integers(-1, 4, 50), one)
+    assert stability(one, other) == pytest.approx(_plain_rand_index(one, other))
+    assert stability(one, one) == 1.0
+
+
+def test_shares_and_what_is_left_out_the_first_time():
+    features, _, _ = _data(0, n=10)
+    labels = np.array([0, 0, 0, 0, 1, 1, 2, 2, -1, -1])
+    camids = np.array([0, 0, 0, 0, 0, 1, 1, 2, 0, 1])
+    found = label_indicators(labels, camids, features)
+    assert found.pop("silhouette") == pytest.approx(
+        np.mean(_plain_silhouettes(features, labels)), abs=1e-5)
+    assert found == {"outlier_share": 0.2, "largest_share": 0.4,
+                     "cross_camera": pytest.approx(2 / 3)}
+    later = label_indicators(labels, camids, features, previous=np.full(10, -1))
+    assert "stability" not in later
+    later = label_indicators(labels, camids, features, previous=labels)
+    assert later["stability"] == 1.0

@@ -1,0 +1,94 @@
+"""What the hook says at the start, of each clustering and at the end, without any identity."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+from caureid_plugin import clustering
+from caureid_plugin.engine import hooks
+from sklearn.metrics import adjusted_rand_score
+
+_judge = hooks.judge
+
+
+@pytest.fixture
+def log():
+    """(level, text) of what the plugin logs."""
+    lines = []
+
+    class Collect(logging.Handler):
+        def emit(self, record):
+            lines.append((record.levelno, record.getMessage()))
+
+    handler, logger = Collect(), logging.getLogger("fastreid.caureid")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield lines
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
+
+def _alone(labels):
+    """Outliers as clusters of their own, in a loop."""
+    labels = labels.copy()
+    for row in np.flatnonzero(labels < 0):
+        labels[row] = labels.max() + 1
+    return labels
+
+
+def test_indicators_of_each_clustering_are_in_metrics_json(start, monkeypatch, tmp_path):
+    trainer, found = start("CAUREID.LABELS", "extract", "SOLVER.MAX_EPOCH", 3), []
+    assign = clustering.assign_pseudo_labels
+
+    def watched(features, **options):
+        found.append((features.clone(), assign(features, **options)))
+        return found[-1][1]
+
+    monkeypatch.setattr(clustering, "assign_pseudo_labels", watched)
+    trainer.train()
+    rows = [json.loads(line) for line in (tmp_path / "out/metrics.json").read_text().splitlines()]
+    rows = [row for row in rows if "labels/clusters" in row]
+    assert len(rows) == len(found) == 3
+    before = None
+    for row, (features, labels) in zip(rows, found, strict=True):
+        assert row["labels/outlier_share"] == pytest.approx((labels < 0).mean())
+        assert row["labels/largest_share"] == pytest.approx(np.bincount(labels + 1)[1:].max() / 48)
+        assert row["labels/silhouette"] == pytest.approx(
+            clustering.silhouette(features, labels), abs=1e-6)
+        assert ("labels/stability" in row) == (before is not None)
+        if before is not None:
+            assert row["labels/stability"] == pytest.approx(
+                adjusted_rand_score(_alone(before), _alone(labels)))
+        before = labels
+
+
+def test_the_images_of_each_camera_are_told_at_the_start(start, log):
+    start()
+    found = [text for level, text in log if "48 training images of 2 cameras" in text]
+    assert len(found) == 1 and "24" in found[0]
+
+
+def test_a_finished_run_ends_with_its_verdict(start, log, monkeypatch):
+    asked = []
+    monkeypatch.setattr(hooks, "judge", lambda indicators, **options: (
+        asked.append((indicators, options)) or _judge(indicators, **options)))
+    start("SOLVER.MAX_EPOCH", 3).train()
+    (indicators, options), = asked
+    assert options == {"num_cameras": 2}
+    assert {name: len(values) for name, values in indicators.items()} == {
+        "outlier_share": 3, "largest_share": 3, "cross_camera": 3, "silhouette": 3, "stability": 2}
+    verdict = _judge(indicators, **options)
+    texts = [text for _, text in log]
+    assert texts[-1].startswith(verdict.summary)
+    for finding in verdict.findings:
+        assert any(finding.sentence in text for text in texts[-1 - len(verdict.findings):])
+
+
+def test_a_run_that_fails_has_no_verdict(start, log):
+    trainer = start()
+    trainer.model.forward = lambda batch: (_ for _ in ()).throw(RuntimeError("broken"))
+    with pytest.raises(RuntimeError, match="broken"):
+        trainer.train()
+    assert not any("indicators training went" in text for _, text in log)

@@ -1,0 +1,289 @@
+"""What a config leaves to the data, and trainings on images of one's own by config keys alone."""
+
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import caureid_plugin
+import pytest
+import torch
+import yaml
+from caureid_plugin import fit_to_data, load_config
+from fastreid.config import get_cfg
+from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.modeling import build_model
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONFIG = "OwnData/caureid_plain.yml"
+CAMERAS = "MODEL.HEADS.CAMSEP.NUM_CAMERAS"
+OWN = ["DATASETS.NAMES", "('CameraFolder',)", "DATASETS.TESTS", "('CameraFolder',)", CAMERAS, -1]
+PATTERN = ["CAMERA_FOLDER.CAMERA", "pattern", "CAMERA_FOLDER.PATTERNS", r"('_c(\\d)',)"]
+
+
+@pytest.fixture
+def market(tiny_market):
+    return tiny_market / "Market-1501-v15.09.15"
+
+
+def labels(market):
+    return ["CAMERA_FOLDER.QUERY", market / "query",
+            "CAMERA_FOLDER.GALLERY", market / "bounding_box_test"]
+
+
+def folders_per_camera(market, root):
+    """The training images in a folder for each camera, under names that say nothing."""
+    for number, path in enumerate(sorted((market / "bounding_box_train").iterdir())):
+        folder = root / f"camera {path.name.split('_c')[1][0]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder / f"{number:03d}.jpg")
+    return root
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+def decided(cfg, *keys):
+    """The fitted config and what was decided, (level, text)."""
+    cfg.merge_from_list([str(part) for part in keys])
+    found = []
+    return fit_to_data(cfg, lambda *notice: found.append(notice)), found
+
+
+class NoDataset:
+    """In place of the registry: no dataset is to be listed."""
+
+    def get(self, name):
+        raise AssertionError(f"{name} was listed")
+
+
+# ------------------------------------------------------------------- what is decided ----
+
+
+def test_nothing_left_to_the_data_is_nothing_changed(cfg, monkeypatch):
+    cfg.merge_from_file(caureid_plugin.get_config_file("Market/caureid.yml"))
+    monkeypatch.setattr(DATASET_REGISTRY, "get", NoDataset().get)
+    fitted, found = decided(cfg)
+    assert fitted == cfg and fitted is not cfg and found == []
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_cameras_are_counted(cfg, market, frozen):
+    cfg.merge_from_list([CAMERAS, -1, "DATASETS.NAMES", ("Market1501",)])
+    before = cfg.clone()
+    if frozen:
+        cfg.freeze()
+    found = []
+    fitted = fit_to_data(cfg, lambda *notice: found.append(notice))
+    assert fitted.MODEL.HEADS.CAMSEP.NUM_CAMERAS == 2 and fitted.is_frozen() == frozen
+    assert cfg == before and cfg.MODEL.HEADS.CAMSEP.NUM_CAMERAS == -1
+    fitted.defrost()
+    fitted.MODEL.HEADS.CAMSEP.NUM_CAMERAS = -1
+    assert fitted == cfg  # nothing else has changed
+    ((level, text),) = found
+    assert level == logging.INFO and f"{CAMERAS} -1 becomes 2" in text
+
+
+def test_cameras_of_several_datasets_add_up(cfg, market):
+    fitted, _ = decided(cfg, *OWN, "DATASETS.NAMES", "('Market1501', 'CameraFolder')", *PATTERN,
+                        "CAMERA_FOLDER.ROOT", market / "bounding_box_train")
+    assert fitted.MODEL.HEADS.CAMSEP.NUM_CAMERAS == 4
+
+
+def test_one_camera_switches_off_what_needs_several(cfg, market):
+    cfg.merge_from_file(caureid_plugin.get_config_file("OwnData/caureid.yml"))
+    fitted, found = decided(cfg, "CAMERA_FOLDER.ROOT", market / "bounding_box_train",
+                            "CAMERA_FOLDER.CAMERA", "none", *labels(market))
+    expected = {"MODEL.LOSSES.NAME": ("InfoNCELoss",), "MODEL.HEADS.CAMSEP.ATTENTION": "none",
+                CAMERAS: 0, "CAUREID.CLUSTER.CAMERA_AWARE": False}
+    ((level, text),) = found
+    assert level == logging.WARNING and "one camera" in text and "CAMERA_FOLDER.CAMERA" in text
+    for key, value in expected.items():
+        assert f"{key} {value}" in text
+    cfg.merge_from_list([part for item in expected.items() for part in item])
+    assert fitted == cfg
+
+
+def test_only_what_was_on_is_said_to_be_off(cfg, market):
+    _, ((_, text),) = decided(
+        cfg, *OWN[:2], CAMERAS, -1, "DATASETS.TESTS", "()", "CAMERA_FOLDER.CAMERA", "none",
+        "CAMERA_FOLDER.ROOT", market / "query", "MODEL.LOSSES.NAME", "('InfoNCELoss',)")
+    assert "CAMERA_AWARE" not in text and "LOSSES" not in text and "ATTENTION none" in text
+
+
+def test_one_camera_and_no_loss_left(cfg, market):
+    with pytest.raises(ValueError, match=r"one camera.*MODEL.LOSSES.NAME.*add InfoNCELoss"):
+        decided(cfg, *OWN, "CAMERA_FOLDER.CAMERA", "none", "CAMERA_FOLDER.ROOT", market / "query",
+                "MODEL.LOSSES.NAME", "('CACCLoss', 'CameraSeparationLoss')")
+
+
+@pytest.mark.parametrize("tests, left, at_start", [
+    ("('CameraFolder',)", (), False), ("('CameraFolder', 'Market1501')", ("Market1501",), True)])
+def test_without_labels_nothing_is_evaluated(cfg, monkeypatch, tests, left, at_start):
+    monkeypatch.setattr(DATASET_REGISTRY, "get", NoDataset().get)
+    fitted, ((_, text),) = decided(cfg, "DATASETS.TESTS", tests, "TEST.EVAL_AT_START", True)
+    assert fitted.DATASETS.TESTS == left and fitted.TEST.EVAL_AT_START == at_start
+    assert "CAMERA_FOLDER.QUERY and GALLERY are empty" in text
+    assert ("label-free indicators" in text) == (not left)
+
+
+def test_with_labels_tests_stay(cfg, monkeypatch):
+    monkeypatch.setattr(DATASET_REGISTRY, "get", NoDataset().get)
+    for key in ("QUERY", "GALLERY"):  # that one is missing is for the dataset to say
+        fitted, found = decided(cfg.clone(), "DATASETS.TESTS", "('CameraFolder',)",
+                                f"CAMERA_FOLDER.{key}", "there")
+        assert fitted.DATASETS.TESTS == ("CameraFolder",) and found == []
+
+
+def test_notices_are_logged_by_default(market, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("fastreid"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="fastreid")
+    cfg = load_config(CONFIG, ["CAMERA_FOLDER.ROOT", str(market), "CAMERA_FOLDER.LEVEL", "-1"])
+    assert cfg.MODEL.HEADS.CAMSEP.NUM_CAMERAS == 3 and not cfg.is_frozen()
+    assert [record.name for record in caplog.records] == ["fastreid.caureid"] * 2
+
+
+def test_load_config(cfg, tmp_path):
+    file = tmp_path / "own.yml"
+    file.write_text("SEED: 5\nSOLVER:\n  MAX_EPOCH: 7\n")
+    cfg.merge_from_list(["SEED", 5, "SOLVER.MAX_EPOCH", 8])
+    assert load_config(str(file), ["SOLVER.MAX_EPOCH", "8"]) == cfg
+    assert load_config("Market/caureid.yml").DATASETS.NAMES == ("Market1501",)
+    plain = get_cfg()
+    caureid_plugin.add_caureid_config(plain)
+    assert load_config("") == plain
+    with pytest.raises(FileNotFoundError, match="Market/caureid.yml"):
+        load_config("Markt.yml")
+    with pytest.raises(KeyError, match="did you mean CAMERA_FOLDER.ROOT"):
+        load_config(CONFIG, ["CAMERA_FOLDER.ROOTS", "x"])
+
+
+def test_own_data_asks_for_its_folder():
+    with pytest.raises(ValueError, match="CAMERA_FOLDER.ROOT is empty"):
+        load_config("OwnData/caureid.yml")
+
+
+@pytest.mark.parametrize("losses", [("InfoNCELoss",), ("InfoNCELoss", "CameraSeparationLoss")])
+@pytest.mark.parametrize("number", [-1, -2])
+def test_a_number_that_was_left_open_builds_no_network(cfg, losses, number):
+    cfg.merge_from_file(caureid_plugin.get_config_file(CONFIG))
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.LOSSES.NAME", losses, CAMERAS, number])
+    with pytest.raises(ValueError, match=rf"{CAMERAS} is {number}.*caureid_plugin.fit_to_data"):
+        build_model(cfg)
+
+
+# -------------------------------------------------------------------- training on it ----
+
+
+def test_the_same_folder_trains_bit_for_bit_as_market1501(train_as_script, market, tmp_path):
+    table = tmp_path / "query.csv"
+    rows = [f"{path},{int(path.name[:4])},{path.name[6]}" for path in (market / "query").iterdir()]
+    table.write_text("\n".join(["path,identity,camera", *rows[::-1]]))
+    train_as_script(CAMERAS, -1, folder="theirs")
+    train_as_script(*OWN, *PATTERN, *labels(market), "CAMERA_FOLDER.ROOT",
+                    market / "bounding_box_train", "CAMERA_FOLDER.QUERY", table, folder="ours")
+    theirs, ours = (torch.load(tmp_path / name / "model_final.pth", weights_only=True)
+                    for name in ("theirs", "ours"))
+    for part in ("model", "memory_bank"):
+        assert list(theirs[part]) == list(ours[part])
+        for name, value in theirs[part].items():
+            assert torch.equal(value, ours[part][name]), name
+    rows = [metrics(tmp_path / name) for name in ("theirs", "ours")]
+    for name in ("start/mAP", "mAP", "Rank-1", "loss_camsep", "labels/clusters"):
+        theirs, ours = ([row[name] for row in part if name in row] for part in rows)
+        assert theirs == ours and theirs, name
+
+
+@pytest.mark.parametrize("shape", ["folders", "pattern", "none"])
+def test_three_shapes_of_data_train_to_the_end(train_as_script, market, tmp_path, shape):
+    root, keys = market / "bounding_box_train", []
+    if shape == "folders":
+        root = folders_per_camera(market, tmp_path / "crops")
+    elif shape == "pattern":
+        keys = PATTERN
+    else:
+        keys = ["CAMERA_FOLDER.CAMERA", "none"]
+    (root / "notes.txt").touch()
+    trainer = train_as_script(*OWN, *keys, "CAMERA_FOLDER.ROOT", root, config=CONFIG)
+    # the toolbox names each loss where there are several
+    losses = {"loss_infonce", "loss_camsep", "loss_cacc"} if shape != "none" else set()
+    found = set().union(*metrics(tmp_path / "run"))
+    assert {name for name in found if name.startswith("loss_")} == losses
+    assert {"total_loss", "labels/clusters", "labels/outliers"} <= found
+    assert not [name for name in found if "mAP" in name]
+    assert trainer.data_loader.dataset.num_cameras == (1 if shape == "none" else 2)
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert log.count("nothing is evaluated on it") == 1
+    assert log.count("1 files below") == 1 and "1 .txt" in log
+    assert log.count("NUM_CAMERAS -1 becomes 2") == (shape != "none")
+    assert log.count("All training images come from one camera") == (shape == "none")
+    state = torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)
+    assert state["epoch"] == 1
+    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert written["MODEL"]["HEADS"]["CAMSEP"]["NUM_CAMERAS"] == (0 if shape == "none" else 2)
+
+
+@pytest.fixture
+def script():
+    spec = importlib.util.spec_from_file_location("train_net", REPOSITORY / "tools/train_net.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_run_is_evaluated_without_its_training_images(train_as_script, script, market, tmp_path):
+    root = folders_per_camera(market, tmp_path / "crops")
+    train_as_script(*OWN, *labels(market), "CAMERA_FOLDER.ROOT", root, config=CONFIG)
+    shutil.rmtree(root)
+    run = tmp_path / "run"
+    cfg = load_config(str(run / "config.yaml"), ["MODEL.WEIGHTS", str(run / "model_final.pth")])
+    assert cfg.CAMERA_FOLDER.ROOT == str(root)
+    last = [row["mAP"] for row in metrics(run) if "mAP" in row][-1]
+    assert script.evaluate(cfg)["mAP"] == last
+
+
+def test_nothing_to_evaluate_is_said(script, market):
+    cfg = load_config(CONFIG, ["CAMERA_FOLDER.ROOT", str(market), "CAMERA_FOLDER.CAMERA", "none"])
+    with pytest.raises(ValueError, match=r"DATASETS.TESTS is empty.*CAMERA_FOLDER.QUERY"):
+        script.evaluate(cfg)
+
+
+@pytest.mark.parametrize("keys, says", [
+    (["MODEL.META_ARCHITECTURE", "Baseline", "MODEL.LOSSES.NAME", "('TripletLoss',)"],
+     "Supervised training .*Baseline.*TripletLoss"),
+    (["MODEL.LOSSES.NAME", "('CrossEntropyLoss', 'CameraSeparationLoss')"],
+     "Supervised training .*CAUReID.*CrossEntropyLoss"),
+    (["CAUREID.DIAGNOSTICS", "True"], "CAUREID.DIAGNOSTICS True")])
+def test_what_needs_identities_is_refused(script, market, keys, says):
+    cfg = load_config(CONFIG, ["CAMERA_FOLDER.ROOT", str(market), "CAMERA_FOLDER.LEVEL", -1, *keys])
+    with pytest.raises(ValueError, match=f"{says}.*CameraFolder.*have none"):
+        script.build_trainer(cfg)
+
+
+def test_one_image(train_as_script, tmp_path):
+    (tmp_path / "crops").mkdir()
+    Image.new("RGB", (16, 32)).save(tmp_path / "crops" / "only.jpg")
+    with pytest.raises(ValueError, match="1 image.*at least two"):
+        train_as_script(*OWN, "CAMERA_FOLDER.CAMERA", "none", "CAMERA_FOLDER.ROOT",
+                        tmp_path / "crops", config=CONFIG)
+
+
+def test_several_processes_say_it_once(market, tmp_path, script_keys):
+    root = folders_per_camera(market, tmp_path / "crops")
+    command = [sys.executable, REPOSITORY / "tools/train_net.py", "--config-file", CONFIG,
+               "--num-gpus", 2, "--dist-url", "auto", *script_keys, *OWN, "CAMERA_FOLDER.ROOT",
+               root, "SOLVER.MAX_EPOCH", 1, "OUTPUT_DIR", tmp_path / "run"]
+    done = subprocess.run(
+        [str(part) for part in command], check=False, capture_output=True, text=True, timeout=240,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH":
+             f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"})
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    for text in ("NUM_CAMERAS -1 becomes 2", "nothing is evaluated on it", "Loaded CameraFolder"):
+        assert (done.stdout + done.stderr).count(text) == 1, text
+    assert (tmp_path / "run" / "model_final.pth").is_file()
