@@ -22,6 +22,8 @@ REQUIRES = [
     "psutil>=5.9",
     "threadpoolctl>=3.1",
     "opencv-python-headless>=4.7",
+    "imagehash>=4.3",
+    "jinja2>=3.1",
     "pillow>=9.4",
     "yacs>=0.1.8",
     "pyyaml>=6.0",
@@ -58,6 +60,7 @@ setup(
         "faiss-gpu": ["faiss-gpu>=1.14"],
         "test": [
             "pytest>=7.4", "pytest-timeout>=2.2", "hypothesis>=6.87", "markdown-it-py>=3.0",
+            "playwright>=1.49",
             # bounded: a new release may find what nobody changed
             "ruff>=0.14,<0.18", "mypy>=1.18,<3", "vulture>=2.14,<3",
         ],

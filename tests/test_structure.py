@@ -22,8 +22,9 @@ ALLOWED = {
     "config_files": set(),
     "modeling": {"compat", "layers", "losses", "fastreid"},
     "data": {"compat", "fastreid"},
-    "engine": {"clustering", "compat", "config", "config_files", "data", "modeling", "layers",
-               "losses", "fastreid"},
+    "inspection": {"clustering", "compat", "fastreid"},
+    "engine": {"clustering", "compat", "config", "config_files", "data", "inspection", "modeling",
+               "layers", "losses", "fastreid"},
 }
 PUBLIC = ("os._exit",)  # documented, for all its underscore
 TOOLS = sorted((PACKAGE.parent / "tools").glob("*.py"))
