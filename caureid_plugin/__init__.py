@@ -13,10 +13,11 @@ import importlib.util
 __version__ = "0.1.0"
 
 __all__ = [
-    "LOSS_REGISTRY", "CAUReID", "CamSepHead", "ClusterSampler", "EvalAtStart", "MemoryBank",
-    "PersonX", "SyntheticCameras", "UnlabelledImages", "UnsupervisedHook", "add_caureid_config",
-    "build_losses", "check_cameras", "compat", "extract_features", "get_config_file", "launch",
-    "needs_memory",
+    "LOSS_REGISTRY", "CAUReID", "CamSepHead", "CameraFolder", "ClusterSampler", "EvalAtStart",
+    "MemoryBank", "PersonX", "SyntheticCameras", "UnlabelledImages", "UnsupervisedHook",
+    "add_caureid_config", "build_dataset", "build_losses", "check_cameras", "compat",
+    "extract_features", "fit_to_data", "get_config_file", "launch", "load_config", "needs_memory",
+    "training_images",
 ]
 
 # asked for, not tried: what goes wrong inside an installed FastReID must be seen
@@ -26,8 +27,23 @@ if importlib.util.find_spec("fastreid") is not None:
     from .compat import launch
     from .config import add_caureid_config
     from .config_files import get_config_file
-    from .data import ClusterSampler, PersonX, SyntheticCameras, UnlabelledImages
-    from .engine import EvalAtStart, UnsupervisedHook, check_cameras, extract_features
+    from .data import (
+        CameraFolder,
+        ClusterSampler,
+        PersonX,
+        SyntheticCameras,
+        UnlabelledImages,
+        build_dataset,
+        training_images,
+    )
+    from .engine import (
+        EvalAtStart,
+        UnsupervisedHook,
+        check_cameras,
+        extract_features,
+        fit_to_data,
+        load_config,
+    )
     from .modeling import LOSS_REGISTRY, CamSepHead, CAUReID, MemoryBank, build_losses, needs_memory
 else:
 

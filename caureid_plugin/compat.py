@@ -1721,8 +1721,9 @@ def _missing_dataset(patch: _Patches) -> None:
 
 
 _LABELS_IN_NAME = re.compile(r"([-\d]+)_c(\d)")
-_IMAGE_SUFFIXES = {
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
+# of names that are taken for images, in lower case
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff",
+                  ".webp")
 
 
 @_repair(
@@ -1752,7 +1753,7 @@ def _checked_process_dir(original, identities: range | None, cameras: range):
                 f"that looks like 0002_c1, which is a folder in {dir_path}. Rename that folder.")
         left_out = []
         for path in _listed(dir_path, name):
-            if path.name.startswith(".") or path.suffix.lower() not in _IMAGE_SUFFIXES:
+            if path.name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES:
                 continue
             if path.suffix == ".jpg":
                 _check_labels_in_name(path, name, identities, cameras)
@@ -1762,7 +1763,7 @@ def _checked_process_dir(original, identities: range | None, cameras: range):
             logger.warning(
                 "%s: %d images in %s are left out, because only names that end in .jpg are read "
                 "(first: %s). Rename them to use them: what is inside may be of any format.",
-                name, len(left_out), _shown(dir_path), _shown(left_out[0]))
+                name, len(left_out), shown(dir_path), shown(left_out[0]))
         return original(self, glob.escape(str(dir_path)), is_train)
 
     return process_dir
@@ -1773,7 +1774,7 @@ def _listed(folder: str, name: str) -> list[Path]:
         return sorted(Path(folder).iterdir())
     except OSError as error:  # glob would find nothing
         raise ValueError(
-            f"{name} cannot list the folder {_shown(folder)}: {error.strerror}. Let this user read "
+            f"{name} cannot list the folder {shown(folder)}: {error.strerror}. Let this user read "
             "it (chmod u+rx), or set the environment variable FASTREID_DATASETS to the folder that "
             "holds the dataset.") from error
 
@@ -1782,28 +1783,28 @@ def _check_labels_in_name(path: Path, name: str, identities: range | None, camer
     found = _LABELS_IN_NAME.search(path.name)
     if not found:
         raise ValueError(
-            f"{_shown(path)} carries no camera label: {name} reads identity and "
+            f"{shown(path)} carries no camera label: {name} reads identity and "
             "camera from names like 0002_c1s1_000451_03.jpg. Rename or remove the file.")
     if path.name[found.end():found.end() + 1].isdecimal():
         raise ValueError(
-            f"{_shown(path)} has a camera of several digits, of which {name} reads the first. "
+            f"{shown(path)} has a camera of several digits, of which {name} reads the first. "
             "Rename or remove the file, or register the data as a dataset of its own.")
     try:
         identity, camera = map(int, found.groups())
     except ValueError:  # such as 0001-2
         raise ValueError(
-            f"{_shown(path)}: {found[1]!r} before _c is no number of an identity. Rename or remove "
+            f"{shown(path)}: {found[1]!r} before _c is no number of an identity. Rename or remove "
             "the file.") from None
     if identity == -1 and identities is not None:
         return  # junk
     for kind, value, allowed in (("identity", identity, identities), ("camera", camera, cameras)):
         if allowed is not None and value not in allowed:
             raise ValueError(
-                f"{_shown(path)} has {kind} {value}, but {name} has {allowed[0]} to {allowed[-1]}. "
+                f"{shown(path)} has {kind} {value}, but {name} has {allowed[0]} to {allowed[-1]}. "
                 "Rename or remove the file, or register the data as a dataset of its own.")
 
 
-def _shown(path: object) -> str:
+def shown(path: object) -> str:
     """A path as an error shows it: quoted where it would break the line or cannot be encoded."""
     text = str(path)
     return text if text.isprintable() else ascii(text)
@@ -1847,7 +1848,7 @@ def _orientation(image: Image.Image, file_name: str) -> int | None:
         if value is None and "exif" in image.info:
             Image.Exif().load(image.info["exif"])  # Pillow says nothing if a JPEG's are damaged
     except (SyntaxError, struct.error, ValueError, TypeError, KeyError, OSError) as error:
-        warnings.warn(f"The EXIF data of {_shown(file_name)} are damaged ({error}): the image is "
+        warnings.warn(f"The EXIF data of {shown(file_name)} are damaged ({error}): the image is "
                       "taken as it is stored, which may be turned.", stacklevel=2)
         return None
     return value if isinstance(value, int) else None
@@ -1909,7 +1910,7 @@ def _unreadable_image(patch: _Patches) -> None:
         except Exception as error:  # broken data make Pillow's decoders raise nearly anything
             reason, remedy = _reason_and_remedy(error)
             raise ValueError(
-                f"Cannot read the image {_shown(file_name)}: {reason}. {remedy}.") from error
+                f"Cannot read the image {shown(file_name)}: {reason}. {remedy}.") from error
 
     patch.everywhere(original, read_image)
 
@@ -2001,7 +2002,7 @@ def _writable_folder(folder: str) -> Iterator[None]:
     An empty name stands for no folder.
     """
     if any(0xD800 <= ord(letter) <= 0xDFFF for letter in folder):  # how Python holds such bytes
-        raise ValueError(f"OUTPUT_DIR {_shown(folder)} is no text in UTF-8, which the log cannot "
+        raise ValueError(f"OUTPUT_DIR {shown(folder)} is no text in UTF-8, which the log cannot "
                          "hold. Set OUTPUT_DIR to another folder.")
     try:
         if folder:
@@ -2009,7 +2010,7 @@ def _writable_folder(folder: str) -> Iterator[None]:
             with tempfile.TemporaryFile(dir=folder) as file:
                 file.write(bytes(4096))
     except OSError as error:
-        raise _output_error(f"OUTPUT_DIR {_shown(folder)}", error) from error
+        raise _output_error(f"OUTPUT_DIR {shown(folder)}", error) from error
     try:
         yield
     except OSError as error:
@@ -2021,7 +2022,7 @@ def _writable_folder(folder: str) -> Iterator[None]:
             name = os.path.basename(str(error.filename))
         else:
             raise
-        raise _output_error(f"{name} in OUTPUT_DIR {_shown(folder)}", error) from error
+        raise _output_error(f"{name} in OUTPUT_DIR {shown(folder)}", error) from error
 
 
 def _output_error(what: str, error: OSError, last_advice: str = "") -> OSError:
@@ -2081,7 +2082,7 @@ def _naming_close(original: Callable) -> Callable:
 def _figures_error(writer, error: OSError) -> OSError:
     where = (writer._file_handle.name if isinstance(writer, _events.JSONWriter)
              else writer._writer.log_dir)
-    return _output_error(_shown(where), error, "; go on with --resume")
+    return _output_error(shown(where), error, "; go on with --resume")
 
 
 # --------------------------------------------------------------------------- checkpoints ----
@@ -2480,17 +2481,20 @@ def _builds_with_config(original: Callable, datasets: _ConfiguredDatasets) -> Ca
     return build
 
 
+# one for good: who imported a loader's builder keeps it when the repair is switched off and on
+_DATASETS = _ConfiguredDatasets(_data_build.DATASET_REGISTRY)
+
+
 @_repair(
-    upstream="data/build.py:37, :103 (DATASET_REGISTRY.get(name)(root=_root))",
+    upstream="data/build.py:37, :107 (DATASET_REGISTRY.get(name)(root=_root))",
     symptom="a dataset is built from its root alone: none can be set up by config keys",
     versions="all",
 )
 def _dataset_config(patch: _Patches) -> None:
-    datasets = _ConfiguredDatasets(_data_build.DATASET_REGISTRY)
     for name in ("build_reid_train_loader", "build_reid_test_loader"):
         original = getattr(_data_build, name)
-        patch.everywhere(original, _builds_with_config(original, datasets))
-    patch.set(_data_build, "DATASET_REGISTRY", datasets)
+        patch.everywhere(original, _builds_with_config(original, _DATASETS))
+    patch.set(_data_build, "DATASET_REGISTRY", _DATASETS)
 
 
 def configured_dataset(cfg: CfgNode, name: str):

@@ -33,6 +33,7 @@ def add_caureid_config(cfg: CN) -> None:
     _add_head(cfg)
     _add_losses(cfg)
     _add_unsupervised(cfg)
+    _add_camera_folder(cfg)
 
 
 def _add_head(cfg: CN) -> None:
@@ -54,7 +55,9 @@ def _add_head(cfg: CN) -> None:
     # F, still learns from it).
     camsep.DETACH = False
     # C, number of cameras in the training set. Needed by CameraSeparationLoss; checked against
-    # the data. 0: no camera classifier.
+    # the data. 0: no camera classifier. -1: as many as the training set has, for
+    # caureid_plugin.fit_to_data (called by the tools) to count; with a single one it switches
+    # everything off that tells cameras apart.
     camsep.NUM_CAMERAS = 0
 
 
@@ -130,3 +133,39 @@ def _add_unsupervised(cfg: CN) -> None:
     # GiB that clustering may take beyond the features; more is an error before it starts. 0: what
     # the machine has free.
     node.CLUSTER.MAX_MEMORY = 0.0
+
+
+def _add_camera_folder(cfg: CN) -> None:
+    # The dataset CameraFolder (DATASETS.NAMES, DATASETS.TESTS): images of one's own, without
+    # identities.
+    node = cfg.CAMERA_FOLDER = CN()
+    # Folder of the training images, searched with all folders below it (links are followed, hidden
+    # names left out); relative to the current directory, or from ~.
+    node.ROOT = ""
+    # Where an image's camera is read from. Options:
+    #   "folder": the name of a folder that it lies in, chosen by LEVEL.
+    #   "pattern": its path, by PATTERNS.
+    #   "csv": a table, CSV.
+    #   "none": all images are of one camera.
+    # Names that are numbers compare as numbers: 01 is 1.
+    node.CAMERA = "folder"
+    # For "folder": which one names the camera. 1: the first below ROOT, 2: the second, ...; -1: the
+    # one that holds the image, -2: the one above it, ...
+    node.LEVEL = 1
+    # For "pattern": regular expressions, each with one group, or one named "camera", that holds the
+    # camera: ('_c([0-9]+)',) reads 3 from 0002_c3s1.jpg. They are searched in the path below ROOT,
+    # with / between folders. One must match an image; if several do, they must agree.
+    node.PATTERNS = ()
+    # For "csv": a UTF-8 file with a header line and the columns path and camera, separated by
+    # commas. A path is absolute, or relative to the folder of the file. Every image below ROOT
+    # needs a row, every row an image.
+    node.CSV = ""
+    # What to do with an image for which no camera is found. Options: "error"; "skip" (it is left
+    # out; a warning counts them).
+    node.UNMATCHED = "error"
+    # Labelled images to evaluate with, both or neither; they are never trained on unless they lie
+    # below ROOT. Each is a folder of images named as in Market-1501 (identity and camera first, as
+    # in 0002_c1_000451.jpg), or a .csv file like that of CSV with the columns path, identity (any
+    # text) and camera. Identity -1 is left out.
+    node.QUERY = ""
+    node.GALLERY = ""

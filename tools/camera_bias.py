@@ -13,8 +13,6 @@ import caureid_plugin  # first: it makes the toolbox importable
 import numpy as np
 from caureid_plugin.clustering import search_neighbors
 from caureid_plugin.data import build_extraction_loader
-from fastreid.config import get_cfg
-from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.modeling import build_model
 from fastreid.utils.checkpoint import Checkpointer
 from fastreid.utils.env import seed_all_rng
@@ -40,17 +38,12 @@ def main() -> None:
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values")
     args = parser.parse_args()
 
-    cfg = get_cfg()
-    caureid_plugin.add_caureid_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    cfg = caureid_plugin.load_config(args.config_file, args.opts)
     seed_all_rng(caureid_plugin.compat.process_seed(max(cfg.SEED, 0), 0))
     model = build_model(cfg)
     if cfg.MODEL.WEIGHTS:
         Checkpointer(model).load(cfg.MODEL.WEIGHTS)
-    items = [(path, camera) for name in cfg.DATASETS.NAMES
-             for path, _, camera in DATASET_REGISTRY.get(name)(
-                 root=caureid_plugin.compat.dataset_root()).train]
+    items = caureid_plugin.training_images(cfg)
     loader = build_extraction_loader(cfg, items)
     features = normalize(caureid_plugin.extract_features(model, loader), dim=1)
     share, chance = camera_shares(features, loader.dataset.camids, args.neighbors)

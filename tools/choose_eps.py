@@ -15,7 +15,6 @@ The table and the suggestion use no identity. --diagnostics adds columns that do
 
 import argparse
 import csv
-import os
 import tokenize
 import zipfile
 import zlib
@@ -31,8 +30,7 @@ from caureid_plugin.clustering import (
     sweep_eps,
 )
 from caureid_plugin.data import build_extraction_loader
-from fastreid.config import get_cfg
-from fastreid.data.datasets import DATASET_REGISTRY
+from caureid_plugin.engine import check_identities
 from fastreid.modeling import build_model
 from fastreid.utils.env import seed_all_rng
 from sklearn.metrics import adjusted_rand_score
@@ -97,10 +95,14 @@ def read_features(path: Path) -> dict:
 
 
 def extract(cfg, identities: bool) -> dict:
-    """Features and cameras of the training images, and identities if they are asked for."""
-    listed = [item for name in cfg.DATASETS.NAMES for item in DATASET_REGISTRY.get(name)(
-        root=caureid_plugin.compat.dataset_root()).train]
-    loader = build_extraction_loader(cfg, [(path, camera) for path, _, camera in listed])
+    """Features and cameras of the training images, and identities if they are asked for.
+
+    Raises:
+        ValueError: identities are asked for and the images have none.
+    """
+    if identities:
+        check_identities(cfg, "--diagnostics")
+    loader = build_extraction_loader(cfg, caureid_plugin.training_images(cfg))
     seed_all_rng(caureid_plugin.compat.process_seed(max(cfg.SEED, 0), 0))  # weights too
     model = build_model(cfg)
     if cfg.MODEL.WEIGHTS:
@@ -108,7 +110,8 @@ def extract(cfg, identities: bool) -> dict:
     features = normalize(caureid_plugin.extract_features(model, loader), dim=1)
     found = {"features": features.numpy(), "camids": loader.dataset.camids}
     if identities:
-        names = [str(identity) for _, identity, _ in listed]
+        names = [str(identity) for name in cfg.DATASETS.NAMES
+                 for _, identity, _ in caureid_plugin.build_dataset(cfg, name).train]
         found["identities"] = np.unique(names, return_inverse=True)[1]
     return found
 
@@ -254,13 +257,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def configure(args: argparse.Namespace):
     """The frozen config: the file, then keys, then the options of this tool."""
-    cfg = get_cfg()
-    caureid_plugin.add_caureid_config(cfg)
-    if args.config_file:
-        known = os.path.isfile(args.config_file)
-        cfg.merge_from_file(
-            args.config_file if known else caureid_plugin.get_config_file(args.config_file))
-    cfg.merge_from_list(args.opts)
+    cfg = caureid_plugin.load_config(args.config_file or "", args.opts)
     if args.camera_aware is not None:
         cfg.CAUREID.CLUSTER.CAMERA_AWARE = args.camera_aware
     for name, keys in COUNTS.items():

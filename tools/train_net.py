@@ -7,7 +7,8 @@
     tools/train_net.py --config-file ... --num-gpus 2      # 2 CPU processes without CUDA
     torchrun --nproc-per-node 2 tools/train_net.py --config-file ...   # the same
 
-Datasets are looked for below the folder named by the environment variable FASTREID_DATASETS.
+Images of your own, without labels: configs/OwnData/caureid.yml with CAMERA_FOLDER.ROOT FOLDER.
+Other datasets are looked for below the folder named by the environment variable FASTREID_DATASETS.
 """
 
 import logging
@@ -15,7 +16,7 @@ import os
 import sys
 
 import caureid_plugin  # first: it makes the toolbox importable and registers the plugin
-from fastreid.config import get_cfg
+from caureid_plugin.engine import check_identities
 from fastreid.engine import DefaultTrainer, default_argument_parser, default_setup, launch
 
 logger = logging.getLogger("fastreid.caureid")
@@ -23,23 +24,34 @@ logger = logging.getLogger("fastreid.caureid")
 
 def setup(args):
     """Builds the frozen config from the file and the command line, and starts the log."""
-    cfg = get_cfg()
-    caureid_plugin.add_caureid_config(cfg)
-    if args.config_file:
-        if not os.path.isfile(args.config_file):
-            args.config_file = caureid_plugin.get_config_file(args.config_file)
-        cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    if args.config_file and not os.path.isfile(args.config_file):
+        args.config_file = caureid_plugin.get_config_file(args.config_file)
+    decided = []  # before there is a log
+    cfg = caureid_plugin.load_config(args.config_file, args.opts,
+                                     lambda *notice: decided.append(notice))
     cfg.freeze()
     default_setup(cfg, args)
+    for level, text in decided:
+        logger.log(level, text)
     return cfg
 
 
 def build_trainer(cfg):
-    """DefaultTrainer with the plugin's hooks; supervised configs get the toolbox's own ones."""
+    """DefaultTrainer with the plugin's hooks; supervised configs get the toolbox's own ones.
+
+    Raises:
+        ValueError: identities are needed and the training images have none.
+    """
+    unsupervised = (cfg.MODEL.META_ARCHITECTURE == "CAUReID"
+                    and caureid_plugin.needs_memory(cfg))
+    if not unsupervised:
+        check_identities(cfg, f"Supervised training ({cfg.MODEL.META_ARCHITECTURE} with the "
+                              f"losses {list(cfg.MODEL.LOSSES.NAME)})")
+    elif cfg.CAUREID.DIAGNOSTICS:
+        check_identities(cfg, "CAUREID.DIAGNOSTICS True")
     trainer = DefaultTrainer(cfg)
     trainer.register_hooks([caureid_plugin.EvalAtStart(cfg.TEST.EVAL_AT_START)])
-    if cfg.MODEL.META_ARCHITECTURE == "CAUReID" and caureid_plugin.needs_memory(cfg):
+    if unsupervised:
         trainer.register_hooks([caureid_plugin.UnsupervisedHook(cfg)])
     else:
         logger.info("Supervised training: %s with %s uses the identity labels of %s.",
@@ -52,7 +64,14 @@ def build_trainer(cfg):
 
 
 def evaluate(cfg):
-    """Evaluates MODEL.WEIGHTS on DATASETS.TESTS."""
+    """Evaluates MODEL.WEIGHTS on DATASETS.TESTS.
+
+    Raises:
+        ValueError: there is no test set.
+    """
+    if not cfg.DATASETS.TESTS:
+        raise ValueError("DATASETS.TESTS is empty, there is nothing to evaluate on: name a "
+                         "dataset. For CameraFolder set CAMERA_FOLDER.QUERY and GALLERY too.")
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.BACKBONE.PRETRAIN = False

@@ -30,6 +30,7 @@ from typing import NamedTuple
 import caureid_plugin  # first: it makes the toolbox importable
 import numpy as np
 import torch
+from caureid_plugin.compat import IMAGE_SUFFIXES
 from caureid_plugin.data.synthetic_cameras import DESCRIPTION, FOLDER, person_mask
 from caureid_plugin.layers import MAP_KINDS, branch_maps, mass_share, relative_maps, resize_maps
 from fastreid.config import get_cfg
@@ -42,7 +43,6 @@ from PIL import Image
 from tabulate import tabulate
 
 BRANCHES = ("camera-specific", "camera-agnostic")
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 SIDE = 192  # longest side of a drawn image, in pixels
 GAP = 6  # pixels between an image and its maps
 COLUMNS = 4  # images in a row of the PNG, each with its two maps
@@ -93,14 +93,14 @@ def list_folder(folder: str) -> list[str]:
     if not os.path.isdir(folder):
         raise ValueError(f"--folder {folder} is not a folder.")
     names = sorted(os.listdir(folder))
-    found = [name for name in names if name.lower().endswith(SUFFIXES)]
+    found = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
     if not found:
         raise ValueError(f"--folder {folder} holds no image, among {len(names)} entries none ends "
-                         f"in {', '.join(SUFFIXES)}; folders below it are not searched.")
+                         f"in {', '.join(IMAGE_SUFFIXES)}; folders below it are not searched.")
     return [os.path.join(folder, name) for name in found]
 
 
-def list_dataset(name: str, split: str) -> dict[str, list[str]]:
+def list_dataset(cfg, name: str, split: str) -> dict[str, list[str]]:
     """Paths of a data set's images by camera, in the order of the cameras' numbers.
 
     A camera is labelled with the number that the data set gives it, which need not be the one in
@@ -113,7 +113,7 @@ def list_dataset(name: str, split: str) -> dict[str, list[str]]:
     if name not in known:
         raise ValueError(f"There is no dataset {name!r} (--dataset, or DATASETS in the config), "
                          f"known are {known}.")
-    data = DATASET_REGISTRY.get(name)(root=caureid_plugin.compat.dataset_root())
+    data = caureid_plugin.build_dataset(cfg, name)
     groups: dict[str, list[str]] = {}
     for path, _, camera, *_ in getattr(data, split):
         # the toolbox names a training image's camera and numbers a test image's; whether from 0
@@ -145,7 +145,7 @@ def choose(args: argparse.Namespace, cfg) -> list[Choice]:
             raise ValueError("The config names no dataset (DATASETS.NAMES for --split train, "
                              "DATASETS.TESTS for query and gallery): choose one with --dataset.")
         groups = {key: paths for name in names
-                  for key, paths in list_dataset(name, split).items()}
+                  for key, paths in list_dataset(cfg, name, split).items()}
     drawn, measured = [], []
     for number, (group, paths) in enumerate(groups.items()):
         order = np.random.default_rng([args.seed, number]).permutation(len(paths))
@@ -515,12 +515,7 @@ def configure(args: argparse.Namespace):
     Raises:
         ValueError: the network is not shown the whole image.
     """
-    cfg = get_cfg()
-    caureid_plugin.add_caureid_config(cfg)
-    known = os.path.isfile(args.config_file)
-    cfg.merge_from_file(
-        args.config_file if known else caureid_plugin.get_config_file(args.config_file))
-    cfg.merge_from_list(args.opts)
+    cfg = caureid_plugin.load_config(args.config_file, args.opts)
     size = list(cfg.INPUT.SIZE_TEST)
     if len(size) != 2 or min(size) < 1 or cfg.INPUT.CROP.ENABLED:
         raise ValueError(f"INPUT.SIZE_TEST {size} must be [height, width] and INPUT.CROP.ENABLED "

@@ -15,6 +15,7 @@ from .labels import label_statistics, outliers_to_singletons
 
 # Images whose silhouette is taken: its standard error is then below 0.02, whatever N.
 SAMPLE = 2000
+HELD = 2 ** 26  # distances between images and clusters that are held at a time
 
 
 def label_indicators(labels: np.ndarray, camids: np.ndarray, features: torch.Tensor,
@@ -97,7 +98,7 @@ def silhouettes(features: torch.Tensor, labels: np.ndarray, rows: np.ndarray) ->
     Args:
         features: (N, D), L2-normalised.
         labels: (N,) clusters 0..K-1, -1 for outliers.
-        rows: (M,) images, none of them an outlier; M x K distances are held at a time.
+        rows: (M,) images, none of them an outlier.
 
     Returns:
         (M,), -1 (another cluster is nearer) to 1.
@@ -109,18 +110,23 @@ def silhouettes(features: torch.Tensor, labels: np.ndarray, rows: np.ndarray) ->
     clusters = int(labels.max(initial=-1)) + 1
     if clusters < 2:
         raise ValueError(f"The silhouette needs at least two clusters, got {clusters}.")
-    inlier = np.flatnonzero(labels >= 0)
-    own = torch.from_numpy(labels[inlier]).to(features.device)
+    inlier = torch.from_numpy(np.flatnonzero(labels >= 0)).to(features.device)
+    every = torch.from_numpy(labels).to(features.device)
     sums = features.new_zeros(clusters, features.shape[1])
-    sums.index_add_(0, own, features[torch.from_numpy(inlier).to(features.device)])
-    looked_at = torch.from_numpy(rows).to(features.device)
-    points, own = features[looked_at], torch.from_numpy(labels[rows]).to(features.device)
+    sums.index_add_(0, every[inlier], features[inlier])
+    sizes = torch.bincount(every[inlier], minlength=clusters)
+    # as many at a time as keep the distances within HELD
+    parts = torch.from_numpy(rows).to(features.device).split(max(1, HELD // clusters))
+    return torch.cat([_silhouettes(features[part], every[part], sums, sizes) for part in parts])
+
+
+def _silhouettes(points: torch.Tensor, own: torch.Tensor, sums: torch.Tensor,
+                 sizes: torch.Tensor) -> torch.Tensor:
+    """Of points (M, D) of clusters (M,), from the clusters' sums (K, D) and sizes (K,)."""
     far = 1.0 - points @ torch.nn.functional.normalize(sums, dim=1).T
     others = sums[own] - points
     near = 1.0 - (points * torch.nn.functional.normalize(others, dim=1)).sum(dim=1)
     far.scatter_(1, own[:, None], torch.inf)
     nearest = far.min(dim=1).values
-    scale = torch.maximum(near, nearest).clamp(min=torch.finfo(features.dtype).eps)
-    score = (nearest - near) / scale
-    alone = torch.from_numpy(np.bincount(labels[labels >= 0])).to(own)[own] == 1
-    return score.masked_fill(alone, 0.0)
+    scale = torch.maximum(near, nearest).clamp(min=torch.finfo(points.dtype).eps)
+    return ((nearest - near) / scale).masked_fill(sizes[own] == 1, 0.0)

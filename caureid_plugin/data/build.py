@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastreid.config import CfgNode
+from fastreid.utils import comm
 
 from .. import compat
 
@@ -27,6 +28,14 @@ def build_dataset(cfg: CfgNode, name: str) -> Any:
 
 
 def training_images(cfg: CfgNode) -> list[tuple[str, Any]]:
-    """(path, camera) of all training images of DATASETS.NAMES, in the order of the memory bank."""
-    return [(path, camera) for name in cfg.DATASETS.NAMES
-            for path, _, camera in build_dataset(cfg, name).train]
+    """(path, camera) of all training images of DATASETS.NAMES, in the order of the memory bank.
+
+    Each dataset is shown in the log, as when the toolbox loads it.
+    """
+    items: list[tuple[str, Any]] = []
+    for name in cfg.DATASETS.NAMES:
+        dataset = build_dataset(cfg, name)
+        if comm.is_main_process():
+            dataset.show_train()
+        items += [(path, camera) for path, _, camera in dataset.train]
+    return items

@@ -1,6 +1,10 @@
-"""Unsupervised training: the hook that clusters, labels and keeps the memory bank."""
+"""Unsupervised training: the config, and the hook that clusters, labels and keeps the bank."""
 
 from .extraction import extract_features
 from .hooks import EvalAtStart, UnsupervisedHook, check_cameras
+from .setup import check_identities, fit_to_data, load_config
 
-__all__ = ["EvalAtStart", "UnsupervisedHook", "check_cameras", "extract_features"]
+__all__ = [
+    "EvalAtStart", "UnsupervisedHook", "check_cameras", "check_identities", "extract_features",
+    "fit_to_data", "load_config",
+]

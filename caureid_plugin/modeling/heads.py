@@ -26,6 +26,11 @@ def _check_config(cfg: CfgNode) -> None:
     if camsep.ATTENTION not in ATTENTIONS:
         raise ValueError(f"MODEL.HEADS.CAMSEP.ATTENTION {camsep.ATTENTION!r} is unknown, known "
                          f"are {ATTENTIONS}.")
+    if camsep.NUM_CAMERAS < 0:
+        raise ValueError(
+            f"MODEL.HEADS.CAMSEP.NUM_CAMERAS is {camsep.NUM_CAMERAS} where the network is built. "
+            "-1 leaves the number to the training set: call cfg = caureid_plugin.fit_to_data(cfg) "
+            "before, or set the number of cameras (0: no camera classifier).")
     known = MGN_LOSSES if cfg.MODEL.META_ARCHITECTURE == "MGN" else TOOLBOX_LOSSES
     foreign = [name for name in names if name not in known]
     if foreign and cfg.MODEL.META_ARCHITECTURE in TOOLBOX_ARCHITECTURES:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from caureid_plugin import compat
+from fastreid.config import configurable
 from fastreid.data import build as data_build
 from fastreid.data import data_utils
 from fastreid.data.datasets import DATASET_REGISTRY
@@ -253,3 +254,49 @@ def test_the_dataset_reads_through_the_repaired_function(tiny_market):
     truncated(Path(items[0][0]))
     with pytest.raises(ValueError, match="Cannot read the image"):
         data_build.CommDataset(items)[0]
+
+
+# ------------------------------------------------------------------- set up by config keys ----
+
+
+@pytest.fixture
+def of_the_config():
+    """Name of a registered dataset whose images are those of the folder in OUTPUT_DIR."""
+
+    class OfTheConfig(ImageDataset):
+        @configurable
+        def __init__(self, *, folder="", **kwargs):
+            items = [(str(path), "who", "where") for path in Path(folder).glob("*.jpg")]
+            super().__init__(items, list(items), list(items), **kwargs)
+
+        @classmethod
+        def from_config(cls, cfg):
+            return {"folder": cfg.OUTPUT_DIR}
+
+    DATASET_REGISTRY.register(OfTheConfig)
+    yield OfTheConfig.__name__
+    del DATASET_REGISTRY._obj_map[OfTheConfig.__name__]
+
+
+def test_a_dataset_is_set_up_by_the_config(cfg, tiny_market, of_the_config):
+    folder = tiny_market / "Market-1501-v15.09.15" / "query"
+    cfg.merge_from_list(["DATASETS.NAMES", (of_the_config,), "OUTPUT_DIR", str(folder),
+                         "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", 0])
+    expected = sorted(map(str, folder.iterdir()))
+
+    def listed(*arguments, **options):
+        found = data_build.build_reid_test_loader(*arguments, **options)[0].dataset
+        return [item[0] for item in found.img_items]
+
+    assert paths(data_build.build_reid_train_loader(cfg).dataset.img_items) == expected
+    assert paths(data_build.build_reid_train_loader(cfg=cfg).dataset.img_items) == expected
+    assert listed(cfg, dataset_name=of_the_config) == 2 * expected
+    assert paths(compat.configured_dataset(cfg, of_the_config).query) == expected
+    # those that read no config, and whoever asks for the class itself, are left alone
+    assert listed(cfg, dataset_name="Market1501")[0] == expected[0]
+    assert data_build.DATASET_REGISTRY.get(of_the_config) is DATASET_REGISTRY.get(of_the_config)
+    with pytest.raises(KeyError, match="OfTheConfig"):
+        compat.configured_dataset(cfg, "OfAnotherConfig")
+    with compat.without("dataset_config"):  # it is given a root alone, and looks elsewhere
+        with pytest.raises(ValueError, match="no image for its subset 'train'"):
+            data_build.build_reid_train_loader(cfg)

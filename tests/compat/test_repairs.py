@@ -97,6 +97,7 @@ CITED = {
     "plain_weights": 'checkpoint.pop("model")',
     "safe_pretraining": "torch.load(pretrain_path",
     "foreign_checkpoint": "strict=False",
+    "dataset_config": "DATASET_REGISTRY.get(dataset_name)(root=_root",
     "unknown_name": "raise KeyError(",
     "unknown_key": "def merge_from_list(",
     "config_file": "cfg = yaml.safe_load(f)",

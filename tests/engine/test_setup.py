@@ -229,12 +229,16 @@ def test_three_shapes_of_data_train_to_the_end(train_as_script, market, tmp_path
     assert written["MODEL"]["HEADS"]["CAMSEP"]["NUM_CAMERAS"] == (0 if shape == "none" else 2)
 
 
-@pytest.fixture
-def script():
-    spec = importlib.util.spec_from_file_location("train_net", REPOSITORY / "tools/train_net.py")
+def tool(name):
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "tools" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def script():
+    return tool("train_net")
 
 
 def test_a_run_is_evaluated_without_its_training_images(train_as_script, script, market, tmp_path):
@@ -264,6 +268,39 @@ def test_what_needs_identities_is_refused(script, market, keys, says):
     cfg = load_config(CONFIG, ["CAMERA_FOLDER.ROOT", str(market), "CAMERA_FOLDER.LEVEL", -1, *keys])
     with pytest.raises(ValueError, match=f"{says}.*CameraFolder.*have none"):
         script.build_trainer(cfg)
+
+
+@pytest.fixture
+def keys_of_own_data(script_keys, market, tmp_path):
+    """A config and keys for the command line of any tool."""
+    root = folders_per_camera(market, tmp_path / "crops")
+    keys = [*script_keys, *OWN, "CAMERA_FOLDER.ROOT", root, "SEED", 1]
+    return ["--config-file", CONFIG], [str(part) for part in keys]
+
+
+def test_eps_is_chosen_on_own_data(keys_of_own_data, capsys):
+    config, keys = keys_of_own_data
+    choose_eps = tool("choose_eps")
+    choose_eps.main([*config, "--eps", "0.4,0.6", *keys])
+    assert "48 images, 2 cameras; plain neighbours" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"--diagnostics needs the identities.*CameraFolder"):
+        choose_eps.main([*config, "--diagnostics", *keys])
+
+
+def test_camera_bias_of_own_data(keys_of_own_data, capsys, monkeypatch):
+    config, keys = keys_of_own_data
+    monkeypatch.setattr(sys, "argv", ["camera_bias.py", *config, *keys])
+    tool("camera_bias").main()
+    assert "48 images, 2 cameras, seed 1" in capsys.readouterr().out
+
+
+def test_attention_is_drawn_on_own_data(keys_of_own_data):
+    config, keys = keys_of_own_data
+    draw = tool("visualize_attention")
+    args = draw.parse_args([*config, "--per-camera", "2", *keys])
+    choices = draw.choose(args, draw.configure(args))
+    assert [choice.group for choice in choices if choice.drawn] == (
+        2 * ["camerafolder_camera 1"] + 2 * ["camerafolder_camera 2"])
 
 
 def test_one_image(train_as_script, tmp_path):

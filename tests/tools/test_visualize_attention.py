@@ -246,7 +246,7 @@ def test_images_of_a_dataset(tool, tiny_market, split, cameras, tmp_path, capsys
     assert collections.Counter(choice.group for choice in choices) == dict.fromkeys(cameras, 3)
 
 
-def test_cameras_of_personx_keep_their_numbers(tool, tmp_path, monkeypatch):
+def test_cameras_of_personx_keep_their_numbers(tool, cfg, tmp_path, monkeypatch):
     """PersonX numbers a test image's camera as its name does, Market1501 one less."""
     monkeypatch.setattr(data_build, "_root", str(tmp_path))
     for split in ("bounding_box_train", "query", "bounding_box_test"):
@@ -255,7 +255,7 @@ def test_cameras_of_personx_keep_their_numbers(tool, tmp_path, monkeypatch):
             (tmp_path / "PersonX" / split / f"0001_c{camera}s1_000000_00.jpg").touch()
     for split, start in (("train", "personx_"), ("query", "PersonX camera id "),
                          ("gallery", "PersonX camera id ")):
-        groups = tool.list_dataset("PersonX", split)
+        groups = tool.list_dataset(cfg, "PersonX", split)
         assert list(groups) == [f"{start}3", f"{start}10"]
         for number, (path,) in zip((3, 10), groups.values(), strict=True):
             assert os.path.basename(path).startswith(f"0001_c{number}s1_")

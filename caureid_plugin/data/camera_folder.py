@@ -1,0 +1,140 @@
+"""CameraFolder: images of one's own, without identities, set up by config keys alone."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+from fastreid.config import CfgNode, configurable
+from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.data.datasets.bases import ImageDataset
+
+from ..compat import shown
+from .camera_source import SECTION, CameraSource
+from .labelled import Labelled, read_labelled
+from .listing import Listing, existing_folder, first_of, list_images, same_file_names
+
+logger = logging.getLogger("fastreid.caureid")
+
+PREFIX = "camerafolder_"
+NO_IDENTITY = f"{PREFIX}unlabelled"  # of every training image
+
+
+@DATASET_REGISTRY.register()
+class CameraFolder(ImageDataset):
+    """Images below a folder, with the camera of each, and none of their identities.
+
+    Nothing is read before it is asked for: what is not trained on needs no folder, what is not
+    evaluated no labels. Labels that cannot be evaluated are found with the training images.
+
+    Args:
+        folder: CAMERA_FOLDER.ROOT.
+        source: where the cameras are read from.
+        query, gallery: images to evaluate with, see :func:`.labelled.read_labelled`; both or
+            neither.
+        **kwargs: the toolbox's; ``root`` is not used.
+
+    ``train`` holds (path, the same word for all, "camerafolder_" + camera), sorted by path;
+    ``query`` and ``gallery`` (path, identity, camera), numbered from 0.
+
+    Raises:
+        FileNotFoundError: ROOT, QUERY, GALLERY or CSV does not exist.
+        ValueError: the options contradict each other; no image; an image whose camera is not
+            found; labels that cannot be evaluated. Every message names the key to change.
+    """
+
+    dataset_name = "camerafolder"
+
+    @configurable
+    def __init__(self, *, folder: str = "", source: CameraSource | None = None, query: str = "",
+                 gallery: str = "", **kwargs: Any) -> None:
+        if bool(query) != bool(gallery):
+            given, other = ("QUERY", "GALLERY") if query else ("GALLERY", "QUERY")
+            raise ValueError(f"{SECTION}.{given} is {shown(query or gallery)}, but {SECTION}."
+                             f"{other} is empty: an evaluation needs both.")
+        self.dataset_dir = folder
+        self._source = source or CameraSource()
+        self._places = query, gallery
+        # the toolbox lists the images of its mode at once: "query" is empty until then
+        super().__init__(self._list_train, [], [], **{"mode": "query", **kwargs})
+        if query:
+            self._query = lambda: self._labelled.query
+            self._gallery = lambda: self._labelled.gallery
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        node = cfg.CAMERA_FOLDER
+        source = CameraSource(camera=node.CAMERA, level=node.LEVEL, patterns=node.PATTERNS,
+                              csv=node.CSV, unmatched=node.UNMATCHED)
+        return {"folder": node.ROOT, "source": source, "query": node.QUERY,
+                "gallery": node.GALLERY}
+
+    @functools.cached_property
+    def _folder(self) -> str:
+        return existing_folder(self.dataset_dir, f"{SECTION}.ROOT")
+
+    @functools.cached_property
+    def _listing(self) -> Listing:
+        return list_images(self._folder, f"{SECTION}.ROOT")
+
+    @functools.cached_property
+    def _labelled(self) -> Labelled:
+        return read_labelled(*self._places)
+
+    @functools.cached_property
+    def _cameras(self) -> list[str | None]:
+        return self._source.read(self._folder, self._listing.paths)
+
+    def _without_camera(self) -> list[str]:
+        pairs = zip(self._listing.paths, self._cameras, strict=True)
+        return [path for path, camera in pairs if camera is None]
+
+    def _list_train(self) -> list[tuple[str, str, str]]:
+        paths, missing = self._listing.paths, self._without_camera()
+        if missing and (self._source.unmatched == "error" or len(missing) == len(paths)):
+            remedy = ("." if len(missing) == len(paths) else
+                      f", or set {SECTION}.UNMATCHED skip to leave them out.")
+            raise ValueError(self._source.why_not(self._folder, missing, len(paths)) + remedy)
+        if self._places[0]:
+            _ = self._labelled  # its errors, before hours of training
+        return [(path, NO_IDENTITY, PREFIX + camera)
+                for path, camera in zip(paths, self._cameras, strict=True) if camera is not None]
+
+    def show_train(self) -> None:
+        """Logs the toolbox's table, and what was left out."""
+        super().show_train()
+        listing, missing = self._listing, self._without_camera()
+        if listing.others:
+            counts = ", ".join(f"{count} {shown(suffix) or 'without suffix'}"
+                               for suffix, count in sorted(listing.others.items()))
+            logger.info("%s: %d files below %s are no images by their names and are left out: %s.",
+                        type(self).__name__, listing.others.total(), shown(self._folder), counts)
+        for path, target in listing.loops:
+            logger.warning("The link %s leads back to %s, in which it lies: it is not followed.",
+                           shown(path), shown(target))
+        if missing:
+            logger.warning(
+                "%s.UNMATCHED skip leaves out %d of %d images, whose camera is not found (first: "
+                "%s).", SECTION, len(missing), len(listing.paths), shown(missing[0]))
+        self._warn_of_overlap()
+
+    def _warn_of_overlap(self) -> None:
+        tested = self._labelled.query + self._labelled.gallery if self._places[0] else []
+        trained = set(same_file_names([item[0] for item in self.train]))
+        names = same_file_names([item[0] for item in tested])
+        both = [name for name in names if name in trained]
+        if both:
+            logger.warning(
+                "%d of the %d images of %s.QUERY and GALLERY lie below ROOT and are trained on, "
+                "without their identities: what is measured on them tells little of new images "
+                "(first: %s).", len(both), len(tested), SECTION, first_of(both[:1]))
+
+    def show_test(self) -> None:
+        """Logs the toolbox's table, and how many queries have no answer."""
+        super().show_test()
+        if self._places[0] and self._labelled.unanswered:
+            logger.warning(
+                "%d of the %d images of %s.QUERY have no image of the same identity from another "
+                "camera in GALLERY: the evaluation leaves them out.",
+                self._labelled.unanswered, len(self._labelled.query), SECTION)

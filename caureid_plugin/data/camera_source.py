@@ -1,0 +1,162 @@
+"""Where an image's camera is read from: its folder, a pattern, a CSV file, or nowhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Sequence
+
+from ..compat import shown
+from .listing import first_of, read_rows, same_file_names
+
+SECTION = "CAMERA_FOLDER"
+SOURCES = ("folder", "pattern", "csv", "none")
+UNMATCHED = ("error", "skip")
+# option that not every source uses -> those that do
+USED_BY = {"level": ("folder",), "patterns": ("pattern",), "csv": ("csv",),
+           "unmatched": ("folder", "pattern", "csv")}
+ONLY_CAMERA = "one"  # its name, where there is no other
+
+
+def plain_name(text: str) -> str:
+    """A camera's or identity's name; one that is a number without leading zeros: 01 is 1."""
+    if text.isascii() and text.isdigit():
+        return text.lstrip("0") or "0"
+    return text
+
+
+@dataclasses.dataclass(frozen=True)
+class CameraSource:
+    """The options of CAMERA_FOLDER that say where a camera is read from; see config.py.
+
+    Raises:
+        ValueError: an unknown option, one that the source does not use, a pattern that is no
+            regular expression or has no group for the camera.
+    """
+
+    camera: str = "folder"
+    level: int = 1
+    patterns: Sequence[str] = ()
+    csv: str = ""
+    unmatched: str = "error"
+
+    def __post_init__(self) -> None:
+        for name, known in (("camera", SOURCES), ("unmatched", UNMATCHED)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{SECTION}.{name.upper()} {getattr(self, name)!r} is unknown, "
+                                 f"known are {known}.")
+        for field in dataclasses.fields(self):
+            used_by = USED_BY.get(field.name, SOURCES)
+            value, default = getattr(self, field.name), field.default
+            if self.camera not in used_by and value != default and value != []:
+                raise ValueError(
+                    f"{SECTION}.{field.name.upper()} {value!r} is not used with {SECTION}.CAMERA "
+                    f"{self.camera!r}: set it back to {default!r}, or CAMERA to "
+                    f"{' or '.join(used_by)}.")
+        if self.level == 0:
+            raise ValueError(f"{SECTION}.LEVEL 0 is no folder below {SECTION}.ROOT: 1 is the "
+                             "first, -1 the one that holds the image.")
+        if self.camera == "csv" and not self.csv:
+            raise ValueError(f"{SECTION}.CAMERA 'csv' needs {SECTION}.CSV, a file with the columns "
+                             "path and camera.")
+        if self.camera == "pattern":
+            self._check_patterns()
+
+    def _check_patterns(self) -> None:
+        key = f"{SECTION}.PATTERNS"
+        if isinstance(self.patterns, str) or not self.patterns:
+            raise ValueError(f"{SECTION}.CAMERA 'pattern' needs {key}, a list of regular "
+                             f"expressions such as ('_c([0-9]+)',); it is {self.patterns!r}.")
+        for text in self.patterns:
+            try:
+                groups = re.compile(text)
+            except (re.error, OverflowError, RecursionError, TypeError) as error:
+                raise ValueError(f"{key}: {text!r} is no regular expression: {error}.") from error
+            if groups.groups != 1 and "camera" not in groups.groupindex:
+                raise ValueError(
+                    f"{key}: {text!r} has {groups.groups} groups, and the camera is read from one: "
+                    "put (...) around it, or (?P<camera>...) if there are others.")
+
+    def read(self, root: str, paths: Sequence[str]) -> list[str | None]:
+        """The camera of each image, None where none is found.
+
+        Args:
+            root: the folder that the paths begin with.
+            paths: of the images.
+
+        Raises:
+            ValueError: patterns that disagree about an image; a CSV file that is damaged, names
+                one image twice with different cameras, or images that there are not.
+        """
+        if self.camera == "none":
+            return [ONLY_CAMERA] * len(paths)
+        if self.camera == "csv":
+            found = self._by_table(paths)
+        else:
+            read_one = self._by_folder if self.camera == "folder" else self._by_pattern
+            found = [read_one(path) for path in below(root, paths)]
+        return [None if name is None else plain_name(name) for name in found]
+
+    def _by_folder(self, path: str) -> str | None:
+        folders = path.split("/")[:-1]
+        if len(folders) < abs(self.level):
+            return None
+        return folders[self.level - 1 if self.level > 0 else self.level]
+
+    def _by_pattern(self, path: str) -> str | None:
+        camera, by = None, ""
+        for text in self.patterns:
+            match = re.search(text, path)
+            found = match and match["camera" if "camera" in match.groupdict() else 1]
+            if not found:
+                continue
+            if camera is not None and plain_name(found) != plain_name(camera):
+                raise ValueError(
+                    f"Two of {SECTION}.PATTERNS disagree about {shown(path)}: {by!r} reads camera "
+                    f"{shown(camera)}, {text!r} reads {shown(found)}. Change one of them.")
+            camera, by = found, text
+        return camera
+
+    def _by_table(self, paths: Sequence[str]) -> list[str | None]:
+        key = f"{SECTION}.CSV"
+        rows = read_rows(os.path.expanduser(self.csv), ("path", "camera"), key)
+        names = same_file_names([row.cells[0] for row in rows])
+        table: dict[str, tuple[int, str]] = {}
+        for name, (line, (path, camera)) in zip(names, rows, strict=True):
+            first, known = table.setdefault(name, (line, plain_name(camera)))
+            if known != plain_name(camera):
+                raise ValueError(
+                    f"{key} {shown(self.csv)} names {shown(path)} twice: camera {shown(known)} in "
+                    f"line {first}, {shown(camera)} in line {line}.")
+        images = same_file_names(paths)
+        there = set(images)
+        gone = [row for name, row in zip(names, rows, strict=True) if name not in there]
+        if gone:
+            missing = [row.cells[0] for row in gone]
+            raise ValueError(
+                f"{key} {shown(self.csv)}: {len(gone)} of {len(rows)} rows name no image below "
+                f"{SECTION}.ROOT (line {gone[0].line} is the first): {first_of(missing)}. A path "
+                "is absolute, or seen from the folder of the CSV file.")
+        return [table[name][1] if name in table else None for name in images]
+
+    def why_not(self, root: str, missing: Sequence[str], total: int) -> str:
+        """What to say of the images without a camera, and which keys to change."""
+        which = f"{len(missing)} of the {total} images below {SECTION}.ROOT {shown(root)}"
+        first = first_of(below(root, missing))
+        if self.camera == "folder":
+            place = f"{abs(self.level)} folder(s) " + (
+                "between it and the image" if self.level > 0 else "above the image")
+            return (f"{SECTION}.CAMERA 'folder' with LEVEL {self.level} needs {place}, and {which} "
+                    f"have fewer: {first}. Put each camera's images into a folder of its own, or "
+                    "change LEVEL or CAMERA ('none' for a single camera)")
+        if self.camera == "pattern":
+            return (f"{SECTION}.PATTERNS {tuple(self.patterns)} match no camera in {which}. They "
+                    f"are searched in paths such as {first}. Change or add a pattern")
+        return (f"{SECTION}.CSV {shown(self.csv)} has no row for {which}: {first}. Add them")
+
+
+def below(root: str, paths: Sequence[str]) -> list[str]:
+    """Paths as seen from ``root``, which they begin with, with "/" between folders."""
+    start = len(os.path.join(root, ""))
+    return [path[start:].replace(os.sep, "/") for path in paths]

@@ -1,0 +1,185 @@
+"""What lies on the disk: images below a folder, and tables of images in CSV files."""
+
+from __future__ import annotations
+
+import collections
+import csv
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..compat import IMAGE_SUFFIXES, shown
+
+SHOWN = 3  # paths that a message names
+
+
+class Listing(NamedTuple):
+    """Images below a folder (sorted paths), the number of other files by suffix, and the links
+    that were not followed because they lead back to a folder above them, with that folder."""
+
+    paths: list[str]
+    others: collections.Counter[str]
+    loops: list[tuple[str, str]]
+
+
+class Row(NamedTuple):
+    """Line of a CSV file (from 1), and the cells that were asked for."""
+
+    line: int
+    cells: list[str]
+
+
+def first_of(paths: Sequence[str]) -> str:
+    """The first paths of a list, for a message."""
+    more = ", ..." if len(paths) > SHOWN else ""
+    return ", ".join(shown(path) for path in paths[:SHOWN]) + more
+
+
+def existing_folder(path: str, key: str) -> str:
+    """The folder that a config key names, with ``~`` expanded.
+
+    Raises:
+        ValueError: the key is empty, or names something else.
+        FileNotFoundError: there is nothing of that name.
+    """
+    if not path:
+        raise ValueError(f"{key} is empty: set it to the folder of the images.")
+    folder = os.path.expanduser(path)
+    if not os.path.exists(folder):
+        raise FileNotFoundError(
+            f"{key} {shown(folder)} does not exist, seen from {shown(os.getcwd())}: set it to the "
+            "folder of the images.")
+    if not os.path.isdir(folder):
+        raise ValueError(f"{key} {shown(folder)} is not a folder: set it to the folder of the "
+                         "images.")
+    return folder
+
+
+def list_images(folder: str, key: str) -> Listing:
+    """Every image below a folder, by its suffix; links are followed, hidden names left out.
+
+    Args:
+        folder: an existing one; the paths begin with it.
+        key: what names it, for the messages.
+
+    Raises:
+        ValueError: a folder cannot be read, or is reached in two ways, so that its images would
+            count twice; there is no image.
+    """
+    found = Listing([], collections.Counter(), [])
+    seen: dict[str, str] = {}  # real path -> the path that it was reached by
+    waiting = [folder]
+    while waiting:
+        path = waiting.pop()
+        first = seen.setdefault(os.path.realpath(path), path)
+        if first == path:
+            waiting += _list_folder(path, key, found)
+        elif path.startswith(os.path.join(first, "")):
+            found.loops.append((path, first))
+        else:
+            raise ValueError(
+                f"{shown(path)} and {shown(first)} below {key} are the same folder, whose images "
+                "would count twice: remove the link.")
+    if not found.paths:
+        raise ValueError(
+            f"{key} {shown(folder)} holds no image: {len(seen)} folder(s) and "
+            f"{found.others.total()} other file(s) were looked at. An image's name ends in "
+            f"{', '.join(IMAGE_SUFFIXES)}, in capitals too.")
+    found.paths.sort()
+    found.loops.sort()
+    return found
+
+
+def _list_folder(folder: str, key: str, found: Listing) -> list[str]:
+    """Adds a folder's files to ``found``; returns the folders in it, real ones last."""
+    try:
+        with os.scandir(folder) as entries:
+            visible = sorted((entry for entry in entries if not entry.name.startswith(".")),
+                             key=lambda entry: entry.name)
+    except OSError as error:
+        raise ValueError(f"{key} cannot be searched: the folder {shown(folder)} cannot be listed "
+                         f"({error.strerror}). Let this user read it (chmod u+rx).") from error
+    folders = []
+    for entry in visible:
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
+            folders.append(entry.path)
+        elif suffix in IMAGE_SUFFIXES:
+            found.paths.append(entry.path)
+        else:
+            found.others[suffix] += 1
+    return folders
+
+
+def read_rows(path: str, columns: Sequence[str], key: str) -> list[Row]:
+    """Rows of a CSV file with a header line, their first cell a path seen from the file's folder.
+
+    Args:
+        path: UTF-8, with or without a byte order mark; cells separated by commas.
+        columns: those to read, "path" first; others in the file are left out.
+        key: what names the file, for the messages.
+
+    Raises:
+        ValueError: the file cannot be read, a column is missing, a row has more or fewer cells
+            than the header, or an empty one (names the lines).
+    """
+    where = f"{key} {shown(path)}"
+    rows = _parse(path, where)
+    if not rows:
+        raise ValueError(f"{where} is empty: it needs a header line with {', '.join(columns)}.")
+    header = [name.strip() for name in rows[0].cells]
+    wrong = [name for name in columns if header.count(name) != 1]
+    if wrong:
+        raise ValueError(
+            f"{where} needs the column(s) {', '.join(wrong)} once each; its first line holds "
+            f"{shown(header)}. Cells are separated by commas.")
+    _refuse([row for row in rows if len(row.cells) != len(header)], len(rows), where,
+            f"not the {len(header)} cells of the header: quote what holds a comma")
+    places = [header.index(name) for name in columns]
+    chosen = [Row(row.line, [row.cells[place].strip() for place in places]) for row in rows[1:]]
+    for place, name in enumerate(columns):
+        _refuse([row for row in chosen if not row.cells[place]], len(chosen), where,
+                f"no {name}: every row needs one, fill it in or remove the row")
+    folder = os.path.dirname(path)
+    for row in chosen:
+        row.cells[0] = os.path.join(folder, os.path.expanduser(row.cells[0]))
+    return chosen
+
+
+def _parse(path: str, where: str) -> list[Row]:
+    if not os.path.isfile(path):  # opening a FIFO would wait for ever
+        raise FileNotFoundError(f"{where} is not a file, seen from {shown(os.getcwd())}.")
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            rows = [Row(reader.line_num, cells) for cells in reader if cells]
+    except OSError as error:
+        raise ValueError(f"{where} cannot be read: {error.strerror}.") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{where} is damaged or no CSV file in UTF-8: {error}. Save it as CSV, "
+                         "UTF-8, separated by commas.") from error
+    _refuse([row for row in rows if any("\0" in cell for cell in row.cells)], len(rows), where,
+            "a zero byte: the file is damaged, or not in UTF-8")
+    return rows
+
+
+def _refuse(wrong: Sequence[Row], total: int, where: str, what: str) -> None:
+    if wrong:
+        more = ", ..." if len(wrong) > SHOWN else ""
+        lines = ", ".join(str(row.line) for row in wrong[:SHOWN])
+        raise ValueError(f"{where}: {len(wrong)} of {total} rows have {what} (line {lines}{more}).")
+
+
+def same_file_names(paths: Sequence[str]) -> list[str]:
+    """A name for each path that does not depend on the way to its folder, by links or not.
+
+    A link to a file has a name of its own: two cameras' folders may link to one image.
+    """
+    real: dict[str, str] = {}
+    names = []
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in real:
+            real[folder] = os.path.realpath(folder)
+        names.append(os.path.join(real[folder], name))
+    return names

@@ -1,0 +1,504 @@
+"""CameraFolder: where cameras are read from, what is left out, and what every error names."""
+
+import collections
+import csv
+import logging
+import os
+import re
+from pathlib import Path
+
+import pytest
+from caureid_plugin import CameraFolder, build_dataset, compat, training_images
+from fastreid.data import build_reid_test_loader, build_reid_train_loader
+from PIL import Image
+
+NAME = "CameraFolder"
+
+
+def touch(folder, *names):
+    """Empty files, which are listed but not read."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def write_csv(path, *rows, encoding="utf-8"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding=encoding) as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Folder of three cameras' folders below two sites'."""
+    return touch(tmp_path / "crops", "north/gate/b.jpg", "north/gate/a.PNG", "north/door/01/c.jpeg",
+                 "south/gate/d.webp")
+
+
+@pytest.fixture
+def own(cfg, root):
+    """Builds the dataset of ``root`` with some keys of CAMERA_FOLDER set."""
+
+    def build(**keys):
+        cfg.CAMERA_FOLDER.ROOT = str(root)
+        for key, value in keys.items():
+            cfg.merge_from_list([f"CAMERA_FOLDER.{key}",
+                                 str(value) if isinstance(value, Path) else value])
+        return build_dataset(cfg, NAME)
+
+    return build
+
+
+@pytest.fixture
+def logged(monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("fastreid"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="fastreid")
+    return caplog
+
+
+def cameras(dataset, root):
+    """{path below the root: camera}"""
+    return {os.path.relpath(path, root): camera.removeprefix("camerafolder_")
+            for path, _, camera in dataset.train}
+
+
+def refused(action, *parts, kind=ValueError):
+    """That an error is raised which says each of the parts."""
+    with pytest.raises(kind) as caught:
+        action()
+    text = str(caught.value)
+    assert not [part for part in parts if part not in text], text
+    text.encode("utf-8")
+    assert "\n" not in text
+    return text
+
+
+# ------------------------------------------------------------------------- the folder ----
+
+
+@pytest.mark.parametrize("level, expected", [
+    (1, ["north", "north", "north", "south"]), (2, ["door", "gate", "gate", "gate"]),
+    (-1, ["1", "gate", "gate", "gate"]), (-2, ["door", "north", "north", "south"])])
+def test_the_level_chooses_the_folder(own, root, level, expected):
+    names = ["north/door/01/c.jpeg", "north/gate/a.PNG", "north/gate/b.jpg", "south/gate/d.webp"]
+    found = cameras(own(LEVEL=level), root)
+    assert list(found) == names  # sorted by path
+    assert list(found.values()) == expected
+
+
+def test_there_is_no_identity(own, cfg):
+    dataset = own()
+    assert isinstance(dataset, CameraFolder)
+    assert len({identity for _, identity, _ in dataset.train}) == 1
+    assert dataset.query == [] == dataset.gallery
+    cfg.DATASETS.NAMES = (NAME,)
+    assert training_images(cfg) == [(path, camera) for path, _, camera in dataset.train]
+
+
+def test_hidden_and_other_files_are_left_out(own, root, logged):
+    touch(root, ".hidden.jpg", ".cache/x.jpg", "north/.git/y.jpg", "notes.txt", "north/a.TXT",
+          "north/gate/Thumbs.db", "north/README")
+    dataset = own()
+    assert len(dataset.train) == 4 and not logged.text
+    dataset.show_train()
+    (line,) = [r.getMessage() for r in logged.records if r.name == "fastreid.caureid"]
+    for part in ("4 files", str(root), "1 .db", "2 .txt", "1 without suffix"):
+        assert part in line
+
+
+def test_home_and_relative_roots(own, root, monkeypatch):
+    monkeypatch.setenv("HOME", str(root.parent))
+    assert len(own(ROOT="~/crops").train) == 4
+    monkeypatch.chdir(root.parent)
+    assert own(ROOT="crops/").train[0][0] == "crops/north/door/01/c.jpeg"
+    monkeypatch.chdir(root)
+    assert sorted(cameras(own(ROOT="."), ".").values()) == ["north", "north", "north", "south"]
+
+
+def test_links_are_followed_and_loops_are_not(own, root, tmp_path, logged):
+    touch(tmp_path / "elsewhere", "e.jpg")
+    (root / "west").symlink_to(tmp_path / "elsewhere")
+    (root / "north" / "up").symlink_to(root)
+    (root / "south" / "f.jpg").symlink_to(tmp_path / "elsewhere" / "e.jpg")
+    (root / "itself").symlink_to(root / "itself")
+    dataset = own()
+    assert sorted(cameras(dataset, root)) == [
+        "north/door/01/c.jpeg", "north/gate/a.PNG", "north/gate/b.jpg", "south/f.jpg",
+        "south/gate/d.webp", "west/e.jpg"]
+    dataset.show_train()
+    (warning,) = [r.getMessage() for r in logged.records if r.levelno == logging.WARNING]
+    assert str(root / "north" / "up") in warning and f"back to {root}" in warning
+
+
+def test_a_folder_that_is_reached_twice(own, root):
+    (root / "west").symlink_to(root / "north")
+    refused(lambda: own().train, str(root / "west"), str(root / "north"), "CAMERA_FOLDER.ROOT",
+            "remove the link")
+
+
+def test_the_images_reach_the_toolbox_and_its_tables(own, root, cfg, logged):
+    for path, *_ in own().train:
+        Image.new("RGB", (16, 32)).save(path)
+    cfg.merge_from_list(["DATASETS.NAMES", (NAME,), "DATALOADER.NUM_WORKERS", 0, "MODEL.DEVICE",
+                         "cpu", "SOLVER.IMS_PER_BATCH", 4])
+    loader = build_reid_train_loader(cfg)
+    assert len(loader.dataset) == 4 and loader.dataset.num_cameras == 2
+    assert "| train    | 1       | 4          | 2           |" in logged.text
+    own().show_test()
+    assert "| gallery  | 0       | 0          | 0           |" in logged.text
+
+
+# ------------------------------------------------------------------- errors of the folder ----
+
+
+def test_a_root_that_is_none(own, tmp_path):
+    refused(lambda: own(ROOT="").train, "CAMERA_FOLDER.ROOT is empty", "folder of the images")
+    missing = tmp_path / "nothing"
+    refused(lambda: own(ROOT=missing).train, f"CAMERA_FOLDER.ROOT {missing} does not exist",
+            os.getcwd(), kind=FileNotFoundError)
+    file = touch(tmp_path, "file.jpg") / "file.jpg"
+    refused(lambda: own(ROOT=file).train, f"CAMERA_FOLDER.ROOT {file} is not a folder")
+
+
+def test_a_folder_that_cannot_be_listed(own, root, monkeypatch):
+    original = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("door"):
+            raise PermissionError(13, "Permission denied", path)
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    refused(lambda: own().train, "CAMERA_FOLDER.ROOT", str(root / "north" / "door"),
+            "Permission denied", "chmod u+rx")
+
+
+def test_a_folder_without_images(own, tmp_path):
+    touch(tmp_path / "empty", "a/notes.txt", "a/.b.jpg")
+    refused(lambda: own(ROOT=tmp_path / "empty").train,
+            f"CAMERA_FOLDER.ROOT {tmp_path / 'empty'} holds no image", "2 folder(s)",
+            "1 other file(s)", *compat.IMAGE_SUFFIXES)
+
+
+@pytest.mark.parametrize("level, needs, count, first", [
+    (1, "1 folder(s) between it and the image", 1, "loose.jpg"),
+    (-1, "1 folder(s) above the image", 1, "loose.jpg"),
+    (3, "3 folder(s) between it and the image", 4, "loose.jpg, north/gate/a.PNG, north/gate/b.jpg"),
+    (5, "5 folder(s) between it and the image", 5, "loose.jpg, north/door/01/c.jpeg")])
+def test_images_that_lie_too_high(own, root, level, needs, count, first):
+    touch(root, "loose.jpg")
+    text = refused(lambda: own(LEVEL=level).train, f"LEVEL {level}", needs,
+                   f"{count} of the 5 images", first, "CAMERA_FOLDER.CAMERA 'folder'", "'none'")
+    assert ("UNMATCHED skip" in text) == (count < 5)  # nothing would be left
+
+
+def test_level_zero(own):
+    refused(lambda: own(LEVEL=0), "CAMERA_FOLDER.LEVEL 0", "1 is the first")
+
+
+@pytest.mark.parametrize("keys, named", [
+    ({"LEVEL": 9}, ["CAMERA_FOLDER.LEVEL 9", "5 of the 5 images"]),
+    ({"LEVEL": 2}, ["CAMERA_FOLDER.UNMATCHED skip leaves out 1 of 5", "loose.jpg"]),
+    ({"LEVEL": 1, "CAMERA": "pattern", "PATTERNS": ("^(no)",)}, ["leaves out 2 of 5", "loose"])])
+def test_images_without_camera_may_be_skipped(own, root, keys, named, logged):
+    touch(root, "loose.jpg")
+    dataset = own(UNMATCHED="skip", **keys)
+    if keys["LEVEL"] == 9:
+        refused(lambda: dataset.train, "LEVEL 9", "5 of the 5 images")
+        return
+    kept = cameras(dataset, root)
+    assert "loose.jpg" not in kept and kept
+    dataset.show_train()
+    (warning,) = [r.getMessage() for r in logged.records if r.levelno == logging.WARNING]
+    assert not [part for part in named if part not in warning]
+
+
+# -------------------------------------------------------------------------- the pattern ----
+
+
+@pytest.mark.parametrize("patterns, expected", [
+    (("^([a-z]+)/",), ["north", "north", "north", "south"]),
+    (("(so|no)(?P<camera>[a-z]+)/",), ["rth", "rth", "rth", "uth"]),
+    (("^([a-z]+)/", "/(nothing)/"), ["north", "north", "north", "south"]),
+    (("^(north)", "^(south)", "^(no(x)?(?P<camera>rth))/never"),
+     ["north", "north", "north", "south"]),
+    (("/(gate)/", "/(0*1)/", "(x)?c.jpeg"), ["1", "gate", "gate", "gate"])])
+def test_patterns(own, root, patterns, expected):
+    found = cameras(own(CAMERA="pattern", PATTERNS=patterns), root)
+    assert list(found.values()) == expected
+
+
+def test_numbers_compare_as_numbers(own, root, tmp_path):
+    files = touch(tmp_path / "n", "c01_x1.jpg", "c1_x001.jpg", "c10_x10.jpg", "c00_x0.jpg")
+    found = cameras(own(ROOT=files, CAMERA="pattern", PATTERNS=("c([0-9]+)", "x([0-9]+)")), files)
+    assert list(found.values()) == ["0", "1", "10", "1"]
+
+
+def test_two_patterns_that_disagree(own):
+    refused(lambda: own(CAMERA="pattern", PATTERNS=("^(north|south)", "(gate)")).train,
+            "CAMERA_FOLDER.PATTERNS disagree", "north/gate/a.PNG", "'^(north|south)'", "'(gate)'",
+            "camera north", "reads gate")
+
+
+def test_patterns_that_match_nothing_show_what_they_are_matched_against(own):
+    text = refused(lambda: own(CAMERA="pattern", PATTERNS=("_c([0-9])",)).train,
+                   "CAMERA_FOLDER.PATTERNS ('_c([0-9])',)", "4 of the 4 images",
+                   "north/door/01/c.jpeg, north/gate/a.PNG, north/gate/b.jpg, ...")
+    assert "south" not in text and "skip" not in text
+
+
+def test_patterns_that_match_only_some(own):
+    refused(lambda: own(CAMERA="pattern", PATTERNS=("(south)",)).train, "3 of the 4 images",
+            "north/door/01/c.jpeg, north/gate/a.PNG, north/gate/b.jpg",
+            "CAMERA_FOLDER.UNMATCHED skip")
+
+
+@pytest.mark.parametrize("patterns, says", [
+    (("(ok)", "c([0-9]"), ["'c([0-9]'", "no regular expression", "position 1"]),
+    (("c[0-9]",), ["'c[0-9]'", "0 groups"]), (("(a)(b)",), ["2 groups", "(?P<camera>...)"]),
+    ((3,), ["3 is no regular expression"]), ((), ["()", "'pattern' needs"])])
+def test_patterns_that_are_none(own, patterns, says):
+    refused(lambda: own(CAMERA="pattern", PATTERNS=patterns), "CAMERA_FOLDER.PATTERNS", *says)
+
+
+def test_one_camera(own, root):
+    assert len(set(cameras(own(CAMERA="none"), root).values())) == 1
+
+
+# --------------------------------------------------------------------------- the options ----
+
+
+@pytest.mark.parametrize("keys, key, camera", [
+    ({"CAMERA": "pattern", "LEVEL": 2}, "LEVEL 2", "'pattern'"),
+    ({"PATTERNS": ("(a)",)}, "PATTERNS ('(a)',)", "'folder'"),
+    ({"CAMERA": "none", "CSV": "x.csv"}, "CSV 'x.csv'", "'none'"),
+    ({"CAMERA": "none", "UNMATCHED": "skip"}, "UNMATCHED 'skip'", "'none'")])
+def test_a_key_that_is_not_used_is_an_error(own, keys, key, camera):
+    refused(lambda: own(**keys), f"CAMERA_FOLDER.{key}", f"CAMERA_FOLDER.CAMERA {camera}",
+            "set it back to")
+
+
+@pytest.mark.parametrize("key", ["CAMERA", "UNMATCHED"])
+def test_an_unknown_option(own, key):
+    refused(lambda: own(**{key: "fodler"}), f"CAMERA_FOLDER.{key} 'fodler'", "known are")
+
+
+@pytest.mark.parametrize("given, other", [("QUERY", "GALLERY"), ("GALLERY", "QUERY")])
+def test_query_and_gallery_belong_together(own, given, other):
+    refused(lambda: own(**{given: "x"}), f"CAMERA_FOLDER.{given} is x",
+            f"CAMERA_FOLDER.{other} is empty")
+
+
+# ---------------------------------------------------------------------------- the table ----
+
+IMAGES = ["north/door/01/c.jpeg", "north/gate/a.PNG", "north/gate/b.jpg", "south/gate/d.webp"]
+
+
+def table(root, *rows, header=("path", "camera"), **options):
+    return write_csv(root.parent / "tables" / "cameras.csv", header, *rows, **options)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_cameras_from_a_table(own, root, encoding):
+    file = table(
+        root, ["x", " Tür, Süd ", f"../crops/{IMAGES[0]}"], ["", "02", str(root / IMAGES[1])],
+        [], ["y", "2", f"../tables/../crops/{IMAGES[2]}"], ["", "2", f"../crops/{IMAGES[2]}"],
+        ["z", "3", f" ../crops/{IMAGES[3]}"], header=("note", " camera", "path "),
+        encoding=encoding)
+    found = cameras(own(CAMERA="csv", CSV=file), root)
+    assert list(found.values()) == ["Tür, Süd", "2", "2", "3"]
+
+
+def test_a_table_may_lead_through_links(own, root, tmp_path):
+    (tmp_path / "link").symlink_to(root)
+    file = table(root, *([f"../link/{name}", i] for i, name in enumerate(IMAGES)))
+    assert list(cameras(own(CAMERA="csv", CSV=file), root).values()) == ["0", "1", "2", "3"]
+    file = table(root, *([root / name, i] for i, name in enumerate(IMAGES)))
+    linked = cameras(own(ROOT=tmp_path / "link", CSV=file), tmp_path / "link")
+    assert list(linked.values()) == ["0", "1", "2", "3"]
+
+
+ROWS = [[f"../crops/{name}", f"cam{i}"] for i, name in enumerate(IMAGES)]
+
+
+@pytest.mark.parametrize("rows, says", [
+    (ROWS[:2], ["no row for 2 of the 4 images", *IMAGES[2:], "UNMATCHED skip"]),
+    ([*ROWS, ["../crops/x.jpg", "cam9"]], ["1 of 5 rows name no image", "line 6", "crops/x.jpg"]),
+    ([*ROWS, [*ROWS[1][:1], "other"]], [IMAGES[1], "twice", "cam1 in line 3", "other in line 6"]),
+    ([*ROWS[:3], ["../crops/south/gate/d.webp", " "]], ["1 of 4 rows", "no camera", "line 5"]),
+    ([*ROWS[:3], ["", "cam"]], ["1 of 4 rows", "no path", "line 5"]),
+    ([*ROWS, ["a", "b", "c"], ["d"]], ["2 of 7 rows", "not the 2 cells", "line 6, 7"])])
+def test_tables_that_do_not_fit(own, root, rows, says):
+    file = table(root, *rows)
+    refused(lambda: own(CAMERA="csv", CSV=file).train, "CAMERA_FOLDER.CSV", str(file), *says)
+
+
+@pytest.mark.parametrize("content, says", [
+    (b"", ["is empty", "path, camera"]),
+    (b"path;camera\na.jpg;1\n", ["column(s) path, camera", "path;camera", "commas"]),
+    (b"path,cam\na.jpg,1\n", ["column(s) camera", "'cam'"]),
+    (b"path,camera,camera\na.jpg,1,2\n", ["column(s) camera once"]),
+    (b"path,camera\n\xff.jpg,1\n", ["damaged", "UTF-8"]),
+    ("path,camera\na.jpg,1\n".encode("utf-16"), ["damaged", "UTF-8"]),
+    (b'path,camera\n"a.jpg,1\n', ["damaged", "unexpected end of data"]),
+    (b"path,camera\na.jpg,\0\n", ["CAMERA_FOLDER.CSV"]),
+    (b"path,camera\n" + b"x" * 200_000 + b",1\n", ["field larger"])])
+def test_tables_that_are_none(own, root, content, says):
+    file = root.parent / "cameras.csv"
+    file.write_bytes(content)
+    refused(lambda: own(CAMERA="csv", CSV=file).train, "CAMERA_FOLDER.CSV", str(file), *says)
+
+
+def test_no_table(own, root):
+    refused(lambda: own(CAMERA="csv"), "CAMERA_FOLDER.CAMERA 'csv' needs CAMERA_FOLDER.CSV")
+    refused(lambda: own(CSV="no.csv").train, "CAMERA_FOLDER.CSV no.csv is not a file", os.getcwd(),
+            kind=FileNotFoundError)
+    os.mkfifo(root.parent / "waits.csv")
+    refused(lambda: own(CSV=root.parent / "waits.csv").train, "is not a file",
+            kind=FileNotFoundError)
+
+
+# ------------------------------------------------------------------------- labelled images ----
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """Query and gallery named as in Market-1501: cameras of two digits, any suffix, junk."""
+    touch(tmp_path / "query", "0002_c1s1_0.jpg", "0002_c12s1_0.png", "17_c1.jpg")
+    touch(tmp_path / "gallery", "0002_c12s1_1.JPG", "more/0002_c1s1_1.webp", "0017_c3.jpg",
+          "-1_c1s1_0.jpg", "0000_c2s1_0.jpg", "notes.txt")
+    return {"QUERY": tmp_path / "query", "GALLERY": tmp_path / "gallery"}
+
+
+def by_name(items):
+    return {Path(path).name: labels for path, *labels in items}
+
+
+def test_labels_from_names(own, labelled):
+    dataset = own(**labelled)
+    query, gallery = by_name(dataset.query), by_name(dataset.gallery)
+    assert len(query) == 3 and len(gallery) == 4 and "-1_c1s1_0.jpg" not in gallery
+    assert all(type(value) is int for labels in [*query.values(), *gallery.values()]
+               for value in labels)
+    # the same identity has the same number in both, and so has the same camera
+    same = [("0002_c1s1_0.jpg", "0002_c12s1_1.JPG", True, False),
+            ("0002_c1s1_0.jpg", "0002_c1s1_1.webp", True, True),
+            ("17_c1.jpg", "0017_c3.jpg", True, False),
+            ("17_c1.jpg", "0002_c1s1_1.webp", False, True),
+            ("17_c1.jpg", "0000_c2s1_0.jpg", False, False)]
+    for one, other, who, where in same:
+        assert (query[one][0] == gallery[other][0], query[one][1] == gallery[other][1]) == (
+            who, where), (one, other)
+
+
+def test_labels_from_tables(own, root, tmp_path, labelled):
+    header = ["camera", "identity", "path"]
+    write_csv(tmp_path / "q.csv", header, ["gate", "Ann, B.", "query/0002_c1s1_0.jpg"],
+              ["door", "007", "query/17_c1.jpg"], ["door", "-1", "query/0002_c12s1_0.png"])
+    write_csv(tmp_path / "g.CSV", header, ["door", "Ann, B.", "gallery/0002_c12s1_1.JPG"],
+              ["gate", "7", tmp_path / "gallery" / "0017_c3.jpg"])
+    dataset = own(QUERY=tmp_path / "q.csv", GALLERY=tmp_path / "g.CSV")
+    (ann, gate), (seven, door) = by_name(dataset.query).values()
+    assert by_name(dataset.gallery) == {
+        "0002_c12s1_1.JPG": [ann, door], "0017_c3.jpg": [seven, gate]}
+    assert ann != seven and gate != door
+    mixed = own(GALLERY=labelled["GALLERY"], QUERY=write_csv(
+        tmp_path / "q.csv", header, ["12", "2", "query/0002_c1s1_0.jpg"]))
+    assert by_name(mixed.query)["0002_c1s1_0.jpg"] == by_name(mixed.gallery)["0002_c12s1_1.JPG"]
+
+
+def test_the_test_loader_has_them(own, labelled, cfg, logged):
+    own(**labelled)
+    for folder in labelled.values():
+        for path in folder.rglob("*_c*"):
+            Image.new("RGB", (8, 16)).save(path)
+    cfg.merge_from_list(["DATALOADER.NUM_WORKERS", 0, "MODEL.DEVICE", "cpu"])
+    cfg.CAMERA_FOLDER.ROOT = ""  # what is evaluated alone needs no training images
+    loader, queries = build_reid_test_loader(cfg, dataset_name=NAME)
+    assert queries == 3 and len(loader.dataset) == 7
+    assert "| query    | 2       | 3          | 2           |" in logged.text
+
+
+HEADER = ["path", "identity", "camera"]
+
+
+@pytest.mark.parametrize("rows, says", [
+    ([["query/17_c1.jpg", "", "1"], ["query/0002_c1s1_0.jpg", "2", "1"],
+      ["query/0002_c12s1_0.png", " ", "2"]], ["2 of 3 rows have no identity", "line 2, 4"]),
+    ([["query/17_c1.jpg", "17", ""]], ["1 of 1 rows have no camera"]),
+    ([["query/x.jpg", "17", "1"]], ["1 of 1 rows name no file", "query/x.jpg", "line 2"]),
+    ([["query/17_c1.jpg", "17", "1"], ["query/17_c1.jpg", "18", "1"]],
+     ["17_c1.jpg twice", "line 3"]),
+    ([["query/17_c1.jpg", "-1", "1"]], ["no image with an identity"])])
+def test_labels_for_part_of_the_query(own, tmp_path, labelled, rows, says):
+    file = write_csv(tmp_path / "q.csv", HEADER, *rows)
+    dataset = own(QUERY=file, GALLERY=labelled["GALLERY"])
+    refused(lambda: dataset.query, "CAMERA_FOLDER.QUERY", str(file), *says)
+    refused(lambda: dataset.train, "CAMERA_FOLDER.QUERY")  # before anything is trained
+
+
+def test_names_without_labels(own, tmp_path, labelled):
+    touch(tmp_path / "gallery", "photo.jpg", "c1_0002.jpg")
+    refused(lambda: own(**labelled).gallery, "CAMERA_FOLDER.GALLERY", "2 of 7 images",
+            str(tmp_path / "gallery" / "c1_0002.jpg"), "photo.jpg", "0002_c1", ".csv")
+
+
+def test_no_labelled_images(own, tmp_path, labelled):
+    refused(lambda: own(QUERY=tmp_path / "no", GALLERY=labelled["GALLERY"]).query,
+            f"CAMERA_FOLDER.QUERY {tmp_path / 'no'} does not exist", kind=FileNotFoundError)
+    refused(lambda: own(QUERY=tmp_path / "no.csv").query,
+            f"CAMERA_FOLDER.QUERY {tmp_path / 'no.csv'} is not a file", kind=FileNotFoundError)
+    (tmp_path / "bare").mkdir()
+    refused(lambda: own(QUERY=tmp_path / "bare").query, "CAMERA_FOLDER.QUERY", "holds no image")
+
+
+@pytest.mark.parametrize("query, shared", [
+    (["0002_c5.jpg", "0002_c6.jpg", "9_c1.jpg"], None),  # answered but for one
+    (["0017_c3.jpg"], "1 of 1 query identities are in the gallery, seen by the query's camera"),
+    (["9_c1.jpg", "8_c1.jpg"], "0 of 2 query identities")])
+def test_queries_that_nothing_answers(own, tmp_path, labelled, query, shared, logged):
+    dataset = own(QUERY=touch(tmp_path / "other", *query), GALLERY=labelled["GALLERY"])
+    if shared:
+        refused(lambda: dataset.train, f"None of the {len(query)} images of CAMERA_FOLDER.QUERY",
+                "CAMERA_FOLDER.GALLERY", "all query identities do not appear in gallery",
+                "the query's own camera", shared, "add images")
+        return
+    dataset.show_test()
+    (warning,) = [r.getMessage() for r in logged.records if r.levelno == logging.WARNING]
+    assert "1 of the 3 images of CAMERA_FOLDER.QUERY" in warning
+
+
+def test_labelled_images_among_the_training_images(own, root, labelled, logged):
+    own(**labelled, LEVEL=1, ROOT=root.parent).show_train()
+    (warning,) = [r.getMessage() for r in logged.records if r.levelno == logging.WARNING]
+    assert "7 of the 7 images of CAMERA_FOLDER.QUERY and GALLERY" in warning
+    assert "without their identities" in warning
+
+
+# ------------------------------------------------------------------------- odd file names ----
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe.jpg", b"a\nb.jpg", b"a\x1b[31m.jpg"])
+def test_odd_names_break_no_message(own, root, name, logged):
+    for place in (name, b"north/" + name, name + b".\xff"):
+        Path(os.fsdecode(os.path.join(os.fsencode(root), place))).touch()
+    path = os.fsdecode(name)
+    text = refused(lambda: own().train, "1 of the 6 images", ascii(path))
+    assert text.isprintable()
+    dataset = own(UNMATCHED="skip")
+    assert len(dataset.train) == 5 and "north/" + path in cameras(dataset, root)
+    dataset.show_train()
+    messages = [r.getMessage() for r in logged.records if r.name == "fastreid.caureid"]
+    assert len(messages) == 2 and all(text.isprintable() for text in messages)
+    keys = {"CAMERA": "pattern", "PATTERNS": (f"({re.escape(path)})", "^(n)orth")}
+    refused(lambda: own(**keys).train, "disagree", ascii("north/" + path))
+
+
+def test_cameras_of_odd_names_are_cameras(own, root):
+    folder = os.path.join(os.fsencode(root), b"\xff")
+    os.mkdir(folder)
+    Path(os.fsdecode(folder), "x.jpg").touch()
+    found = collections.Counter(camera for _, _, camera in own().train)
+    assert found == {"camerafolder_north": 3, "camerafolder_south": 1, "camerafolder_\udcff": 1}
