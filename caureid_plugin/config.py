@@ -144,7 +144,7 @@ def _add_camera_folder(cfg: CN) -> None:
     node.ROOT = ""
     # Where an image's camera is read from. Options:
     #   "folder": the name of a folder that it lies in, chosen by LEVEL.
-    #   "pattern": its path, by PATTERNS.
+    #   "pattern": its path, by PATTERN.
     #   "csv": a table, CSV.
     #   "none": all images are of one camera.
     # Names that are numbers compare as numbers: 01 is 1.
@@ -152,10 +152,11 @@ def _add_camera_folder(cfg: CN) -> None:
     # For "folder": which one names the camera. 1: the first below ROOT, 2: the second, ...; -1: the
     # one that holds the image, -2: the one above it, ...
     node.LEVEL = 1
-    # For "pattern": regular expressions, each with one group, or one named "camera", that holds the
-    # camera: ('_c([0-9]+)',) reads 3 from 0002_c3s1.jpg. They are searched in the path below ROOT,
-    # with / between folders. One must match an image; if several do, they must agree.
-    node.PATTERNS = ()
+    # For "pattern": a regular expression with one group, or one named "camera", that holds the
+    # camera: _c([0-9]+) reads 3 from 0002_c3s1.jpg. It is searched in the path below ROOT, with /
+    # between folders. Several are separated by blanks (in one, a blank is \s): one must match an
+    # image; if more do, they must agree.
+    node.PATTERN = ""
     # For "csv": a UTF-8 file with a header line and the columns path and camera, separated by
     # commas. A path is absolute, or relative to the folder of the file. Every image below ROOT
     # needs a row, every row an image.

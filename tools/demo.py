@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Renders SyntheticCameras, trains CA-UReID on it, and prints what it learnt.
+"""Renders SyntheticCameras, trains CA-UReID on it, and shows what it learnt.
 
     tools/demo.py [--output logs/demo] [--seed 1] [KEY VALUE ...]
 
-It runs tools/train_net.py on configs/Synthetic/caureid.yml; no weights and no data are downloaded.
+It runs tools/train_net.py on configs/Synthetic/caureid.yml and then tools/report.py, whose page
+report.html is the thing to look at; no weights and no data are downloaded.
 """
 
 import argparse
@@ -27,35 +28,8 @@ def column(rows: list[dict], key: str) -> list[tuple[int, float]]:
     return [(row["iteration"], row[key]) for row in rows if key in row]
 
 
-def draw(rows: list[dict], path: Path) -> None:
-    """Saves a picture of the run: mAP and Rank-1, the clusters, the losses."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.6))
-    for name in ("mAP", "Rank-1"):
-        # the evaluation at the start carries a name of its own
-        points = [(0, column(rows, f"start/{name}")[0][1])] + column(rows, name)
-        axes[0].plot(*zip(*points, strict=True), marker="o", label=name)
-    axes[0].set(title="retrieval across cameras", ylabel="%", ylim=(0, 100))
-    for name in ("clusters", "outliers", "largest"):
-        axes[1].plot(*zip(*column(rows, f"labels/{name}"), strict=True), marker=".", label=name)
-    axes[1].set(title="pseudo labels", ylabel="count")
-    for name in ("loss_infonce", "loss_camsep", "loss_cacc"):
-        axes[2].plot(*zip(*column(rows, name), strict=True), label=name.removeprefix("loss_"))
-    axes[2].set(title="losses")
-    for axis in axes:
-        axis.set_xlabel("iteration")
-        axis.grid(alpha=0.3)
-        axis.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-
-
-def report(output: Path, seconds: float) -> str:
-    """The table at the end of the demo, from the run's own metrics.json."""
+def report(output: Path, seconds: float, pictures: Path) -> str:
+    """The table at the end of the demo, from the run's own metrics.json, and where to look."""
     rows = read_metrics(output / "metrics.json")
     before = {name: column(rows, f"start/{name}")[0][1] for name in ("mAP", "Rank-1")}
     after = {name: column(rows, name)[-1][1] for name in ("mAP", "Rank-1")}
@@ -67,8 +41,9 @@ def report(output: Path, seconds: float) -> str:
               for name, points in labels.items()]
     lines.append(f"{'seconds':12}{'':10}{seconds:10.0f}")
     lines += ["", f"outputs: {output.resolve()}",
-              "  curves.png, people.png, log.txt, metrics.json, model_final.pth, and events for",
-              "  TensorBoard"]
+              "  people.png, log.txt, metrics.json, model_final.pth, and events for TensorBoard",
+              f"  the pictures it learnt from: {pictures.resolve()}", "",
+              f"look at it in a browser: {(output / 'report.html').resolve().as_uri()}"]
     return "\n".join(lines)
 
 
@@ -91,12 +66,11 @@ def main() -> None:
     if code:
         sys.exit(code)
     seconds = time.perf_counter() - start
-    draw(read_metrics(metrics), output / "curves.png")
     data = os.environ.get("FASTREID_DATASETS", "datasets")
     subprocess.run([sys.executable, str(HERE / "show_synthetic.py"), "--output",
                     str(output / "people.png")], check=True)
-    print(report(output, seconds))
-    print(f"  the pictures it learnt from: {Path(data, 'SyntheticCameras').resolve()}")
+    subprocess.run([sys.executable, str(HERE / "report.py"), str(output)], check=True)
+    print(report(output, seconds, Path(data, "SyntheticCameras")))
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ class CameraFolder(ImageDataset):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         node = cfg.CAMERA_FOLDER
-        source = CameraSource(camera=node.CAMERA, level=node.LEVEL, patterns=node.PATTERNS,
+        source = CameraSource(camera=node.CAMERA, level=node.LEVEL, pattern=node.PATTERN,
                               csv=node.CSV, unmatched=node.UNMATCHED)
         return {"folder": node.ROOT, "source": source, "query": node.QUERY,
                 "gallery": node.GALLERY}

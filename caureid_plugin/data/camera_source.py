@@ -14,7 +14,7 @@ SECTION = "CAMERA_FOLDER"
 SOURCES = ("folder", "pattern", "csv", "none")
 UNMATCHED = ("error", "skip")
 # option that not every source uses -> those that do
-USED_BY = {"level": ("folder",), "patterns": ("pattern",), "csv": ("csv",),
+USED_BY = {"level": ("folder",), "pattern": ("pattern",), "csv": ("csv",),
            "unmatched": ("folder", "pattern", "csv")}
 ONLY_CAMERA = "one"  # its name, where there is no other
 
@@ -37,7 +37,7 @@ class CameraSource:
 
     camera: str = "folder"
     level: int = 1
-    patterns: Sequence[str] = ()
+    pattern: str = ""
     csv: str = ""
     unmatched: str = "error"
 
@@ -49,7 +49,7 @@ class CameraSource:
         for field in dataclasses.fields(self):
             used_by = USED_BY.get(field.name, SOURCES)
             value, default = getattr(self, field.name), field.default
-            if self.camera not in used_by and value != default and value != []:
+            if self.camera not in used_by and value != default:
                 raise ValueError(
                     f"{SECTION}.{field.name.upper()} {value!r} is not used with {SECTION}.CAMERA "
                     f"{self.camera!r}: set it back to {default!r}, or CAMERA to "
@@ -63,15 +63,20 @@ class CameraSource:
         if self.camera == "pattern":
             self._check_patterns()
 
+    @property
+    def patterns(self) -> list[str]:
+        """The regular expressions of ``pattern``, which blanks separate."""
+        return self.pattern.split()
+
     def _check_patterns(self) -> None:
-        key = f"{SECTION}.PATTERNS"
-        if isinstance(self.patterns, str) or not self.patterns:
-            raise ValueError(f"{SECTION}.CAMERA 'pattern' needs {key}, a list of regular "
-                             f"expressions such as ('_c([0-9]+)',); it is {self.patterns!r}.")
+        key = f"{SECTION}.PATTERN"
+        if not self.patterns:
+            raise ValueError(f"{SECTION}.CAMERA 'pattern' needs {key}, a regular expression such "
+                             f"as _c([0-9]+); it is {self.pattern!r}.")
         for text in self.patterns:
             try:
                 groups = re.compile(text)
-            except (re.error, OverflowError, RecursionError, TypeError) as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise ValueError(f"{key}: {text!r} is no regular expression: {error}.") from error
             if groups.groups != 1 and "camera" not in groups.groupindex:
                 raise ValueError(
@@ -113,7 +118,7 @@ class CameraSource:
                 continue
             if camera is not None and plain_name(found) != plain_name(camera):
                 raise ValueError(
-                    f"Two of {SECTION}.PATTERNS disagree about {shown(path)}: {by!r} reads camera "
+                    f"Two of {SECTION}.PATTERN disagree about {shown(path)}: {by!r} reads camera "
                     f"{shown(camera)}, {text!r} reads {shown(found)}. Change one of them.")
             camera, by = found, text
         return camera
@@ -149,10 +154,11 @@ class CameraSource:
                 "between it and the image" if self.level > 0 else "above the image")
             return (f"{SECTION}.CAMERA 'folder' with LEVEL {self.level} needs {place}, and {which} "
                     f"have fewer: {first}. Put each camera's images into a folder of its own, or "
-                    "change LEVEL or CAMERA ('none' for a single camera)")
+                    "change LEVEL or CAMERA ('pattern' where the names tell it, 'none' for a "
+                    "single camera)")
         if self.camera == "pattern":
-            return (f"{SECTION}.PATTERNS {tuple(self.patterns)} match no camera in {which}. They "
-                    f"are searched in paths such as {first}. Change or add a pattern")
+            return (f"{SECTION}.PATTERN {self.pattern!r} finds no camera in {which}. It is "
+                    f"searched in paths such as {first}. Change it, or add another behind a blank")
         return (f"{SECTION}.CSV {shown(self.csv)} has no row for {which}: {first}. Add them")
 
 

@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = "OwnData/caureid_plain.yml"
 CAMERAS = "MODEL.HEADS.CAMSEP.NUM_CAMERAS"
 OWN = ["DATASETS.NAMES", "('CameraFolder',)", "DATASETS.TESTS", "('CameraFolder',)", CAMERAS, -1]
-PATTERN = ["CAMERA_FOLDER.CAMERA", "pattern", "CAMERA_FOLDER.PATTERNS", r"('_c(\\d)',)"]
+PATTERN = ["CAMERA_FOLDER.CAMERA", "pattern", "CAMERA_FOLDER.PATTERN", r"_c(\d)"]
 
 
 @pytest.fixture

@@ -1,13 +1,14 @@
-"""The small tools: the demo's table and picture, the camera bias, the contact sheet."""
+"""The small tools: the demo's table, the camera bias."""
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
@@ -32,18 +33,32 @@ ROWS = [
 
 def test_demo_table_has_the_first_and_the_last_values(tmp_path):
     (tmp_path / "metrics.json").write_text("\n".join(json.dumps(row) for row in ROWS))
-    lines = [line.split() for line in _tool("demo").report(tmp_path, 123.4).splitlines()]
+    lines = [line.split() for line in _tool("demo").report(tmp_path, 123.4, tmp_path).splitlines()]
     assert ["mAP", "(%)", "10.2", "55.5"] in lines or ["mAP", "(%)", "10.2", "55.6"] in lines
     assert ["Rank-1", "(%)", "20.0", "66.0"] in lines
     assert ["clusters", "5", "8"] in lines and ["outliers", "90", "12"] in lines
     assert ["seconds", "123"] in lines
     assert any(str(tmp_path.resolve()) in line for line in lines)
+    assert lines[-1][-1] == (tmp_path / "report.html").resolve().as_uri()
 
 
-def test_demo_picture_is_drawn(tmp_path):
-    _tool("demo").draw(ROWS, tmp_path / "curves.png")
-    picture = np.asarray(Image.open(tmp_path / "curves.png").convert("RGB"))
-    assert picture.shape[0] > 200 and picture.std() > 5
+def test_demo_trains_and_then_makes_the_report(tmp_path, monkeypatch, capsys):
+    demo, calls = _tool("demo"), []
+
+    def run(command, check):
+        calls.append(command[1:])
+        if "train_net.py" in command[1]:
+            (tmp_path / "metrics.json").write_text("\n".join(json.dumps(row) for row in ROWS))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(demo.subprocess, "run", run)
+    monkeypatch.setattr(
+        sys, "argv", ["demo.py", "--output", str(tmp_path), "TEST.EVAL_PERIOD", "1"])
+    demo.main()
+    scripts = [Path(script).name for script, *_ in calls]
+    assert scripts == ["train_net.py", "show_synthetic.py", "report.py"]
+    assert calls[0][-2:] == ["TEST.EVAL_PERIOD", "1"] and calls[2][1:] == [str(tmp_path)]
+    assert capsys.readouterr().out.rstrip().endswith("report.html")
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -1,0 +1,349 @@
+"""What the report shows of a run: its folder is read and checked here.
+
+Letters: N training images, D embedding size, K clusters.
+"""
+
+import ast
+import itertools
+import json
+import math
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import caureid_plugin  # first: it makes the toolbox importable
+import numpy as np
+import torch
+import yaml
+from caureid_plugin.data import UnlabelledImages, training_images
+from caureid_plugin.engine.setup import load_config
+from caureid_plugin.safe_load import load_tensors
+
+from visualize_attention import printable
+
+INDICATORS = ("outlier_share", "largest_share", "cross_camera", "silhouette", "stability")
+BANK = ("features", "labels", "camids")
+
+
+class ReportError(ValueError):
+    """Why there can be no report of a run, and what to do."""
+
+
+class Missing(ValueError):
+    """Why a section of the report cannot be made; the others can."""
+
+
+class Run(NamedTuple):
+    """A run, as far as it has come.
+
+    ``features`` (N, D) are the memory bank's, L2-normalised; ``labels`` (N,) its clusters 0..K-1,
+    numbered anew without those of one image, which are outliers: -1. ``camids`` (N,) number the
+    cameras, whose names are ``names`` (C,) behind ``prefix``, which all share. ``rows`` are those
+    of metrics.json; where they cannot be had, ``no_rows`` says why.
+    """
+
+    folder: Path
+    cfg: Any
+    checkpoint: Path
+    written: str
+    steps: int
+    epoch_steps: int
+    features: torch.Tensor
+    labels: np.ndarray
+    paths: list
+    camids: np.ndarray
+    names: list
+    prefix: str
+    rows: list
+    no_rows: str
+
+    @property
+    def epochs(self) -> float:
+        """Epochs that the checkpoint has behind it."""
+        return self.steps / self.epoch_steps
+
+    @property
+    def is_finished(self) -> bool:
+        return self.steps >= self.cfg.SOLVER.MAX_EPOCH * self.epoch_steps
+
+    def camera(self, index: int) -> str:
+        """Name of an image's camera; "" where there is one alone, which needs no name."""
+        return self.names[self.camids[index]] if len(self.names) > 1 else ""
+
+
+def read_run(folder: Path, checkpoint: Path | None, opts: list[str]) -> Run:
+    """Reads a run folder.
+
+    Args:
+        folder: OUTPUT_DIR of the run.
+        checkpoint: None: the last one.
+        opts: config keys and values that replace those of the run.
+
+    Raises:
+        ReportError: it is no run folder, or not whole, or its data set is not the run's.
+    """
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise ReportError(f"{folder} {what}: give the folder that a run has written, its "
+                          "OUTPUT_DIR.")
+    cfg = read_config(folder, opts)
+    path = checkpoint or find_checkpoint(folder)
+    if not path.is_file() and (folder / path).is_file():
+        path = folder / path
+    content = read_checkpoint(path)
+    bank = content["memory_bank"]
+    images, names = match_images(cfg, bank["camids"], path)
+    steps, epoch_steps = progress(cfg, content, len(images))
+    rows, no_rows = read_rows(folder / "metrics.json")
+    return Run(folder, cfg, path, time.strftime("%Y-%m-%d %H:%M", time.localtime(
+        path.stat().st_mtime)), steps, epoch_steps, bank["features"].float(),
+        without_singletons(bank["labels"].long().numpy()), images.paths, images.camids,
+        *split_prefix(names), rows, no_rows)
+
+
+# ------------------------------------------------------------------------------- the config ----
+
+
+def read_config(folder: Path, opts: list[str]):
+    """The run's config, with the keys of the command line, on a device that there is.
+
+    Raises:
+        ReportError: no config.yaml, a damaged one, or one of another version; a wrong key.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise ReportError(f"{folder} holds no config.yaml, which every run writes at its start: "
+                          "give the folder of a run, its OUTPUT_DIR.")
+    try:
+        cfg = load_config(str(path), opts)
+    except KeyError as error:
+        raise ReportError(_unknown_key(path, error.args[0], opts)) from error
+    except (AttributeError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise ReportError(f"{path} cannot be read, or a value in it or on the command line is "
+                          f"wrong: {error} It is what the run wrote at its start; restore it from "
+                          "a copy, or begin a new run.") from error
+    if str(cfg.MODEL.DEVICE).startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    return cfg
+
+
+def _unknown_key(path: Path, message: str, opts: list[str]) -> str:
+    if any(repr(key) in message for key in opts[::2]):
+        return f"On the command line: {message}"
+    return (f"{path} is of another version of the plugin: {message} This version is "
+            f"{caureid_plugin.__version__}. Make the report with the version that made the run, "
+            "or take the key out of a copy of the run folder if it no longer matters.")
+
+
+# --------------------------------------------------------------------------- the checkpoint ----
+
+
+def find_checkpoint(folder: Path) -> Path:
+    """The run's last checkpoint: the one it names itself, else the newest but the best one.
+
+    Raises:
+        ReportError: there is none.
+    """
+    tag = folder / "last_checkpoint"
+    name = tag.read_text(errors="replace").strip() if tag.is_file() else ""
+    if name and "\0" not in name and (folder / name).is_file():
+        return folder / name
+    # the best one was chosen by the labels of the test set
+    found = sorted(folder.glob("model_*.pth"),
+                   key=lambda path: (path.name != "model_best.pth", os.path.getmtime(path)))
+    if not found:
+        raise ReportError(f"{folder} holds no checkpoint (model_*.pth). A run writes one every "
+                          "SOLVER.CHECKPOINT_PERIOD epochs and at its end: wait for the first, or "
+                          "name a file with --checkpoint.")
+    return found[-1]
+
+
+def read_checkpoint(path: Path) -> dict:
+    """A checkpoint with a memory bank that fits together.
+
+    Raises:
+        ReportError: no file, a damaged one, or without a whole bank.
+    """
+    if not path.is_file():
+        raise ReportError(f"The checkpoint {path} is not a file: check --checkpoint.")
+    try:
+        content = load_tensors(path)
+    except (OSError, ValueError) as error:
+        others = sorted(p.name for p in path.parent.glob("model_*.pth") if p.name != path.name)
+        advice = (f"Name another with --checkpoint: {', '.join(others)}." if others else
+                  "The folder holds no other.")
+        raise ReportError(f"The checkpoint cannot be read: {error} {advice}") from error
+    bank = content.get("memory_bank") if isinstance(content, dict) else None
+    if not isinstance(bank, dict):
+        raise ReportError(
+            f"The checkpoint {path} holds no memory bank. It is of a supervised run, or a file of "
+            "weights alone; the report shows what a run learnt without labels. Give the folder of "
+            "a run with MODEL.META_ARCHITECTURE CAUReID, or another --checkpoint.")
+    parts = [bank.get(name) for name in BANK]
+    if not all(isinstance(part, torch.Tensor) and len(part) == len(parts[0]) for part in parts
+               ) or parts[0].dim() != 2 or not torch.isfinite(parts[0]).all():
+        raise ReportError(f"The memory bank of the checkpoint {path} is not whole: it must hold "
+                          f"{', '.join(BANK)} of as many images each, all finite. Name another "
+                          "with --checkpoint.")
+    return content
+
+
+def without_singletons(labels: np.ndarray) -> np.ndarray:
+    """Clusters of two images or more, numbered 0..K-1; all other images are outliers, -1.
+
+    With CAUREID.LABELS bank the run gives each outlier a cluster of its own.
+    """
+    sizes = np.bincount(labels[labels >= 0], minlength=1)
+    kept = (labels >= 0) & (sizes[np.maximum(labels, 0)] > 1)
+    numbered = np.full(len(labels), -1)
+    numbered[kept] = np.unique(labels[kept], return_inverse=True)[1]
+    return numbered
+
+
+def progress(cfg, content: dict, images: int) -> tuple[int, int]:
+    """Steps that the checkpoint has behind it, and steps of an epoch."""
+    state = content.get("run_state")
+    if not isinstance(state, dict):
+        state = {}
+    count = max(int(state.get("iters_per_epoch") or cfg.SOLVER.ITERS_PER_EPOCH
+                    or images // cfg.SOLVER.IMS_PER_BATCH), 1)
+    # "epoch" is the last whole one; of the next, a run that was stopped has done some steps
+    return (int(content.get("epoch", -1)) + 1) * count + int(state.get("steps_done", 0)), count
+
+
+# ------------------------------------------------------------------------------- the images ----
+
+
+def match_images(cfg, camids: torch.Tensor, checkpoint: Path) -> tuple[UnlabelledImages, list]:
+    """The training images, without identities, in the order of the memory bank; cameras' names.
+
+    Raises:
+        ReportError: they cannot be listed, are gone, or are not the bank's.
+    """
+    root = caureid_plugin.compat.dataset_root()
+    where = f"DATASETS.NAMES {list(cfg.DATASETS.NAMES)} below {root}"
+    advice = ("Give the folder that the run read its data from: the environment variable "
+              "FASTREID_DATASETS, or config keys behind the run folder.")
+    try:
+        items = training_images(cfg)
+        images = UnlabelledImages(items, lambda image: image)
+    except (KeyError, OSError, RuntimeError, ValueError) as error:
+        text = error.args[0] if isinstance(error, KeyError) else error
+        raise ReportError(f"The training images of {where} cannot be listed: {text} {advice}"
+                          ) from error
+    if len(images) != len(camids):
+        raise ReportError(f"The data set differs from the run's: {where} has {len(images)} "
+                          f"training images, the memory bank of {checkpoint} {len(camids)}. "
+                          f"{advice}")
+    if not np.array_equal(images.camids, camids.numpy()):
+        now, then = (np.bincount(ids).tolist() for ids in (images.camids, camids.numpy()))
+        raise ReportError(f"The data set differs from the run's: the {len(images)} training images "
+                          f"of {where} come from other cameras than those of the memory bank of "
+                          f"{checkpoint} (images of each camera: {now}, in the bank {then}), or in "
+                          f"another order. {advice}")
+    gone = [path for path in images.paths if not os.path.isfile(path)]
+    if gone:
+        raise ReportError(f"{len(gone)} of the {len(images)} training images of {where} are gone, "
+                          f"the first is {printable(gone[0])}. {advice}")
+    # numbered in the order of the names, see UnlabelledImages
+    return images, [printable(str(name)) for name in sorted({camera for _, camera in items})]
+
+
+def split_prefix(names: list[str]) -> tuple[list[str], str]:
+    """Names without the words that all of them begin with, and these."""
+    pairs = zip(min(names), max(names), strict=False) if len(names) > 1 else ()
+    shared = "".join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    prefix = shared[:re.search(r"[^_\W]*$", shared).start()]
+    if prefix in names:
+        prefix = ""
+    return [name.removeprefix(prefix) for name in names], prefix
+
+
+# ------------------------------------------------------------------------------- the figures ----
+
+
+def read_rows(path: Path) -> tuple[list[dict], str]:
+    """Rows of metrics.json; none, and why, where it cannot be read.
+
+    The last line may be cut off, in a run that is being written. Rows that a later one goes back
+    behind are dropped: the run was resumed or begun anew there.
+    """
+    if not path.is_file():
+        return [], f"{path.name} is missing from the run folder, which holds the curves' figures."
+    rows: list[dict] = []
+    lines = path.read_text(errors="replace").splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            step = row["iteration"]
+        except (KeyError, TypeError, ValueError):
+            if number == len(lines) and not line.endswith("\n"):
+                break
+            return [], (f"{path.name} is damaged, its line {number} is no row of figures: remove "
+                        "the line and make the report again.")
+        while rows and rows[-1]["iteration"] > step:
+            rows.pop()
+        rows.append(row)
+    return rows, "" if rows else f"{path.name} holds no figures yet: wait for the first epoch."
+
+
+def column(rows: list[dict], key: str) -> list[tuple[int, float]]:
+    """(iteration, finite value) of every row that has the key, the last of each iteration."""
+    found = {row["iteration"]: row[key] for row in rows
+             if isinstance(row.get(key), (int, float)) and math.isfinite(row[key])}
+    return sorted(found.items())
+
+
+def indicators(rows: list[dict]) -> dict[str, list[float]]:
+    """Values of each label-free indicator over the clusterings, in order."""
+    return {name: [value for _, value in column(rows, f"labels/{name}")] for name in INDICATORS}
+
+
+# ------------------------------------------------------------------------- how it was made ----
+
+KEYS = """
+DATASETS.NAMES DATASETS.TESTS MODEL.META_ARCHITECTURE MODEL.BACKBONE.NAME MODEL.BACKBONE.DEPTH
+MODEL.BACKBONE.PRETRAIN MODEL.BACKBONE.PRETRAIN_PATH MODEL.WEIGHTS MODEL.HEADS.CAMSEP.ATTENTION
+MODEL.LOSSES.NAME INPUT.SIZE_TRAIN INPUT.SIZE_TEST SOLVER.IMS_PER_BATCH DATALOADER.NUM_INSTANCE
+SOLVER.BASE_LR SOLVER.MAX_EPOCH CAUREID.LABELS CAUREID.MEMORY.MOMENTUM CAUREID.CLUSTER.CAMERA_AWARE
+CAUREID.CLUSTER.EPS CAUREID.CLUSTER.MIN_SAMPLES
+""".split()
+NEIGHBOURS = {False: ("K1", "K2"), True: ("K1_INTRA", "K1_INTER", "K2_INTRA", "K2_INTER")}
+
+
+def settings(cfg) -> list[tuple[str, str]]:
+    """(key, value) of the settings that matter most, without those that are empty."""
+    names = NEIGHBOURS[bool(cfg.CAUREID.CLUSTER.CAMERA_AWARE)]
+    more = [f"CAUREID.CLUSTER.{name}" for name in names]
+    found = []
+    for key in [*KEYS, *more, "SEED"]:
+        value = cfg
+        for part in key.split("."):
+            value = value[part]
+        if isinstance(value, (list, tuple)):
+            value = ", ".join(map(str, value))
+        if value not in ("", ()):
+            found.append((key, printable(str(value))))
+    return found
+
+
+def command(log: Path) -> str:
+    """The command that started the run for the last time, from its log; "" if it is not there."""
+    if not log.is_file():
+        return ""
+    found = re.findall(r"Command line arguments: (Namespace\(.*\))$",
+                       log.read_text(errors="replace"), re.MULTILINE)
+    try:
+        calls = [ast.parse(text, mode="eval").body for text in found]
+        started = [{word.arg: ast.literal_eval(word.value) for word in call.keywords}
+                   for call in calls]
+        options = [options for options in started if not options["eval_only"]][-1]
+        words = [*(["--config-file", options["config_file"]] if options["config_file"] else []),
+                 *(["--resume"] if options["resume"] else []),
+                 *(["--num-gpus", options["num_gpus"]] if options["num_gpus"] != 1 else []),
+                 *options["opts"]]
+    except (AttributeError, IndexError, KeyError, SyntaxError, TypeError, ValueError):
+        return ""
+    return printable(" ".join(map(str, ["tools/train_net.py", *words])))
