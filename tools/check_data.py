@@ -38,6 +38,7 @@ from caureid_plugin.inspection import (
     inspect_images,
     run_length,
     sample_rows,
+    short_names,
     small_cameras,
 )
 from tqdm import tqdm
@@ -325,6 +326,8 @@ def say_clustering(report: Report, section: Section, figures: dict, cfg) -> None
     section.lines.append(f"First clustering, CAUREID.CLUSTER.EPS {eps:g}: {figures['clusters']} "
                          "clusters. No fault by themselves, but worth a look:")
     for name, value in figures["indicators"].items():
+        if name == "cross_camera" and len(report.figures["cameras"]) == 1:
+            continue
         shown = f"{value:.2f}" if name == "silhouette" else f"{100 * value:.1f} %"
         section.lines.append(f"- {shown} {MEANINGS[name]}")
     if suggested is not None:
@@ -376,6 +379,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         help="leave out time, memory and the first clustering")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values")
     args = parser.parse_args(argv)
+    late = [word for word in args.opts if word.startswith("--")]
+    if late:
+        parser.error(f"{late[0]} stands among config keys: options stand before them")
     if args.workers < 1:
         parser.error(f"--workers {args.workers} must be at least 1")
     if args.seed < 0:
@@ -409,7 +415,7 @@ def read(args: argparse.Namespace, notes: Notes):
     images = UnlabelledImages(items, None)  # checks the cameras and numbers them
     with tqdm(total=len(items), desc="images", leave=False, disable=None) as bar:
         facts = inspect_images(images.paths, workers=args.workers, progress=bar.update)
-    names = sorted({camera for _, camera in items})
+    names, _ = short_names([str(name) for name in images.camera_names])
     return cfg, Data(images.paths, images.camids, names, facts)
 
 

@@ -5,6 +5,7 @@ import textwrap
 from dataclasses import dataclass, field
 
 import numpy as np
+from caureid_plugin.compat import shown as printable
 from caureid_plugin.inspection import Facts
 from tabulate import tabulate
 
@@ -74,12 +75,6 @@ def by_number(text: str) -> list:
     """Sorting key that puts frame9 before frame10."""
     parts = re.split(r"(\d+)", text)
     return [int(part) if part.isdecimal() else part for part in parts]
-
-
-def printable(text: object) -> str:
-    """Text that can be written anywhere whatever its bytes, on one line."""
-    text = str(text)
-    return text if text.isprintable() else ascii(text)
 
 
 def count(number: int, noun: str) -> str:

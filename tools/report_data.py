@@ -4,7 +4,6 @@ Letters: N training images, D embedding size, K clusters.
 """
 
 import ast
-import itertools
 import json
 import math
 import os
@@ -19,6 +18,7 @@ import torch
 import yaml
 from caureid_plugin.data import UnlabelledImages, training_images
 from caureid_plugin.engine.setup import load_config
+from caureid_plugin.inspection import short_names
 from caureid_plugin.safe_load import load_tensors
 
 from visualize_attention import printable
@@ -100,7 +100,7 @@ def read_run(folder: Path, checkpoint: Path | None, opts: list[str]) -> Run:
     return Run(folder, cfg, path, time.strftime("%Y-%m-%d %H:%M", time.localtime(
         path.stat().st_mtime)), steps, epoch_steps, bank["features"].float(),
         without_singletons(bank["labels"].long().numpy()), images.paths, images.camids,
-        *split_prefix(names), rows, no_rows)
+        *short_names(names), rows, no_rows)
 
 
 # ------------------------------------------------------------------------------- the config ----
@@ -249,16 +249,6 @@ def match_images(cfg, camids: torch.Tensor, checkpoint: Path) -> tuple[Unlabelle
                           f"the first is {printable(gone[0])}. {advice}")
     # numbered in the order of the names, see UnlabelledImages
     return images, [printable(str(name)) for name in sorted({camera for _, camera in items})]
-
-
-def split_prefix(names: list[str]) -> tuple[list[str], str]:
-    """Names without the words that all of them begin with, and these."""
-    pairs = zip(min(names), max(names), strict=False) if len(names) > 1 else ()
-    shared = "".join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-    prefix = shared[:re.search(r"[^_\W]*$", shared).start()]
-    if prefix in names:
-        prefix = ""
-    return [name.removeprefix(prefix) for name in names], prefix
 
 
 # ------------------------------------------------------------------------------- the figures ----

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from .. import clustering, compat
 from ..data import build_extraction_loader, build_pseudo_label_loader
 from ..data.sampler import check_batch
-from ..inspection import summarize_cameras
+from ..inspection import short_names, summarize_cameras
 from ..modeling import CAUReID, MemoryBank, needs_memory
 from ..modeling.gather import average_running_statistics, gather_batch
 from ..modeling.memory_bank import NotFiniteError
@@ -157,7 +157,7 @@ class UnsupervisedHook(HookBase):
     def _log_cameras(self, images: Any) -> None:
         node = self._cfg.CAUREID.CLUSTER
         figures, *warnings = summarize_cameras(
-            images.camids, [str(name) for name in images.camera_names],
+            images.camids, short_names([str(name) for name in images.camera_names])[0],
             batch_size=self._cfg.SOLVER.IMS_PER_BATCH,
             least=node.K1_INTRA if node.CAMERA_AWARE else 0)
         logger.info("%s", figures)

@@ -25,6 +25,7 @@ all, look like one camera.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -39,6 +40,7 @@ LEAST_IMAGES = 100  # of a camera that is judged, see above
 MOST_IMAGES = 200  # of a camera that are looked at
 MOST_PAIRS = 30 * 29 // 2  # all of 30 cameras; half a minute
 FOLDS = 5
+_LAST_WORD = re.compile(r"[^_\W]*$")
 
 
 class CameraPairs(NamedTuple):
@@ -53,6 +55,23 @@ class CameraPairs(NamedTuple):
     alike: list[tuple[int, int, float]]
     left_out: int
     too_small: list[int]
+
+
+def short_names(names: Sequence[str]) -> tuple[list[str], str]:
+    """Names of cameras without the words that all of them begin with, and these.
+
+    Datasets put their own name before a camera's. Nothing is taken off where it would leave a name
+    empty or end within a word.
+
+    Example:
+        ["market1501_0", "market1501_1"] gives (["0", "1"], "market1501_").
+    """
+    pairs = zip(min(names), max(names), strict=False) if len(names) > 1 else ()
+    shared = "".join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    prefix = shared[:len(shared) - len(_LAST_WORD.findall(shared)[0])]
+    if prefix in names:
+        prefix = ""
+    return [name.removeprefix(prefix) for name in names], prefix
 
 
 def small_cameras(camids: np.ndarray, batch_size: int, least: int = 0) -> list[int]:

@@ -3,7 +3,13 @@
 import caureid_plugin  # noqa: F401  (before everything that imports fastreid)
 import numpy as np
 import pytest
-from caureid_plugin.inspection import cameras, compare_cameras, small_cameras, summarize_cameras
+from caureid_plugin.inspection import (
+    cameras,
+    compare_cameras,
+    short_names,
+    small_cameras,
+    summarize_cameras,
+)
 from sklearn.linear_model import LogisticRegression
 
 
@@ -103,3 +109,11 @@ def test_many_cameras_are_compared_with_the_nearest_alone(monkeypatch):
 def test_no_camera_is_large_enough():
     found = compare_cameras(np.zeros((4, 96)), np.array([0, 0, 1, 1]), np.arange(4))
     assert found.pairs == found.alike == [] and found.too_small == [0, 1]
+
+
+@pytest.mark.parametrize("names, expected, prefix", [
+    (["synthetic_c1", "synthetic_c10"], ["c1", "c10"], "synthetic_"),
+    (["north gate", "north door"], ["gate", "door"], "north "), (["cam1", "cam2"], None, ""),
+    (["a_", "a_1"], None, ""), (["only_one"], None, ""), (["x", "y"], None, "")])
+def test_words_that_all_names_begin_with(names, expected, prefix):
+    assert short_names(names) == (expected or names, prefix)

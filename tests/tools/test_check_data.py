@@ -32,7 +32,8 @@ OWN = ["--config-file", "OwnData/caureid_plain.yml"]
 SMALL = """
 MODEL.DEVICE cpu MODEL.BACKBONE.FEAT_DIM 16 MODEL.HEADS.CAMSEP.REDUCTION 4 MODEL.BN_GROUP_SIZE 8
 INPUT.SIZE_TRAIN [32,16] INPUT.SIZE_TEST [32,16] SOLVER.IMS_PER_BATCH 16 DATALOADER.NUM_WORKERS 0
-CAUREID.CLUSTER.K1 6 CAUREID.CLUSTER.K2 2 CAUREID.CLUSTER.EPS 0.6 SEED 7
+CAUREID.CLUSTER.CAMERA_AWARE False CAUREID.CLUSTER.K1 6 CAUREID.CLUSTER.K2 2
+CAUREID.CLUSTER.EPS 0.6 SEED 7
 """.split()
 
 
@@ -81,7 +82,7 @@ def test_images_without_faults_pass(check):
     assert (status, found["verdict"], found["findings"]) == (0, "PASS", [])
     assert printed.startswith("72 images of CameraFolder, 3 cameras\n")
     assert "Verdict: PASS\n" in printed and "All 72 files can be read." in printed
-    assert re.search(r"\| camerafolder_hall +\| +24 \| +33\.3 % \| +64 x 32 \|", printed)
+    assert re.search(r"\| hall +\| +24 \| +33\.3 % \| +64 x 32 \|", printed)
     assert list(found["cameras"].values()) == [24, 24, 24]
     assert found["copies"] == {"exact": [], "near_within": 0, "near_across": []}
     assert "The start of training" not in printed and "start" not in found
@@ -162,7 +163,7 @@ def test_unreadable_files_are_all_listed(check, crops, tmp_path):
     assert "Unreadable: 23 of 95 (24.2 %)" in printed
     assert printed.count("Cannot read the image") == 19 and "... and 4 more" in printed
     assert "23 files cannot be read" in texts(found, "FAIL")[0]
-    assert found["cameras"]["camerafolder_yard"] == 46, "as training would count them"
+    assert found["cameras"]["yard"] == 46, "as training would count them"
     page = Page(tmp_path / "check.html")
     assert page.text.count("Cannot read the image") == 23
     assert "\\udcff<b>.jpg" in page.text and "b" not in page.tags
@@ -172,8 +173,8 @@ def test_the_same_file_under_two_cameras_fails(check, crops):
     shutil.copy(crops / "door" / "03.png", crops / "yard" / "99.png")
     status, _, found = check()
     assert status == 1 and len(texts(found, "FAIL")) == 1
-    assert re.search("under several cameras: 1 image, mostly camerafolder_door and "
-                     "camerafolder_yard", texts(found, "FAIL")[0])
+    assert re.search("under several cameras: 1 image, mostly door and "
+                     "yard", texts(found, "FAIL")[0])
     assert found["copies"]["exact"] == [[str(crops / "door" / "03.png"),
                                          str(crops / "yard" / "99.png")]]
 
@@ -205,13 +206,13 @@ def test_a_camera_in_two_folders_is_found(check, crops, tmp_path, monkeypatch):
         paint(crops / "door 2" / f"{i}.png", 500 + i, 0)
     status, printed, found = check("--output", str(tmp_path / "check.html"))
     advice, = texts(found, "advice")
-    assert status == 0 and "camerafolder_door and camerafolder_door 2 (AUC 0." in advice
+    assert status == 0 and "door and door 2 (AUC 0." in advice
     assert "the same name" in advice
     (first, second, auc), *others = found["alike"]
-    assert {first, second} == {"camerafolder_door", "camerafolder_door 2"} and auc < 0.68
+    assert {first, second} == {"door", "door 2"} and auc < 0.68
     assert len(others) == 5 and all(other[2] > 0.68 for other in others)
     assert "cannot be told apart: 1 of 6" in printed
-    assert f"camerafolder_door and camerafolder_door 2 (AUC {auc:.2f})" in (
+    assert f"door and door 2 (AUC {auc:.2f})" in (
         Page(tmp_path / "check.html").text)
 
 
@@ -220,7 +221,7 @@ def test_a_camera_with_few_images_is_named(check, crops):
     paint(crops / "roof" / "0.png", 900, 5)
     _, _, found = check(keys=["CAUREID.CLUSTER.CAMERA_AWARE", "False"])
     advice, = texts(found, "advice")
-    assert "1 camera can hardly be learnt: camerafolder_roof (1). Rule: an average batch" in advice
+    assert "1 camera can hardly be learnt: roof (1). Rule: an average batch" in advice
     assert "K1_INTRA" not in advice
     paint(crops / "roof" / "1.png", 901, 5)
     for i in range(2, 5):  # enough for a batch, not for the list of neighbours
@@ -288,7 +289,7 @@ def test_no_image_can_be_read(check, crops, tmp_path):
         path.write_bytes(b"")
     status, printed, found = check("--output", str(tmp_path / "check.html"), network=True)
     assert status == 1 and len(found["unreadable"]) == 72 and "Sizes" not in printed
-    assert re.search(r"\| camerafolder_hall +\| +24 \| +33\.3 % \| +- \|", printed)
+    assert re.search(r"\| hall +\| +24 \| +33\.3 % \| +- \|", printed)
     assert Page(tmp_path / "check.html").pictures == []
 
 
@@ -417,7 +418,7 @@ def test_the_page_is_whole_and_escapes_names(check, crops, tmp_path):
     assert all(address.startswith(("data:", "#")) for address in page.addresses)
     content = (tmp_path / "check.html").read_text(encoding="utf-8")
     assert "url(http" not in content and "@import" not in content
-    assert f'camerafolder_{name}, 21 images' in page.text and "<script>0" in page.text
+    assert f'{name}, 21 images' in page.text and "<script>0" in page.text
     assert found["verdict"] in page.text
     for text in texts(found, "advice"):
         assert " ".join(text.split()) in page.text
@@ -480,3 +481,16 @@ def test_an_output_that_may_not_be_written(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as caught:
         check_data.main([*OWN, "--output", str(tmp_path / "a.html")])
     assert caught.value.code == 2 and "a.html cannot be written" in capsys.readouterr().err
+
+
+def test_an_option_among_the_keys_is_named(crops, capsys):
+    with pytest.raises(SystemExit) as error:
+        check_data.main([*OWN, "CAMERA_FOLDER.ROOT", str(crops), "--no-network"])
+    assert error.value.code == 2
+    assert "--no-network stands among config keys" in capsys.readouterr().err
+
+
+def test_clusters_of_one_camera_are_not_said_to_span_none(check):
+    _, text, found = check(keys=["CAMERA_FOLDER.CAMERA", "none"], network=True)
+    assert "mean silhouette" in text and "span cameras" not in text
+    assert len(found["cameras"]) == 1

@@ -219,14 +219,6 @@ def test_clusters_of_one_image_are_outliers(labels, expected):
     assert report_data.without_singletons(np.array(labels)).tolist() == expected
 
 
-@pytest.mark.parametrize("names, expected, prefix", [
-    (["synthetic_c1", "synthetic_c10"], ["c1", "c10"], "synthetic_"),
-    (["north gate", "north door"], ["gate", "door"], "north "), (["cam1", "cam2"], None, ""),
-    (["a_", "a_1"], None, ""), (["only_one"], None, ""), (["x", "y"], None, "")])
-def test_words_that_all_names_begin_with(names, expected, prefix):
-    assert report_data.split_prefix(names) == (expected or names, prefix)
-
-
 def test_rows_of_a_run_that_was_resumed(tmp_path):
     path = tmp_path / "metrics.json"
     rows = [{"iteration": 0, "a": 1}, {"iteration": 4, "a": 2}, {"iteration": 9, "a": 3},
