@@ -61,7 +61,7 @@ def read_rows(path: Path) -> list[dict[str, float]]:
 
 
 def find_runs(folders: list[Path]) -> list[Run]:
-    """The runs of the command line.
+    """The runs of the command line. Of a folder's runs, those without figures are named, left out.
 
     Raises:
         ValueError: a folder without runs; a run that :func:`read_rows` refuses.
@@ -75,7 +75,13 @@ def find_runs(folders: list[Path]) -> list[Run]:
         if not inside:
             raise ValueError(f"{folder} holds neither metrics.json nor folders with one: give run "
                              "folders (OUTPUT_DIR of a run).")
-        runs += [Run(folder.name, path.parent.name, read_rows(path)) for path in inside]
+        for path in inside:
+            try:
+                runs.append(Run(folder.name, path.parent.name, read_rows(path)))
+            except ValueError as error:  # a run that failed before its first step, say
+                print(f"left out: {error}")
+    if not runs:
+        raise ValueError(f"No run of {', '.join(map(str, folders))} can be used.")
     return runs
 
 

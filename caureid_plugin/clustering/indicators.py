@@ -63,26 +63,28 @@ def stability(previous: np.ndarray, labels: np.ndarray) -> float:
 
 def silhouette(features: torch.Tensor, labels: np.ndarray, *, sample: int = SAMPLE,
                seed: int = 0) -> float:
-    """Mean simplified silhouette of the clustered images, by cosine distance.
+    """Mean simplified silhouette of all images, by cosine distance; an outlier, alone, counts 0.
 
-    See :func:`silhouettes` for that of an image.
+    See :func:`silhouettes` for that of an image. With outliers left out, a clustering would look
+    the better the fewer images it dares to group.
 
     Args:
         features: (N, D), L2-normalised.
-        labels: (N,) clusters 0..K-1, -1 for outliers, which are left out.
-        sample: images looked at; all of them if there are no more.
+        labels: (N,) clusters 0..K-1, -1 for outliers.
+        sample: clustered images looked at; all of them if there are no more.
         seed: of the choice of the sample; no global generator is touched.
 
     Returns:
-        -1 (other clusters are nearer) to 1 (clusters are tight and far apart).
+        -1 (other clusters are nearer) to 1 (all images are in clusters, tight and far apart).
 
     Raises:
         ValueError: fewer than two clusters.
     """
     rows = np.flatnonzero(np.asarray(labels) >= 0)
+    clustered = len(rows) / len(labels)
     if len(rows) > sample:
         rows = np.sort(np.random.default_rng(seed).choice(rows, sample, replace=False))
-    return float(silhouettes(features, labels, rows).double().mean())
+    return clustered * float(silhouettes(features, labels, rows).double().mean())
 
 
 def silhouettes(features: torch.Tensor, labels: np.ndarray, rows: np.ndarray) -> torch.Tensor:

@@ -112,6 +112,18 @@ def test_files_that_are_no_such_run(tmp_path, content, message):
     assert str(tmp_path / "metrics.json") in str(error.value)
 
 
+def test_a_run_without_figures_among_others_is_named_and_left_out(tmp_path, capsys):
+    _write_run(tmp_path / "group" / "good", [1, 2, 3], [0.1, 0.2])
+    (tmp_path / "group" / "failed").mkdir()
+    (tmp_path / "group" / "failed" / "metrics.json").write_text("")
+    assert [run.name for run in tool.find_runs([tmp_path / "group"])] == ["good"]
+    text = capsys.readouterr().out
+    assert text.startswith("left out: ") and str(tmp_path / "group" / "failed") in text
+    (tmp_path / "group" / "good" / "metrics.json").unlink()
+    with pytest.raises(ValueError, match="No run of .* can be used"):
+        tool.find_runs([tmp_path / "group"])
+
+
 def test_folders_without_runs_and_wrong_outputs(tmp_path, capsys):
     with pytest.raises(ValueError, match="holds neither metrics.json nor"):
         tool.main([str(tmp_path)])
