@@ -36,9 +36,7 @@ from report_draw import Chart, chart_svg
 HERE = Path(__file__).resolve().parent
 MARKS = {"good": "✓", "mixed": "!", "bad": "✗", "unknown": "?"}  # of a verdict's levels
 LOSSES = {"loss_infonce": "InfoNCE", "loss_cacc": "CACC", "loss_camsep": "camera separation"}
-NAMES = {"outlier_share": "outliers, share of the images",
-         "largest_share": "largest cluster, share of the images",
-         "cross_camera": "clusters that span cameras, share", "silhouette": "silhouette",
+NAMES = {"outlier_share": "outliers, share of the images", "silhouette": "silhouette",
          "stability": "stability of the clusters"}
 
 
@@ -55,7 +53,7 @@ def attempt(make: Callable[..., dict], *arguments) -> dict:
 
 def headline(run: Run) -> dict:
     """Name, data, progress and verdict."""
-    verdict = judge(report_data.indicators(run.rows), num_cameras=len(run.names))
+    verdict = judge(report_data.indicators(run.rows))
     return {
         "name": report_data.printable(run.folder.resolve().name),
         "data": report_data.printable(", ".join(run.cfg.DATASETS.NAMES)),

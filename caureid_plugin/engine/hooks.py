@@ -26,11 +26,12 @@ from ..modeling.gather import average_running_statistics, gather_batch
 from ..modeling.memory_bank import NotFiniteError
 from .checks import check_clustering, check_size, why_not_to_train
 from .extraction import extract_features
-from .verdict import INDICATORS, judge
+from .verdict import judge
 
 logger = logging.getLogger("fastreid.caureid")
 
 LABELS = ("bank", "extract")
+PREFIX = "labels/"  # of what is logged of a clustering
 
 
 def check_cameras(cfg: CfgNode, num_images: int, num_cameras: int) -> None:
@@ -207,13 +208,12 @@ class UnsupervisedHook(HookBase):
             self._log_verdict()
 
     def _log_verdict(self) -> None:
-        known = self.trainer.storage.histories()
-        verdict = judge({name: [value for value, _ in known[f"labels/{name}"].values()]
-                         for name in INDICATORS if f"labels/{name}" in known},
-                        num_cameras=len(torch.unique(self._bank.camids)))
+        verdict = judge({name.removeprefix(PREFIX): [value for value, _ in figure.values()]
+                         for name, figure in self.trainer.storage.histories().items()
+                         if name.startswith(PREFIX)})
         for finding in verdict.findings:
             logger.info("%s %.2f: %s", finding.name, finding.value, finding.sentence)
-        logger.info("%s %s", verdict.summary, " ".join(verdict.advice))
+        logger.info("%s", " ".join((verdict.summary, *verdict.advice)))
 
     def _relabel(self, epoch: int) -> None:
         if self._cfg.CAUREID.LABELS == "extract" and epoch > 0:
@@ -297,7 +297,7 @@ class UnsupervisedHook(HookBase):
         self.trainer.storage.iter = self.trainer.iter
         self.trainer.storage.put_scalars(
             smoothing_hint=False, cluster_seconds=seconds,
-            **{f"labels/{name}": value for name, value in figures.items()})
+            **{PREFIX + name: value for name, value in figures.items()})
         logger.info(
             "epoch %d: %d clusters, %d outliers (%.1f %% of the images), largest cluster %d, "
             "%.1f %% of the clusters span cameras, clustering took %.1f s", epoch,

@@ -6,10 +6,8 @@ import logging
 import numpy as np
 import pytest
 from caureid_plugin import clustering
-from caureid_plugin.engine import hooks
+from caureid_plugin.engine.verdict import judge
 from sklearn.metrics import adjusted_rand_score
-
-_judge = hooks.judge
 
 
 @pytest.fixture
@@ -70,20 +68,17 @@ def test_the_images_of_each_camera_are_told_at_the_start(start, log):
     assert len(found) == 1 and "24" in found[0]
 
 
-def test_a_finished_run_ends_with_its_verdict(start, log, monkeypatch):
-    asked = []
-    monkeypatch.setattr(hooks, "judge", lambda indicators, **options: (
-        asked.append((indicators, options)) or _judge(indicators, **options)))
+def test_a_finished_run_ends_with_its_verdict(start, log, tmp_path):
     start("SOLVER.MAX_EPOCH", 3).train()
-    (indicators, options), = asked
-    assert options == {"num_cameras": 2}
-    assert {name: len(values) for name, values in indicators.items()} == {
-        "outlier_share": 3, "largest_share": 3, "cross_camera": 3, "silhouette": 3, "stability": 2}
-    verdict = _judge(indicators, **options)
+    rows = [json.loads(line) for line in (tmp_path / "out/metrics.json").read_text().splitlines()]
+    names = ("silhouette", "outlier_share", "stability", "largest_share")
+    verdict = judge({name: [row[f"labels/{name}"] for row in rows if f"labels/{name}" in row]
+                     for name in names})
     texts = [text for _, text in log]
-    assert texts[-1].startswith(verdict.summary)
-    for finding in verdict.findings:
-        assert any(finding.sentence in text for text in texts[-1 - len(verdict.findings):])
+    assert len(verdict.findings) == 3
+    assert texts[-4:] == [
+        *(f"{f.name} {f.value:.2f}: {f.sentence}" for f in verdict.findings),
+        " ".join([verdict.summary, *verdict.advice])]
 
 
 def test_a_run_that_fails_has_no_verdict(start, log):
