@@ -1,6 +1,7 @@
 # make demo   the method on its embedded data, from rendering to the result table
 # make test   all tests
 # make lint   the static checks alone: ruff, mypy, vulture, directions of imports, the documents
+# make env    the environment alone, for tools/: source .venv/bin/activate
 # Each makes its own environment in .venv first and uses it again the next time.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ SEED ?= 1
 READY := $(VENV)/.installed
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint clean help
+.PHONY: demo test lint env clean help
 
 help:
 	@sed -n 's/^# \(make.*\)/\1/p' Makefile
@@ -24,6 +25,8 @@ test: $(READY)
 
 lint: $(READY)
 	$(RUN) -m pytest -q tests/test_static.py tests/test_structure.py tests/test_docs.py
+
+env: $(READY)
 
 $(READY): setup.py requirements-fastreid.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed: make PYTHON=python3.12 ...")'
