@@ -102,9 +102,11 @@ class CameraFolder(ImageDataset):
                 for path, camera in zip(paths, self._cameras, strict=True) if camera is not None]
 
     def show_train(self) -> None:
-        """Logs the toolbox's table, and what was left out."""
-        super().show_train()
+        """Logs what there is, without the toolbox's count of identities, and what was left out."""
         listing, missing = self._listing, self._without_camera()
+        logger.info("%s: %d images of %d camera(s) below %s, without identities.",
+                    type(self).__name__, len(self.train), self.get_num_cams(self.train),
+                    shown(self._folder))
         if listing.others:
             counts = ", ".join(f"{count} {shown(suffix) or 'without suffix'}"
                                for suffix, count in sorted(listing.others.items()))

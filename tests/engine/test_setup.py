@@ -321,6 +321,6 @@ def test_several_processes_say_it_once(market, tmp_path, script_keys):
         env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH":
              f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"})
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    for text in ("NUM_CAMERAS -1 becomes 2", "nothing is evaluated on it", "Loaded CameraFolder"):
+    for text in ("NUM_CAMERAS -1 becomes 2", "nothing is evaluated on it", "without identities"):
         assert (done.stdout + done.stderr).count(text) == 1, text
     assert (tmp_path / "run" / "model_final.pth").is_file()
