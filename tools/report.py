@@ -37,7 +37,8 @@ HERE = Path(__file__).resolve().parent
 MARKS = {"good": "✓", "mixed": "!", "bad": "✗", "unknown": "?"}  # of a verdict's levels
 LOSSES = {"loss_infonce": "InfoNCE", "loss_cacc": "CACC", "loss_camsep": "camera separation"}
 NAMES = {"outlier_share": "outliers, share of the images", "silhouette": "silhouette",
-         "stability": "stability of the clusters"}
+         "stability": "stability of the clusters",
+         "cross_camera": "clusters that span cameras, share"}
 
 
 # ------------------------------------------------------------------------------ the sections ----
@@ -53,7 +54,7 @@ def attempt(make: Callable[..., dict], *arguments) -> dict:
 
 def headline(run: Run) -> dict:
     """Name, data, progress and verdict."""
-    verdict = judge(report_data.indicators(run.rows))
+    verdict = judge(report_data.indicators(run.rows), num_cameras=len(run.names))
     return {
         "name": report_data.printable(run.folder.resolve().name),
         "data": report_data.printable(", ".join(run.cfg.DATASETS.NAMES)),

@@ -208,9 +208,10 @@ class UnsupervisedHook(HookBase):
             self._log_verdict()
 
     def _log_verdict(self) -> None:
-        verdict = judge({name.removeprefix(PREFIX): [value for value, _ in figure.values()]
-                         for name, figure in self.trainer.storage.histories().items()
-                         if name.startswith(PREFIX)})
+        known = {name.removeprefix(PREFIX): [value for value, _ in figure.values()]
+                 for name, figure in self.trainer.storage.histories().items()
+                 if name.startswith(PREFIX)}
+        verdict = judge(known, num_cameras=len(torch.unique(self._bank.camids)))
         for finding in verdict.findings:
             logger.info("%s %.2f: %s", finding.name, finding.value, finding.sentence)
         logger.info("%s", " ".join((verdict.summary, *verdict.advice)))

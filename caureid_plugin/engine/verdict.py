@@ -35,14 +35,15 @@ class Verdict(NamedTuple):
     findings: list[Finding]
 
 
-def judge(indicators: Indicators) -> Verdict:
+def judge(indicators: Indicators, *, num_cameras: int | None = None) -> Verdict:
     """Judges a run by its clusterings.
 
     Args:
         indicators: values over the clusterings, in order, by the names of
-            :func:`caureid_plugin.clustering.label_indicators`. "silhouette", "outlier_share" and
-            "stability" are judged, "largest_share" tells what to change; what is missing is not
-            judged, values that are not finite are passed over.
+            :func:`caureid_plugin.clustering.label_indicators`. "largest_share" tells what to
+            change, the others are judged; what is missing is not, values that are not finite are
+            passed over.
+        num_cameras: of the training set; with 1 no cluster can span cameras.
 
     Returns:
         the verdict; its level is that of the worst finding, "unknown" without any.
@@ -50,7 +51,8 @@ def judge(indicators: Indicators) -> Verdict:
     known = {name: [value for value in values if math.isfinite(value)]
              for name, values in indicators.items()}
     findings = [Finding(name, known[name][-1], *describe(known))
-                for name, describe in JUDGED.items() if known.get(name)]
+                for name, describe in JUDGED.items()
+                if known.get(name) and not (name == "cross_camera" and num_cameras == 1)]
     level = max((finding.level for finding in findings), key=LEVELS.index, default="unknown")
     advice = dict.fromkeys(finding.advice for finding in findings if finding.advice)
     return Verdict(level, SUMMARIES[level], list(advice), findings)
@@ -103,5 +105,18 @@ def _stability(known: Indicators) -> tuple[str, str, str]:
     return "good", "clusters change little from one clustering to the next", ""
 
 
+def _cross_camera(known: Indicators) -> tuple[str, str, str]:
+    value = known["cross_camera"][-1]
+    advice = ("Clusters follow cameras more than people, unless hardly anybody passes two cameras: "
+              "set CAUREID.CLUSTER.CAMERA_AWARE True, and start from weights of a "
+              "re-identification network (MODEL.BACKBONE.PRETRAIN_PATH or MODEL.WEIGHTS).")
+    if value < 0.3:
+        return "bad", "most clusters hold images of one camera alone", advice
+    if value < 0.4:
+        return "mixed", "more than half of the clusters hold images of one camera alone", advice
+    return "good", "many clusters hold images of several cameras", ""
+
+
 # indicator -> what it says: level, sentence, advice
-JUDGED = {"silhouette": _silhouette, "outlier_share": _outliers, "stability": _stability}
+JUDGED = {"silhouette": _silhouette, "outlier_share": _outliers, "stability": _stability,
+          "cross_camera": _cross_camera}

@@ -6,6 +6,7 @@ import logging
 import numpy as np
 import pytest
 from caureid_plugin import clustering
+from caureid_plugin.engine import UnsupervisedHook
 from caureid_plugin.engine.verdict import judge
 from sklearn.metrics import adjusted_rand_score
 
@@ -71,12 +72,12 @@ def test_the_images_of_each_camera_are_told_at_the_start(start, log):
 def test_a_finished_run_ends_with_its_verdict(start, log, tmp_path):
     start("SOLVER.MAX_EPOCH", 3).train()
     rows = [json.loads(line) for line in (tmp_path / "out/metrics.json").read_text().splitlines()]
-    names = ("silhouette", "outlier_share", "stability", "largest_share")
+    names = ("silhouette", "outlier_share", "stability", "largest_share", "cross_camera")
     verdict = judge({name: [row[f"labels/{name}"] for row in rows if f"labels/{name}" in row]
-                     for name in names})
+                     for name in names}, num_cameras=2)
     texts = [text for _, text in log]
-    assert len(verdict.findings) == 3
-    assert texts[-4:] == [
+    assert len(verdict.findings) == 4
+    assert texts[-5:] == [
         *(f"{f.name} {f.value:.2f}: {f.sentence}" for f in verdict.findings),
         " ".join([verdict.summary, *verdict.advice])]
 
@@ -87,3 +88,17 @@ def test_a_run_that_fails_has_no_verdict(start, log):
     with pytest.raises(RuntimeError, match="broken"):
         trainer.train()
     assert not any("indicators training went" in text for _, text in log)
+
+
+def test_one_camera_is_not_held_against_a_run(start, log, monkeypatch):
+    """No cluster can span cameras there."""
+    trainer = start("MODEL.LOSSES.NAME", ("InfoNCELoss",), "MODEL.HEADS.CAMSEP.NUM_CAMERAS", 0,
+                    "MODEL.HEADS.CAMSEP.ATTENTION", "none", hook=False)
+    images = trainer.data_loader.dataset
+    images.img_items = [(path, identity, "only") for path, identity, _ in images.img_items]
+    trainer.register_hooks([UnsupervisedHook(trainer.cfg)])
+    trainer.train()
+    texts = [text for _, text in log]
+    assert any(text.startswith("silhouette ") for text in texts)
+    assert not any(text.startswith("cross_camera ") for text in texts)
+    assert any("48 training images of one camera (only)" in text for text in texts)

@@ -36,6 +36,15 @@ def test_clusters_that_ran_together_ask_for_a_smaller_eps():
     assert not any("Raise CAUREID.CLUSTER.EPS" in text for text in verdict.advice)
 
 
+def test_clusters_that_follow_cameras_look_good_but_for_one_figure():
+    cameras = {"silhouette": [0.3, 0.44], "stability": [0.6, 0.72], "outlier_share": [0.3, 0.09],
+               "cross_camera": [0.3, 0.2], "largest_share": [0.03, 0.03]}
+    assert levels(cameras) == {"silhouette": "good", "outlier_share": "good", "stability": "good",
+                               "cross_camera": "bad"}
+    assert judge(cameras).level == "bad" and judge(cameras, num_cameras=1).level == "good"
+    assert "CAUREID.CLUSTER.CAMERA_AWARE True" in judge(cameras).advice[0]
+
+
 def test_outliers_that_grow_are_no_matter_of_eps():
     assert levels(DECAYED)["outlier_share"] == "bad"
     advice = " ".join(judge(DECAYED).advice)
@@ -49,7 +58,8 @@ def test_many_outliers_ask_for_a_larger_eps():
 
 
 @pytest.mark.parametrize("name, good, bad", [
-    ("silhouette", 0.6, -0.2), ("outlier_share", 0.05, 0.95), ("stability", 0.95, 0.05)])
+    ("silhouette", 0.6, -0.2), ("outlier_share", 0.05, 0.95), ("stability", 0.95, 0.05),
+    ("cross_camera", 0.9, 0.0)])
 def test_levels_get_worse_from_one_end_to_the_other(name, good, bad):
     path = [good + (bad - good) * i / 40 for i in range(41)]
     found = [LEVELS.index(levels({name: [value]})[name]) for value in path]
@@ -62,7 +72,7 @@ def test_the_worst_finding_is_the_verdict():
 
 
 def test_what_is_not_known_is_not_judged():
-    for nothing in ({}, {"stability": []}, {"silhouette": [NAN]}, {"cross_camera": [0.0]}):
+    for nothing in ({}, {"stability": []}, {"silhouette": [NAN]}, {"largest_share": [0.9]}):
         verdict = judge(nothing)
         assert (verdict.level, verdict.findings, verdict.advice) == ("unknown", [], [])
     assert levels({"silhouette": [0.5, NAN]}) == {"silhouette": "good"}

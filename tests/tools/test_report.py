@@ -173,8 +173,9 @@ def test_names_that_hold_html_are_text(run_folder, tiny_market):
 def test_the_verdict_is_asked_with_the_indicators_and_shown(run_folder, monkeypatch):
     asked = []
 
-    def judge(indicators):
+    def judge(indicators, *, num_cameras):
         asked.append(indicators)
+        assert num_cameras == 2
         finding = SimpleNamespace(name="silhouette", value=0.5, level="mixed",
                                   sentence="Half way.")
         return SimpleNamespace(level="bad", summary="It <fell> apart.", advice=["Lower A.B."],
