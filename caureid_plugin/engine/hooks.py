@@ -26,6 +26,7 @@ from ..modeling.gather import average_running_statistics, gather_batch
 from ..modeling.memory_bank import NotFiniteError
 from .checks import check_clustering, check_size, why_not_to_train
 from .extraction import extract_features
+from .images import TrainingImages
 from .verdict import judge
 
 logger = logging.getLogger("fastreid.caureid")
@@ -153,14 +154,16 @@ class UnsupervisedHook(HookBase):
         self._bank = MemoryBank(torch.from_numpy(images.camids), dim,
                                 momentum=cfg.CAUREID.MEMORY.MOMENTUM, device=self._model.device)
         self._model.memory = self._bank
-        self._host.checkpointer.checkpointables["memory_bank"] = self._bank
+        kept = self._host.checkpointer.checkpointables
+        kept["memory_bank"] = self._bank
+        kept["training_images"] = TrainingImages(images.paths, cfg.DATASETS.NAMES)
 
     def _log_cameras(self, images: Any) -> None:
         node = self._cfg.CAUREID.CLUSTER
         figures, *warnings = summarize_cameras(
             images.camids, short_names([str(name) for name in images.camera_names])[0],
             batch_size=self._cfg.SOLVER.IMS_PER_BATCH,
-            least=node.K1_INTRA if node.CAMERA_AWARE else 0)
+            least=node.K1_INTRA + 1 if node.CAMERA_AWARE else 0)
         logger.info("%s", figures)
         for warning in warnings:
             logger.warning("%s", warning)
@@ -204,7 +207,7 @@ class UnsupervisedHook(HookBase):
 
     def after_train(self) -> None:
         self.trainer.data_loader.shutdown()
-        if self.trainer.is_finished:
+        if getattr(self.trainer, "is_finished", False):  # neither stopped nor failed
             self._log_verdict()
 
     def _log_verdict(self) -> None:
@@ -299,11 +302,12 @@ class UnsupervisedHook(HookBase):
         self.trainer.storage.put_scalars(
             smoothing_hint=False, cluster_seconds=seconds,
             **{PREFIX + name: value for name, value in figures.items()})
+        spanning = ("" if len(np.unique(camids)) == 1 else
+                    f"{100.0 * figures['cross_camera']:.1f} % of the clusters span cameras, ")
         logger.info(
             "epoch %d: %d clusters, %d outliers (%.1f %% of the images), largest cluster %d, "
-            "%.1f %% of the clusters span cameras, clustering took %.1f s", epoch,
-            figures["clusters"], figures["outliers"], 100.0 * figures["outliers"] / len(labels),
-            figures["largest"], 100.0 * figures["cross_camera"], seconds)
+            "%sclustering took %.1f s", epoch, figures["clusters"], figures["outliers"],
+            100.0 * figures["outliers"] / len(labels), figures["largest"], spanning, seconds)
         if self._identities is not None:
             self._diagnose(labels)
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 LEVELS = ("unknown", "good", "mixed", "bad")  # in the order of their weight
 EPS = "CAUREID.CLUSTER.EPS"
+LOOKED_BACK = 20  # clusterings: as many as a resumed run knows of the time before
 
 Indicators = Mapping[str, Sequence[float]]
 
@@ -82,7 +83,7 @@ def _silhouette(known: Indicators) -> tuple[str, str, str]:
 
 def _outliers(known: Indicators) -> tuple[str, str, str]:
     shares = known["outlier_share"]
-    share, lowest = shares[-1], min(shares)
+    share, lowest = shares[-1], min(shares[-LOOKED_BACK:])
     advice = f"Raise {EPS} a little, or lower CAUREID.CLUSTER.MIN_SAMPLES."
     if share > lowest + 0.1:
         return "bad", f"outliers grow while training (from {lowest:.0%} of the images)", (

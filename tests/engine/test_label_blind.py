@@ -33,9 +33,9 @@ from sklearn.metrics import adjusted_rand_score
 
 # ------------------------------------------------------------------- what a run leaves ----
 
-# what the clock decides (the bytes of metrics.json too), and figures that are of the labels by
-# their nature
-FREE = r"time|data_time|cluster_seconds|eta_seconds|metrics_bytes|diagnostic_with_labels/.*"
+# what the clock decides (the bytes of metrics.json too), figures that are of the labels by their
+# nature, and the digest of the files' names, which is there to be compared on resuming alone
+FREE = r"time|data_time|cluster_seconds|eta_seconds|metrics_bytes|diagnostic_with_labels/.*|digest"
 EVALUATION = rf"{FREE}|(start/)?(metric|mAP|mINP|Rank-\d+)|best_metric"
 
 

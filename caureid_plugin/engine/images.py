@@ -1,0 +1,55 @@
+"""Which images a run trains on, kept with its checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+
+
+def images_digest(paths: Sequence[str]) -> str:
+    """A digest of the images' names in their order, the same wherever their folder lies.
+
+    Args:
+        paths: of the images; what is above the last folder that holds them all does not count.
+
+    Returns:
+        32 hexadecimal digits (BLAKE2b).
+    """
+    whole = [os.path.abspath(path) for path in paths]
+    shared = len(os.path.commonpath([os.path.dirname(path) for path in whole])) if whole else 0
+    names = "\n".join(path[shared:] for path in whole)
+    return hashlib.blake2b(os.fsencode(names), digest_size=16).hexdigest()
+
+
+class TrainingImages:
+    """Checkpointable that refuses to go on with other images than those of the memory bank.
+
+    A row of the bank is a place in the list of images: with one image added and another removed
+    the bank has the right size, and every row belongs to another image.
+
+    Args:
+        paths: of the training images, in the order of the bank.
+        names: DATASETS.NAMES, for the message.
+    """
+
+    def __init__(self, paths: Sequence[str], names: Sequence[str]) -> None:
+        self._digest = images_digest(paths)
+        self._names = list(names)
+
+    def state_dict(self) -> dict[str, str]:
+        """The digest."""
+        return {"digest": self._digest}
+
+    def load_state_dict(self, state: dict[str, str]) -> None:
+        """Compares with a checkpoint's.
+
+        Raises:
+            ValueError: it is of other images.
+        """
+        if state["digest"] != self._digest:
+            raise ValueError(
+                f"The training images of DATASETS.NAMES {self._names} are others than those of the "
+                "checkpoint, although as many: files were added, removed or renamed. Restore "
+                "them to go on, or start anew in another OUTPUT_DIR (MODEL.WEIGHTS takes over what "
+                "was learnt).")
