@@ -47,6 +47,9 @@ def read_rows(path: Path) -> list[dict[str, float]]:
         logged = [json.loads(line) for line in path.read_text().splitlines()]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} cannot be read as the metrics.json of a run: {error}") from error
+    if not all(isinstance(row, dict) and "iteration" in row for row in logged):
+        raise ValueError(f"{path} cannot be read as the metrics.json of a run: a line of it is no "
+                         "row of figures.")
     found, current = [], None
     for row in logged:
         current = row.get("start/mAP", current)
@@ -137,7 +140,7 @@ def draw(runs: list[Run], path: Path) -> None:
             axis.grid(alpha=0.3)
         line[0].set_ylabel(f"{group}: mAP (%)")
         line[-1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.suptitle("Each line is a run, from its second clustering or first on; the dot is its "
+    figure.suptitle("Each line is a run, clustering by clustering; the dot is its "
                     "last", fontsize=9)
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
@@ -172,7 +175,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    runs = find_runs(args.folders)
+    try:
+        runs = find_runs(args.folders)
+    except ValueError as error:
+        raise SystemExit(f"tools/compare_indicators.py: {error}") from error
     rows = [{"group": row["group"], "indicator": INDICATORS[row["indicator"]],
              "over epochs": f"{row['within']:+.2f} ({row['lowest']:+.2f} to {row['highest']:+.2f})",
              "over runs' ends": f"{row['between']:+.2f}", "runs": row["runs"]}
