@@ -10,7 +10,7 @@ ImportError that says how to install it.
 
 import importlib.util
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "LOSS_REGISTRY", "CAUReID", "CamSepHead", "CameraFolder", "ClusterSampler", "EvalAtStart",

@@ -2326,7 +2326,7 @@ def _plain_weights(patch: _Patches) -> None:
 @_repair(
     upstream="modeling/backbones/*.py (torch.load(pretrain_path) and downloads)",
     symptom="before torch 2.6 MODEL.BACKBONE.PRETRAIN_PATH runs the code that it holds; a damaged "
-    "one is an error that names neither file nor key",
+    "one, and a download that fails, is an error that names neither file nor key",
     versions="all",
 )
 def _safe_pretraining(patch: _Patches) -> None:
@@ -2338,6 +2338,9 @@ def _safe_pretraining(patch: _Patches) -> None:
                 patch.set(module, "torch", mended)
             if hasattr(module, "load_state_dict_from_url"):
                 patch.set(module, "load_state_dict_from_url", _download_pretrained)
+            if hasattr(module, "init_pretrained_weights"):
+                patch.set(module, "init_pretrained_weights",
+                          _says_what_to_download(module.init_pretrained_weights))
 
 
 def _module_like(module: types.ModuleType, **changes: object) -> types.ModuleType:
@@ -2374,8 +2377,38 @@ def _download_pretrained(
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         digest = re.search(r"-([a-f0-9]+)\.", path.name) if check_hash else None
-        torch.hub.download_url_to_file(url, str(path), digest and digest[1], progress=progress)
+        try:
+            torch.hub.download_url_to_file(url, str(path), digest and digest[1], progress=progress)
+        except OSError as error:  # urllib's errors among them
+            raise _not_downloaded(error) from error
     return _load_pretrained(path)
+
+
+def _says_what_to_download(original: Callable) -> Callable:
+    """``init_pretrained_weights``, which fetches by gdown where the file is not there."""
+
+    @functools.wraps(original)
+    def init_pretrained_weights(*args, **kwargs):
+        try:
+            return original(*args, **kwargs)
+        except FileNotFoundError:  # of _load_pretrained
+            raise
+        except (OSError, ImportError) as error:  # those of requests among them; no gdown
+            raise _not_downloaded(error) from error
+        except Exception as error:  # of gdown, which need not be installed and cannot be named
+            if type(error).__module__.partition(".")[0] != "gdown":
+                raise
+            raise _not_downloaded(error) from error
+
+    return init_pretrained_weights
+
+
+def _not_downloaded(error: Exception) -> FileNotFoundError:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return FileNotFoundError(
+        "MODEL.BACKBONE.PRETRAIN is True without a MODEL.BACKBONE.PRETRAIN_PATH, and the weights "
+        f"cannot be downloaded ({type(error).__name__}: {first}). Set MODEL.BACKBONE.PRETRAIN_PATH "
+        "to a file of weights, or PRETRAIN to False to begin with random ones.")
 
 
 @_repair(
@@ -2422,6 +2455,8 @@ def _check_checkpoint(expected: list[str], wrong: set[str], strict: bool) -> Non
     # classifiers do not take part in the embedding, and another data set has other classes
     head = sorted(name for name in wrong if name.startswith("heads.")
                   and not name.startswith(("heads.weight", "heads.camera_")))
+    if any(name.startswith("heads.attention.") for name in head):
+        advice += " A network that was trained on one camera has MODEL.HEADS.CAMSEP.ATTENTION none."
     if head:
         message = (f"The checkpoint's head is another one: {len(head)} tensors are missing, left "
                    f"over or of another shape (first: {head[0]}). {advice}")
@@ -2743,11 +2778,13 @@ def _unknown_key(patch: _Patches) -> None:
 @_repair(
     upstream="config/config.py:125 (merge_from_list) with yacs, which decodes its values",
     symptom="a dict given for a section replaces it, and every key it does not name is gone; text "
-    "such as `{[]: 1}` or a thousand brackets ends in a TypeError or MemoryError without the key",
+    "such as `{[]: 1}` or a thousand brackets ends in a TypeError or MemoryError without the key; "
+    "a folder called 20240501 is a number, and the error does not say how to write it",
     versions="all (yacs 0.1.8)",
 )
 def _config_value(patch: _Patches) -> None:
     decode, merge_list = CfgNode._decode_cfg_value, CfgNode.merge_from_list
+    merge_other = CfgNode.merge_from_other_cfg
 
     def decode_cfg_value(cls, value):
         try:
@@ -2763,10 +2800,58 @@ def _config_value(patch: _Patches) -> None:
             if isinstance(value, dict):
                 raise ValueError(f"The value of {key} is a section: give its keys one by one, as "
                                  f"in {key}.KEY VALUE.")
+            section, _, name = key.rpartition(".") if isinstance(key, str) else ("", "", "")
+            _check_type(_section(self, section), name, value, key)
         return merge_list(self, cfg_list)
+
+    @functools.wraps(merge_other)
+    def merge_from_other_cfg(self, cfg_other):
+        if isinstance(cfg_other, CfgNode):
+            _check_types(self, cfg_other)
+        return merge_other(self, cfg_other)
 
     patch.set(CfgNode, "_decode_cfg_value", classmethod(decode_cfg_value))
     patch.set(CfgNode, "merge_from_list", merge_from_list)
+    patch.set(CfgNode, "merge_from_other_cfg", merge_from_other_cfg)
+
+
+_KINDS = {bool: "True or False", int: "a whole number", float: "a number with a decimal point",
+          str: "text", list: "a list", tuple: "a list"}
+
+
+def _section(cfg: CfgNode, name: str) -> CfgNode:
+    """A section by its name; an empty one where there is none, which is for others to say."""
+    for part in name.split(".") if name else ():
+        cfg = cfg.get(part)
+        if not isinstance(cfg, CfgNode):
+            return CfgNode()
+    return cfg
+
+
+def _check_types(cfg: CfgNode, other: CfgNode, prefix: str = "") -> None:
+    for key, value in other.items():
+        if isinstance(value, CfgNode) and isinstance(cfg.get(key), CfgNode):
+            _check_types(cfg[key], value, f"{prefix}{key}.")
+        else:
+            _check_type(cfg, key, value, f"{prefix}{key}")
+
+
+def _check_type(cfg: CfgNode, name: str, given: object, key: str) -> None:
+    """Says of a value of the wrong type how to write it; other types are for yacs to judge."""
+    wanted = _KINDS.get(type(cfg.get(name)))
+    value = CfgNode._decode_cfg_value(given)
+    if wanted is None or value is None or _KINDS.get(type(value)) == wanted:
+        return
+    text = str(given)
+    text = text if len(text) < 200 else f"{text[:200]}..."
+    remedy = "."
+    if wanted == _KINDS[str]:
+        remedy = f": put it in quotes twice, as in \"{text!r}\"."
+    elif type(value) is int and wanted == _KINDS[float]:
+        remedy = f": write {value}.0."
+    held = _KINDS.get(type(value), f"a {type(value).__name__}")
+    raise ValueError(f"Type mismatch: config key {key} takes {wanted}, and {shown(text)} is {held}"
+                     f"{remedy}")
 
 
 @_repair(

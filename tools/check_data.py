@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 from caureid_plugin import check_cameras
-from caureid_plugin.data import UnlabelledImages, training_images
+from caureid_plugin.data import UnlabelledImages, build_dataset, training_images
 from caureid_plugin.data.sampler import check_batch
 from caureid_plugin.engine.checks import check_clustering, check_size
 from caureid_plugin.engine.setup import load_config
@@ -36,6 +36,7 @@ from caureid_plugin.inspection import (
     exact_copies,
     find_near_copies,
     inspect_images,
+    least_images,
     run_length,
     sample_rows,
     short_names,
@@ -66,6 +67,9 @@ WRONG = (AssertionError, FloatingPointError, KeyError, MemoryError, OSError, Run
 NEAR_SHARE = 0.2  # of the images with a near copy in their camera: from here on there is advice
 ODD_SHARE = 0.05  # of the images that are small or lie on their side
 LONG = 24 * 3600.0  # seconds of a training
+# Below, each batch holds over a tenth of all images: it is nearly the same people in every step,
+# who are learnt by heart, and there are few others to tell them from.
+LEAST_BATCHES = 10
 MEANINGS = {
     "outlier_share": "of the images are in no cluster yet (should fall as training goes on)",
     "largest_share": "of the images are in the largest cluster (if far more than one person has, "
@@ -80,8 +84,9 @@ MEANINGS = {
 
 
 def check_files(report: Report, data: Data) -> None:
-    """Which files cannot be read."""
+    """Which files cannot be read, and what lies beside the images."""
     section = report.section("files", "Files")
+    say_left_out(report, section, data)
     errors = data.facts.errors
     report.figures["unreadable"] = [
         {"path": data.paths[i], "error": text} for i, text in errors.items()]
@@ -94,10 +99,34 @@ def check_files(report: Report, data: Data) -> None:
                 "first: replace or remove what is listed under Files (--json has all of it).")
 
 
+def say_left_out(report: Report, section: Section, data: Data) -> None:
+    report.figures["left_out"] = {printable(suffix): number
+                                  for suffix, number in data.left_out.items()}
+    if not data.left_out:
+        return
+    # where they are more than the images, the data set warns, which is advice
+    total = sum(data.left_out.values())
+    listed = ", ".join(f"{number} {printable(suffix) or 'without suffix'}" for suffix, number in
+                       sorted(data.left_out.items(), key=lambda item: (-item[1], item[0])))
+    section.lines.append(f"Left out, no images by their names: {count(total, 'file')} ({listed}). "
+                         "What is an image all the same must be converted, to JPEG or PNG.")
+
+
+def check_number(report: Report, data: Data, cfg) -> None:
+    """Whether there are enough images at all."""
+    images, batch = len(data.paths), cfg.SOLVER.IMS_PER_BATCH
+    if images < LEAST_BATCHES * batch:
+        report.advise(f"There are few images: {images}, fewer than {LEAST_BATCHES} batches of "
+                      f"{batch} (SOLVER.IMS_PER_BATCH). Nearly the same people are in every step: "
+                      "they are learnt by heart, and there are few to tell them from. Add images "
+                      f"({LEAST_BATCHES * batch} or more), or lower SOLVER.IMS_PER_BATCH for a "
+                      "first look.")
+
+
 def check_camera_sizes(report: Report, data: Data, cfg) -> None:
     """How many images each camera has."""
     section = report.section("cameras", "Images per camera")
-    counts, node = np.bincount(data.camids), cfg.CAUREID.CLUSTER
+    counts = np.bincount(data.camids)
     section.headings = ("camera", "images", "share", "median size")
     for camera, name in enumerate(data.names):
         sizes = data.facts.sizes[data.cameras == camera]
@@ -109,8 +138,7 @@ def check_camera_sizes(report: Report, data: Data, cfg) -> None:
     if len(counts) == 1:
         section.lines.append("There is one camera: nothing is learnt across cameras.")
         return
-    least = node.K1_INTRA + 1 if node.CAMERA_AWARE else 0
-    batch = cfg.SOLVER.IMS_PER_BATCH
+    least, batch = least_images(cfg), cfg.SOLVER.IMS_PER_BATCH
     if small := small_cameras(data.camids, batch, least):
         names = ", ".join(f"{printable(data.names[i])} ({counts[i]})" for i in small[:MOST_LINES])
         rule = f"an average batch of {batch} (SOLVER.IMS_PER_BATCH) has less than one image of it"
@@ -290,14 +318,15 @@ def check_start(report: Report, data: Data, cfg) -> None:
 
 def say_time(report: Report, section: Section, figures: dict, cfg) -> None:
     images, cost = figures["images"], figures.get("cost")
+    at_most = "at most " if figures["sampled"] < images else ""
     line = (f"Time (estimates, one process on {figures['device']}): features of an image "
             f"{duration(figures['seconds_per_image'])}")
     if cost:
         line += (
             f", a step of {cfg.SOLVER.IMS_PER_BATCH} images "
             f"{duration(figures['seconds_per_step'])}, clustering {images} images "
-            f"{duration(cost['clustering'])}. An epoch of {cost['iterations']} steps takes about "
-            f"{duration(cost['epoch'])}, all {cfg.SOLVER.MAX_EPOCH} (SOLVER.MAX_EPOCH) "
+            f"{at_most}{duration(cost['clustering'])}. An epoch of {cost['iterations']} steps "
+            f"takes about {duration(cost['epoch'])}, all {cfg.SOLVER.MAX_EPOCH} (SOLVER.MAX_EPOCH) "
             f"{duration(cost['total'])}, evaluation left out")
         if cost["total"] > LONG:
             report.advise(f"Training takes about {duration(cost['total'])} on "
@@ -330,18 +359,27 @@ def say_clustering(report: Report, section: Section, figures: dict, cfg) -> None
             continue
         shown = f"{value:.2f}" if name == "silhouette" else f"{100 * value:.1f} %"
         section.lines.append(f"- {shown} {MEANINGS[name]}")
-    if suggested is not None:
-        line = (f"Suggested by the camera centres at {len(figures['eps_sweep'])} values: "
-                f"CAUREID.CLUSTER.EPS {suggested:g}")
-        section.lines.append(line + (", as configured." if suggested == eps else
-                                     f" (configured: {eps:g}). tools/choose_eps.py shows more."))
-        here, best = (centres_at(figures["eps_sweep"], value) for value in (eps, suggested))
-        if 2 * here < best:
-            report.advise(f"CAUREID.CLUSTER.EPS {eps:g} finds less than half of the camera centres "
-                          f"that {suggested:g} finds ({here} of {best}): look at "
-                          "tools/choose_eps.py before a long run.")
-    if figures["problem"]:
+    if figures["problem"]:  # says itself how to change the value
         report.fail(f"The first clustering leaves nothing to train on: {figures['problem']}")
+    elif suggested is not None:
+        say_eps(report, section, figures["eps_sweep"], eps, suggested)
+
+
+def say_eps(report: Report, section: Section, rows: list, eps: float, suggested: float) -> None:
+    line = f"Suggested by the camera centres at {len(rows)} values: CAUREID.CLUSTER.EPS "
+    here, best = (centres_at(rows, value) for value in (eps, suggested))
+    if suggested == eps:
+        section.lines.append(f"{line}{suggested:g}, as configured.")
+    elif 2 * here >= best:
+        section.lines.append(
+            f"{line}{suggested:g}. The configured {eps:g} is no worse a start ({here} camera "
+            f"centres, {best} at {suggested:g}): leave it as it is, unless training ends with "
+            "many outliers. tools/choose_eps.py shows more.")
+    else:
+        section.lines.append(f"{line}{suggested:g} (configured: {eps:g}), see the advice.")
+        report.advise(f"CAUREID.CLUSTER.EPS {eps:g} finds less than half of the camera centres "
+                      f"that {suggested:g} finds ({here} of {best}): look at tools/choose_eps.py "
+                      "before a long run.")
 
 
 # ------------------------------------------------------------------------- the command ----
@@ -416,7 +454,15 @@ def read(args: argparse.Namespace, notes: Notes):
     with tqdm(total=len(items), desc="images", leave=False, disable=None) as bar:
         facts = inspect_images(images.paths, workers=args.workers, progress=bar.update)
     names, _ = short_names([str(name) for name in images.camera_names])
-    return cfg, Data(images.paths, images.camids, names, facts)
+    return cfg, Data(images.paths, images.camids, names, facts, left_out(cfg))
+
+
+def left_out(cfg) -> dict:
+    """Files of each suffix that the datasets leave out, of those datasets that count them."""
+    found: Counter = Counter()
+    for name in cfg.DATASETS.NAMES:
+        found.update(getattr(build_dataset(cfg, name), "left_out", {}))
+    return dict(found)
 
 
 def check(args: argparse.Namespace, report: Report, notes: Notes):
@@ -428,6 +474,7 @@ def check(args: argparse.Namespace, report: Report, notes: Notes):
         return None
     report.figures.update(images=len(data.paths), datasets=list(cfg.DATASETS.NAMES))
     check_camera_sizes(report, data, cfg)
+    check_number(report, data, cfg)
     check_files(report, data)
     check_options(report, data, cfg)
     pairs, alike = {}, []
@@ -457,7 +504,8 @@ def main(argv: list[str] | None = None) -> int:
             json.dumps(content, indent=1).encode("ascii")))
     if args.output:
         write_page(args.output, report, *(found or (None, {}, [])), seed=args.seed)
-        print(f"\n{args.output} shows the images.")
+        shown = "shows the images" if found and len(found[0].rows) else "says the same"
+        print(f"\n{args.output} {shown}.")
     return int(report.verdict() == FAIL)
 
 

@@ -80,7 +80,8 @@ def measure(cfg, model, items: list, camids: np.ndarray, images: int) -> dict:
     if figures["problem"] is None and isinstance(model, CAUReID):
         figures["seconds_per_step"] = step = time_step(cfg, model, items, camids, features,
                                                        found.labels)
-        clustering = clustering_seconds(found.search, found.rest, len(items), images)
+        clustering = clustering_seconds(found.search, found.rest, len(items), images,
+                                        search.resolve(images, model.device))
         figures["cost"] = asdict(
             training_cost(cfg, images, step=step, image=image, clustering=clustering))
     return figures

@@ -48,7 +48,8 @@ class Report:
 
 @dataclass
 class Data:
-    """The training images: paths, cameras 0..C-1 and their names, facts of those that were read.
+    """The training images: paths, cameras 0..C-1 and their names, facts of those that were read;
+    how many files of each suffix were left out, because they are no images by their names.
 
     ``rows`` of the facts; ``order``: rows of the readable ones in the order of their paths.
     """
@@ -57,6 +58,7 @@ class Data:
     camids: np.ndarray
     names: list
     facts: Facts
+    left_out: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.rows = self.facts.rows

@@ -67,6 +67,16 @@ def headline(run: Run) -> dict:
                       "sentence": finding.sentence} for finding in verdict.findings]}
 
 
+def loss_names(run: Run) -> dict[str, str]:
+    """Keys of metrics.json that hold losses, and what the curves are called."""
+    keys = sorted({key for row in run.rows for key in row if key.startswith("loss_")})
+    if keys:
+        return {key: LOSSES.get(key, key.removeprefix("loss_")) for key in keys}
+    # the toolbox writes a loss that is alone as the sum only
+    names = run.cfg.MODEL.LOSSES.NAME
+    return {"total_loss": report_data.printable(names[0]) if len(names) == 1 else "total"}
+
+
 def curves(run: Run) -> dict:
     """The charts, and what is missing from them.
 
@@ -84,17 +94,16 @@ def curves(run: Run) -> dict:
         found = {label: points(key, **options) for key, label in keys.items()}
         return {label: values for label, values in found.items() if values}
 
-    losses = sorted({key for row in run.rows for key in row if key.startswith("loss_")})
+    shares = {"labels/outlier_share": "outlier images"}
+    if len(run.names) > 1:
+        shares["labels/cross_camera"] = "clusters that span cameras"
     retrieval = {name: points(f"start/{name}", after=0) + points(name)
                  for name in ("mAP", "Rank-1")}
     charts = [
-        Chart("Losses", "loss", lines(
-            {key: LOSSES.get(key, key.removeprefix("loss_")) for key in losses})),
+        Chart("Losses", "loss", lines(loss_names(run))),
         Chart("Clusters and outliers", "count", lines(
             {"labels/clusters": "clusters", "labels/outliers": "outlier images"}, after=0)),
-        Chart("Shares", "%", lines({
-            "labels/cross_camera": "clusters that span cameras",
-            "labels/outlier_share": "outlier images"}, after=0, scale=100), 105.0),
+        Chart("Shares", "%", lines(shares, after=0, scale=100), 105.0),
         Chart("Stability and silhouette", "0 to 1", lines({
             "labels/stability": "stability", "labels/silhouette": "silhouette"}, after=0), 1.05),
         Chart("Retrieval on the labelled test set", "%",

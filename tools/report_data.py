@@ -6,6 +6,7 @@ Letters: N training images, D embedding size, K clusters.
 import ast
 import json
 import math
+import operator
 import os
 import re
 import time
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 import yaml
 from caureid_plugin.data import UnlabelledImages, training_images
+from caureid_plugin.engine import images_digest
 from caureid_plugin.engine.setup import load_config
 from caureid_plugin.inspection import short_names
 from caureid_plugin.safe_load import load_tensors
@@ -25,6 +27,7 @@ from visualize_attention import printable
 
 INDICATORS = ("outlier_share", "largest_share", "cross_camera", "silhouette", "stability")
 BANK = ("features", "labels", "camids")
+FOLDER = "CameraFolder"  # the dataset whose folder is a config key
 
 
 class ReportError(ValueError):
@@ -40,8 +43,9 @@ class Run(NamedTuple):
 
     ``features`` (N, D) are the memory bank's, L2-normalised; ``labels`` (N,) its clusters 0..K-1,
     numbered anew without those of one image, which are outliers: -1. ``camids`` (N,) number the
-    cameras, whose names are ``names`` (C,) behind ``prefix``, which all share. ``rows`` are those
-    of metrics.json; where they cannot be had, ``no_rows`` says why.
+    cameras, whose names are ``names`` (C,) behind ``prefix``, which all share, without what the
+    dataset puts before them. ``rows`` are those of metrics.json; where they cannot be had,
+    ``no_rows`` says why.
     """
 
     folder: Path
@@ -94,7 +98,7 @@ def read_run(folder: Path, checkpoint: Path | None, opts: list[str]) -> Run:
         path = folder / path
     content = read_checkpoint(path)
     bank = content["memory_bank"]
-    images, names = match_images(cfg, bank["camids"], path)
+    images, names = match_images(cfg, content, path)
     steps, epoch_steps = progress(cfg, content, len(images))
     rows, no_rows = read_rows(folder / "metrics.json")
     return Run(folder, cfg, path, time.strftime("%Y-%m-%d %H:%M", time.localtime(
@@ -122,8 +126,8 @@ def read_config(folder: Path, opts: list[str]):
         raise ReportError(_unknown_key(path, error.args[0], opts)) from error
     except (AttributeError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ReportError(f"{path} cannot be read, or a value in it or on the command line is "
-                          f"wrong: {error} It is what the run wrote at its start; restore it from "
-                          "a copy, or begin a new run.") from error
+                          f"wrong: {sentence(error)} It is what the run wrote at its start; "
+                          "restore it from a copy, or begin a new run.") from error
     if str(cfg.MODEL.DEVICE).startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     return cfg
@@ -216,22 +220,45 @@ def progress(cfg, content: dict, images: int) -> tuple[int, int]:
 # ------------------------------------------------------------------------------- the images ----
 
 
-def match_images(cfg, camids: torch.Tensor, checkpoint: Path) -> tuple[UnlabelledImages, list]:
+def data_place(cfg) -> tuple[str, str]:
+    """Where the training images are looked for, and what to do if they are not the run's."""
+    names, root = list(cfg.DATASETS.NAMES), caureid_plugin.compat.dataset_root()
+    if FOLDER not in names:
+        return f"DATASETS.NAMES {names} below {root}", (
+            "Give the folder that the run read its data from: the environment variable "
+            "FASTREID_DATASETS, or config keys behind the run folder.")
+    folder = cfg.CAMERA_FOLDER.ROOT
+    where = f"DATASETS.NAMES {names} below CAMERA_FOLDER.ROOT {printable(folder)}"
+    advice = ("Give the folder that the run read its data from: CAMERA_FOLDER.ROOT and the folder "
+              "behind the run folder on the command line.")
+    if folder and not os.path.isabs(os.path.expanduser(folder)):
+        advice += (f" {printable(folder)} is relative to the current directory, "
+                   f"{printable(os.getcwd())}: run the report where the training was started, or "
+                   "give the whole path.")
+    if len(names) > 1:
+        where += f" and {root}"
+        advice += " Other datasets are found by the environment variable FASTREID_DATASETS."
+    return where, advice
+
+
+def match_images(cfg, content: dict, checkpoint: Path) -> tuple[UnlabelledImages, list]:
     """The training images, without identities, in the order of the memory bank; cameras' names.
+
+    Args:
+        content: of the checkpoint.
 
     Raises:
         ReportError: they cannot be listed, are gone, or are not the bank's.
     """
-    root = caureid_plugin.compat.dataset_root()
-    where = f"DATASETS.NAMES {list(cfg.DATASETS.NAMES)} below {root}"
-    advice = ("Give the folder that the run read its data from: the environment variable "
-              "FASTREID_DATASETS, or config keys behind the run folder.")
+    camids = content["memory_bank"]["camids"]
+    where, advice = data_place(cfg)
     try:
         items = training_images(cfg)
         images = UnlabelledImages(items, lambda image: image)
     except (KeyError, OSError, RuntimeError, ValueError) as error:
         text = error.args[0] if isinstance(error, KeyError) else error
-        raise ReportError(f"The training images of {where} cannot be listed: {text} {advice}"
+        raise ReportError(f"The training images of {where} cannot be listed: {sentence(text)} "
+                          f"{advice}"
                           ) from error
     if len(images) != len(camids):
         raise ReportError(f"The data set differs from the run's: {where} has {len(images)} "
@@ -243,12 +270,35 @@ def match_images(cfg, camids: torch.Tensor, checkpoint: Path) -> tuple[Unlabelle
                           f"of {where} come from other cameras than those of the memory bank of "
                           f"{checkpoint} (images of each camera: {now}, in the bank {then}), or in "
                           f"another order. {advice}")
+    check_digest(content, images.paths, where, checkpoint, advice)
     gone = [path for path in images.paths if not os.path.isfile(path)]
     if gone:
         raise ReportError(f"{len(gone)} of the {len(images)} training images of {where} are gone, "
                           f"the first is {printable(gone[0])}. {advice}")
     # numbered in the order of the names, see UnlabelledImages
     return images, [printable(str(name)) for name in sorted({camera for _, camera in items})]
+
+
+def check_digest(content: dict, paths: list, where: str, checkpoint: Path, advice: str) -> None:
+    """Compares the images' names with the run's, where the checkpoint has their digest.
+
+    Raises:
+        ReportError: they are others.
+    """
+    kept = content.get("training_images")
+    digest = kept.get("digest") if isinstance(kept, dict) else None
+    if digest is not None and digest != images_digest(paths):
+        raise ReportError(
+            f"The data set differs from the run's: the {len(paths)} training images of {where} "
+            f"are as many as in the memory bank of {checkpoint}, but other files: names were "
+            "changed, or files were added and others removed, since the run began. Every image "
+            f"would be shown with another one's cluster. Restore the files, or: {advice}")
+
+
+def sentence(text: object) -> str:
+    """A text with a full stop at its end."""
+    said = str(text).strip()
+    return said if said.endswith((".", "!", "?")) else f"{said}."
 
 
 # ------------------------------------------------------------------------------- the figures ----
@@ -267,7 +317,7 @@ def read_rows(path: Path) -> tuple[list[dict], str]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            step = row["iteration"]
+            step = operator.index(row["iteration"])
         except (KeyError, TypeError, ValueError):
             if number == len(lines) and not line.endswith("\n"):
                 break

@@ -11,15 +11,37 @@ Images of your own, without labels: configs/OwnData/caureid.yml with CAMERA_FOLD
 Other datasets are looked for below the folder named by the environment variable FASTREID_DATASETS.
 """
 
+import contextlib
 import logging
 import os
+import re
+import shlex
 import sys
 
 import caureid_plugin  # first: it makes the toolbox importable and registers the plugin
 from caureid_plugin.engine import check_identities
+from caureid_plugin.engine.setup import to_evaluate
+from caureid_plugin.launcher import ProcessError
 from fastreid.engine import DefaultTrainer, default_argument_parser, default_setup, launch
+from fastreid.utils import comm
 
 logger = logging.getLogger("fastreid.caureid")
+
+
+class Mistake(ValueError):
+    """What the user can mend, before training: it is said in one sentence, without a traceback."""
+
+
+@contextlib.contextmanager
+def mistakes():
+    """Takes errors of the config, the data or the weights for the user's."""
+    try:
+        yield
+    except ConnectionError:  # another process is gone, and says why
+        raise
+    except (KeyError, OSError, ValueError) as error:
+        # a KeyError shows its text in quotes
+        raise Mistake(str(error.args[0] if type(error) is KeyError else error)) from error
 
 
 def setup(args):
@@ -28,12 +50,18 @@ def setup(args):
         args.config_file = caureid_plugin.get_config_file(args.config_file)
     decided = []  # before there is a log
     cfg = caureid_plugin.load_config(args.config_file, args.opts,
-                                     lambda *notice: decided.append(notice))
+                                     lambda *notice: decided.append(notice),
+                                     training=not args.eval_only)
     cfg.freeze()
     default_setup(cfg, args)
     for level, text in decided:
         logger.log(level, text)
     return cfg
+
+
+def is_unsupervised(cfg):
+    """Whether the config trains from camera labels alone."""
+    return cfg.MODEL.META_ARCHITECTURE == "CAUReID" and caureid_plugin.needs_memory(cfg)
 
 
 def build_trainer(cfg):
@@ -42,8 +70,7 @@ def build_trainer(cfg):
     Raises:
         ValueError: identities are needed and the training images have none.
     """
-    unsupervised = (cfg.MODEL.META_ARCHITECTURE == "CAUReID"
-                    and caureid_plugin.needs_memory(cfg))
+    unsupervised = is_unsupervised(cfg)
     if not unsupervised:
         check_identities(cfg, f"Supervised training ({cfg.MODEL.META_ARCHITECTURE} with the "
                               f"losses {list(cfg.MODEL.LOSSES.NAME)})")
@@ -63,8 +90,8 @@ def build_trainer(cfg):
     return trainer
 
 
-def evaluate(cfg):
-    """Evaluates MODEL.WEIGHTS on DATASETS.TESTS.
+def build_evaluated(cfg):
+    """Config and network to evaluate MODEL.WEIGHTS on DATASETS.TESTS.
 
     Raises:
         ValueError: there is no test set.
@@ -72,24 +99,53 @@ def evaluate(cfg):
     if not cfg.DATASETS.TESTS:
         raise ValueError("DATASETS.TESTS is empty, there is nothing to evaluate on: name a "
                          "dataset. For CameraFolder set CAMERA_FOLDER.QUERY and GALLERY too.")
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.BACKBONE.PRETRAIN = False
+    cfg = to_evaluate(cfg)
     model = DefaultTrainer.build_model(cfg)
     if cfg.MODEL.WEIGHTS:
         caureid_plugin.compat.load_weights(model, cfg.MODEL.WEIGHTS)
     else:
         logger.warning("MODEL.WEIGHTS is empty: evaluating a network with random weights.")
-    return DefaultTrainer.test(cfg, model)
+    return cfg, model
+
+
+def evaluate(cfg):
+    """Evaluates MODEL.WEIGHTS on DATASETS.TESTS; raises what :func:`build_evaluated` does."""
+    return DefaultTrainer.test(*build_evaluated(cfg))
 
 
 def main(args):
-    cfg = setup(args)
+    with mistakes():
+        cfg = setup(args)
+        if args.eval_only:
+            evaluated = build_evaluated(cfg)
+        else:
+            trainer = build_trainer(cfg)
+            trainer.resume_or_load(resume=args.resume)
     if args.eval_only:
-        return evaluate(cfg)
-    trainer = build_trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+        return DefaultTrainer.test(*evaluated)
+    results = trainer.train()
+    if is_unsupervised(cfg) and comm.is_main_process():
+        logger.info("Look at it: tools/report.py %s", shlex.quote(cfg.OUTPUT_DIR))
+    return results
+
+
+def run(args):
+    """Runs :func:`main` in every process.
+
+    Raises:
+        SystemExit: with the sentence to say of a mistake.
+    """
+    try:
+        launch(main, args.num_gpus, num_machines=args.num_machines,
+               machine_rank=args.machine_rank, dist_url=args.dist_url, args=(args,),
+               join_seconds=args.join_timeout)
+    except Mistake as error:
+        sys.exit(f"train_net.py: {error}")
+    except ProcessError as error:  # which ends with the traceback of one process
+        mistake = re.search(rf"^\S*\b{Mistake.__name__}: (.*)\Z", str(error), re.M | re.S)
+        if not mistake:
+            raise
+        sys.exit(f"train_net.py: {mistake[1]}")
 
 
 if __name__ == "__main__":
@@ -98,5 +154,4 @@ if __name__ == "__main__":
                         help="for the processes of all machines to start")
     args = parser.parse_args()
     print("Command line:", " ".join(sys.argv))
-    launch(main, args.num_gpus, num_machines=args.num_machines, machine_rank=args.machine_rank,
-           dist_url=args.dist_url, args=(args,), join_seconds=args.join_timeout)
+    run(args)

@@ -1,13 +1,14 @@
 """Datasets, the unlabelled training set, the pseudo-label sampler and the loaders made of them."""
 
 from .build import build_dataset, training_images
-from .camera_folder import CameraFolder
+from .camera_folder import CAMERA_PREFIX, CameraFolder
 from .personx import PersonX
 from .sampler import ClusterSampler
 from .synthetic_cameras import SyntheticCameras
 from .unlabelled import UnlabelledImages, build_extraction_loader, build_pseudo_label_loader
 
 __all__ = [
-    "CameraFolder", "ClusterSampler", "PersonX", "SyntheticCameras", "UnlabelledImages",
-    "build_dataset", "build_extraction_loader", "build_pseudo_label_loader", "training_images",
+    "CAMERA_PREFIX", "CameraFolder", "ClusterSampler", "PersonX", "SyntheticCameras",
+    "UnlabelledImages", "build_dataset", "build_extraction_loader", "build_pseudo_label_loader",
+    "training_images",
 ]

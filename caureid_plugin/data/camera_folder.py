@@ -17,8 +17,8 @@ from .listing import Listing, existing_folder, first_of, list_images, same_file_
 
 logger = logging.getLogger("fastreid.caureid")
 
-PREFIX = "camerafolder_"
-NO_IDENTITY = f"{PREFIX}unlabelled"  # of every training image
+CAMERA_PREFIX = "camerafolder_"  # of every camera's name
+NO_IDENTITY = f"{CAMERA_PREFIX}unlabelled"  # of every training image
 
 
 @DATASET_REGISTRY.register()
@@ -33,6 +33,7 @@ class CameraFolder(ImageDataset):
         source: where the cameras are read from.
         query, gallery: images to evaluate with, see :func:`.labelled.read_labelled`; both or
             neither.
+        combineall: DATASETS.COMBINEALL, which needs identities to train on.
         **kwargs: the toolbox's; ``root`` is not used.
 
     ``train`` holds (path, the same word for all, "camerafolder_" + camera), sorted by path;
@@ -40,27 +41,30 @@ class CameraFolder(ImageDataset):
 
     Raises:
         FileNotFoundError: ROOT, QUERY, GALLERY or CSV does not exist.
-        ValueError: the options contradict each other; no image; an image whose camera is not
-            found; labels that cannot be evaluated. Every message names the key to change.
+        ValueError: the options contradict each other; COMBINEALL; no image; an image whose camera
+            is not found; labels that cannot be evaluated. Every message names the key to change.
     """
 
     dataset_name = "camerafolder"
 
     @configurable
     def __init__(self, *, folder: str = "", source: CameraSource | None = None, query: str = "",
-                 gallery: str = "", **kwargs: Any) -> None:
+                 gallery: str = "", combineall: bool = False, **kwargs: Any) -> None:
+        if combineall:
+            raise ValueError(
+                f"DATASETS.COMBINEALL True adds the images to test with to those to train on, and "
+                f"those of {type(self).__name__} have no identities to go with theirs: set it to "
+                f"False. To train on more images, put them below {SECTION}.ROOT.")
         if bool(query) != bool(gallery):
             given, other = ("QUERY", "GALLERY") if query else ("GALLERY", "QUERY")
             raise ValueError(f"{SECTION}.{given} is {shown(query or gallery)}, but {SECTION}."
                              f"{other} is empty: an evaluation needs both.")
         self.dataset_dir = folder
         self._source = source or CameraSource()
-        self._places = query, gallery
         # the toolbox lists the images of its mode at once: "query" is empty until then
+        self._places = "", ""
         super().__init__(self._list_train, [], [], **{"mode": "query", **kwargs})
-        if query:
-            self._query = lambda: self._labelled.query
-            self._gallery = lambda: self._labelled.gallery
+        self._places = query, gallery
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -68,7 +72,25 @@ class CameraFolder(ImageDataset):
         source = CameraSource(camera=node.CAMERA, level=node.LEVEL, pattern=node.PATTERN,
                               csv=node.CSV, unmatched=node.UNMATCHED)
         return {"folder": node.ROOT, "source": source, "query": node.QUERY,
-                "gallery": node.GALLERY}
+                "gallery": node.GALLERY,
+                "combineall": cfg.DATASETS.COMBINEALL and cls.__name__ in cfg.DATASETS.NAMES}
+
+    @property
+    def query(self) -> list[tuple[str, int, int]]:
+        return self._labelled.query if self._places[0] else []
+
+    @property
+    def gallery(self) -> list[tuple[str, int, int]]:
+        return self._labelled.gallery if self._places[1] else []
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many files below ROOT are no images by their names, by suffix ("" for none).
+
+        Raises:
+            FileNotFoundError, ValueError: as for ``train``, of the folder alone.
+        """
+        return dict(sorted(self._listing.others.items()))
 
     @functools.cached_property
     def _folder(self) -> str:
@@ -98,7 +120,7 @@ class CameraFolder(ImageDataset):
             raise ValueError(self._source.why_not(self._folder, missing, len(paths)) + remedy)
         if self._places[0]:
             _ = self._labelled  # its errors, before hours of training
-        return [(path, NO_IDENTITY, PREFIX + camera)
+        return [(path, NO_IDENTITY, CAMERA_PREFIX + camera)
                 for path, camera in zip(paths, self._cameras, strict=True) if camera is not None]
 
     def show_train(self) -> None:
@@ -107,11 +129,14 @@ class CameraFolder(ImageDataset):
         logger.info("%s: %d images of %d camera(s) below %s, without identities.",
                     type(self).__name__, len(self.train), self.get_num_cams(self.train),
                     shown(self._folder))
-        if listing.others:
+        if self.left_out:
             counts = ", ".join(f"{count} {shown(suffix) or 'without suffix'}"
-                               for suffix, count in sorted(listing.others.items()))
-            logger.info("%s: %d files below %s are no images by their names and are left out: %s.",
-                        type(self).__name__, listing.others.total(), shown(self._folder), counts)
+                               for suffix, count in self.left_out.items())
+            others = listing.others.total()
+            logger.log(
+                logging.WARNING if others > len(listing.paths) else logging.INFO,
+                "%s: %d files below %s are no images by their names and are left out: %s.",
+                type(self).__name__, others, shown(self._folder), counts)
         for path, target in listing.loops:
             logger.warning("The link %s leads back to %s, in which it lies: it is not followed.",
                            shown(path), shown(target))
@@ -120,6 +145,7 @@ class CameraFolder(ImageDataset):
                 "%s.UNMATCHED skip leaves out %d of %d images, whose camera is not found (first: "
                 "%s).", SECTION, len(missing), len(listing.paths), shown(missing[0]))
         self._warn_of_overlap()
+        self._warn_of_unanswered()
 
     def _warn_of_overlap(self) -> None:
         tested = self._labelled.query + self._labelled.gallery if self._places[0] else []
@@ -135,6 +161,9 @@ class CameraFolder(ImageDataset):
     def show_test(self) -> None:
         """Logs the toolbox's table, and how many queries have no answer."""
         super().show_test()
+        self._warn_of_unanswered()
+
+    def _warn_of_unanswered(self) -> None:
         if self._places[0] and self._labelled.unanswered:
             logger.warning(
                 "%d of the %d images of %s.QUERY have no image of the same identity from another "

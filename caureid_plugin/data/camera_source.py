@@ -77,11 +77,14 @@ class CameraSource:
             try:
                 groups = re.compile(text)
             except (re.error, OverflowError, RecursionError) as error:
-                raise ValueError(f"{key}: {text!r} is no regular expression: {error}.") from error
+                raise ValueError(
+                    f"{key}: {text!r} is no regular expression: {error}. Blanks separate patterns: "
+                    "\\s stands for one in a name.") from error
             if groups.groups != 1 and "camera" not in groups.groupindex:
                 raise ValueError(
                     f"{key}: {text!r} has {groups.groups} groups, and the camera is read from one: "
-                    "put (...) around it, or (?P<camera>...) if there are others.")
+                    "put (...) around it, or (?P<camera>...) if there are others. Blanks separate "
+                    "patterns: \\s stands for one in a name.")
 
     def read(self, root: str, paths: Sequence[str]) -> list[str | None]:
         """The camera of each image, None where none is found.

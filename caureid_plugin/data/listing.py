@@ -31,7 +31,7 @@ class Row(NamedTuple):
 
 def first_of(paths: Sequence[str]) -> str:
     """The first paths of a list, for a message."""
-    more = ", ..." if len(paths) > SHOWN else ""
+    more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
     return ", ".join(shown(path) for path in paths[:SHOWN]) + more
 
 

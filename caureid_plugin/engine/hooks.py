@@ -20,7 +20,7 @@ from tqdm import tqdm
 from .. import clustering, compat
 from ..data import build_extraction_loader, build_pseudo_label_loader
 from ..data.sampler import check_batch
-from ..inspection import short_names, summarize_cameras
+from ..inspection import least_images, short_names, summarize_cameras
 from ..modeling import CAUReID, MemoryBank, needs_memory
 from ..modeling.gather import average_running_statistics, gather_batch
 from ..modeling.memory_bank import NotFiniteError
@@ -159,11 +159,10 @@ class UnsupervisedHook(HookBase):
         kept["training_images"] = TrainingImages(images.paths, cfg.DATASETS.NAMES)
 
     def _log_cameras(self, images: Any) -> None:
-        node = self._cfg.CAUREID.CLUSTER
+        names, _ = short_names([str(name) for name in images.camera_names])
         figures, *warnings = summarize_cameras(
-            images.camids, short_names([str(name) for name in images.camera_names])[0],
-            batch_size=self._cfg.SOLVER.IMS_PER_BATCH,
-            least=node.K1_INTRA + 1 if node.CAMERA_AWARE else 0)
+            images.camids, names, batch_size=self._cfg.SOLVER.IMS_PER_BATCH,
+            least=least_images(self._cfg))
         logger.info("%s", figures)
         for warning in warnings:
             logger.warning("%s", warning)

@@ -22,14 +22,14 @@ CAMERA_LOSSES = ("CameraSeparationLoss", "CACCLoss")
 Notify = Callable[[int, str], None]
 
 
-def load_config(config_file: str, opts: Sequence[Any] = (), notify: Notify = logger.log
-                ) -> CfgNode:
+def load_config(config_file: str, opts: Sequence[Any] = (), notify: Notify = logger.log, *,
+                training: bool = True) -> CfgNode:
     """The config of a file and of keys that follow it, fitted to the data, not frozen.
 
     Args:
         config_file: a path, or the name of a shipped config; "" for the toolbox's defaults.
         opts: keys and values in turn, as on the command line.
-        notify: see :func:`fit_to_data`.
+        notify, training: see :func:`fit_to_data`.
 
     Raises:
         FileNotFoundError: neither a file nor a shipped config (lists those).
@@ -42,16 +42,17 @@ def load_config(config_file: str, opts: Sequence[Any] = (), notify: Notify = log
         is_file = os.path.isfile(config_file)
         cfg.merge_from_file(config_file if is_file else get_config_file(config_file))
     cfg.merge_from_list(list(opts))
-    return fit_to_data(cfg, notify)
+    return fit_to_data(cfg, notify, training=training)
 
 
-def fit_to_data(cfg: CfgNode, notify: Notify = logger.log) -> CfgNode:
+def fit_to_data(cfg: CfgNode, notify: Notify = logger.log, *, training: bool = True) -> CfgNode:
     """A copy of ``cfg`` in which what it leaves to the data is decided.
 
     - MODEL.HEADS.CAMSEP.NUM_CAMERAS -1 becomes the number of cameras in the training images. If
       there is a single one, everything that tells cameras apart is switched off: the camera
       losses, the attention, camera-aware neighbours.
-    - CameraFolder leaves DATASETS.TESTS where it has no labelled images.
+    - CameraFolder leaves DATASETS.TESTS where it has no labelled images, and is put there where
+      it is trained on, has some, and nothing else is evaluated: labels may come after training.
 
     The datasets are listed for the first of these alone.
 
@@ -59,6 +60,8 @@ def fit_to_data(cfg: CfgNode, notify: Notify = logger.log) -> CfgNode:
         cfg: frozen or not, and so is the copy.
         notify: called with the level of logging and a text for each decision; by default these
             are logged.
+        training: False where a network is evaluated and nothing else. NUM_CAMERAS is left as it is
+            then, so that no training image need be there; see :func:`to_evaluate`.
 
     Raises:
         ValueError: with a single camera no loss is left; what the datasets raise.
@@ -66,11 +69,15 @@ def fit_to_data(cfg: CfgNode, notify: Notify = logger.log) -> CfgNode:
     """
     fitted = cfg.clone()
     fitted.defrost()
-    if fitted.MODEL.HEADS.CAMSEP.NUM_CAMERAS == -1:
+    if training and fitted.MODEL.HEADS.CAMSEP.NUM_CAMERAS == -1:
         _fit_cameras(fitted, notify)
-    if OWN_DATA in fitted.DATASETS.TESTS and not (
-            cfg.CAMERA_FOLDER.QUERY or cfg.CAMERA_FOLDER.GALLERY):
+    query, gallery = cfg.CAMERA_FOLDER.QUERY, cfg.CAMERA_FOLDER.GALLERY
+    if OWN_DATA in fitted.DATASETS.TESTS and not (query or gallery):
         _drop_test(fitted, notify)
+    elif OWN_DATA in fitted.DATASETS.NAMES and not fitted.DATASETS.TESTS and query and gallery:
+        fitted.DATASETS.TESTS = (OWN_DATA,)
+        notify(logging.INFO, "CAMERA_FOLDER.QUERY and GALLERY are set and DATASETS.TESTS is empty: "
+                             f"it becomes {fitted.DATASETS.TESTS}.")
     if cfg.is_frozen():
         fitted.freeze()
     return fitted
@@ -112,6 +119,25 @@ def _drop_test(cfg: CfgNode, notify: Notify) -> None:
         text += (" Training logs label-free indicators of each clustering instead (labels/... in "
                  "metrics.json) and keeps its last checkpoint, model_final.pth.")
     notify(logging.INFO, text)
+
+
+def to_evaluate(cfg: CfgNode) -> CfgNode:
+    """A copy of ``cfg`` whose network is evaluated and not trained.
+
+    It begins with no pretrained weights. Where NUM_CAMERAS is left to the data (-1) it has no
+    camera classifier, which takes no part in the embedding, and CAMERA_FOLDER.CAMERA none has
+    switched off the attention, as :func:`fit_to_data` does in training.
+    """
+    found = cfg.clone()
+    found.defrost()
+    found.MODEL.BACKBONE.PRETRAIN = False
+    if cfg.MODEL.HEADS.CAMSEP.NUM_CAMERAS == -1:
+        found.MODEL.HEADS.CAMSEP.NUM_CAMERAS = 0
+        kept = tuple(name for name in cfg.MODEL.LOSSES.NAME if name != "CameraSeparationLoss")
+        found.MODEL.LOSSES.NAME = kept or ("InfoNCELoss",)  # a network names one, used or not
+        if tuple(cfg.DATASETS.NAMES) == (OWN_DATA,) and cfg.CAMERA_FOLDER.CAMERA == "none":
+            found.MODEL.HEADS.CAMSEP.ATTENTION = "none"
+    return found
 
 
 def check_identities(cfg: CfgNode, use: str) -> None:

@@ -11,6 +11,7 @@ from .cameras import (
     LEAST_IMAGES,
     CameraPairs,
     compare_cameras,
+    least_images,
     short_names,
     small_cameras,
     summarize_cameras,
@@ -22,6 +23,6 @@ from .images import Facts, inspect_images
 __all__ = [
     "COPY_DISTANCE", "LEAST_IMAGES", "CameraPairs", "Facts", "NearCopies", "TrainingCost",
     "clustering_seconds", "compare_cameras", "exact_copies", "find_near_copies", "inspect_images",
-    "neighbor_memory", "run_length", "sample_rows", "short_names", "small_cameras",
+    "least_images", "neighbor_memory", "run_length", "sample_rows", "short_names", "small_cameras",
     "summarize_cameras", "training_cost",
 ]

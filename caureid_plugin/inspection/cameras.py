@@ -30,6 +30,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from fastreid.config import CfgNode
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
@@ -57,21 +58,42 @@ class CameraPairs(NamedTuple):
     too_small: list[int]
 
 
-def short_names(names: Sequence[str]) -> tuple[list[str], str]:
+def short_names(names: Sequence[str], prefixes: Sequence[str] = ("camerafolder_",)
+                ) -> tuple[list[str], str]:
     """Names of cameras without the words that all of them begin with, and these.
 
     Datasets put their own name before a camera's. Nothing is taken off where it would leave a name
     empty or end within a word.
 
+    Args:
+        names: of the cameras, at least one.
+        prefixes: what a dataset is known to put before them. If all begin with one of these, it is
+            taken off first, from a single name as well, and is not among the words returned: who
+            named the cameras has never seen it.
+
     Example:
-        ["market1501_0", "market1501_1"] gives (["0", "1"], "market1501_").
+        ["market1501_0", "market1501_1"] gives (["0", "1"], "market1501_"), ["camerafolder_day"]
+        gives (["day"], "").
     """
+    known = next((prefix for prefix in prefixes
+                  if all(name.startswith(prefix) and name != prefix for name in names)), "")
+    names = [name.removeprefix(known) for name in names]
     pairs = zip(min(names), max(names), strict=False) if len(names) > 1 else ()
     shared = "".join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
     prefix = shared[:len(shared) - len(_LAST_WORD.findall(shared)[0])]
     if prefix in names:
         prefix = ""
     return [name.removeprefix(prefix) for name in names], prefix
+
+
+def least_images(cfg: CfgNode) -> int:
+    """Images that a camera must have to fill an image's list within it; 0 where there is none.
+
+    With CAUREID.CLUSTER.CAMERA_AWARE an image has K1_INTRA neighbours in its camera, beside
+    itself.
+    """
+    node = cfg.CAUREID.CLUSTER
+    return int(node.K1_INTRA) + 1 if node.CAMERA_AWARE else 0
 
 
 def small_cameras(camids: np.ndarray, batch_size: int, least: int = 0) -> list[int]:
@@ -83,7 +105,7 @@ def small_cameras(camids: np.ndarray, batch_size: int, least: int = 0) -> list[i
     Args:
         camids: (N,) cameras, numbered from 0.
         batch_size: SOLVER.IMS_PER_BATCH.
-        least: images; for camera-aware neighbours the length of the list within a camera.
+        least: images, see :func:`least_images`.
     """
     counts = np.bincount(camids)
     return np.flatnonzero((counts * batch_size < len(camids)) | (counts < least)).tolist()

@@ -13,7 +13,9 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import urllib.error
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -712,3 +714,49 @@ def test_weights_given_by_name_are_downloaded_once(tmp_path, monkeypatch):
     assert calls == [(url, "0123abcd")]
     load(url, folder, file_name="other.pth")
     assert calls[1:] == [(url, None)]
+
+
+class Retrieval(Exception):
+    """As gdown's own errors, which derive from Exception alone."""
+
+
+Retrieval.__module__ = "gdown.exceptions"
+
+
+@pytest.mark.parametrize("error", [OSError(101, "Network is unreachable"), Retrieval("no link"),
+                                   ImportError("No module named 'gdown'")], ids=type)
+@pytest.mark.parametrize("name, depth", [("build_osnet_backbone", "x0_25"),
+                                         ("build_resnet_backbone", "18x")])
+def test_weights_that_cannot_be_downloaded(cfg, tmp_path, monkeypatch, name, depth, error):
+    def download(*args, **options):
+        raise error
+
+    monkeypatch.setitem(sys.modules, "gdown", SimpleNamespace(download=download))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cfg.merge_from_list(["MODEL.BACKBONE.NAME", name, "MODEL.BACKBONE.DEPTH", depth,
+                         "MODEL.BACKBONE.PRETRAIN", True, "MODEL.BACKBONE.PRETRAIN_PATH", ""])
+
+    def build():
+        with torch.device("meta"):
+            BACKBONE_REGISTRY.get(name)(cfg)
+
+    with pytest.raises(FileNotFoundError) as caught:
+        build()
+    assert str(error) in str(caught.value)
+    assert "Set MODEL.BACKBONE.PRETRAIN_PATH to a file" in str(caught.value)
+    error = KeyError("another")  # is not mistaken for one
+    with pytest.raises(KeyError, match="another"):
+        build()
+    with compat.without("safe_pretraining"), pytest.raises(KeyError):
+        build()
+
+
+def test_weights_given_by_address_that_cannot_be_downloaded(tmp_path, monkeypatch):
+    def download(*args, **options):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    load = sys.modules["fastreid.modeling.backbones.resnest"].torch.hub.load_state_dict_from_url
+    says = r"no route to host.*Set MODEL\.BACKBONE\.PRETRAIN_PATH to a file"
+    with pytest.raises(FileNotFoundError, match=says):
+        load("https://nowhere.invalid/net.pth", str(tmp_path))

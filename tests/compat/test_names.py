@@ -1,10 +1,12 @@
 """Configs: mistyped names are errors that list the known ones, a bad file is named."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from caureid_plugin import compat
 from fastreid.config import CfgNode
 from fastreid.data.datasets import DATASET_REGISTRY
@@ -116,6 +118,43 @@ def test_values_are_literals_and_nothing_is_called(cfg, tmp_path):
     assert not (tmp_path / "called").exists()
 
 
+@pytest.mark.parametrize("given, held", [
+    ("20240501", "a whole number"), (20240501, "a whole number"), ("1e3", "a number with a"),
+    ("(1)", "a whole number"), ("(1, 2)", "a list"), ("True", "True or False")])
+def test_text_that_reads_as_something_else_is_quoted_twice(cfg, given, held):
+    says = (rf"^Type mismatch: config key OUTPUT_DIR takes text, and {re.escape(str(given))} is "
+            rf"{held}.*: put it in quotes twice, as in (.*)\.$")
+    with pytest.raises(ValueError, match=says) as caught:
+        cfg.merge_from_list(["OUTPUT_DIR", given])
+    with pytest.raises(ValueError, match=says):
+        cfg.merge_from_other_cfg(CfgNode({"OUTPUT_DIR": given}))
+    # what a shell and YAML make of the advice
+    advice = re.match(says, str(caught.value))[1]
+    (from_shell,) = shlex.split(advice)
+    for merge in (lambda: cfg.merge_from_list(["OUTPUT_DIR", from_shell]),
+                  lambda: cfg.merge_from_other_cfg(
+                      CfgNode(yaml.safe_load(f"OUTPUT_DIR: {advice}")))):
+        cfg.OUTPUT_DIR = ""
+        merge()
+        assert cfg.OUTPUT_DIR == str(given)
+    with compat.without("config_value"), pytest.raises(ValueError) as caught:
+        cfg.merge_from_list(["OUTPUT_DIR", given])
+    assert "quotes" not in str(caught.value)
+
+
+def test_what_a_key_takes_is_said_in_words(cfg):
+    for key, given, says in [
+            ("SOLVER.BASE_LR", "1", "takes a number with a decimal point.*write 1.0"),
+            ("SEED", "0.5", "takes a whole number, and 0.5 is a number with a decimal point"),
+            ("SEED", "five", "takes a whole number, and five is text"),
+            ("SOLVER.STEPS", "5", "takes a list, and 5 is a whole number"),
+            ("SOLVER.AMP.ENABLED", "1", "takes True or False, and 1 is")]:
+        with pytest.raises(ValueError, match=f"config key {key} {says}"):
+            cfg.merge_from_list([key, given])
+    cfg.merge_from_list(["DATASETS.NAMES", "['a']", "SOLVER.STEPS", "(1, 2)", "OUTPUT_DIR", "5x"])
+    assert (cfg.DATASETS.NAMES, cfg.SOLVER.STEPS, cfg.OUTPUT_DIR) == (("a",), [1, 2], "5x")
+
+
 # --------------------------------------------------------------------------- half-merged ----
 
 
@@ -130,7 +169,7 @@ def test_a_merge_that_fails_changes_nothing(cfg):
         cfg.merge_from_other_cfg(other)
     assert cfg.dump() == before
     with compat.without("half_merge"), pytest.raises(ValueError):
-        cfg.merge_from_list(wrong[0])
+        cfg.merge_from_list(["SEED", 5, "SOLVER", "{'BASE_LR': 0.1}"])
     assert cfg.SEED == 5
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from caureid_plugin import CameraFolder, build_dataset, compat, training_images
+from caureid_plugin.data import CAMERA_PREFIX
 from fastreid.data import build_reid_test_loader, build_reid_train_loader
 from PIL import Image
 
@@ -60,7 +61,8 @@ def logged(monkeypatch, caplog):
 
 def cameras(dataset, root):
     """{path below the root: camera}"""
-    return {os.path.relpath(path, root): camera.removeprefix("camerafolder_")
+    assert all(camera.startswith(CAMERA_PREFIX) for _, _, camera in dataset.train)
+    return {os.path.relpath(path, root): camera.removeprefix(CAMERA_PREFIX)
             for path, _, camera in dataset.train}
 
 
@@ -107,6 +109,19 @@ def test_hidden_and_other_files_are_left_out(own, root, logged):
     assert f"4 images of 2 camera(s) below {root}" in first
     for part in ("4 files", str(root), "1 .db", "2 .txt", "1 without suffix"):
         assert part in line
+    assert dataset.left_out == {"": 1, ".db": 1, ".txt": 2}
+
+
+@pytest.mark.parametrize("others, level", [(4, logging.INFO), (5, logging.WARNING)])
+def test_more_other_files_than_images_are_a_warning(own, root, logged, others, level):
+    touch(root, *(f"{number}.heic" for number in range(others)))
+    own().show_train()
+    (record,) = [r for r in logged.records if "left out" in r.getMessage()]
+    assert record.levelno == level and f"{others} .heic" in record.getMessage()
+
+
+def test_nothing_is_left_out(own):
+    assert own().left_out == {}
 
 
 def test_home_and_relative_roots(own, root, monkeypatch):
@@ -246,7 +261,7 @@ def test_two_patterns_that_disagree(own):
 def test_patterns_that_match_nothing_show_what_they_are_matched_against(own):
     text = refused(lambda: own(CAMERA="pattern", PATTERN="_c([0-9])").train,
                    "CAMERA_FOLDER.PATTERN '_c([0-9])'", "4 of the 4 images",
-                   "north/door/01/c.jpeg, north/gate/a.PNG, north/gate/b.jpg, ...")
+                   "north/door/01/c.jpeg, north/gate/a.PNG, north/gate/b.jpg and 1 more")
     assert "south" not in text and "skip" not in text
 
 
@@ -259,6 +274,8 @@ def test_patterns_that_match_only_some(own):
 @pytest.mark.parametrize("pattern, says", [
     ("(ok) c([0-9]", ["'c([0-9]'", "no regular expression", "position 1"]),
     ("c[0-9]", ["'c[0-9]'", "0 groups"]), ("(a)(b)", ["2 groups", "(?P<camera>...)"]),
+    ("cam ([0-9]+)", ["'cam'", "0 groups", r"Blanks separate patterns: \s stands for one"]),
+    ("(cam [0-9]+)", ["'(cam'", "no regular expression", r"Blanks separate patterns: \s stands"]),
     (" ", ["' '", "'pattern' needs"]), ("", ["''", "'pattern' needs"])])
 def test_patterns_that_are_none(own, pattern, says):
     refused(lambda: own(CAMERA="pattern", PATTERN=pattern), "CAMERA_FOLDER.PATTERN", *says)
@@ -410,6 +427,29 @@ def test_labels_from_tables(own, root, tmp_path, labelled):
     assert by_name(mixed.query)["0002_c1s1_0.jpg"] == by_name(mixed.gallery)["0002_c12s1_1.JPG"]
 
 
+def test_labels_are_sorted_and_read_when_they_are_asked_for(own, labelled):
+    missing = own(**{key: folder / "none" for key, folder in labelled.items()})  # no error yet
+    refused(lambda: missing.gallery, "CAMERA_FOLDER.QUERY", kind=FileNotFoundError)
+    with compat.without("sorted_listing"):
+        dataset = own(**labelled)
+        for part in (dataset.query, dataset.gallery):
+            paths = [path for path, *_ in part]
+            assert len(paths) > 2 and paths == sorted(paths)
+    touch(labelled["QUERY"], "0002_c1_late.jpg")
+    assert len(dataset.query) == 3 and dataset.query is dataset.query  # listed once
+
+
+@pytest.mark.parametrize("names, builds", [((NAME,), False), (("Market1501",), True)])
+def test_labelled_images_are_not_combined_with_those_to_train_on(own, labelled, cfg, names, builds):
+    cfg.merge_from_list(["DATASETS.COMBINEALL", True, "DATASETS.NAMES", names])
+    says = "DATASETS.COMBINEALL True", "CameraFolder have no identities", "set it to False"
+    if builds:
+        assert len(own(**labelled).query) == 3  # another set is trained on
+    else:
+        refused(lambda: own(**labelled), *says)
+    refused(lambda: CameraFolder(combineall=True), *says)
+
+
 def test_the_test_loader_has_them(own, labelled, cfg, logged):
     own(**labelled)
     for folder in labelled.values():
@@ -466,9 +506,11 @@ def test_queries_that_nothing_answers(own, tmp_path, labelled, query, shared, lo
                 "CAMERA_FOLDER.GALLERY", "all query identities do not appear in gallery",
                 "the query's own camera", shared, "add images")
         return
-    dataset.show_test()
-    (warning,) = [r.getMessage() for r in logged.records if r.levelno == logging.WARNING]
-    assert "1 of the 3 images of CAMERA_FOLDER.QUERY" in warning
+    for show in (dataset.show_test, dataset.show_train):
+        logged.clear()
+        show()
+        (warning,) = [r.getMessage() for r in logged.records if r.levelno == logging.WARNING]
+        assert "1 of the 3 images of CAMERA_FOLDER.QUERY" in warning
 
 
 def test_labelled_images_among_the_training_images(own, root, labelled, logged):

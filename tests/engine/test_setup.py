@@ -141,6 +141,30 @@ def test_with_labels_tests_stay(cfg, monkeypatch):
         assert fitted.DATASETS.TESTS == ("CameraFolder",) and found == []
 
 
+LABELS = ["CAMERA_FOLDER.QUERY", "q", "CAMERA_FOLDER.GALLERY", "g"]
+
+
+def test_labels_that_come_later_are_evaluated(cfg, monkeypatch):
+    monkeypatch.setattr(DATASET_REGISTRY, "get", NoDataset().get)
+    keys = ["DATASETS.NAMES", "('CameraFolder',)", "DATASETS.TESTS", "()", *LABELS]
+    fitted, ((level, text),) = decided(cfg.clone(), *keys)
+    assert fitted.DATASETS.TESTS == ("CameraFolder",) and level == logging.INFO
+    assert "CAMERA_FOLDER.QUERY and GALLERY are set" in text and "DATASETS.TESTS" in text
+    for other in (["CAMERA_FOLDER.QUERY", "''"], ["DATASETS.NAMES", "('Market1501',)"],
+                  ["DATASETS.TESTS", "('Market1501',)"]):
+        fitted, found = decided(cfg.clone(), *keys, *other)
+        assert "CameraFolder" not in fitted.DATASETS.TESTS and not found
+
+
+def test_without_training_nothing_is_counted(cfg, monkeypatch):
+    monkeypatch.setattr(DATASET_REGISTRY, "get", NoDataset().get)
+    cfg.merge_from_file(caureid_plugin.get_config_file(CONFIG))
+    cfg.merge_from_list(LABELS)
+    assert load_config(CONFIG, LABELS, training=False) == cfg == fit_to_data(cfg, training=False)
+    with pytest.raises(AssertionError, match="was listed"):
+        load_config(CONFIG, LABELS)
+
+
 def test_notices_are_logged_by_default(market, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("fastreid"), "propagate", True)
     caplog.set_level(logging.INFO, logger="fastreid")
@@ -250,6 +274,59 @@ def test_a_run_is_evaluated_without_its_training_images(train_as_script, script,
     assert cfg.CAMERA_FOLDER.ROOT == str(root)
     last = [row["mAP"] for row in metrics(run) if "mAP" in row][-1]
     assert script.evaluate(cfg)["mAP"] == last
+
+
+@pytest.mark.parametrize("camera", ["folder", "none"])
+def test_a_shipped_config_is_evaluated_without_training_images(
+        train_as_script, script, script_keys, market, tmp_path, camera):
+    root = folders_per_camera(market, tmp_path / "crops")
+    keys = [*script_keys, *OWN, *labels(market), "CAMERA_FOLDER.CAMERA", camera,
+            "MODEL.WEIGHTS", tmp_path / "run" / "model_final.pth"]
+    train_as_script(*OWN, *labels(market), "CAMERA_FOLDER.ROOT", root, "CAMERA_FOLDER.CAMERA",
+                    camera, config=CONFIG)
+    found = []
+    for rest, training in ((["CAMERA_FOLDER.ROOT", root], True), ([], False)):
+        cfg = load_config(CONFIG, [str(part) for part in [*keys, *rest]], training=training)
+        assert (cfg.MODEL.HEADS.CAMSEP.NUM_CAMERAS == -1) != training
+        found.append(script.evaluate(cfg)["mAP"])
+    assert found[0] == found[1] == [row["mAP"] for row in metrics(tmp_path / "run")
+                                    if "mAP" in row][-1]
+
+
+def test_a_single_folder_that_is_evaluated_without_it(
+        train_as_script, script, script_keys, market, tmp_path):
+    """Its network has no attention, which no config tells."""
+    shutil.copytree(market / "bounding_box_train", tmp_path / "crops" / "one")
+    train_as_script(*OWN, "CAMERA_FOLDER.ROOT", tmp_path / "crops", config=CONFIG)
+    keys = [*script_keys, *OWN, *labels(market), "MODEL.WEIGHTS", tmp_path / "run/model_final.pth"]
+    with pytest.raises(ValueError, match=r"trained on one camera has MODEL.HEADS.CAMSEP.ATTENTION"):
+        script.evaluate(load_config(CONFIG, [str(part) for part in keys], training=False))
+    keys += ["MODEL.HEADS.CAMSEP.ATTENTION", "none"]
+    cfg = load_config(CONFIG, [str(part) for part in keys], training=False)
+    assert script.evaluate(cfg)["mAP"] > 0
+
+
+def test_labels_given_after_training(train_as_script, script, market, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY / "tools")  # as for a script there
+    root, run = folders_per_camera(market, tmp_path / "crops"), tmp_path / "run"
+    train_as_script(*OWN, "CAMERA_FOLDER.ROOT", root, config=CONFIG)
+    assert not yaml.safe_load((run / "config.yaml").read_text())["DATASETS"]["TESTS"]
+    keys = [str(part) for part in labels(market)]
+    weights = ["MODEL.WEIGHTS", str(run / "model_final.pth")]
+    cfg = load_config(str(run / "config.yaml"), [*keys, *weights], training=False)
+    assert script.evaluate(cfg)["mAP"] > 0
+    name, query, gallery = tool("report_ranks").find_test_set(
+        tool("report_data").read_config(run, keys))
+    assert (name, len(query), len(gallery)) == ("CameraFolder", 16, 33)
+
+
+def test_a_run_of_other_cameras_is_not_gone_on_with(train_as_script, script, market, tmp_path):
+    root = folders_per_camera(market, tmp_path / "crops")
+    train_as_script(*OWN, "CAMERA_FOLDER.ROOT", root, config=CONFIG)
+    (root / "camera 1").rename(root / "camera 3")
+    shutil.copytree(root / "camera 2", root / "camera 4")
+    with pytest.raises(ValueError, match=rf"{CAMERAS} is 2.*come from 3 cameras"):
+        script.build_trainer(load_config(str(tmp_path / "run" / "config.yaml")))
 
 
 def test_nothing_to_evaluate_is_said(script, market):

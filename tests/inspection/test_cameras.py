@@ -3,9 +3,11 @@
 import caureid_plugin  # noqa: F401  (before everything that imports fastreid)
 import numpy as np
 import pytest
+from caureid_plugin.data import CAMERA_PREFIX as PREFIX
 from caureid_plugin.inspection import (
     cameras,
     compare_cameras,
+    least_images,
     short_names,
     small_cameras,
     summarize_cameras,
@@ -21,6 +23,13 @@ def test_small_cameras_by_the_rule():
                         if batch * size / 170 < 1 or size < least]
             assert small_cameras(camids, batch, least) == expected
     assert small_cameras(camids, 25) == [2]
+
+
+def test_a_list_within_the_camera_holds_the_image_and_its_neighbours(cfg):
+    cfg.merge_from_list(["CAUREID.CLUSTER.CAMERA_AWARE", True, "CAUREID.CLUSTER.K1_INTRA", 4])
+    assert least_images(cfg) == 5
+    cfg.CAUREID.CLUSTER.CAMERA_AWARE = False
+    assert least_images(cfg) == 0
 
 
 def test_lines_for_the_log():
@@ -117,3 +126,16 @@ def test_no_camera_is_large_enough():
     (["a_", "a_1"], None, ""), (["only_one"], None, ""), (["x", "y"], None, "")])
 def test_words_that_all_names_begin_with(names, expected, prefix):
     assert short_names(names) == (expected or names, prefix)
+
+
+@pytest.mark.parametrize("names, expected, prefix", [
+    (["one"], ["one"], ""), (["day1", "day2"], ["day1", "day2"], ""),
+    (["north gate", "north door"], ["gate", "door"], "north "), ([""], [PREFIX], "")])
+def test_what_camera_folder_puts_before_names_is_taken_off(names, expected, prefix):
+    assert short_names([PREFIX + name for name in names]) == (expected, prefix)
+
+
+def test_prefixes_that_are_given():
+    assert short_names(["mine_1"], ["other_", "mine_"]) == (["1"], "")
+    mixed = [PREFIX + "day", "market1501_0"]
+    assert short_names(mixed) == (mixed, ""), "which dataset a camera is of stays to be seen"

@@ -40,9 +40,22 @@ def test_a_sample_is_blocks_of_each_camera():
     assert breaks == 9, "ten blocks"
 
 
-def test_time_of_clustering():
-    assert clustering_seconds(2.0, 3.0, 100, 100) == 5.0
-    assert clustering_seconds(2.0, 3.0, 100, 400) == 2.0 * 16 + 3.0 * 4
+@pytest.mark.parametrize("backend", ["torch", "torch-pca", "faiss-flat", "faiss-ivf"])
+def test_time_of_clustering(backend):
+    assert clustering_seconds(2.0, 3.0, 100, 100, backend) == 5.0
+    assert clustering_seconds(2.0, 3.0, 100, 400, backend) == 2.0 * 16 + 3.0 * 4
+    assert clustering_seconds(2.0, 3.0, 100, 200_000, backend) == 2.0 * 2000 ** 2 + 3.0 * 2000
+    exact = backend in ("torch", "faiss-flat")
+    search = 2.0 * 10_000 ** 2 if exact else 2.0 * 2000 ** 2 * 5
+    assert clustering_seconds(2.0, 3.0, 100, 1_000_000, backend) == search + 3.0 * 10_000
+
+
+def test_the_search_is_linear_where_auto_leaves_the_exact_one():
+    cpu, switch = torch.device("cpu"), 200_000
+    assert Search().resolve(switch, cpu) != Search().resolve(switch + 1, cpu) == "torch-pca"
+    before, after = (clustering_seconds(1.0, 0.0, 100, n, Search().resolve(n, cpu))
+                     for n in (switch, 2 * switch))
+    assert after == 2 * before
 
 
 @pytest.mark.parametrize("labels", ["extract", "bank"])

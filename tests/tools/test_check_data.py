@@ -56,8 +56,12 @@ def crops(tmp_path):
 
 
 @pytest.fixture
-def check(crops, tmp_path, capsys):
-    """Runs the tool on ``crops``; gives exit status, what was printed, and the JSON file."""
+def check(crops, tmp_path, capsys, monkeypatch):
+    """Runs the tool on ``crops``; gives exit status, what was printed, and the JSON file.
+
+    There are 72 images, which would be few by the rule that has a test of its own.
+    """
+    monkeypatch.setattr(check_data, "LEAST_BATCHES", 4)
 
     def run(*options, keys=(), network=False):
         status = check_data.main([
@@ -86,6 +90,7 @@ def test_images_without_faults_pass(check):
     assert list(found["cameras"].values()) == [24, 24, 24]
     assert found["copies"] == {"exact": [], "near_within": 0, "near_across": []}
     assert "The start of training" not in printed and "start" not in found
+    assert found["left_out"] == {} and "Left out" not in printed
 
 
 def test_the_first_clustering_is_that_of_choose_eps(check, tmp_path, capsys, monkeypatch):
@@ -120,6 +125,7 @@ def test_the_first_clustering_is_that_of_choose_eps(check, tmp_path, capsys, mon
         1000 * figures["seconds_per_step"] + 20 * 72 * figures["seconds_per_image"]
         + 20 * cost["clustering"])
     assert figures["memory_gib"] > 0 and "GiB beyond the features" in printed
+    assert "images at most" not in " ".join(printed.split()), "all images were measured"
 
 
 def test_features_are_those_that_training_starts_from(train_as_script, script_keys, monkeypatch,
@@ -146,6 +152,40 @@ class Grab(HookBase):
 
 
 # --------------------------------------------------------------------------- with faults ----
+
+
+@pytest.mark.parametrize("batch, few", [(16, False), (18, True)])
+def test_fewer_than_ten_batches_are_few(batch, few, crops, check, monkeypatch):
+    """160 images: ten batches of 16 and fewer than nine of 18."""
+    monkeypatch.undo()
+    for i in range(88):
+        paint(crops / "yard" / f"more_{i}.png", 2000 + i, 2)
+    status, _, found = check(keys=["SOLVER.IMS_PER_BATCH", str(batch), "DATALOADER.NUM_INSTANCE",
+                                   "2"])
+    assert status == 0 and found["images"] == 160
+    assert any("fewer than 10 batches of 18 (SOLVER.IMS_PER_BATCH)" in text and "by heart" in text
+               and "(180 or more)" in text for text in texts(found, "advice")) == few
+    assert len(texts(found, "advice")) == few
+
+
+def test_files_that_are_no_images_are_counted(check, crops, tmp_path):
+    for i in range(3):
+        (crops / "yard" / f"{i}.heic").write_bytes(b"x")
+    (crops / "door" / "notes").write_text("x")
+    status, printed, found = check("--output", str(tmp_path / "check.html"))
+    line = ("Left out, no images by their names: 4 files (3 .heic, 1 without suffix). What is an "
+            "image all the same must be converted, to JPEG or PNG.")
+    assert status == 0 and found["left_out"] == {".heic": 3, "": 1} and found["findings"] == []
+    assert line in " ".join(printed.split()) and line in Page(tmp_path / "check.html").text
+
+
+def test_more_files_left_out_than_images_are_advice(check, crops):
+    for i in range(72):
+        (crops / "yard" / f"{i}.heic").write_bytes(b"x")
+    assert check()[2]["findings"] == []
+    (crops / "yard" / "72.heic").write_bytes(b"x")
+    advice, = texts(check()[2], "advice")
+    assert "73" in advice and ".heic" in advice and "left out" in advice
 
 
 def test_unreadable_files_are_all_listed(check, crops, tmp_path):
@@ -291,6 +331,7 @@ def test_no_image_can_be_read(check, crops, tmp_path):
     assert status == 1 and len(found["unreadable"]) == 72 and "Sizes" not in printed
     assert re.search(r"\| hall +\| +24 \| +33\.3 % \| +- \|", printed)
     assert Page(tmp_path / "check.html").pictures == []
+    assert printed.endswith("check.html says the same.\n")
 
 
 def test_an_empty_folder_fails_with_its_error(check, crops, tmp_path):
@@ -300,6 +341,7 @@ def test_an_empty_folder_fails_with_its_error(check, crops, tmp_path):
     error, = texts(found, "FAIL")
     assert status == 1 and found["verdict"] == "FAIL" and str(crops) in error
     assert "Verdict: FAIL" in printed and error in Page(tmp_path / "check.html").text
+    assert printed.endswith("check.html says the same.\n")
 
 
 @pytest.mark.parametrize("keys, message", [
@@ -342,8 +384,9 @@ def test_a_network_that_cannot_be_built_fails(check):
 
 
 def test_no_cluster_at_all_fails(check):
-    status, _, found = check(network=True, keys=["CAUREID.CLUSTER.MIN_SAMPLES", "70"])
+    status, printed, found = check(network=True, keys=["CAUREID.CLUSTER.MIN_SAMPLES", "70"])
     assert status == 1 and "every one of the 72 images is an outlier" in texts(found, "FAIL")[0]
+    assert "Suggested" not in printed
     assert found["start"]["eps"] is None and "cost" not in found["start"]
 
 
@@ -360,6 +403,7 @@ def test_memory_for_all_images_where_a_sample_fits(check, monkeypatch):
     sampled = found["start"]["sampled"]
     assert status == 1 and 40 <= sampled < 72
     assert f"sample of {sampled} of 72" in printed.replace("\n    ", " ")
+    assert "clustering 72 images at most " in " ".join(printed.split())
     failed, = texts(found, "FAIL")
     assert failed.startswith("Clustering needs about 9.0 GiB, 2.5 are free: lower "
                              "CAUREID.CLUSTER.K1,")
@@ -369,6 +413,29 @@ def test_an_eps_that_finds_little_is_advice():
     rows = [{"eps": 0.4, "centres": 3}, {"eps": 0.5, "centres": 9}, {"eps": 0.6, "centres": 20}]
     assert check_data.centres_at(rows, 0.41) == 3
     assert check_data.centres_at(rows, 0.9) == 20
+    for centres, eps, suggested, line, advised in (
+            (10, 0.5, 0.6, ("The configured 0.5 is no worse a start (10 camera centres, 20 at 0.6):"
+                            " leave it as it is, unless training ends with many outliers."), False),
+            (9, 0.5, 0.6, "(configured: 0.5), see the advice.", True),
+            (9, 0.6, 0.6, "CAUREID.CLUSTER.EPS 0.6, as configured.", False)):
+        rows[1]["centres"] = centres
+        report = check_data_report.Report()
+        check_data.say_eps(report, report.section("start", ""), rows, eps, suggested)
+        said, = report.sections["start"].lines
+        assert line in said
+        advice = ("CAUREID.CLUSTER.EPS 0.5 finds less than half of the camera centres that 0.6 "
+                  "finds (9 of 20): look at tools/choose_eps.py before a long run.")
+        assert [text for _, text in report.findings] == ([advice] if advised else [])
+
+
+def test_a_problem_leaves_no_second_advice_on_eps(cfg):
+    figures = {"clusters": 1, "indicators": {}, "eps": 0.6, "eps_sweep": [
+        {"eps": 0.5, "centres": 1}, {"eps": 0.6, "centres": 9}], "problem": "one cluster: lower"}
+    report = check_data_report.Report()
+    check_data.say_clustering(report, report.section("start", ""), figures, cfg)
+    assert not any("Suggested" in line for line in report.sections["start"].lines)
+    (level, text), = report.findings
+    assert level == "FAIL" and text.endswith("one cluster: lower")
 
 
 def test_runs_repeat(check, tmp_path):
@@ -493,4 +560,4 @@ def test_an_option_among_the_keys_is_named(crops, capsys):
 def test_clusters_of_one_camera_are_not_said_to_span_none(check):
     _, text, found = check(keys=["CAMERA_FOLDER.CAMERA", "none"], network=True)
     assert "mean silhouette" in text and "span cameras" not in text
-    assert len(found["cameras"]) == 1
+    assert list(found["cameras"]) == ["one"]

@@ -104,12 +104,15 @@ def test_table_picture_and_file(tmp_path, capsys):
     ("{", "cannot be read as the metrics.json"),
     (json.dumps(_clustering(0)), "TEST.EVAL_AT_START True"),
     (json.dumps({"iteration": 0, "start/mAP": 1.0}), "no clustering"),
+    ("[1]", "no row of figures"), ('{"labels/clusters": 3}', "no row of figures"),
 ])
 def test_files_that_are_no_such_run(tmp_path, content, message):
     (tmp_path / "metrics.json").write_text(content)
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(SystemExit, match=message) as error:
         tool.main([str(tmp_path)])
-    assert str(tmp_path / "metrics.json") in str(error.value)
+    text = error.value.code  # printed, with exit status 1
+    assert text.startswith(f"tools/compare_indicators.py: {tmp_path / 'metrics.json'} ")
+    assert "\n" not in text
 
 
 def test_a_run_without_figures_among_others_is_named_and_left_out(tmp_path, capsys):
@@ -125,7 +128,7 @@ def test_a_run_without_figures_among_others_is_named_and_left_out(tmp_path, caps
 
 
 def test_folders_without_runs_and_wrong_outputs(tmp_path, capsys):
-    with pytest.raises(ValueError, match="holds neither metrics.json nor"):
+    with pytest.raises(SystemExit, match="holds neither metrics.json nor"):
         tool.main([str(tmp_path)])
     with pytest.raises(SystemExit):
         tool.main([str(tmp_path), "--plot", "x.jpg"])

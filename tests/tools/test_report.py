@@ -17,6 +17,7 @@ import pytest
 import torch
 from caureid_plugin.clustering import indicators
 from caureid_plugin.data import training_images
+from caureid_plugin.engine import images_digest
 from fastreid.data.datasets.market1501 import Market1501
 from fastreid.evaluation.rank import evaluate_rank
 from fastreid.modeling import build_model
@@ -120,6 +121,8 @@ def test_the_page_holds_every_section_and_no_other_file(run_folder, capsys):
     report.main([str(run_folder), "--images", "20"])
     page = Page(run_folder / "report.html")
     assert [text for text in page.headings if text in HEADINGS] == HEADINGS
+    assert "points of one cluster gather, whichever camera they are from." in page.text
+    assert "without “market1501_”, with which all begin" in page.text
     assert "my run" in page.text and "48 images of 2 cameras" in page.text
     assert "Finished: 2 of 2 epochs" in page.text
     assert page.attributes("src") and not page.attributes("onload")
@@ -232,7 +235,8 @@ def test_rows_of_a_run_that_was_resumed(tmp_path):
 
 @pytest.mark.parametrize("text, why", [
     ('{"iteration": 0}\nnonsense\n{"iteration": 1}\n', "damaged, its line 2"),
-    ('[1]\n', "damaged, its line 1"), ("", "holds no figures yet"),
+    ('[1]\n', "damaged, its line 1"), ('{"iteration": 0}\n{"iteration": "1"}\n', "its line 2"),
+    ('{"iteration": null}\n', "damaged, its line 1"), ("", "holds no figures yet"),
     ('{"iteration": 0', "holds no figures yet"), (None, "is missing")])
 def test_figures_that_cannot_be_read(run_folder, text, why):
     (run_folder / "metrics.json").unlink()
@@ -284,6 +288,31 @@ def test_curves_are_those_of_the_figures(run, monkeypatch):
                                                   "silhouette": [(0.0, 0.25), (1.0, 0.5)]}
     assert charts["Retrieval on the labelled test set"] == {
         "mAP": [(0.0, 20.0), (2.0, 55.0)], "Rank-1": [(0.0, 40.0), (2.0, 70.0)]}
+
+
+def test_one_camera_has_no_curve_of_clusters_that_span_cameras(run, monkeypatch):
+    charts = {}
+    monkeypatch.setattr(report, "chart_svg", lambda chart, number: charts.update(
+        {chart.title: chart.lines}))
+    report.curves(run._replace(names=["only"]))
+    assert list(charts["Shares"]) == ["outlier images"]
+
+
+@pytest.mark.parametrize("names, label", [
+    ("('InfoNCELoss',)", "InfoNCELoss"), ("('InfoNCELoss','CACCLoss')", "total")])
+def test_a_loss_that_is_alone(run, monkeypatch, names, label):
+    """FastReID writes it as total_loss, and no loss_* beside it."""
+    cfg = configure("MODEL.LOSSES.NAME", names)
+    rows = [{"data_time": 0.1, "iteration": 2, "lr": 0.1, "total_loss": 3.0, "time": 0.2},
+            {"data_time": 0.1, "iteration": 5, "lr": 0.1, "total_loss": 1.5, "time": 0.2}]
+    charts = {}
+    monkeypatch.setattr(report, "chart_svg", lambda chart, number: charts.update(
+        {chart.title: chart.lines}))
+    assert "Losses" not in report.curves(run._replace(cfg=cfg, rows=rows))["missing"]
+    assert charts["Losses"] == {label: [(1.0, 3.0), (2.0, 1.5)]}
+    rows = [{**row, "loss_infonce": 1.0} for row in rows]
+    report.curves(run._replace(cfg=cfg, rows=rows))
+    assert list(charts["Losses"]) == ["InfoNCE"], "the sum is not drawn beside its parts"
 
 
 def test_a_chart_is_drawn_in_the_colours_of_the_page():
@@ -621,7 +650,8 @@ OTHER = (r"of another version of the plugin: .*'SEEDLING'.*This version is "
          rf"{re.escape(caureid_plugin.__version__)}\. Make the report with the version")
 SPOILT = {
     "no config": (lambda f: (f / "config.yaml").unlink(), "holds no config.yaml.*OUTPUT_DIR"),
-    "config": (lambda f: (f / "config.yaml").write_text("MODEL: [1"), "config.yaml cannot be read"),
+    "config": (lambda f: (f / "config.yaml").write_text("MODEL: [1"),
+               r"config.yaml cannot be read.*[^.]\. It is what the run wrote"),
     "other version": (spoil_config, OTHER),
     "wrong value": (lambda f: (f / "config.yaml").write_text("SEED: [1]"), "SEED|seed"),
     "no checkpoint": (lambda f: (f / "model_final.pth").unlink(),
@@ -679,6 +709,66 @@ def test_training_images_that_are_not_the_runs(run_folder, tiny_market, monkeypa
         report.main([str(run_folder), "DATASETS.NAMES", "('Nothing',)"])
     with pytest.raises(SystemExit, match=r"DATASETS.NAMES \[\].*cannot be listed.*no image"):
         report.main([str(run_folder), "DATASETS.NAMES", "()"])
+
+
+@pytest.fixture
+def folder_run(tmp_path, monkeypatch):
+    """A run on CameraFolder, whose ROOT is relative to the folder it was started in."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for i in range(48):
+        path = tmp_path / "crops" / ("gate" if i < 24 else "yard") / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(256, size=(32, 16, 3), dtype=np.uint8)).save(path)
+    cfg = configure("DATASETS.NAMES", "('CameraFolder',)", "DATASETS.TESTS", "()",
+                    "CAMERA_FOLDER.ROOT", "crops")
+    return write_run(tmp_path / "run", cfg, training_images={
+        "digest": images_digest([path for path, _ in training_images(cfg)])})
+
+
+def test_cameras_are_named_as_their_folders(folder_run):
+    run = report_data.read_run(folder_run, None, [])
+    assert run.names == ["gate", "yard"] and run.prefix == ""
+    report.main([str(folder_run), "--images", "8"])
+    page = Page(folder_run / "report.html")
+    assert "with which all begin" not in page.text and "The camera stands below" in page.text
+    assert "camerafolder_" not in page.text
+
+
+def test_a_folder_of_images_that_is_not_found(folder_run, tmp_path, monkeypatch):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    with pytest.raises(SystemExit) as error:
+        report.main([str(folder_run)])
+    text = error.value.code
+    assert "below CAMERA_FOLDER.ROOT crops cannot be listed: " in text
+    assert f"crops is relative to the current directory, {elsewhere}: run the report" in text
+    assert "FASTREID_DATASETS" not in text
+    report.main([str(folder_run), "--images", "8", "CAMERA_FOLDER.ROOT", str(tmp_path / "crops")])
+    with pytest.raises(SystemExit, match="ROOT /absent cannot be listed") as error:
+        report.main([str(folder_run), "CAMERA_FOLDER.ROOT", "/absent"])
+    assert "is relative to" not in error.value.code
+
+
+def test_as_many_images_of_other_names_are_not_the_runs(folder_run, tmp_path):
+    (tmp_path / "crops" / "gate" / "03.png").rename(tmp_path / "crops" / "gate" / "99.png")
+    with pytest.raises(SystemExit, match=r"(?s)data set differs from the run's: the 48 training "
+                                         r"images of .*CAMERA_FOLDER.ROOT crops are as many.*other "
+                                         r"files: names were changed.*Restore the files"):
+        report.main([str(folder_run)])
+    # a checkpoint of an earlier version does not know its images' names
+    content = torch.load(folder_run / "model_final.pth", weights_only=True)
+    del content["training_images"]
+    torch.save(content, folder_run / "model_final.pth")
+    assert len(report_data.read_run(folder_run, None, []).paths) == 48
+
+
+def test_places_of_several_datasets():
+    where, advice = report_data.data_place(configure(
+        "DATASETS.NAMES", "('Market1501','CameraFolder')", "CAMERA_FOLDER.ROOT", "/my/crops"))
+    assert "CAMERA_FOLDER.ROOT /my/crops and " in where
+    assert "CAMERA_FOLDER.ROOT" in advice and "FASTREID_DATASETS" in advice
 
 
 def test_training_images_that_are_listed_but_gone(run, monkeypatch):

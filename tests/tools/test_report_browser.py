@@ -1,5 +1,6 @@
 """The report of a real run in a real browser: it loads without errors and fits its screens."""
 
+import csv
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ SCREENS = [(390, "light"), (390, "dark"), (1280, "light"), (1280, "dark")]
 # runs, if it is taken for HTML
 HOSTILE = "<img src=x onerror=window.broken=1>'\"&"
 NAME = "run <img src=x onerror=window.broken=2>"
+CAMERAS = ["courtyardm", "entrance_w"]
 KEYS = """
 MODEL.DEVICE cpu MODEL.BACKBONE.FEAT_DIM 16 MODEL.HEADS.CAMSEP.REDUCTION 4
 MODEL.HEADS.CAMSEP.NUM_CAMERAS 2 MODEL.BN_GROUP_SIZE 8 DATASETS.NAMES ('Market1501',)
@@ -68,15 +70,21 @@ def tool(name, root, *arguments):
 
 
 @pytest.fixture(scope="module")
-def page_file(tmp_path_factory):
+def data(tmp_path_factory):
+    """Folder of the images."""
+    root = tmp_path_factory.mktemp("data")
+    write_images(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def page_file(data, tmp_path_factory):
     """The report of a tiny run that was trained for it, in a folder whose name is hostile too."""
     find_browser()  # before the work
-    root = tmp_path_factory.mktemp("data")
     folder = tmp_path_factory.mktemp("runs") / NAME
-    write_images(root)
-    tool("train_net.py", root, "--config-file", "Synthetic/caureid.yml", *KEYS, "OUTPUT_DIR",
+    tool("train_net.py", data, "--config-file", "Synthetic/caureid.yml", *KEYS, "OUTPUT_DIR",
          folder)
-    printed = tool("report.py", root, folder, "--images", "30")
+    printed = tool("report.py", data, folder, "--images", "30")
     assert re.search(r"report\.html: \d\.\d MiB$", printed.strip())
     return folder / "report.html"
 
@@ -106,6 +114,32 @@ def opened(request, chromium, page_file):
     page.goto(page_file.as_uri(), wait_until="load")
     yield page, width, scheme, wrong
     page.close()
+
+
+@pytest.fixture(scope="module")
+def named_page(data, page_file, tmp_path_factory):
+    """A report of the same run, whose cameras have names of ten letters."""
+    folder = tmp_path_factory.mktemp("named")
+    images = sorted(data.glob("*/bounding_box_train/*.jpg"))
+    with (folder / "cameras.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["path", "camera"], *(
+            [image, CAMERAS["_c2s" in image.name]] for image in images)])
+    tool("report.py", data, page_file.parent, "--images", "30", "--output",
+         folder / "report.html", "DATASETS.NAMES", "('CameraFolder',)", "DATASETS.TESTS", "()",
+         "CAMERA_FOLDER.ROOT", images[0].parent, "CAMERA_FOLDER.CAMERA", "csv",
+         "CAMERA_FOLDER.CSV", folder / "cameras.csv")
+    return folder / "report.html"
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_names_of_cameras_are_not_cut(chromium, named_page, width):
+    page = chromium.new_page(viewport={"width": width, "height": 844})
+    page.goto(named_page.as_uri(), wait_until="load")
+    captions = page.evaluate("""[...document.querySelectorAll('.crop figcaption')].map(e => [
+        e.textContent, e.scrollWidth <= e.clientWidth, e.scrollHeight <= e.clientHeight])""")
+    page.close()
+    assert {text for text, *_ in captions} == set(CAMERAS)
+    assert all(wide and high for _, wide, high in captions)
 
 
 def luminance(colour):

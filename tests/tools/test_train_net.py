@@ -1,9 +1,11 @@
 """tools/train_net.py as a user runs it: train, resume, evaluate, two processes."""
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -63,7 +65,9 @@ def test_train_resume_and_evaluate(train_net, tmp_path):
 
     weights = tmp_path / "a" / "model_final.pth"
     assert "memory_bank" in torch.load(weights, weights_only=True)
+    assert log.count(f"Look at it: tools/report.py {tmp_path / 'a'}\n") == 1
     log = train_net("b", "--eval-only", "MODEL.WEIGHTS", weights)
+    assert "Look at it" not in log
     assert f"{after:.2f}" in log  # the table of the evaluation gives two digits
 
 
@@ -98,11 +102,69 @@ def test_torchrun(train_net, tmp_path):
     assert "World size: 2" in log and (tmp_path / "run" / "model_final.pth").is_file()
 
 
+def said(log):
+    """The last line, which says what is wrong; there is no traceback."""
+    assert "Traceback" not in log, log
+    assert log.count("train_net.py: ") == 1
+    line = log.splitlines()[-1]
+    assert line.startswith("train_net.py: ")
+    return line.removeprefix("train_net.py: ")
+
+
 def test_errors_of_the_command(train_net):
     log = train_net("c", "MODEL.HEADS.CAMSEP.NUM_CAMERA", 6, fails=True)
-    assert "did you mean MODEL.HEADS.CAMSEP.NUM_CAMERAS" in log
+    assert said(log).startswith("There is no config key 'MODEL.HEADS.CAMSEP.NUM_CAMERA', did you "
+                                "mean MODEL.HEADS.CAMSEP.NUM_CAMERAS")
     log = train_net("c", "SOLVER.AMP.ENABLED", True, fails=True)
     assert "Set SOLVER.AMP.ENABLED False" in log
+
+
+@pytest.mark.parametrize("processes", [(), ("--num-gpus=2", "--dist-url=auto")],
+                         ids=["one", "two"])
+def test_errors_of_data_and_weights_are_one_sentence(train_net, tmp_path, processes):
+    none = tmp_path / "none"
+    for keys, says in [
+            (["DATASETS.NAMES", "('CameraFolder',)", "CAMERA_FOLDER.ROOT", none],
+             f"CAMERA_FOLDER.ROOT {none} does not exist"),
+            (["MODEL.HEADS.CAMSEP.NUM_CAMERAS", 3], "come from 2 cameras: set it to 2.")]:
+        assert says in said(train_net("c", *processes, *keys, fails=True))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_errors_of_training_keep_their_traceback(processes, monkeypatch):
+    """A KeyError in the code is no key that the user got wrong."""
+    spec = importlib.util.spec_from_file_location(
+        "train_net", REPOSITORY / "tools" / "train_net.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+
+    class Trainer:
+        def resume_or_load(self, resume):
+            if error is None:
+                raise KeyError("a key")
+
+        def train(self):
+            raise error
+
+    def launch(main, count, args, **options):
+        try:
+            main(*args)
+        except KeyError as raised:
+            if processes == 1:
+                raise
+            text = "".join(traceback.format_exception(raised)).rstrip()
+            raise script.ProcessError(text) from None
+
+    monkeypatch.setattr(script, "setup", lambda args: None)
+    monkeypatch.setattr(script, "build_trainer", lambda cfg: Trainer())
+    monkeypatch.setattr(script, "launch", launch)
+    args = script.default_argument_parser().parse_args([])
+    args.join_timeout, error = 1.0, KeyError("x")
+    with pytest.raises(KeyError if processes == 1 else script.ProcessError, match="'x'"):
+        script.run(args)
+    error = None
+    with pytest.raises(SystemExit, match=r"^train_net.py: a key$"):
+        script.run(args)
 
 
 def test_a_config_that_does_not_exist_lists_the_others():
