@@ -13,9 +13,7 @@ import caureid_plugin  # first: it makes the toolbox importable
 import numpy as np
 from caureid_plugin.clustering import search_neighbors
 from caureid_plugin.data import build_extraction_loader
-from fastreid.modeling import build_model
-from fastreid.utils.checkpoint import Checkpointer
-from fastreid.utils.env import seed_all_rng
+from caureid_plugin.engine import build_network
 from torch.nn.functional import normalize
 
 
@@ -39,10 +37,7 @@ def main() -> None:
     args = parser.parse_args()
 
     cfg = caureid_plugin.load_config(args.config_file, args.opts)
-    seed_all_rng(caureid_plugin.compat.process_seed(max(cfg.SEED, 0), 0))
-    model = build_model(cfg)
-    if cfg.MODEL.WEIGHTS:
-        Checkpointer(model).load(cfg.MODEL.WEIGHTS)
+    model = build_network(cfg, cfg.MODEL.WEIGHTS)
     items = caureid_plugin.training_images(cfg)
     loader = build_extraction_loader(cfg, items)
     features = normalize(caureid_plugin.extract_features(model, loader), dim=1)

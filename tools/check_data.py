@@ -27,7 +27,7 @@ from caureid_plugin import check_cameras
 from caureid_plugin.data import UnlabelledImages, build_dataset, training_images
 from caureid_plugin.data.sampler import check_batch
 from caureid_plugin.engine.checks import check_clustering, check_size
-from caureid_plugin.engine.setup import load_config
+from caureid_plugin.engine.setup import build_network, load_config
 from caureid_plugin.files import write_atomically
 from caureid_plugin.inspection import (
     COPY_DISTANCE,
@@ -290,7 +290,7 @@ def check_start(report: Report, data: Data, cfg) -> None:
     """Time, memory and first clustering, with the network that training starts from."""
     section = report.section("start", "The start of training")
     try:
-        model = network.build_network(cfg)
+        model = build_network(cfg, cfg.MODEL.WEIGHTS)
     except WRONG as error:
         section.lines.append("Left out: the network could not be built.")
         if isinstance(error, OSError):  # a missing file or no internet: nothing about the images
@@ -446,8 +446,6 @@ def check_writable(parser: argparse.ArgumentParser, option: str, path: Path | No
 def read(args: argparse.Namespace, notes: Notes):
     """Config and data; reads every image."""
     cfg = load_config(args.config_file, args.opts, notes.note)
-    if cfg.MODEL.WEIGHTS:
-        cfg.MODEL.BACKBONE.PRETRAIN = False
     cfg.freeze()
     items = training_images(cfg)
     images = UnlabelledImages(items, None)  # checks the cameras and numbers them

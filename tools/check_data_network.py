@@ -21,9 +21,7 @@ from caureid_plugin.data import build_extraction_loader, build_pseudo_label_load
 from caureid_plugin.engine.checks import why_not_to_train
 from caureid_plugin.inspection import clustering_seconds, neighbor_memory, training_cost
 from fastreid.engine.train_loop import AMPTrainer, SimpleTrainer
-from fastreid.modeling import build_model
 from fastreid.solver import build_optimizer
-from fastreid.utils.env import seed_all_rng
 from fastreid.utils.events import EventStorage
 from torch.nn.functional import normalize
 from tqdm import tqdm
@@ -45,21 +43,12 @@ class Clustering(NamedTuple):
     suggested: float | None
 
 
-def build_network(cfg) -> torch.nn.Module:
-    """The network that training starts from: the seed's, pretrained, or that of MODEL.WEIGHTS."""
-    seed_all_rng(caureid_plugin.compat.process_seed(max(cfg.SEED, 0), 0))
-    model = build_model(cfg)
-    if cfg.MODEL.WEIGHTS:
-        caureid_plugin.compat.load_weights(model, cfg.MODEL.WEIGHTS)
-    return model
-
-
 def measure(cfg, model, items: list, camids: np.ndarray, images: int) -> dict:
     """Figures of a sample, and what they make of all images.
 
     Args:
         cfg: of the training.
-        model: of :func:`build_network`; changed by the steps that are timed.
+        model: that training starts with; changed by the steps that are timed.
         items: (path, camera) of the sample.
         camids: (n,) cameras of the sample.
         images: N, of the training set.

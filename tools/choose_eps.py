@@ -30,9 +30,7 @@ from caureid_plugin.clustering import (
     sweep_eps,
 )
 from caureid_plugin.data import build_extraction_loader
-from caureid_plugin.engine import check_identities
-from fastreid.modeling import build_model
-from fastreid.utils.env import seed_all_rng
+from caureid_plugin.engine import build_network, check_identities
 from sklearn.metrics import adjusted_rand_score
 from tabulate import tabulate
 from torch.nn.functional import normalize
@@ -103,10 +101,7 @@ def extract(cfg, identities: bool) -> dict:
     if identities:
         check_identities(cfg, "--diagnostics")
     loader = build_extraction_loader(cfg, caureid_plugin.training_images(cfg))
-    seed_all_rng(caureid_plugin.compat.process_seed(max(cfg.SEED, 0), 0))  # weights too
-    model = build_model(cfg)
-    if cfg.MODEL.WEIGHTS:
-        caureid_plugin.compat.load_weights(model, cfg.MODEL.WEIGHTS)
+    model = build_network(cfg, cfg.MODEL.WEIGHTS)
     features = normalize(caureid_plugin.extract_features(model, loader), dim=1)
     found = {"features": features.numpy(), "camids": loader.dataset.camids}
     if identities:
@@ -264,8 +259,6 @@ def configure(args: argparse.Namespace):
         if getattr(args, name) is not None:
             for key in keys:
                 cfg.CAUREID.CLUSTER[key] = getattr(args, name)
-    if cfg.MODEL.WEIGHTS:
-        cfg.MODEL.BACKBONE.PRETRAIN = False
     cfg.freeze()
     return cfg
 

@@ -7,8 +7,7 @@ import caureid_plugin  # first: it makes the toolbox importable
 import numpy as np
 import torch
 from caureid_plugin.data import build_extraction_loader
-from fastreid.modeling import build_model
-from fastreid.utils.env import seed_all_rng
+from caureid_plugin.engine import build_network
 from PIL import Image
 from sklearn.manifold import TSNE
 from torch.nn.functional import normalize
@@ -32,7 +31,7 @@ def build_trained(run: Run) -> torch.nn.Module:
         ReportError: they do not fit the config.
     """
     try:
-        return _build(run.cfg, str(run.checkpoint))
+        return build_network(run.cfg, str(run.checkpoint)).eval()
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise ReportError(f"The network of {run.folder / 'config.yaml'} cannot take the weights of "
                           f"{run.checkpoint}: {error} Name a checkpoint of this run, or take back "
@@ -49,7 +48,7 @@ def build_start(run: Run) -> torch.nn.Module:
     if problem:
         raise Missing(problem)
     try:
-        return _build(run.cfg, run.cfg.MODEL.WEIGHTS)
+        return build_network(run.cfg, run.cfg.MODEL.WEIGHTS).eval()
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise Missing(f"The network before training cannot be shown: {error}") from error
 
@@ -74,18 +73,6 @@ def start_problem(cfg, folder: Path) -> str:
         return (f"{said}its random weights were not kept, because SEED was {cfg.SEED}. Train with "
                 "a SEED of 0 or more to see them.")
     return ""
-
-
-def _build(cfg, weights: str) -> torch.nn.Module:
-    cfg = cfg.clone()
-    cfg.defrost()
-    if weights:
-        cfg.MODEL.BACKBONE.PRETRAIN = False
-    seed_all_rng(caureid_plugin.compat.process_seed(max(cfg.SEED, 0), 0))  # as before training
-    model = build_model(cfg)
-    if weights:
-        caureid_plugin.compat.load_weights(model, weights)
-    return model.eval()
 
 
 def embed(model: torch.nn.Module, cfg, paths: list[str]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The config of a run: the file, keys of the command line, and what is left to the data."""
+"""What a run starts with: its config, fitted to the data, and its network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from operator import attrgetter
 from typing import Any
 
 from fastreid.config import CfgNode, get_cfg
+from fastreid.modeling import build_model
+from fastreid.utils.env import seed_all_rng
+from torch import nn
 
+from ..compat import load_weights, process_seed
 from ..config import add_caureid_config
 from ..config_files import get_config_file
 from ..data import CameraFolder, build_dataset
@@ -154,3 +158,27 @@ def check_identities(cfg: CfgNode, use: str) -> None:
         raise ValueError(
             f"{use} needs the identities of the training images, and those of {OWN_DATA} "
             f"(DATASETS.NAMES {list(cfg.DATASETS.NAMES)}) have none.")
+
+
+def build_network(cfg: CfgNode, weights: str = "") -> nn.Module:
+    """The network that training starts with, or the same with other weights; in training mode.
+
+    The random generators are seeded as training seeds them: weights that are not pretrained are
+    those of a run with this SEED.
+
+    Args:
+        cfg: fitted to the data.
+        weights: a checkpoint; "": random or pretrained weights, as the config says.
+
+    Raises:
+        FileNotFoundError, ValueError: weights that are missing, damaged or of another network.
+    """
+    if weights:  # which replace those that would be read, or downloaded, first
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.BACKBONE.PRETRAIN = False
+    seed_all_rng(process_seed(max(cfg.SEED, 0), 0))
+    model: nn.Module = build_model(cfg)
+    if weights:
+        load_weights(model, weights)
+    return model

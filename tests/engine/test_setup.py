@@ -13,7 +13,8 @@ import caureid_plugin
 import pytest
 import torch
 import yaml
-from caureid_plugin import fit_to_data, load_config
+from caureid_plugin import fit_to_data, get_config_file, load_config
+from caureid_plugin.engine import build_network
 from fastreid.config import get_cfg
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.modeling import build_model
@@ -401,3 +402,33 @@ def test_several_processes_say_it_once(market, tmp_path, script_keys):
     for text in ("NUM_CAMERAS -1 becomes 2", "nothing is evaluated on it", "without identities"):
         assert (done.stdout + done.stderr).count(text) == 1, text
     assert (tmp_path / "run" / "model_final.pth").is_file()
+
+
+# --------------------------------------------------------------------------- the network ----
+
+
+def test_the_network_is_the_one_that_training_starts_with(train_as_script):
+    """And with a checkpoint's weights it is the one that was saved."""
+    seen = {}
+
+    def watch(trainer):
+        seen.update({name: value.clone() for name, value in trainer.model.state_dict().items()})
+
+    trainer = train_as_script("SOLVER.MAX_EPOCH", "1", watch=watch)
+    torch.rand(3)  # another state of the generators
+    start = build_network(trainer.cfg)
+    assert start.training
+    for name, value in start.state_dict().items():
+        assert torch.equal(value, seen[name]), name
+    saved = os.path.join(trainer.cfg.OUTPUT_DIR, "model_final.pth")
+    for name, value in build_network(trainer.cfg, saved).state_dict().items():
+        assert torch.equal(value, trainer.model.state_dict()[name]), name
+    assert not all(torch.equal(value, seen[name])
+                   for name, value in trainer.model.state_dict().items())
+
+
+def test_weights_that_are_not_there_are_named(cfg, tmp_path):
+    cfg.merge_from_file(get_config_file("Synthetic/caureid.yml"))
+    cfg.MODEL.DEVICE = "cpu"
+    with pytest.raises((FileNotFoundError, ValueError), match="none.pth"):
+        build_network(cfg, str(tmp_path / "none.pth"))
