@@ -171,7 +171,11 @@ def test_notices_are_logged_by_default(market, caplog, monkeypatch):
     caplog.set_level(logging.INFO, logger="fastreid")
     cfg = load_config(CONFIG, ["CAMERA_FOLDER.ROOT", str(market), "CAMERA_FOLDER.LEVEL", "-1"])
     assert cfg.MODEL.HEADS.CAMSEP.NUM_CAMERAS == 3 and not cfg.is_frozen()
-    assert [record.name for record in caplog.records] == ["fastreid.caureid"] * 2
+    # a handler that another test left behind may have seen them too
+    texts = {record.getMessage() for record in caplog.records if record.name == "fastreid.caureid"}
+    assert len(texts) == 2, texts
+    assert any("NUM_CAMERAS -1 becomes 3" in text for text in texts)
+    assert any("nothing is evaluated" in text for text in texts)
 
 
 def test_load_config(cfg, tmp_path):

@@ -184,7 +184,9 @@ def test_detach_moves_the_running_statistics_once(make_cfg):
 def test_errors(make_cfg):
     with pytest.raises(ValueError, match="CAMSEP.ATTENTION 'harmonius' .*'harmonious', 'none'"):
         caureid_plugin.CamSepHead(make_cfg(CAMSEP + "ATTENTION", "harmonius"))
-    for cameras in (-1, 0, 1):
+    with pytest.raises(ValueError, match="NUM_CAMERAS is -1 .*call cfg = .*fit_to_data"):
+        caureid_plugin.CamSepHead(make_cfg(CAMSEP + "NUM_CAMERAS", -1))
+    for cameras in (0, 1):
         with pytest.raises(ValueError, match=f"needs MODEL.HEADS.CAMSEP.NUM_CAMERAS.*is {cameras}"):
             caureid_plugin.CamSepHead(make_cfg(CAMSEP + "NUM_CAMERAS", cameras))
     with pytest.raises(ValueError, match="CameraSeparationLoss .*CAMSEP.ATTENTION 'none' does not"):
