@@ -111,7 +111,8 @@ def camera_pairs(data: Data, alike: list, rng: np.random.Generator) -> list[Gall
     found = []
     for first, second, auc in alike[:MOST_PAIRS]:
         pictures = [picture(data, row, camera=True) for camera in (first, second) for row in
-                    np.sort(rng.choice(np.flatnonzero(data.cameras == camera), PER_PAIR))]
+                    np.sort(rng.choice(np.flatnonzero(data.cameras == camera), PER_PAIR,
+                                       replace=False))]
         found.append(Gallery(f"{printable(data.names[first])} and {printable(data.names[second])}"
                              f" (AUC {auc:.2f})", pictures))
     return found

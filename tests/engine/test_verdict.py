@@ -3,7 +3,8 @@
 import re
 
 import pytest
-from caureid_plugin.engine.verdict import JUDGED, LEVELS, judge
+from caureid_plugin import compat
+from caureid_plugin.engine.verdict import JUDGED, LEVELS, LOOKED_BACK, judge
 
 NAN = float("nan")
 # values over the clusterings of runs that were measured, and how they ended
@@ -49,6 +50,15 @@ def test_outliers_that_grow_are_no_matter_of_eps():
     assert levels(DECAYED)["outlier_share"] == "bad"
     advice = " ".join(judge(DECAYED).advice)
     assert "CAUREID.LABELS extract" in advice and "Raise CAUREID.CLUSTER.EPS" not in advice
+
+
+def test_a_resumed_run_gets_the_verdict_of_a_whole_one():
+    """Of the time before it was resumed it knows the last figures alone."""
+    assert LOOKED_BACK == compat.RunState.WINDOW
+    shares = [0.2, *[0.33] * LOOKED_BACK]
+    assert levels({"outlier_share": shares}) == {"outlier_share": "good"}
+    assert levels({"outlier_share": shares[1:]}) == {"outlier_share": "good"}
+    assert levels({"outlier_share": shares[:-1]}) == {"outlier_share": "bad"}
 
 
 def test_many_outliers_ask_for_a_larger_eps():
