@@ -2538,9 +2538,8 @@ def configured_dataset(cfg: CfgNode, name: str):
     Raises:
         KeyError: no dataset of that name (lists those there are).
     """
-    datasets = _data_build.DATASET_REGISTRY
-    with datasets.by(cfg):
-        return datasets.get(name)(root=dataset_root())
+    with _DATASETS.by(cfg):
+        return _DATASETS.get(name)(root=dataset_root())
 
 
 # ------------------------------------------------------------------------------ registries ----

@@ -90,39 +90,33 @@ def build_trainer(cfg):
     return trainer
 
 
-def build_evaluated(cfg):
-    """Config and network to evaluate MODEL.WEIGHTS on DATASETS.TESTS.
+def evaluate(cfg):
+    """Evaluates MODEL.WEIGHTS on DATASETS.TESTS.
 
     Raises:
-        ValueError: there is no test set.
+        Mistake: there is no test set; the network cannot be built, or not take the weights.
     """
-    if not cfg.DATASETS.TESTS:
-        raise ValueError("DATASETS.TESTS is empty, there is nothing to evaluate on: name a "
-                         "dataset. For CameraFolder set CAMERA_FOLDER.QUERY and GALLERY too.")
-    cfg = to_evaluate(cfg)
-    model = DefaultTrainer.build_model(cfg)
-    if cfg.MODEL.WEIGHTS:
-        caureid_plugin.compat.load_weights(model, cfg.MODEL.WEIGHTS)
-    else:
-        logger.warning("MODEL.WEIGHTS is empty: evaluating a network with random weights.")
-    return cfg, model
-
-
-def evaluate(cfg):
-    """Evaluates MODEL.WEIGHTS on DATASETS.TESTS; raises what :func:`build_evaluated` does."""
-    return DefaultTrainer.test(*build_evaluated(cfg))
+    with mistakes():
+        if not cfg.DATASETS.TESTS:
+            raise ValueError("DATASETS.TESTS is empty, there is nothing to evaluate on: name a "
+                             "dataset. For CameraFolder set CAMERA_FOLDER.QUERY and GALLERY too.")
+        cfg = to_evaluate(cfg)
+        model = DefaultTrainer.build_model(cfg)
+        if cfg.MODEL.WEIGHTS:
+            caureid_plugin.compat.load_weights(model, cfg.MODEL.WEIGHTS)
+        else:
+            logger.warning("MODEL.WEIGHTS is empty: evaluating a network with random weights.")
+    return DefaultTrainer.test(cfg, model)
 
 
 def main(args):
     with mistakes():
         cfg = setup(args)
-        if args.eval_only:
-            evaluated = build_evaluated(cfg)
-        else:
-            trainer = build_trainer(cfg)
-            trainer.resume_or_load(resume=args.resume)
     if args.eval_only:
-        return DefaultTrainer.test(*evaluated)
+        return evaluate(cfg)
+    with mistakes():
+        trainer = build_trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
     results = trainer.train()
     if is_unsupervised(cfg) and comm.is_main_process():
         logger.info("Look at it: tools/report.py %s", shlex.quote(cfg.OUTPUT_DIR))

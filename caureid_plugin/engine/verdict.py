@@ -67,6 +67,13 @@ SUMMARIES = {
 }
 
 
+def _grade(value: float, bad: float, mixed: float, advice: str, sentences: Mapping[str, str]
+           ) -> tuple[str, str, str]:
+    """Level, sentence and advice of a figure that should be high: the limits are its levels'."""
+    level = "bad" if value < bad else "mixed" if value < mixed else "good"
+    return level, sentences[level], "" if level == "good" else advice
+
+
 def _silhouette(known: Indicators) -> tuple[str, str, str]:
     value, largest = known["silhouette"][-1], (known.get("largest_share") or [0.0])[-1]
     advice = (f"Change {EPS} (tools/choose_eps.py), or start from weights of a re-identification "
@@ -74,11 +81,10 @@ def _silhouette(known: Indicators) -> tuple[str, str, str]:
     if largest > 0.2:
         advice = (f"Lower {EPS}: the largest cluster holds {largest:.0%} of the images, different "
                   "people are taken for one.")
-    if value < 0.2:
-        return "bad", "clusters lie within each other, or hold few of the images", advice
-    if value < 0.3:
-        return "mixed", "clusters lie close to each other, or leave many images out", advice
-    return "good", "clusters are tight, apart, and hold most images", ""
+    return _grade(value, 0.2, 0.3, advice, {
+        "bad": "clusters lie within each other, or hold few of the images",
+        "mixed": "clusters lie close to each other, or leave many images out",
+        "good": "clusters are tight, apart, and hold most images"})
 
 
 def _outliers(known: Indicators) -> tuple[str, str, str]:
@@ -96,26 +102,22 @@ def _outliers(known: Indicators) -> tuple[str, str, str]:
 
 
 def _stability(known: Indicators) -> tuple[str, str, str]:
-    value = known["stability"][-1]
     advice = ("Train longer (SOLVER.MAX_EPOCH, with later SOLVER.STEPS) or lower SOLVER.BASE_LR: "
               "clusters still change.")
-    if value < 0.35:
-        return "bad", "from one clustering to the next most images change their company", advice
-    if value < 0.6:
-        return "mixed", "clusters still change a good deal from one clustering to the next", advice
-    return "good", "clusters change little from one clustering to the next", ""
+    return _grade(known["stability"][-1], 0.35, 0.6, advice, {
+        "bad": "from one clustering to the next most images change their company",
+        "mixed": "clusters still change a good deal from one clustering to the next",
+        "good": "clusters change little from one clustering to the next"})
 
 
 def _cross_camera(known: Indicators) -> tuple[str, str, str]:
-    value = known["cross_camera"][-1]
     advice = ("Clusters follow cameras more than people, unless hardly anybody passes two cameras: "
               "set CAUREID.CLUSTER.CAMERA_AWARE True, and start from weights of a "
               "re-identification network (MODEL.BACKBONE.PRETRAIN_PATH or MODEL.WEIGHTS).")
-    if value < 0.3:
-        return "bad", "most clusters hold images of one camera alone", advice
-    if value < 0.4:
-        return "mixed", "more than half of the clusters hold images of one camera alone", advice
-    return "good", "many clusters hold images of several cameras", ""
+    return _grade(known["cross_camera"][-1], 0.3, 0.4, advice, {
+        "bad": "most clusters hold images of one camera alone",
+        "mixed": "more than half of the clusters hold images of one camera alone",
+        "good": "many clusters hold images of several cameras"})
 
 
 # indicator -> what it says: level, sentence, advice
