@@ -1,6 +1,7 @@
 # make demo   the method on its embedded data, from rendering to the result table
 # make test   all tests
 # make lint   the static checks alone: ruff, mypy, vulture, directions of imports, the documents
+# make docs   the documentation as a site, in build/docs
 # make env    the environment alone, for tools/: source .venv/bin/activate
 # Each makes its own environment in .venv first and uses it again the next time.
 
@@ -12,7 +13,7 @@ SEED ?= 1
 READY := $(VENV)/.installed
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint env clean help
+.PHONY: demo test lint docs env clean help
 
 help:
 	@sed -n 's/^# \(make.*\)/\1/p' Makefile
@@ -25,6 +26,9 @@ test: $(READY)
 
 lint: $(READY)
 	$(RUN) -m pytest -q tests/test_static.py tests/test_structure.py tests/test_docs.py
+
+docs: $(READY)
+	$(RUN) -m sphinx -W --keep-going -n -b html docs build/docs
 
 env: $(READY)
 

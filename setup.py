@@ -31,11 +31,16 @@ REQUIRES = [
     "termcolor>=2.2",
     "tensorboard>=2.12",
     "tqdm>=4.64",
+    "filelock>=3.16",
     "gdown>=4.6",
     "matplotlib>=3.7",
     "Cython>=3.0",
     "setuptools>=65",
 ]
+
+EXPORT = ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.2"]
+WEB = ["flask>=3.0", "waitress>=3.0"]
+DOCS = ["sphinx>=8.1", "myst-parser>=4.0", "furo>=2024.8.6"]
 
 setup(
     name="caureid-plugin",
@@ -58,7 +63,11 @@ setup(
     extras_require={
         "faiss-cpu": ["faiss-cpu>=1.7.4"],
         "faiss-gpu": ["faiss-gpu>=1.14"],
+        "export": EXPORT,
+        "web": WEB,
+        "docs": DOCS,
         "test": [
+            *EXPORT, *WEB, *DOCS,
             "pytest>=7.4", "pytest-timeout>=2.2", "hypothesis>=6.87", "markdown-it-py>=3.0",
             "playwright>=1.49",
             # bounded: a new release may find what nobody changed

@@ -13,11 +13,11 @@ import importlib.util
 __version__ = "0.2.0"
 
 __all__ = [
-    "LOSS_REGISTRY", "CAUReID", "CamSepHead", "CameraFolder", "ClusterSampler", "EvalAtStart",
-    "MemoryBank", "PersonX", "SyntheticCameras", "UnlabelledImages", "UnsupervisedHook",
+    "LOSS_REGISTRY", "CAUReID", "CamSepHead", "CameraFolder", "ClusterSampler", "Embedder",
+    "EvalAtStart", "Index", "MemoryBank", "PersonX", "SyntheticCameras", "UnlabelledImages", "UnsupervisedHook",
     "add_caureid_config", "build_dataset", "build_losses", "check_cameras", "compat",
-    "extract_features", "fit_to_data", "get_config_file", "launch", "load_config", "needs_memory",
-    "training_images",
+    "extract_features", "fit_to_data", "get_config_file", "launch", "load_config", "load_run",
+    "needs_memory", "training_images",
 ]
 
 # asked for, not tried: what goes wrong inside an installed FastReID must be seen
@@ -45,6 +45,7 @@ if importlib.util.find_spec("fastreid") is not None:
         load_config,
     )
     from .modeling import LOSS_REGISTRY, CamSepHead, CAUReID, MemoryBank, build_losses, needs_memory
+    from .retrieval import Embedder, Index, load_run
 else:
 
     def __getattr__(name: str) -> object:

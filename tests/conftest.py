@@ -119,3 +119,45 @@ def train_as_script(tiny_market, tmp_path, monkeypatch):
 def script_keys():
     """Keys and values of a tiny training for the command line of tools/train_net.py."""
     return SCRIPT_KEYS
+
+
+@pytest.fixture
+def small_run(tmp_path):
+    """Makes a run folder as training leaves it, of a network with random weights, in no time.
+
+    Called with config keys and values it gives the folder. The memory bank has 60 images in 6
+    clusters and of 2 cameras, and 6 outliers; those of a cluster are alike.
+    """
+    import torch
+    from caureid_plugin.engine import build_network, load_config
+    from torch.nn.functional import normalize
+
+    def make(*options, folder="small_run"):
+        cfg = load_config("Synthetic/caureid.yml", [*SCRIPT_KEYS, *options])
+        model = build_network(cfg)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for name, value in model.state_dict().items():  # an attention that has left its start
+                if name.endswith("combine.1.weight"):
+                    value.normal_(0, 0.5, generator=generator)
+            for module in model.modules():
+                if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                    module.momentum = 1.0
+            for _ in range(6):  # batch norm sees images, one layer after the other
+                blocks = 255 * torch.rand(32, 3, 4, 2, generator=generator)
+                images = blocks.repeat_interleave(8, 2).repeat_interleave(8, 3)
+                model.heads(model.backbone((images - model.pixel_mean) / model.pixel_std),
+                            torch.zeros(32, dtype=torch.int64))
+        labels = torch.cat([torch.arange(6).repeat_interleave(10), torch.full((6,), -1)])
+        centres = torch.randn(7, 16, generator=generator)
+        features = centres[labels] + 0.7 * torch.randn(66, 16, generator=generator)
+        home = tmp_path / folder
+        home.mkdir()
+        (home / "config.yaml").write_text(cfg.dump())
+        torch.save({"model": model.state_dict(), "memory_bank": {
+            "features": normalize(features, dim=1), "labels": labels,
+            "camids": torch.arange(66) % 2}}, home / "model_final.pth")
+        (home / "last_checkpoint").write_text("model_final.pth")
+        return home
+
+    return make

@@ -16,22 +16,26 @@ from typing import Any, NamedTuple
 import caureid_plugin  # first: it makes the toolbox importable
 import numpy as np
 import torch
-import yaml
 from caureid_plugin.data import UnlabelledImages, training_images
 from caureid_plugin.engine import images_digest
-from caureid_plugin.engine.setup import load_config
 from caureid_plugin.inspection import short_names
-from caureid_plugin.safe_load import load_tensors
+from caureid_plugin.retrieval.run_folder import (
+    RunError,
+    check_folder,
+    find_checkpoint,
+    memory_bank,
+    read_checkpoint,
+    read_config,
+    without_singletons,
+)
 
 from visualize_attention import printable
 
 INDICATORS = ("outlier_share", "largest_share", "cross_camera", "silhouette", "stability")
-BANK = ("features", "labels", "camids")
 FOLDER = "CameraFolder"  # the dataset whose folder is a config key
 
 
-class ReportError(ValueError):
-    """Why there can be no report of a run, and what to do."""
+ReportError = RunError  # why there can be no report of a run, and what to do
 
 
 class Missing(ValueError):
@@ -88,16 +92,13 @@ def read_run(folder: Path, checkpoint: Path | None, opts: list[str]) -> Run:
     Raises:
         ReportError: it is no run folder, or not whole, or its data set is not the run's.
     """
-    if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "does not exist"
-        raise ReportError(f"{folder} {what}: give the folder that a run has written, its "
-                          "OUTPUT_DIR.")
-    cfg = read_config(folder, opts)
+    check_folder(folder)
+    cfg = read_config(folder, opts, training=True)
     path = checkpoint or find_checkpoint(folder)
     if not path.is_file() and (folder / path).is_file():
         path = folder / path
     content = read_checkpoint(path)
-    bank = content["memory_bank"]
+    bank = memory_bank(content, path)
     images, names = match_images(cfg, content, path)
     steps, epoch_steps = progress(cfg, content, len(images))
     rows, no_rows = read_rows(folder / "metrics.json")
@@ -105,105 +106,6 @@ def read_run(folder: Path, checkpoint: Path | None, opts: list[str]) -> Run:
         path.stat().st_mtime)), steps, epoch_steps, bank["features"].float(),
         without_singletons(bank["labels"].long().numpy()), images.paths, images.camids,
         *short_names(names), rows, no_rows)
-
-
-# ------------------------------------------------------------------------------- the config ----
-
-
-def read_config(folder: Path, opts: list[str]):
-    """The run's config, with the keys of the command line, on a device that there is.
-
-    Raises:
-        ReportError: no config.yaml, a damaged one, or one of another version; a wrong key.
-    """
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise ReportError(f"{folder} holds no config.yaml, which every run writes at its start: "
-                          "give the folder of a run, its OUTPUT_DIR.")
-    try:
-        cfg = load_config(str(path), opts)
-    except KeyError as error:
-        raise ReportError(_unknown_key(path, error.args[0], opts)) from error
-    except (AttributeError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise ReportError(f"{path} cannot be read, or a value in it or on the command line is "
-                          f"wrong: {sentence(error)} It is what the run wrote at its start; "
-                          "restore it from a copy, or begin a new run.") from error
-    if str(cfg.MODEL.DEVICE).startswith("cuda") and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
-    return cfg
-
-
-def _unknown_key(path: Path, message: str, opts: list[str]) -> str:
-    if any(repr(key) in message for key in opts[::2]):
-        return f"On the command line: {message}"
-    return (f"{path} is of another version of the plugin: {message} This version is "
-            f"{caureid_plugin.__version__}. Make the report with the version that made the run, "
-            "or take the key out of a copy of the run folder if it no longer matters.")
-
-
-# --------------------------------------------------------------------------- the checkpoint ----
-
-
-def find_checkpoint(folder: Path) -> Path:
-    """The run's last checkpoint: the one it names itself, else the newest but the best one.
-
-    Raises:
-        ReportError: there is none.
-    """
-    tag = folder / "last_checkpoint"
-    name = tag.read_text(errors="replace").strip() if tag.is_file() else ""
-    if name and "\0" not in name and (folder / name).is_file():
-        return folder / name
-    # the best one was chosen by the labels of the test set
-    found = sorted(folder.glob("model_*.pth"),
-                   key=lambda path: (path.name != "model_best.pth", os.path.getmtime(path)))
-    if not found:
-        raise ReportError(f"{folder} holds no checkpoint (model_*.pth). A run writes one every "
-                          "SOLVER.CHECKPOINT_PERIOD epochs and at its end: wait for the first, or "
-                          "name a file with --checkpoint.")
-    return found[-1]
-
-
-def read_checkpoint(path: Path) -> dict:
-    """A checkpoint with a memory bank that fits together.
-
-    Raises:
-        ReportError: no file, a damaged one, or without a whole bank.
-    """
-    if not path.is_file():
-        raise ReportError(f"The checkpoint {path} is not a file: check --checkpoint.")
-    try:
-        content = load_tensors(path)
-    except (OSError, ValueError) as error:
-        others = sorted(p.name for p in path.parent.glob("model_*.pth") if p.name != path.name)
-        advice = (f"Name another with --checkpoint: {', '.join(others)}." if others else
-                  "The folder holds no other.")
-        raise ReportError(f"The checkpoint cannot be read: {error} {advice}") from error
-    bank = content.get("memory_bank") if isinstance(content, dict) else None
-    if not isinstance(bank, dict):
-        raise ReportError(
-            f"The checkpoint {path} holds no memory bank. It is of a supervised run, or a file of "
-            "weights alone; the report shows what a run learnt without labels. Give the folder of "
-            "a run with MODEL.META_ARCHITECTURE CAUReID, or another --checkpoint.")
-    parts = [bank.get(name) for name in BANK]
-    if not all(isinstance(part, torch.Tensor) and len(part) == len(parts[0]) for part in parts
-               ) or parts[0].dim() != 2 or not torch.isfinite(parts[0]).all():
-        raise ReportError(f"The memory bank of the checkpoint {path} is not whole: it must hold "
-                          f"{', '.join(BANK)} of as many images each, all finite. Name another "
-                          "with --checkpoint.")
-    return content
-
-
-def without_singletons(labels: np.ndarray) -> np.ndarray:
-    """Clusters of two images or more, numbered 0..K-1; all other images are outliers, -1.
-
-    With CAUREID.LABELS bank the run gives each outlier a cluster of its own.
-    """
-    sizes = np.bincount(labels[labels >= 0], minlength=1)
-    kept = (labels >= 0) & (sizes[np.maximum(labels, 0)] > 1)
-    numbered = np.full(len(labels), -1)
-    numbered[kept] = np.unique(labels[kept], return_inverse=True)[1]
-    return numbered
 
 
 def progress(cfg, content: dict, images: int) -> tuple[int, int]:

@@ -321,7 +321,7 @@ def test_labels_given_after_training(train_as_script, script, market, tmp_path, 
     cfg = load_config(str(run / "config.yaml"), [*keys, *weights], training=False)
     assert script.evaluate(cfg)["mAP"] > 0
     name, query, gallery = tool("report_ranks").find_test_set(
-        tool("report_data").read_config(run, keys))
+        tool("report_data").read_config(run, keys, training=True))
     assert (name, len(query), len(gallery)) == ("CameraFolder", 16, 33)
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from caureid_plugin.clustering import indicators
 from caureid_plugin.data import training_images
-from caureid_plugin.engine import images_digest
+from caureid_plugin.engine import images_digest, load_config
 from fastreid.data.datasets.market1501 import Market1501
 from fastreid.evaluation.rank import evaluate_rank
 from fastreid.modeling import build_model
@@ -59,7 +59,7 @@ LABELS = np.array([0] * 12 + [1] * 15 + [2] * 2 + [3] + [-1] * 6 + [0] * 12)
 
 
 def configure(*options):
-    cfg = report_data.load_config("Synthetic/caureid.yml", [*KEYS, *options])
+    cfg = load_config("Synthetic/caureid.yml", [*KEYS, *options])
     return cfg
 
 
@@ -647,7 +647,7 @@ def save(content):
 
 BANK = {"features": torch.zeros(3, 16), "labels": torch.zeros(2), "camids": torch.zeros(3)}
 OTHER = (r"of another version of the plugin: .*'SEEDLING'.*This version is "
-         rf"{re.escape(caureid_plugin.__version__)}\. Make the report with the version")
+         rf"{re.escape(caureid_plugin.__version__)}\. Use the version")
 SPOILT = {
     "no config": (lambda f: (f / "config.yaml").unlink(), "holds no config.yaml.*OUTPUT_DIR"),
     "config": (lambda f: (f / "config.yaml").write_text("MODEL: [1"),

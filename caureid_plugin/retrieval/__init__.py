@@ -1,0 +1,14 @@
+"""Using what was trained: embeddings of images, comparison, search."""
+
+from .embedder import Comparison, Embedder, load_run
+from .index import Hit, Index
+from .index_files import Entry, IndexRefused
+from .network import EmbeddingNetwork
+from .preprocessing import ImageLike, Preprocessing
+from .run_folder import RunError
+from .threshold import PairStatistics, Threshold
+
+__all__ = [
+    "Comparison", "Embedder", "EmbeddingNetwork", "Entry", "Hit", "ImageLike", "Index",
+    "IndexRefused", "PairStatistics", "Preprocessing", "RunError", "Threshold", "load_run",
+]

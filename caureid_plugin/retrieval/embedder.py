@@ -1,0 +1,246 @@
+"""A trained network that embeds images, wherever they come from.
+
+Letters: N images, B images of a batch, D embedding size.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..compat import shown
+from .network import build_embedding_network, fingerprint
+from .preprocessing import ImageLike, Preprocessing, is_one_image, read_image_like
+from .run_folder import (
+    RunError,
+    check_folder,
+    find_checkpoint,
+    memory_bank,
+    read_checkpoint,
+    read_config,
+    without_singletons,
+)
+from .threshold import PairStatistics, Threshold
+
+BATCH = 64
+
+
+class Comparison(NamedTuple):
+    """Two images compared.
+
+    ``similarity`` is the cosine of their embeddings; ``same`` whether it reaches the threshold,
+    None where none is known; ``threshold`` which one, with its expected error rates.
+    """
+
+    similarity: float
+    same: bool | None
+    threshold: Threshold | None
+
+
+class Embedder:
+    """Gives embeddings of images; :func:`load_run` or ``load_export`` makes one.
+
+    For those who know FastReID's ``DefaultPredictor``: calling one with a batch of preprocessed
+    images does the same, and gives the same embeddings, divided by their length. It needs no
+    config and no preprocessing of one's own, see :meth:`embed`.
+
+    Args and attributes:
+        network: (B, 3, H, W) float32 on ``device``, RGB 0..255, to (B, D) of length 1.
+        name: what it is, for people.
+        dim: D.
+        fingerprint: 32 hexadecimal digits; embeddings of two may be compared if they are alike.
+        preprocessing: of the images.
+        statistics: similarities of pairs of the run, from which thresholds follow; None: not
+            known.
+        why_no_statistics: why not, a sentence; else "".
+        device: where the network is.
+    """
+
+    def __init__(self, network: Callable[[torch.Tensor], torch.Tensor], *, name: str, dim: int,
+                 fingerprint: str, preprocessing: Preprocessing,
+                 statistics: PairStatistics | None, why_no_statistics: str = "",
+                 device: torch.device | str = "cpu") -> None:
+        self.network, self.device = network, torch.device(device)
+        self.name, self.dim, self.fingerprint = name, dim, fingerprint
+        self.preprocessing = preprocessing
+        self.statistics, self.why_no_statistics = statistics, why_no_statistics
+
+    def __repr__(self) -> str:
+        height, width = self.preprocessing.shape
+        return (f"<Embedder {self.name}: {height} x {width} pixels to {self.dim} numbers, "
+                f"fingerprint {self.fingerprint}>")
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Embeddings of a batch that is preprocessed already.
+
+        Args:
+            images: (B, 3, H, W), RGB 0..255; they are left as they are.
+
+        Returns:
+            (B, D) float32 of length 1, on the CPU.
+
+        Raises:
+            ValueError: another shape.
+        """
+        height, width = self.preprocessing.shape
+        if images.ndim != 4 or images.shape[1:] != (3, height, width):
+            raise ValueError(f"Images have shape {tuple(images.shape)}, and the network takes "
+                             f"(B, 3, {height}, {width}): embed() resizes them.")
+        if not len(images):
+            return torch.empty(0, self.dim)
+        return self.network(images.to(self.device, torch.float32)).float().cpu()
+
+    def embed(self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = BATCH,
+              bgr: bool = False, progress: bool = False) -> np.ndarray:
+        """Embeddings of images.
+
+        Args:
+            images: one or several: paths, images of PIL, arrays (H, W, 3) or grey (H, W) of uint8.
+            batch_size: images that the network sees at a time.
+            bgr: arrays are BGR, as OpenCV reads them, not RGB.
+            progress: show a bar.
+
+        Returns:
+            (N, D) float32, rows of length 1; one row for a single image.
+
+        Raises:
+            ValueError: an image that cannot be read, or whose embedding is zero or not finite
+                (names it); ``batch_size`` below 1.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size {batch_size} must be at least 1.")
+        several: Iterable[ImageLike] = (
+            [images] if is_one_image(images) else images)  # type: ignore[list-item,assignment]
+        total = len(several) if isinstance(several, (Sequence, np.ndarray)) else None
+        rows = [np.empty((0, self.dim), np.float32)]
+        with tqdm(total=total, desc="embedding", unit="img", disable=not progress) as bar:
+            for start, batch in self._batches(several, batch_size, bgr):
+                rows.append(self(batch).numpy())
+                self._check(rows[-1], start)
+                bar.update(len(batch))
+        return np.concatenate(rows)
+
+    def _batches(self, images: Iterable[ImageLike], size: int, bgr: bool
+                 ) -> Iterator[tuple[int, torch.Tensor]]:
+        """Each batch with the number of its first image; the next one is read meanwhile."""
+        def read(number: int, image: ImageLike) -> np.ndarray:
+            try:
+                return self.preprocessing(read_image_like(image, bgr=bgr))
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{_called(image, number)}: {error}") from error
+
+        rest = iter(enumerate(images))
+        waiting: deque[list[Future[np.ndarray]]] = deque()
+        done = 0
+        pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+        try:
+            while True:
+                chunk = list(itertools.islice(rest, size))
+                if chunk:
+                    waiting.append([pool.submit(read, *item) for item in chunk])
+                if not waiting:
+                    return
+                if len(waiting) > 1 or not chunk:
+                    ready = np.stack([future.result() for future in waiting.popleft()])
+                    yield done, torch.from_numpy(ready)
+                    done += len(ready)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    @staticmethod
+    def _check(rows: np.ndarray, start: int) -> None:
+        lengths = np.linalg.norm(rows, axis=1)
+        wrong = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0.5)))
+        if len(wrong):
+            raise ValueError(f"The embedding of image {start + wrong[0]} is zero or not finite: "
+                             "look at that image first.")
+
+    def compare(self, a: ImageLike, b: ImageLike, *, bgr: bool = False,
+                false_match_rate: float | None = None) -> Comparison:
+        """How alike two images are, and whether that is taken for the same person.
+
+        Args:
+            a, b: images as :meth:`embed` takes them.
+            bgr: see there.
+            false_match_rate: see :meth:`PairStatistics.threshold`.
+
+        Raises:
+            ValueError: see :meth:`embed`; a rate, but there are no statistics.
+        """
+        if self.statistics is None and false_match_rate is not None:
+            raise ValueError(f"The false match rate {false_match_rate} gives no threshold: "
+                             f"{self.why_no_statistics}")
+        first, second = self.embed([a, b], bgr=bgr)
+        similarity = float(np.clip(first @ second, -1, 1))
+        if self.statistics is None:
+            return Comparison(similarity, None, None)
+        threshold = self.statistics.threshold(false_match_rate)
+        return Comparison(similarity, similarity >= threshold.value, threshold)
+
+
+def _called(image: ImageLike, number: int) -> str:
+    if isinstance(image, (str, os.PathLike)):
+        return f"Image {number}, {shown(os.fspath(image))}"
+    return f"Image {number}"
+
+
+def load_run(folder: str | os.PathLike[str], *, device: torch.device | str | None = None,
+             opts: Sequence[str] = ()) -> Embedder:
+    """The network of a run folder, ready to embed images.
+
+    Neither the training images nor the pretrained weights need be there.
+
+    Args:
+        folder: of a run, its OUTPUT_DIR, whose last checkpoint is taken; or a checkpoint in one.
+        device: where to compute; None: the run's MODEL.DEVICE, or the CPU where there is no CUDA.
+        opts: config keys and values that replace those of the run.
+
+    Raises:
+        RunError: no run folder, or not a whole one; of another version; of a network that gives no
+            embedding.
+    """
+    given = Path(folder)
+    path = given if given.suffix == ".pth" else None
+    home = given.parent if path else given
+    check_folder(home)
+    cfg = read_config(home, opts)
+    if device is not None:
+        cfg.MODEL.DEVICE = str(device)
+    path = path or find_checkpoint(home)
+    content = read_checkpoint(path)
+    network = build_embedding_network(cfg, content, path)
+    try:
+        preprocessing = Preprocessing.from_config(cfg)
+    except ValueError as error:
+        raise RunError(f"{shown(home)}: {error}") from error
+    statistics, why = _statistics(content, path)
+    height, width = preprocessing.shape
+    with torch.no_grad():
+        dim = network(torch.zeros(1, 3, height, width, device=network.pixel_mean.device)).shape[1]
+    return Embedder(
+        network, name=f"{home.resolve().name}/{path.name}", dim=dim,
+        fingerprint=fingerprint(network, cfg, preprocessing), preprocessing=preprocessing,
+        statistics=statistics, why_no_statistics=why, device=network.pixel_mean.device)
+
+
+def _statistics(content: dict[str, object], path: Path) -> tuple[PairStatistics | None, str]:
+    """Of the checkpoint's memory bank; or why there are none."""
+    try:
+        bank = memory_bank(content, path)
+        return PairStatistics.from_bank(
+            bank["features"].float().numpy(), without_singletons(bank["labels"].long().numpy()),
+            bank["camids"].numpy()), ""
+    except RunError as error:
+        return None, str(error)
+    except ValueError as error:
+        return None, f"In the memory bank of {shown(path)} {error}."

@@ -1,0 +1,464 @@
+"""An index of embedded images on the disk, searched by faiss.
+
+Vectors are kept as halves (16-bit floats) and compared one by one with the query: the search
+leaves nothing out. The score is the cosine of the query, which is not rounded, and the rounded
+vector; rounding changes it by less than 0.0006 (2^-11 of each number, and 2^-25 of those that are
+nearly 0).
+
+Letters: N images, Q queries, D embedding size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import itertools
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import filelock
+import numpy as np
+
+from ..compat import shown
+from ..data.camera_source import plain_name
+from .index_files import (
+    BLOCK_IMAGES,
+    LOCK,
+    MANIFEST,
+    Block,
+    Entry,
+    IndexRefused,
+    Manifest,
+    make_block,
+    only_writer,
+    read_block,
+    read_manifest,
+    remove_unnamed,
+    require_faiss,
+    write_manifest,
+)
+from .threshold import PairStatistics
+
+if TYPE_CHECKING:
+    from .embedder import Embedder
+
+QUERIES = 64  # of one call of faiss
+
+
+class Hit(NamedTuple):
+    """An image that was found.
+
+    ``rank`` from 1; ``path`` of the image; ``camera``, "" where none is known; ``score``, the
+    cosine of the two embeddings; ``row``, its place in the index.
+    """
+
+    rank: int
+    path: str
+    camera: str
+    score: float
+    row: int
+
+
+class _Found(NamedTuple):
+    """The best of some images for queries: scores and rows (Q, k); row -1 where there is none."""
+
+    scores: np.ndarray
+    rows: np.ndarray
+
+    @classmethod
+    def none(cls, queries: int) -> _Found:
+        return cls(np.empty((queries, 0), np.float32), np.empty((queries, 0), np.int64))
+
+
+class Index:
+    """Embedded images with their paths and cameras, in a folder.
+
+    :meth:`create` or :meth:`open` gives one. Searching from several threads is safe, changing is
+    not. What changes it has changed the folder when it returns, wholly or not at all. Rows are
+    numbered from 0 and are numbered anew by each change.
+
+    Attributes:
+        folder: where it is.
+        fingerprint: of the network that made the embeddings, with its weights and preprocessing.
+        model: that network's name.
+        dim: D.
+        statistics: similarities of pairs of the training run, from which a threshold follows;
+            None: not known, for the reason ``why_no_statistics``.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, content: bytes,
+                 blocks: Sequence[Block]) -> None:
+        self.folder = folder
+        self.fingerprint, self.model, self.dim = manifest.fingerprint, manifest.model, manifest.dim
+        self.statistics = (None if manifest.statistics is None
+                           else PairStatistics.from_json(manifest.statistics))
+        self.why_no_statistics = manifest.why_no_statistics
+        # not per thread: a server may open it in one and add in another
+        self._lock = filelock.FileLock(folder / LOCK, thread_local=False)
+        self._take(manifest, content, blocks)
+
+    def _take(self, manifest: Manifest, content: bytes, blocks: Sequence[Block]) -> None:
+        self._manifest, self._content, self._blocks = manifest, content, tuple(blocks)
+        self.entries = tuple(itertools.chain.from_iterable(block.entries for block in blocks))
+        self.paths = [entry.name for entry in self.entries]
+        self.cameras = [entry.camera for entry in self.entries]
+        self._codes, self._names = _numbered(self.cameras)
+
+    @classmethod
+    def create(cls, folder: str | os.PathLike[str], embedder: Embedder) -> Index:
+        """Makes an empty index for the embeddings of a network.
+
+        Args:
+            folder: one that does not exist or is empty; the one above it exists.
+            embedder: whose embeddings will be added.
+
+        Raises:
+            IndexRefused: the folder holds an index already, or something else.
+            ImportError: faiss is not installed.
+            OSError: it cannot be written.
+        """
+        require_faiss()
+        folder = Path(folder)
+        if folder.exists() and not folder.is_dir():
+            raise IndexRefused(f"{shown(folder)} is not a folder: give another name for the index.")
+        folder.mkdir(exist_ok=True)
+        with only_writer(folder, filelock.FileLock(folder / LOCK)):
+            _check_empty(folder)
+            statistics = embedder.statistics
+            manifest = Manifest(
+                fingerprint=embedder.fingerprint, model=embedder.name, dim=embedder.dim,
+                preprocessing=dataclasses.asdict(embedder.preprocessing),
+                statistics=None if statistics is None else statistics.to_json(),
+                why_no_statistics=embedder.why_no_statistics,
+                plugin=importlib.metadata.version("caureid-plugin"))
+            content = write_manifest(folder, manifest)
+        return cls(folder, manifest, content, [])
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str], embedder: Embedder | str | None = None) -> Index:
+        """Reads an index; every file of it is compared with its digest.
+
+        Args:
+            folder: of the index.
+            embedder: the network whose embeddings will be added or searched for, or its
+                fingerprint; None: any.
+
+        Raises:
+            IndexRefused: there is no index, it is damaged, of a newer format, or its embeddings
+                are another network's.
+            ImportError: faiss is not installed.
+        """
+        require_faiss()
+        folder = Path(folder)
+        while True:
+            manifest, content = read_manifest(folder)
+            _check_network(folder, manifest, embedder)
+            try:
+                blocks = [read_block(folder, manifest, block) for block in manifest.blocks]
+            except IndexRefused:
+                if read_manifest(folder)[1] == content:
+                    raise
+                continue  # another process has replaced it meanwhile
+            return cls(folder, manifest, content, blocks)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @property
+    def camera_counts(self) -> dict[str, int]:
+        """Number of images by camera, sorted by name, numbers by value."""
+        counts = Counter(self.cameras)
+        return {name: counts[name] for name in sorted(counts, key=_by_value)}
+
+    # ---------------------------------------------------------------------------- searching ----
+
+    def search(self, features: np.ndarray, top: int = 10, *,
+               cameras: Collection[str] | None = None,
+               without_cameras: Collection[str] = ()) -> list[list[Hit]]:
+        """The images that are most similar to each query.
+
+        Args:
+            features: (Q, D) embeddings; their lengths do not matter.
+            top: how many, at most.
+            cameras: only images of these; "" is those without a known camera. None: all.
+            without_cameras: no images of these.
+
+        Returns:
+            for each query at most ``top`` hits by falling score; fewer if there are no more images.
+
+        Raises:
+            ValueError: ``top`` below 1, features of another shape, zero or not finite, a camera
+                that the index does not know.
+        """
+        if top < 1:
+            raise ValueError(f"top {top} must be at least 1.")
+        queries = self._unit(features, "query")
+        allowed = self._allowed(cameras, without_cameras)
+        parts: list[list[_Found]] = [
+            [_Found.none(len(queries[start:start + QUERIES]))]
+            for start in range(0, len(queries), QUERIES)]
+        for number, found in self._search_blocks(queries, top, allowed):
+            parts[number].append(found)
+        return [hits for found in parts for hits in self._hits(found, top)]
+
+    def _allowed(self, only: Collection[str] | None, without: Collection[str]) -> np.ndarray | None:
+        """(N,) bool, None for all."""
+        if only is None and not without:
+            return None
+        for option, names in (("cameras", only), ("without_cameras", without)):
+            if isinstance(names, str):
+                raise ValueError(f"{option} {names!r} must be a list of cameras.")
+        chosen = self._cameras_named(self._names if only is None else only)
+        return np.isin(self._codes, sorted(chosen - self._cameras_named(without)))
+
+    def _cameras_named(self, names: Iterable[str]) -> set[int]:
+        number = {name: code for code, name in enumerate(self._names)}
+        plain = [plain_name(name) for name in names]
+        unknown = [name for name in plain if name not in number]
+        if unknown:
+            known = ", ".join(repr(name) for name in sorted(number, key=_by_value)[:20])
+            more = f" and {len(number) - 20} more" if len(number) > 20 else ""
+            raise ValueError(f"The index has no image of camera {unknown[0]!r}; it has those of "
+                             f"{known or 'none'}{more}.")
+        return {number[name] for name in plain}
+
+    def _search_blocks(self, queries: np.ndarray, top: int,
+                       allowed: np.ndarray | None) -> Iterable[tuple[int, _Found]]:
+        """Results by number of the chunk of queries, from all blocks and chunks side by side."""
+        tasks = []
+        start = 0
+        for block in self._blocks:
+            rows = slice(start, start + len(block.entries))
+            start = rows.stop
+            part = None if allowed is None else allowed[rows]
+            if part is None or part.any():
+                tasks += [(number, block, rows.start, part)
+                          for number in range(-(-len(queries) // QUERIES))]
+
+        def run(task: tuple[int, Block, int, np.ndarray | None]) -> tuple[int, _Found]:
+            number, block, first, part = task
+            chunk = queries[number * QUERIES:(number + 1) * QUERIES]
+            return number, _search_block(block, first, chunk, top, part)
+
+        faiss = require_faiss()
+        threads = min(faiss.omp_get_max_threads(), len(tasks))
+        if threads < 2:
+            return [run(task) for task in tasks]
+        # faiss shares out queries among its threads, and there is one: blocks are shared out here
+        with ThreadPoolExecutor(threads, initializer=faiss.omp_set_num_threads,
+                                initargs=(1,)) as pool:
+            return list(pool.map(run, tasks))
+
+    def _hits(self, found: list[_Found], top: int) -> list[list[Hit]]:
+        scores = np.concatenate([part.scores for part in found], axis=1)
+        rows = np.concatenate([part.rows for part in found], axis=1)
+        order = np.lexsort((rows, -scores), axis=1)[:, :top]
+        hits = []
+        for best, score, row in zip(order, scores, rows, strict=True):
+            kept = [place for place in best.tolist() if row[place] >= 0]
+            hits.append([Hit(rank, self.paths[row[place]], self.cameras[row[place]],
+                             max(-1.0, min(1.0, float(score[place]))), int(row[place]))
+                         for rank, place in enumerate(kept, start=1)])
+        return hits
+
+    def _unit(self, features: np.ndarray, what: str) -> np.ndarray:
+        """(n, D) float32 of length 1."""
+        array = np.asarray(features, dtype=np.float32)
+        if array.ndim != 2 or array.shape[1] != self.dim:
+            raise ValueError(
+                f"Features have shape {array.shape}, and the index {shown(self.folder)} holds "
+                f"embeddings of {self.dim} numbers: give (n, {self.dim}).")
+        lengths = np.linalg.norm(array, axis=1, keepdims=True)
+        wrong = np.flatnonzero(~(np.isfinite(lengths[:, 0]) & (lengths[:, 0] > 0)))
+        if len(wrong):
+            raise ValueError(f"The embedding of {what} {wrong[0]} is zero or not finite: it has no "
+                             "direction to compare.")
+        return np.ascontiguousarray(array / lengths)
+
+    # ----------------------------------------------------------------------------- changing ----
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keeps other processes from writing until the block ends; each change does so itself.
+
+        Raises:
+            IndexRefused: another is writing, or has written since this was opened.
+        """
+        with only_writer(self.folder, self._lock):
+            if read_manifest(self.folder)[1] != self._content:
+                raise IndexRefused(f"{shown(self.folder)} was changed since it was opened: open it "
+                                   "again.")
+            yield
+
+    def add(self, features: np.ndarray, entries: Sequence[Entry | str]) -> None:
+        """Adds images, or replaces those that have the same folder and path.
+
+        Args:
+            features: (n, D) embeddings; their lengths do not matter.
+            entries: where each comes from; a text is a name without a camera.
+
+        Raises:
+            ValueError: features of another shape, zero or not finite; not one entry for each; an
+                image twice; a path that leads out of its folder.
+            IndexRefused: see :meth:`writing`.
+            OSError: it cannot be written; the index is as before.
+        """
+        new = [_checked(entry) for entry in entries]
+        halves = self._unit(features, "image").astype(np.float16)
+        if len(new) != len(halves):
+            raise ValueError(f"{len(halves)} embeddings and {len(new)} entries: give one for each.")
+        keys = {entry[:2] for entry in new}
+        if len(keys) < len(new):
+            twice, = Counter(entry[:2] for entry in new).most_common(1)
+            raise ValueError(f"{shown(Entry(*twice[0]).name)} is given {twice[1]} times: an image "
+                             "is in an index once.")
+        if new:
+            with self.writing():
+                gone = [row for row, entry in enumerate(self.entries) if entry[:2] in keys]
+                self._rewrite(gone, {}, new, halves)
+
+    def remove(self, rows: Collection[int]) -> None:
+        """Removes images.
+
+        Raises:
+            ValueError: a row that there is not.
+            IndexRefused, OSError: as for :meth:`add`.
+        """
+        self._check_rows(rows)
+        if rows:
+            with self.writing():
+                self._rewrite(rows, {}, [], np.empty((0, self.dim), np.float16))
+
+    def set_cameras(self, cameras: Mapping[int, str]) -> None:
+        """Changes the cameras of images, by row.
+
+        Raises:
+            ValueError: a row that there is not.
+            IndexRefused, OSError: as for :meth:`add`.
+        """
+        self._check_rows(cameras)
+        if cameras:
+            with self.writing():
+                self._rewrite((), cameras, [], np.empty((0, self.dim), np.float16))
+
+    def _check_rows(self, rows: Iterable[int]) -> None:
+        wrong = [row for row in rows if not 0 <= row < len(self)]
+        if wrong:
+            raise ValueError(f"Row {wrong[0]} is none of the {len(self)} of the index, which are "
+                             "numbered from 0.")
+
+    def _rewrite(self, gone: Collection[int], cameras: Mapping[int, str],
+                 new: Sequence[Entry], halves: np.ndarray) -> None:
+        """Writes anew the blocks that change and those of new images, then the manifest.
+
+        What is left of changed blocks goes first into a block that is not full.
+        """
+        removed = set(gone)
+        kept: list[Block] = []
+        loose: list[tuple[list[Entry], np.ndarray]] = []  # images to be put into new blocks
+        start = 0
+        for block in self._blocks:
+            rows = range(start, start + len(block.entries))
+            start = rows.stop
+            short = len(block.entries) < BLOCK_IMAGES and block is self._blocks[-1] and len(new) > 0
+            if short or any(row in removed or row in cameras for row in rows):
+                left = [row for row in rows if row not in removed]
+                moved = [self.entries[row]._replace(camera=plain_name(cameras[row]))
+                         if row in cameras else self.entries[row] for row in left]
+                loose.append((moved, block.features()[[row - rows.start for row in left]]))
+            else:
+                kept.append(block)
+        loose.append((list(new), halves))
+        try:
+            self._write([entry for part, _ in loose for entry in part],
+                        np.concatenate([part for _, part in loose]), kept)
+        except OSError:  # a full disk, for example: what was written of it makes room again
+            remove_unnamed(self.folder, read_manifest(self.folder)[0])
+            raise
+
+    def _write(self, entries: list[Entry], halves: np.ndarray, kept: list[Block]) -> None:
+        old = self._manifest
+        remove_unnamed(self.folder, old)
+        used = (entry.folder for entry in itertools.chain(
+            entries, *(block.entries for block in kept)) if entry.folder)
+        # a folder keeps its number, which the blocks hold that are kept
+        folders = tuple(dict.fromkeys((*old.folders, *used)))
+        blocks, number = list(kept), old.next_block
+        for start in range(0, len(entries), BLOCK_IMAGES):
+            rows = slice(start, start + BLOCK_IMAGES)
+            blocks.append(make_block(self.folder, number, entries[rows], halves[rows], folders))
+            number += 1
+        manifest = dataclasses.replace(old, folders=folders, next_block=number, blocks=tuple(
+            (block.number, len(block.entries), *block.digests) for block in blocks))
+        self._take(manifest, write_manifest(self.folder, manifest), blocks)
+        remove_unnamed(self.folder, manifest)
+
+
+def _check_empty(folder: Path) -> None:
+    """Refuses a folder that holds more than what a process left that was killed at once."""
+    names = sorted(path.name for path in folder.iterdir())
+    if MANIFEST in names:
+        raise IndexRefused(f"{shown(folder)} holds an index already: open it, or give another "
+                           "name.")
+    other = [name for name in names if name != LOCK and not name.startswith(f".{MANIFEST}.")]
+    if other:
+        raise IndexRefused(
+            f"{shown(folder)} is not empty and no index: it holds {shown(other[0])}. An index has "
+            "a folder of its own: give another name" + (
+                f". If it was one, its {MANIFEST} was lost: restore it from a copy, or remove the "
+                "folder." if other[0].startswith("block-") else "."))
+
+
+def _check_network(folder: Path, manifest: Manifest, embedder: Embedder | str | None) -> None:
+    if embedder is None:
+        return
+    given = embedder if isinstance(embedder, str) else embedder.fingerprint
+    if given != manifest.fingerprint:
+        name = "the one given" if isinstance(embedder, str) else shown(embedder.name)
+        raise IndexRefused(
+            f"The index {shown(folder)} holds embeddings of another network, and those of two "
+            f"cannot be compared: it was made with {shown(manifest.model)} (fingerprint "
+            f"{manifest.fingerprint}), and this is {name} ({given}). Use the run it was made with, "
+            "or make a new index.")
+
+
+def _checked(entry: Entry | str) -> Entry:
+    """An entry with its camera's plain name, whose path stays in its folder."""
+    if isinstance(entry, str):
+        entry = Entry("", entry)
+    if "\0" in entry.name:
+        raise ValueError(f"The path {shown(entry.name)} holds a zero byte, which no path does.")
+    if entry.folder and (os.path.isabs(entry.path) or ".." in entry.path.split("/")):
+        raise ValueError(f"The path {shown(entry.path)} leads out of its folder "
+                         f"{shown(entry.folder)}: give it as seen from there.")
+    return entry._replace(camera=plain_name(entry.camera))
+
+
+def _by_value(name: str) -> tuple[bool, int, str]:
+    """Sorts names that are numbers by their values, before the others."""
+    is_number = name.isascii() and name.isdigit()
+    return not is_number, int(name) if is_number else 0, name
+
+
+def _numbered(names: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(N,) the numbers of the names, and the names that they number."""
+    number = {name: code for code, name in enumerate(dict.fromkeys(names))}
+    return np.array([number[name] for name in names], dtype=np.int64), tuple(number)
+
+
+def _search_block(block: Block, first: int, queries: np.ndarray, top: int,
+                  allowed: np.ndarray | None) -> _Found:
+    """The best of a block whose first row is ``first``; ``allowed``: (n,) bool, None for all."""
+    faiss = require_faiss()
+    parameters = None
+    if allowed is not None:
+        bits = np.packbits(allowed, bitorder="little")
+        parameters = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bits))
+    scores, rows = block.vectors.search(queries, min(top, len(block.entries)), params=parameters)
+    return _Found(np.where(rows < 0, -np.inf, scores).astype(np.float32),
+                  np.where(rows < 0, -1, rows + first))

@@ -1,0 +1,159 @@
+"""What a run has written: its config, its checkpoints and their memory bank."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from fastreid.config import CfgNode
+
+from ..compat import shown
+from ..engine import load_config
+from ..safe_load import load_tensors
+
+BANK = ("features", "labels", "camids")
+
+
+class RunError(ValueError):
+    """Why a run folder cannot be used, and what to do."""
+
+
+def check_folder(folder: Path) -> None:
+    """Refuses what is no folder.
+
+    Raises:
+        RunError: says what it is instead.
+    """
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise RunError(f"{shown(folder)} {what}: give the folder that a run has written, its "
+                       "OUTPUT_DIR.")
+
+
+def read_config(folder: Path, opts: Sequence[str] = (), *, training: bool = False) -> CfgNode:
+    """A run's config, with other keys and values, on a device that there is; not frozen.
+
+    Args:
+        folder: of the run.
+        opts: config keys and values that replace those of the run.
+        training: see :func:`caureid_plugin.fit_to_data`.
+
+    Raises:
+        RunError: no config.yaml, a damaged one, or one of another version; a wrong key.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise RunError(f"{shown(folder)} holds no config.yaml, which every run writes at its "
+                       "start: give the folder of a run, its OUTPUT_DIR.")
+    try:
+        cfg = load_config(str(path), opts, training=training)
+    except KeyError as error:
+        raise RunError(_unknown_key(path, error.args[0], opts)) from error
+    except (AttributeError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise RunError(f"{shown(path)} cannot be read, or a value in it or on the command line is "
+                       f"wrong: {_sentence(error)} It is what the run wrote at its start; restore "
+                       "it from a copy, or begin a new run.") from error
+    if str(cfg.MODEL.DEVICE).startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    return cfg
+
+
+def _unknown_key(path: Path, message: str, opts: Sequence[str]) -> str:
+    if any(repr(key) in message for key in opts[::2]):
+        return f"On the command line: {message}"
+    import caureid_plugin  # whose face imports this module
+
+    return (f"{shown(path)} is of another version of the plugin: {message} This version is "
+            f"{caureid_plugin.__version__}. Use the version that made the run, or take the key out of a copy of "
+            "the run folder if it no longer matters.")
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error).strip()
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def find_checkpoint(folder: Path) -> Path:
+    """A run's last checkpoint: the one it names itself, else the newest but the best one.
+
+    Raises:
+        RunError: there is none.
+    """
+    tag = folder / "last_checkpoint"
+    name = tag.read_text(errors="replace").strip() if tag.is_file() else ""
+    if name and "\0" not in name and (folder / name).is_file():
+        return folder / name
+    # the best one was chosen by the labels of the test set
+    found = sorted(folder.glob("model_*.pth"),
+                   key=lambda path: (path.name != "model_best.pth", os.path.getmtime(path)))
+    if not found:
+        raise RunError(f"{shown(folder)} holds no checkpoint (model_*.pth). A run writes one every "
+                       "SOLVER.CHECKPOINT_PERIOD epochs and at its end: wait for the first, or "
+                       "name a file with --checkpoint (or its path in place of the run's).")
+    return found[-1]
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint.
+
+    Raises:
+        RunError: no file, or a damaged one.
+    """
+    if not path.is_file():
+        raise RunError(f"The checkpoint {shown(path)} is not a file: check --checkpoint, or the "
+                       "path that was given.")
+    try:
+        content = load_tensors(path)
+    except (OSError, ValueError) as error:
+        others = sorted(p.name for p in path.parent.glob("model_*.pth") if p.name != path.name)
+        advice = (f"Name another with --checkpoint: {shown(', '.join(others))} (or its path in "
+                  "place of the run's)." if others else "The folder holds no other.")
+        raise RunError(f"The checkpoint cannot be read: {error} {advice}") from error
+    return content if isinstance(content, dict) else {}
+
+
+def memory_bank(content: Mapping[str, Any], path: Path) -> dict[str, torch.Tensor]:
+    """The memory bank in a checkpoint.
+
+    Args:
+        content: of the checkpoint ``path``.
+
+    Returns:
+        "features" (N, D), "labels" (N,), -1 for outliers, and "camids" (N,), and what else it has.
+
+    Raises:
+        RunError: there is none, or its parts do not fit together.
+    """
+    bank = content.get("memory_bank")
+    if not isinstance(bank, dict):
+        raise RunError(
+            f"The checkpoint {shown(path)} holds no memory bank. It is of a supervised run, or a "
+            "file of weights alone; what a run learnt without labels is in that of a run with "
+            "MODEL.META_ARCHITECTURE CAUReID.")
+    parts = [bank.get(name) for name in BANK]
+    first = parts[0]
+    if (not isinstance(first, torch.Tensor) or first.dim() != 2
+            or not torch.isfinite(first).all()
+            or not all(isinstance(part, torch.Tensor) and len(part) == len(first)
+                       for part in parts)):
+        raise RunError(f"The memory bank of the checkpoint {shown(path)} is not whole: it must "
+                       f"hold {', '.join(BANK)} of as many images each, all finite. Name another "
+                       "with --checkpoint (or its path in place of the run's).")
+    return bank
+
+
+def without_singletons(labels: np.ndarray) -> np.ndarray:
+    """Clusters of two images or more, numbered 0..K-1; all other images are outliers, -1.
+
+    With CAUREID.LABELS bank the run gives each outlier a cluster of its own.
+    """
+    sizes = np.bincount(labels[labels >= 0], minlength=1)
+    kept = (labels >= 0) & (sizes[np.maximum(labels, 0)] > 1)
+    numbered = np.full(len(labels), -1)
+    numbered[kept] = np.unique(labels[kept], return_inverse=True)[1]
+    return numbered

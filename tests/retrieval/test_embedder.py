@@ -1,0 +1,330 @@
+"""A loaded run gives the embeddings of the toolbox's own predictor."""
+
+import re
+import shutil
+
+import caureid_plugin
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from caureid_plugin import load_run
+from caureid_plugin.data import build_extraction_loader
+from caureid_plugin.engine import build_network, extract_features, load_config
+from caureid_plugin.retrieval import RunError, embedder
+from caureid_plugin.retrieval.network import TRAINING_ONLY
+from fastreid.engine import DefaultPredictor
+from PIL import Image
+
+BASELINE = ("MODEL.META_ARCHITECTURE", "Baseline", "MODEL.HEADS.NAME", "EmbeddingHead",
+            "MODEL.LOSSES.NAME", "('CrossEntropyLoss',)", "MODEL.HEADS.NUM_CLASSES", "5",
+            "MODEL.HEADS.WITH_BNNECK", "True")
+
+
+def paths_of(market, folder="query"):
+    return sorted((market / "Market-1501-v15.09.15" / folder).glob("*.jpg"))
+
+
+def images_of(embedded, paths):
+    """(N, 3, H, W) as the toolbox's evaluation gives them."""
+    return torch.stack([torch.from_numpy(embedded.preprocessing(Image.open(path)))
+                        for path in paths])
+
+
+@pytest.mark.parametrize("options", [
+    (), BASELINE, ("MODEL.HEADS.CAMSEP.ATTENTION", "none", "MODEL.LOSSES.NAME", "('InfoNCELoss',)"),
+    ("MODEL.HEADS.CAMSEP.RANGE", "half", "MODEL.HEADS.CAMSEP.UNIFORM_START", "False"),
+    ("MODEL.HEADS.EMBEDDING_DIM", "8"),
+], ids=["ours", "toolbox", "no attention", "half", "reduced"])
+def test_embeddings_are_those_of_the_default_predictor(small_run, tiny_market, options):
+    run = small_run(*options)
+    loaded = load_run(run)
+    cfg = load_config(str(run / "config.yaml"), ["MODEL.WEIGHTS", str(run / "model_final.pth")])
+    images = images_of(loaded, paths_of(tiny_market))
+    given = images.clone()
+    theirs = F.normalize(DefaultPredictor(cfg)(images.clone()), dim=1)
+    ours = loaded(images)
+    assert torch.equal(images, given) and ours.shape == (16, loaded.dim) == theirs.shape
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+    assert loaded(images[:0]).shape == (0, loaded.dim)
+    # no two images alike: a constant would agree, too
+    assert (ours @ ours.T).fill_diagonal_(0).max() < 0.9999
+
+
+def test_embeddings_of_files_are_those_of_the_evaluation(small_run, tiny_market):
+    run = small_run()
+    loaded, paths = load_run(run), paths_of(tiny_market, "bounding_box_test")
+    cfg = load_config(str(run / "config.yaml"))
+    model = build_network(cfg, str(run / "model_final.pth"))
+    expected = F.normalize(extract_features(
+        model, build_extraction_loader(cfg, [(str(path), 1) for path in paths])), dim=1).numpy()
+    for size in (1, 7, 64):
+        found = loaded.embed(paths, batch_size=size)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+
+
+def test_all_kinds_of_images(small_run, tiny_market):
+    loaded, paths = load_run(small_run()), paths_of(tiny_market)[:5]
+    expected = loaded.embed(paths)
+    arrays = [np.asarray(Image.open(path)) for path in paths]
+    for images in (map(str, paths), (Image.open(path) for path in paths), arrays,
+                   np.stack(arrays), tuple(paths)):
+        assert (loaded.embed(images) == expected).all()
+    assert (loaded.embed([array[:, :, ::-1] for array in arrays], bgr=True) == expected).all()
+    assert np.abs(loaded.embed([array[:, :, ::-1] for array in arrays]) - expected).max() > 1e-3
+    for one in (paths[0], str(paths[0]), arrays[0], Image.open(paths[0])):
+        np.testing.assert_allclose(loaded.embed(one), expected[:1], atol=1e-6)
+    assert loaded.embed([]).shape == (0, loaded.dim)
+
+
+def test_a_bar_for_many(small_run, tiny_market, capsys):
+    load_run(small_run()).embed(paths_of(tiny_market), batch_size=4, progress=True)
+    assert "16/16" in capsys.readouterr().err
+
+
+def test_reading_stays_one_batch_ahead(small_run, monkeypatch):
+    """However many images there are, no more than two batches are in memory."""
+    loaded, taken, seen = load_run(small_run()), [], []
+    whole = loaded.network
+    loaded.network = lambda images: (seen.append(len(taken)), whole(images))[1]
+
+    def images():
+        for number in range(40):
+            taken.append(number)
+            yield np.full((8, 8, 3), number * 6, np.uint8)
+
+    assert len(loaded.embed(images(), batch_size=4)) == 40
+    assert seen == [8, 12, 16, 20, 24, 28, 32, 36, 40, 40]
+
+
+def test_images_that_cannot_be_read(small_run, tiny_market, tmp_path):
+    loaded, paths = load_run(small_run()), paths_of(tiny_market)
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(paths[0].read_bytes()[:200])
+    with pytest.raises(ValueError, match=rf"Image 3, {re.escape(str(bad))}: "):
+        loaded.embed([*paths[:3], bad, *paths[3:]], batch_size=2)
+    with pytest.raises(ValueError, match=r"Image 1: An array of shape \(5, 5\) and type float64"):
+        loaded.embed([np.zeros((5, 5), np.uint8), np.zeros((5, 5))])
+    with pytest.raises(ValueError, match="batch_size 0 must be at least 1"):
+        loaded.embed(paths, batch_size=0)
+    with pytest.raises(ValueError, match=r"shape \(1, 3, 8, 8\).*takes \(B, 3, 32, 16\): embed"):
+        loaded(torch.zeros(1, 3, 8, 8))
+
+
+def test_embeddings_that_are_none(small_run):
+    loaded = load_run(small_run())
+    image = np.zeros((8, 8, 3), np.uint8)
+    for value in (0.0, float("nan")):
+        loaded.network = lambda images, value=value: torch.tensor([[1.0, 0], [value, 0]])
+        with pytest.raises(ValueError, match="embedding of image 1 is zero or not finite"):
+            loaded.embed([image, image])
+
+
+# --------------------------------------------------------------------------------- comparing ----
+
+
+def test_comparison(small_run, tiny_market):
+    loaded = load_run(small_run())
+    first, second = paths_of(tiny_market)[:2]
+    found = loaded.compare(first, np.asarray(Image.open(second)))
+    a, b = loaded.embed([first, second]).astype(np.float64)
+    assert found.similarity == pytest.approx(sum(x * y for x, y in zip(a, b, strict=True)),
+                                             abs=1e-6)
+    assert found.threshold == loaded.statistics.threshold()
+    assert found.same == (found.similarity >= found.threshold.value)
+    same = loaded.compare(first, first, false_match_rate=0.01)
+    assert same.same and same.similarity == pytest.approx(1, abs=1e-6) and same.similarity <= 1
+    assert same.threshold == loaded.statistics.threshold(0.01) != found.threshold
+
+
+def test_statistics_are_those_of_the_bank(small_run):
+    run = small_run()
+    bank = torch.load(run / "model_final.pth", weights_only=True)["memory_bank"]
+    found = load_run(run).statistics
+    features, labels = bank["features"].numpy(), bank["labels"].tolist()
+    same = sorted(float(features[i] @ features[j]) for i in range(66) for j in range(i)
+                  if labels[i] == labels[j] >= 0 and (i - j) % 2)
+    np.testing.assert_allclose(found.same, same, atol=0.000501)
+    assert found.across
+
+
+def test_clusters_of_one_image_are_outliers(small_run):
+    """With CAUREID.LABELS bank each outlier is in a cluster of its own."""
+    run = small_run()
+    content = torch.load(run / "model_final.pth", weights_only=True)
+    expected = load_run(run).statistics
+    labels = content["memory_bank"]["labels"]
+    labels[labels < 0] = torch.arange(6, 12)
+    torch.save(content, run / "model_final.pth")
+    found = load_run(run).statistics
+    assert (found.same == expected.same).all() and (found.different == expected.different).all()
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda bank: None, "holds no memory bank"),
+    (lambda bank: {**bank, "labels": bank["labels"][1:]}, "is not whole"),
+    (lambda bank: {**bank, "labels": torch.full((66,), -1)},
+     "0 pairs of images in the same cluster"),
+])
+def test_without_statistics(small_run, tiny_market, change, said):
+    run = small_run()
+    content = torch.load(run / "model_final.pth", weights_only=True)
+    content["memory_bank"] = change(content["memory_bank"])
+    torch.save(content, run / "model_final.pth")
+    loaded = load_run(run)
+    assert loaded.statistics is None and said in loaded.why_no_statistics
+    paths = paths_of(tiny_market)[:2]
+    assert loaded.compare(*paths)[1:] == (None, None)
+    with pytest.raises(ValueError, match=f"(?s)rate 0.1 gives no threshold: .*{said}"):
+        loaded.compare(*paths, false_match_rate=0.1)
+
+
+# ------------------------------------------------------------------------------- fingerprint ----
+
+
+def test_fingerprint(small_run):
+    run = small_run()
+    whole = load_run(run).fingerprint
+    assert re.fullmatch("[0-9a-f]{32}", whole)
+    copy = run.parent / "elsewhere"
+    shutil.copytree(run, copy)
+    (copy / "model_final.pth").rename(copy / "model_0001.pth")
+    assert load_run(copy).fingerprint == load_run(copy / "model_0001.pth").fingerprint == whole
+    content = torch.load(run / "model_final.pth", weights_only=True)
+    for name in ("heads.camera_classifier.weight", "heads.camera_neck.running_mean"):
+        content["model"][name] += 1  # no part in the embedding
+    torch.save(content, run / "model_final.pth")
+    assert load_run(run).fingerprint == whole
+    others = {whole}
+    for keys in (("INPUT.SIZE_TEST", "[64,32]"), ("MODEL.PIXEL_MEAN", "[1,2,3]"),
+                 ("MODEL.HEADS.CAMSEP.GAIN", "2.0"), ("MODEL.HEADS.POOL_LAYER", "GlobalMaxPool")):
+        others.add(load_run(run, opts=keys).fingerprint)
+    for name in ("heads.bottleneck.0.running_mean", "heads.attention.combine.0.weight"):
+        content["model"][name].view(-1)[0] += 1e-3
+        torch.save(content, run / "model_final.pth")
+        others.add(load_run(run).fingerprint)
+    assert len(others) == 7
+
+
+# ----------------------------------------------------------------------------------- loading ----
+
+
+def test_what_training_alone_needs_is_gone(small_run):
+    for number, options in enumerate(((), BASELINE)):
+        network = load_run(small_run(*options, folder=f"run{number}")).network
+        names = {name.split(".")[1] for name in network.state_dict() if name.startswith("head.")}
+        assert not names & set(TRAINING_ONLY) and "bottleneck" in names
+        assert not network.training and not any(p.requires_grad for p in network.parameters())
+
+
+def test_neither_images_nor_pretrained_weights_need_be_there(small_run, monkeypatch):
+    run = small_run()
+    text = (run / "config.yaml").read_text()
+    for old, new in (("PRETRAIN: false", "PRETRAIN: true"), ("PRETRAIN_PATH: ''",
+                                                            "PRETRAIN_PATH: /absent.pth"),
+                     ("- Market1501", "- CameraFolder"), ("NUM_CAMERAS: 2", "NUM_CAMERAS: -1")):
+        assert old in text
+        text = text.replace(old, new)
+    expected = load_run(run).fingerprint
+    (run / "config.yaml").write_text(text)
+    assert load_run(run).fingerprint == expected
+
+
+def test_a_trained_run(train_as_script, tmp_path, tiny_market):
+    train_as_script()
+    loaded = load_run(tmp_path / "run")
+    assert loaded.name == "run/model_final.pth" and "32 x 16 pixels to 16 numbers" in repr(loaded)
+    assert loaded.statistics is not None
+    assert len(loaded.embed(paths_of(tiny_market))) == 16
+    other = load_run(tmp_path / "run" / "model_0000.pth")
+    assert other.name == "run/model_0000.pth" and other.fingerprint != loaded.fingerprint
+
+
+def test_a_device(small_run, monkeypatch):
+    run = small_run()
+    (run / "config.yaml").write_text(
+        (run / "config.yaml").read_text().replace("DEVICE: cpu", "DEVICE: cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert load_run(run).device == torch.device("cpu")
+    assert load_run(run, device="cpu").device == torch.device("cpu")
+
+
+def rename_weight(content):
+    content["model"]["heads.other"] = content["model"].pop("heads.bottleneck.0.weight")
+
+
+def reshape_weight(content):
+    content["model"]["heads.bottleneck.0.weight"] = torch.ones(3)
+
+
+def spoil_weight(content):
+    content["model"]["heads.bottleneck.0.weight"][2] = float("nan")
+
+
+@pytest.mark.parametrize("change, said", [
+    (rename_weight, r"does not fit the run's config.yaml: it lacks 1 of its parts and has 1 others,"
+                    r" heads.bottleneck.0.weight for one\. Give a checkpoint of this run"),
+    (reshape_weight, r"heads.bottleneck.0.weight has shape \(3,\), and the network's \(16,\)"),
+    (spoil_weight, "a run that went wrong: its heads.bottleneck.0.weight is NaN"),
+    (lambda content: content.pop("model"), 'holds no network \\("model"\\)'),
+])
+def test_checkpoints_of_other_networks(small_run, change, said):
+    run = small_run()
+    content = torch.load(run / "model_final.pth", weights_only=True)
+    change(content)
+    torch.save(content, run / "model_final.pth")
+    with pytest.raises(RunError, match=said):
+        load_run(run)
+
+
+def test_the_counter_of_batch_norm_may_be_missing(small_run):
+    run = small_run()
+    expected = load_run(run).fingerprint
+    content = torch.load(run / "model_final.pth", weights_only=True)
+    for name in [name for name in content["model"] if name.endswith("num_batches_tracked")]:
+        del content["model"][name]
+    content["model"] = {f"module.{name}": value for name, value in content["model"].items()}
+    torch.save(content, run / "model_final.pth")
+    assert load_run(run).fingerprint == expected
+
+
+@pytest.mark.parametrize("keys, said", [
+    (("MODEL.META_ARCHITECTURE", "MGN"), "META_ARCHITECTURE MGN is not one whose embedding"),
+    (("MODEL.META_ARCHITECTURE", "Baseline", "MODEL.HEADS.NAME", "ClasHead", "MODEL.LOSSES.NAME",
+      "('CrossEntropyLoss',)", "MODEL.HEADS.NUM_CLASSES", "5"), "MODEL.HEADS.NAME ClasHead gives no embedding"),
+    (("INPUT.SIZE_TEST", "[40]"), r"INPUT.SIZE_TEST \[40\] images keep their proportions"),
+    (("MODEL.BACKBONE.NAME", "build_absent"), "cannot be built: .*build_absent"),
+    (("MODEL.ABSENT", "1"), "On the command line: .*MODEL.ABSENT"),
+])
+def test_configs_that_give_no_embedding(small_run, keys, said):
+    with pytest.raises(RunError, match=f"(?s){said}"):
+        load_run(small_run(), opts=keys)
+
+
+def test_folders_that_are_no_runs(small_run, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    for name, said in (("absent", "does not exist"), ("file", "is not a folder"),
+                       ("empty", "holds no config.yaml"), ("absent.pth", "holds no config.yaml")):
+        with pytest.raises(RunError, match=f"{said}.*OUTPUT_DIR"):
+            load_run(tmp_path / name)
+    run = small_run()
+    with pytest.raises(RunError, match="model_0007.pth is not a file"):
+        load_run(run / "model_0007.pth")
+    (run / "model_final.pth").write_bytes(b"no checkpoint")
+    with pytest.raises(RunError, match="damaged.*The folder holds no other"):
+        load_run(run)
+    (run / "model_final.pth").unlink()
+    with pytest.raises(RunError, match="holds no checkpoint.*CHECKPOINT_PERIOD"):
+        load_run(run)
+    (run / "config.yaml").write_text("CAUREID: {FROM_THE_FUTURE: 1}\nVERSION: 2\n")
+    with pytest.raises(RunError, match=rf"of another version of the plugin.*FROM_THE_FUTURE.*This "
+                                       rf"version is {re.escape(caureid_plugin.__version__)}"):
+        load_run(run)
+
+
+def test_the_face_of_the_package():
+    assert caureid_plugin.load_run is embedder.load_run
+    assert caureid_plugin.Embedder is embedder.Embedder

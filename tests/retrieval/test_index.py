@@ -1,0 +1,411 @@
+"""The index on the disk: what it finds, and what becomes of it when things go wrong."""
+
+import builtins
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from caureid_plugin.retrieval import index as index_module
+from caureid_plugin.retrieval import index_files
+from caureid_plugin.retrieval.index import Index
+from caureid_plugin.retrieval.index_files import Entry, IndexRefused
+
+from index_helpers import FakeEmbedder, random_features
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(index_module, "BLOCK_IMAGES", 10)
+
+
+def entries_of(count, first=0):
+    return [Entry("/crops", f"{i}.jpg", str(i % 3), 100 + i, i) for i in range(first, first + count)]
+
+
+@pytest.fixture
+def filled(tmp_path):
+    """34 images in four blocks, cameras 0, 1 and 2 in turn."""
+    index = Index.create(tmp_path / "x", FakeEmbedder())
+    features = random_features(34)
+    index.add(features[:7], entries_of(7))
+    index.add(features[7:], entries_of(27, 7))
+    return index, features
+
+
+def plain_search(features, queries, top, allowed):
+    """Rows by falling cosine, by loops."""
+    lists = []
+    for query in queries:
+        scores = [(-float(np.dot(query, features[row])), row) for row in allowed]
+        lists.append(sorted(scores)[:top])
+    return lists
+
+
+# ----------------------------------------------------------------------------- searching ----
+
+
+@pytest.mark.parametrize("options, cameras", [
+    ({}, {0, 1, 2}), ({"cameras": ["1"]}, {1}), ({"cameras": ["01", "2"]}, {1, 2}),
+    ({"without_cameras": ["0"]}, {1, 2}),
+    ({"cameras": ["0", "1"], "without_cameras": ["1"]}, {0}),
+    ({"cameras": ["0"], "without_cameras": ["0"]}, set()),
+])
+@pytest.mark.parametrize("top", [1, 5, 100])
+def test_it_finds_what_a_loop_finds(filled, options, cameras, top):
+    index, features = filled
+    index = Index.open(index.folder, FakeEmbedder())
+    queries = random_features(70, seed=1)  # more than one call of faiss
+    allowed = [row for row in range(34) if row % 3 in cameras]
+    found = index.search(3 * queries, top, **options)
+    assert len(found) == 70
+    for hits, expected in zip(found, plain_search(features, queries, top, allowed), strict=True):
+        assert [hit.rank for hit in hits] == list(range(1, len(expected) + 1))
+        for hit, (score, row) in zip(hits, expected, strict=True):
+            assert abs(hit.score + score) < 6e-4
+            assert hit.row == row
+            assert (hit.path, hit.camera) == (f"/crops/{row}.jpg", str(row % 3))
+
+
+def test_threads_change_nothing(filled, monkeypatch):
+    index, _ = filled
+    queries = random_features(70, seed=1)
+    alone = index.search(queries)
+    monkeypatch.setattr(index_files.require_faiss(), "omp_get_max_threads", lambda: 3)
+    assert index.search(queries) == alone
+
+
+def test_rounding_stays_within_what_is_said():
+    features = random_features(300, 2048, seed=2)
+    rounded = features.astype(np.float16).astype(np.float32)
+    assert np.abs(features @ features.T - features @ rounded.T).max() < 6e-4
+
+
+def test_an_empty_index_finds_nothing(tmp_path):
+    index = Index.create(tmp_path / "x", FakeEmbedder())
+    assert index.search(random_features(2)) == [[], []] and len(index) == 0
+    assert index.search(np.empty((0, 12))) == []
+
+
+@pytest.mark.parametrize("arguments, options, parts", [
+    ((random_features(1), 0), {}, ["top 0", "at least 1"]),
+    ((random_features(1, 13),), {}, ["(1, 13)", "12 numbers"]),
+    ((np.zeros((2, 12)),), {}, ["query 0", "zero"]),
+    ((np.full((1, 12), np.nan),), {}, ["query 0", "not finite"]),
+    ((random_features(1),), {"cameras": ["9"]}, ["'9'", "'0', '1', '2'"]),
+    ((random_features(1),), {"without_cameras": "9"}, ["'9'", "list"]),
+])
+def test_a_wrong_search_is_refused(filled, arguments, options, parts):
+    with pytest.raises(ValueError) as error:
+        filled[0].search(*arguments, **options)
+    assert all(part in str(error.value) for part in parts), error.value
+
+
+# ------------------------------------------------------------------------------ changing ----
+
+
+def contents(index):
+    """name -> camera and rounded features, as they are on the disk."""
+    index = Index.open(index.folder)
+    rows = np.concatenate([np.empty((0, 12))] + [block.features() for block in index._blocks])
+    assert len(rows) == len(index) == len(index.paths) == len(index.cameras)
+    return {entry.name: (entry.camera, row.tobytes())
+            for entry, row in zip(index.entries, rows.astype(np.float16), strict=True)}
+
+
+def expected(features, rows):
+    halves = features.astype(np.float16)
+    return {f"/crops/{row}.jpg": (str(row % 3), halves[row].tobytes()) for row in rows}
+
+
+def test_images_are_added_replaced_removed(filled):
+    index, features = filled
+    assert contents(index) == expected(features, range(34))
+    assert index.camera_counts == {"0": 12, "1": 11, "2": 11}
+    gone = [row for row, path in enumerate(index.paths) if path in ("/crops/3.jpg",
+                                                                    "/crops/20.jpg")]
+    index.remove(gone)
+    left = [row for row in range(34) if row not in (3, 20)]
+    assert contents(index) == expected(features, left)
+    other = random_features(34, seed=5)
+    index.add(other[:2], entries_of(2))  # the same names
+    known = expected(features, left) | expected(other, range(2))
+    assert contents(index) == known and len(index) == 32
+    row = index.paths.index("/crops/7.jpg")
+    index.set_cameras({row: "007"})
+    known["/crops/7.jpg"] = ("7", known["/crops/7.jpg"][1])
+    assert contents(index) == known
+    index.remove(range(32))
+    assert contents(index) == {}
+    names = sorted(path.name for path in index.folder.iterdir())
+    assert names == ["index.json", "index.lock"] or names == ["index.json"]
+
+
+def test_names_survive(tmp_path):
+    index = Index.create(tmp_path / "x", FakeEmbedder())
+    odd = [Entry("/a b", "c/ü\udcff.jpg", "Tür 1"), Entry("", "frame 3, box 2"), "plain"]
+    index.add(random_features(3), odd)
+    again = Index.open(index.folder)
+    assert again.paths == ["/a b/c/ü\udcff.jpg", "frame 3, box 2", "plain"]
+    assert again.cameras == ["Tür 1", "", ""] and again.entries[0] == odd[0]
+    assert again.search(random_features(3), 1, cameras=[""])[1][0].path == "frame 3, box 2"
+
+
+def test_blocks_are_full(tmp_path):
+    index = Index.create(tmp_path / "x", FakeEmbedder())
+    for first in range(0, 24, 3):
+        index.add(random_features(24)[first:first + 3], entries_of(3, first))
+    assert [len(block.entries) for block in index._blocks] == [10, 10, 4]
+    assert len(list(index.folder.glob("block-*"))) == 6
+
+
+@pytest.mark.parametrize("entries, parts", [
+    (["a"], ["2 embeddings", "1 entries"]),
+    (["a", "a"], ["a is given 2 times"]),
+    (["a", "b\0"], ["zero byte"]),
+    (["a", Entry("/crops", "../b")], ["../b", "leads out"]),
+    (["a", Entry("/crops", "/etc/x")], ["/etc/x", "leads out"]),
+])
+def test_wrong_entries_are_refused(filled, entries, parts):
+    before = contents(filled[0])
+    with pytest.raises(ValueError) as error:
+        filled[0].add(random_features(2), entries)
+    assert all(part in str(error.value) for part in parts), error.value
+    assert contents(filled[0]) == before
+
+
+@pytest.mark.parametrize("change", [
+    lambda index: index.remove([34]), lambda index: index.set_cameras({-1: "a"})])
+def test_a_wrong_row_is_refused(filled, change):
+    with pytest.raises(ValueError, match="none of the 34"):
+        change(filled[0])
+
+
+# ------------------------------------------------------------- another network, no index ----
+
+
+def test_another_network_is_refused(filled):
+    index, _ = filled
+    for other in (32 * "b", FakeEmbedder(32 * "b")):
+        with pytest.raises(IndexRefused) as error:
+            Index.open(index.folder, other)
+        text = str(error.value)
+        assert 32 * "a" in text and 32 * "b" in text and "make a new index" in text
+    assert len(Index.open(index.folder, 32 * "a")) == 34
+
+
+def test_what_is_no_index_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    for name, part in (("none", "does not exist"), ("file", "is not a folder"),
+                       ("empty", "holds no index.json")):
+        with pytest.raises(IndexRefused, match=part) as error:
+            Index.open(tmp_path / name)
+        assert name in str(error.value) and "tools/index.py" in str(error.value)
+
+
+def test_an_index_is_not_made_over_anything(filled, tmp_path):
+    folder = filled[0].folder
+    with pytest.raises(IndexRefused, match="holds an index already"):
+        Index.create(folder, FakeEmbedder())
+    (folder / "index.json").unlink()
+    with pytest.raises(IndexRefused, match=r"index\.json was lost"):
+        Index.create(folder, FakeEmbedder())
+    with pytest.raises(IndexRefused, match=r"no index\.json.*was lost"):
+        Index.open(folder)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    (tmp_path / "file").touch()
+    for name, part in (("photos", r"holds a\.jpg"), ("file", "is not a folder")):
+        with pytest.raises(IndexRefused, match=part):
+            Index.create(tmp_path / name, FakeEmbedder())
+
+
+def test_without_faiss_it_says_what_to_install(tmp_path, monkeypatch):
+    original = builtins.__import__
+
+    def refuse(name, *arguments, **options):
+        if name == "faiss":
+            raise ImportError(name)
+        return original(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    for make in (lambda: Index.create(tmp_path / "x", FakeEmbedder()),
+                 lambda: Index.open(tmp_path)):
+        with pytest.raises(ImportError, match=r"pip install 'caureid-plugin\[faiss-cpu\]'"):
+            make()
+    assert not (tmp_path / "x").exists()
+
+
+# -------------------------------------------------------------------------------- damage ----
+
+
+def each_file(index):
+    return sorted(path for path in index.folder.iterdir() if path.suffix in (".json", ".faiss"))
+
+
+def test_a_changed_byte_or_a_cut_is_found_in_every_file(filled):
+    index, _ = filled
+    files = each_file(index)
+    assert len(files) == 9
+    for path in files:
+        whole = path.read_bytes()
+        middle = len(whole) // 2
+        changed = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1:]
+        for content in (changed, whole[:middle], b"", whole + b"x"):
+            path.write_bytes(content)
+            with pytest.raises(IndexRefused) as error:
+                Index.open(index.folder)
+            assert path.name in str(error.value) and "damaged" in str(error.value)
+            assert "make the index again" in str(error.value)
+        path.write_bytes(whole)
+    assert len(Index.open(index.folder)) == 34
+
+
+def test_a_missing_file_and_a_fifo_are_found(filled):
+    index, _ = filled
+    for path in each_file(index):
+        whole = path.read_bytes()
+        path.unlink()
+        with pytest.raises(IndexRefused, match="is missing|was lost"):
+            Index.open(index.folder)
+        os.mkfifo(path)
+        with pytest.raises(IndexRefused, match="is not a file"):
+            Index.open(index.folder)
+        path.unlink()
+        path.write_bytes(whole)
+
+
+def sign(path, **fields):
+    """Changes a manifest as another version would write it."""
+    content = json.loads(path.read_bytes())
+    del content["digest"]
+    content.update(fields)
+    content["digest"] = index_files.digest(index_files._json(content))
+    path.write_bytes(index_files._json(content))
+
+
+def test_a_newer_format_and_files_of_two_indexes_are_refused(filled):
+    index, _ = filled
+    path = index.folder / "index.json"
+    whole = path.read_bytes()
+    sign(path, format=2, plugin="9.0")
+    with pytest.raises(IndexRefused, match=r"format 2.*9\.0.*reads format 1"):
+        Index.open(index.folder)
+    path.write_bytes(whole)
+    sign(path, dim=13)
+    with pytest.raises(IndexRefused, match="of 12 numbers.*of 13.*two indexes"):
+        Index.open(index.folder)
+    path.write_bytes(whole)
+    sign(path, extra=1)
+    with pytest.raises(IndexRefused, match="damaged"):
+        Index.open(index.folder)
+
+
+@pytest.mark.parametrize("make, part", [
+    (lambda faiss: faiss.serialize_index(faiss.IndexFlatL2(12)).tobytes(), "IndexFlatL2"),
+    (lambda faiss: b"no index at all, but what was written", "update faiss"),
+])
+def test_vectors_that_are_others_are_refused(filled, make, part):
+    index, _ = filled
+    block = json.loads((index.folder / "index.json").read_bytes())["blocks"]
+    content = make(index_files.require_faiss())
+    (index.folder / f"block-{block[0][0]:06d}.faiss").write_bytes(content)
+    block[0][2] = index_files.digest(content)
+    sign(index.folder / "index.json", blocks=block)
+    with pytest.raises(IndexRefused, match=part):
+        Index.open(index.folder)
+
+
+# ----------------------------------------------------------------- two writers, and death ----
+
+
+def test_one_process_writes_at_a_time(filled):
+    index, _ = filled
+    other = Index.open(index.folder)
+    with index.writing():
+        with pytest.raises(IndexRefused, match="being written by another"):
+            other.remove([0])
+        index.remove([0])
+    with pytest.raises(IndexRefused, match="changed since it was opened"):
+        other.remove([0])
+    assert len(Index.open(index.folder)) == 33
+
+
+def test_a_reader_sees_the_index_that_replaces_the_one_it_reads(filled, monkeypatch):
+    index, _ = filled
+    original, calls = index_module.read_block, []
+
+    def read(*arguments):
+        if not calls:
+            calls.append(index.remove([0]))
+        return original(*arguments)
+
+    monkeypatch.setattr(index_module, "read_block", read)
+    assert len(Index.open(index.folder)) == 33
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_whatever_write_fails_the_index_is_as_it_was(filled, monkeypatch, error):
+    index, features = filled
+    known, original = contents(index), index_files.write_atomically
+    new = random_features(20, seed=7)
+    for failing in range(7):  # three blocks of two files, the manifest
+        index, count = Index.open(index.folder), iter(range(100))
+
+        def write(path, function, count=count, failing=failing):
+            if next(count) == failing:
+                raise error
+            original(path, function)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(index_files, "write_atomically", write)
+            with pytest.raises(type(error)):
+                index.add(new, entries_of(20, 34))
+        assert contents(index) == known
+        if isinstance(error, OSError):  # and what was written makes room again
+            assert len(each_file(index)) == 9
+    index = Index.open(index.folder)
+    index.add(new, entries_of(20, 34))
+    assert contents(index) == expected(np.concatenate([features, new]), range(54))
+    assert len(each_file(index)) == 13
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[3])
+import caureid_plugin
+from caureid_plugin.retrieval import index as module, index_files
+from caureid_plugin.retrieval.index import Index
+from index_helpers import random_features
+module.BLOCK_IMAGES = 10
+original, left = index_files.write_atomically, [int(sys.argv[2])]
+def write(path, function):
+    left[0] -= 1
+    if left[0] < 0:
+        original(path, lambda file: (file.write(b"half"), os.kill(os.getpid(), signal.SIGKILL)))
+    original(path, function)
+index_files.write_atomically = write
+index = Index.open(sys.argv[1])
+for part in range(3):
+    index.add(random_features(5, seed=part), [f"{part}/{i}" for i in range(5)])
+"""
+
+
+def test_a_killed_process_loses_no_block_that_was_written(tmp_path):
+    index = Index.create(tmp_path / "x", FakeEmbedder())
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), index.folder, "4",
+               Path(__file__).parent]
+    done = subprocess.run([str(word) for word in command], check=False, capture_output=True,
+                          text=True)
+    assert done.returncode == -9, done.stderr
+    assert list(index.folder.glob(".*.part")) and len(list(index.folder.glob("block-*"))) > 2
+    index = Index.open(index.folder)
+    assert index.paths == [f"0/{i}" for i in range(5)]
+    index.add(random_features(1), ["after"])  # the lock went with the process
+    assert len(contents(index)) == 6 and not list(index.folder.glob(".*.part"))
+    assert len(each_file(index)) == 3
