@@ -27,9 +27,10 @@ from .run_folder import (
     memory_bank,
     read_checkpoint,
     read_config,
+    read_statistics,
     without_singletons,
 )
-from .threshold import PairStatistics, Threshold
+from .threshold import DEFAULT_RATE, PairStatistics, Threshold
 
 BATCH = 64
 
@@ -108,7 +109,7 @@ class Embedder:
             images: one or several: paths, images of PIL, arrays (H, W, 3) or grey (H, W) of uint8.
             batch_size: images that the network sees at a time.
             bgr: arrays are BGR, as OpenCV reads them, not RGB.
-            progress: show a bar.
+            progress: show a bar, where a terminal watches.
 
         Returns:
             (N, D) float32, rows of length 1; one row for a single image.
@@ -123,7 +124,8 @@ class Embedder:
             [images] if is_one_image(images) else images)  # type: ignore[list-item,assignment]
         total = len(several) if isinstance(several, (Sequence, np.ndarray)) else None
         rows = [np.empty((0, self.dim), np.float32)]
-        with tqdm(total=total, desc="embedding", unit="img", disable=not progress) as bar:
+        hidden = None if progress else True  # None: shown on a terminal only
+        with tqdm(total=total, desc="embedding", unit="img", disable=hidden) as bar:
             for start, batch in self._batches(several, batch_size, bgr):
                 rows.append(self(batch).numpy())
                 self._check(rows[-1], start)
@@ -166,7 +168,7 @@ class Embedder:
                              "look at that image first.")
 
     def compare(self, a: ImageLike, b: ImageLike, *, bgr: bool = False,
-                false_match_rate: float | None = None) -> Comparison:
+                false_match_rate: float | None = DEFAULT_RATE) -> Comparison:
         """How alike two images are, and whether that is taken for the same person.
 
         Args:
@@ -175,11 +177,8 @@ class Embedder:
             false_match_rate: see :meth:`PairStatistics.threshold`.
 
         Raises:
-            ValueError: see :meth:`embed`; a rate, but there are no statistics.
+            ValueError: see :meth:`embed` and :meth:`PairStatistics.threshold`.
         """
-        if self.statistics is None and false_match_rate is not None:
-            raise ValueError(f"The false match rate {false_match_rate} gives no threshold: "
-                             f"{self.why_no_statistics}")
         first, second = self.embed([a, b], bgr=bgr)
         similarity = float(np.clip(first @ second, -1, 1))
         if self.statistics is None:
@@ -198,7 +197,8 @@ def load_run(folder: str | os.PathLike[str], *, device: torch.device | str | Non
              opts: Sequence[str] = ()) -> Embedder:
     """The network of a run folder, ready to embed images.
 
-    Neither the training images nor the pretrained weights need be there.
+    Neither the training images nor the pretrained weights need be there. What tools/threshold.py
+    has measured for this network is taken for the pair statistics, else the memory bank.
 
     Args:
         folder: of a run, its OUTPUT_DIR, whose last checkpoint is taken; or a checkpoint in one.
@@ -223,23 +223,26 @@ def load_run(folder: str | os.PathLike[str], *, device: torch.device | str | Non
         preprocessing = Preprocessing.from_config(cfg)
     except ValueError as error:
         raise RunError(f"{shown(home)}: {error}") from error
-    statistics, why = _statistics(content, path)
+    found = fingerprint(network, cfg, preprocessing)
+    statistics, why = read_statistics(home, found), ""
+    if statistics is None:
+        statistics, why = _bank_statistics(content, path)
     height, width = preprocessing.shape
     with torch.no_grad():
         dim = network(torch.zeros(1, 3, height, width, device=network.pixel_mean.device)).shape[1]
     return Embedder(
         network, name=f"{home.resolve().name}/{path.name}", dim=dim,
-        fingerprint=fingerprint(network, cfg, preprocessing), preprocessing=preprocessing,
+        fingerprint=found, preprocessing=preprocessing,
         statistics=statistics, why_no_statistics=why, device=network.pixel_mean.device)
 
 
-def _statistics(content: dict[str, object], path: Path) -> tuple[PairStatistics | None, str]:
+def _bank_statistics(content: dict[str, object], path: Path) -> tuple[PairStatistics | None, str]:
     """Of the checkpoint's memory bank; or why there are none."""
     try:
         bank = memory_bank(content, path)
-        return PairStatistics.from_bank(
+        return PairStatistics.from_features(
             bank["features"].float().numpy(), without_singletons(bank["labels"].long().numpy()),
-            bank["camids"].numpy()), ""
+            bank["camids"].numpy(), source="memory bank"), ""
     except RunError as error:
         return None, str(error)
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,8 +15,11 @@ from fastreid.config import CfgNode
 
 from ..compat import shown
 from ..engine import load_config
+from ..files import write_atomically
 from ..safe_load import load_tensors
+from .threshold import PairStatistics
 
+STATISTICS = "pair_statistics.json"
 BANK = ("features", "labels", "camids")
 
 
@@ -157,3 +161,37 @@ def without_singletons(labels: np.ndarray) -> np.ndarray:
     numbered = np.full(len(labels), -1)
     numbered[kept] = np.unique(labels[kept], return_inverse=True)[1]
     return numbered
+
+
+def write_statistics(folder: Path, fingerprint: str, statistics: PairStatistics) -> Path:
+    """Keeps pair statistics in a run folder, for the network that they are of.
+
+    Returns:
+        the file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path = folder / STATISTICS
+    content = {"format": 1, "fingerprint": fingerprint, "statistics": statistics.to_json()}
+    write_atomically(path, lambda file: file.write(json.dumps(content).encode("ascii")))
+    return path
+
+
+def read_statistics(folder: Path, fingerprint: str) -> PairStatistics | None:
+    """What :func:`write_statistics` kept; None if there is nothing for this network.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    path = folder / STATISTICS
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text("ascii"))
+        if content["fingerprint"] != fingerprint:  # of another checkpoint
+            return None
+        return PairStatistics.from_json(content["statistics"])
+    except (KeyError, OSError, RecursionError, TypeError, ValueError) as error:
+        raise RunError(f"{shown(path)} is damaged ({_sentence(error)[:-1]}): remove it, or make it "
+                       "again with tools/threshold.py.") from error

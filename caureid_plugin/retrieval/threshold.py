@@ -1,12 +1,12 @@
 """From which similarity on two images are taken for the same person's.
 
 There are no identities to tell by. What a run has are its clusters: pairs of images in one
-cluster, and pairs in two. Their similarities, taken from the memory bank, give a threshold and the
-error rates to expect of it, as far as clusters are people: the images are those of the training,
-and clusters were made by these same similarities. For people that the run has not seen, both rates
-are higher.
+cluster, and pairs in two. Their similarities give a threshold and the error rates to expect of it,
+as far as clusters are people: the images are those of the training, and clusters were made by
+these same similarities. Both error rates are higher for people that the run has not seen;
+docs/search.md has measured by how much.
 
-Letters: N images of the memory bank, P pairs of one cluster, Q pairs of two clusters.
+Letters: N images, P pairs of one cluster, Q pairs of two clusters.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ import numpy as np
 STEP = 0.001  # of the similarities that are kept
 PAIRS = 100_000  # of each kind, at most
 LEAST_PAIRS = 20  # of each kind, for a threshold
+DEFAULT_RATE = 0.001  # false match rate of the threshold that is suggested
+# where the features come from: of the network as it is, or as training left them in the bank
+SOURCES = ("training images", "memory bank")
 
 
 class Threshold(NamedTuple):
@@ -41,16 +44,20 @@ class PairStatistics:
         same: (P,) float32, of pairs of one cluster, rising.
         different: (Q,) float32, of pairs of two clusters, rising.
         across: whether the two images of each pair come from two cameras, which is harder.
+        source: "training images" as the network embeds them, or "memory bank", which holds what
+            training saw: augmented images, seen by the network as it was before its last steps.
+            These are less alike, and the false match rate that they give is too low by far.
     """
 
     same: np.ndarray
     different: np.ndarray
     across: bool = True
+    source: str = SOURCES[0]
 
     @classmethod
-    def from_bank(cls, features: np.ndarray, labels: np.ndarray, camids: np.ndarray,
-                  seed: int = 0) -> PairStatistics:
-        """Those of a memory bank.
+    def from_features(cls, features: np.ndarray, labels: np.ndarray, camids: np.ndarray, *,
+                      seed: int = 0, source: str = SOURCES[0]) -> PairStatistics:
+        """Those of features with their clusters.
 
         Pairs of two cameras are drawn, unless there are too few of one cluster; at most 100,000 of
         each kind. Outliers take no part.
@@ -60,6 +67,7 @@ class PairStatistics:
             labels: (N,) clusters, -1 for outliers.
             camids: (N,) cameras.
             seed: of the draw.
+            source: of the features.
 
         Raises:
             ValueError: fewer than 20 pairs of one cluster or of two.
@@ -78,7 +86,8 @@ class PairStatistics:
             if len(pairs) < LEAST_PAIRS:
                 raise ValueError(f"there are {len(pairs)} pairs of images in {what}, and a "
                                  f"threshold takes {LEAST_PAIRS}")
-        return cls(_similarities(features, same), _similarities(features, different), across)
+        return cls(_similarities(features, same), _similarities(features, different), across,
+                   source)
 
     def threshold(self, false_match_rate: float | None = None) -> Threshold:
         """The lowest similarity with a false match rate of no more than the one that is wanted.
@@ -108,8 +117,8 @@ class PairStatistics:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: numbers of pairs for each step from the lowest that occurs."""
-        return {"step": STEP, "across": self.across, "same": _counts(self.same),
-                "different": _counts(self.different)}
+        return {"step": STEP, "across": self.across, "source": self.source,
+                "same": _counts(self.same), "different": _counts(self.different)}
 
     @classmethod
     def from_json(cls, content: Any) -> PairStatistics:
@@ -119,10 +128,10 @@ class PairStatistics:
             ValueError: it is something else.
         """
         try:
-            if content["step"] != STEP or not isinstance(content["across"], bool):
-                raise ValueError(f"step {content['step']!r}, across {content['across']!r}")
-            return cls(_expanded(content["same"]), _expanded(content["different"]),
-                       content["across"])
+            across, source = content["across"], content["source"]
+            if content["step"] != STEP or not isinstance(across, bool) or source not in SOURCES:
+                raise ValueError(f"step {content['step']!r}, across {across!r}, source {source!r}")
+            return cls(_expanded(content["same"]), _expanded(content["different"]), across, source)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"These are no pair statistics: {error}.") from error
 

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 
 import caureid_plugin
 import numpy as np
@@ -11,8 +12,9 @@ import torch.nn.functional as F
 from caureid_plugin import load_run
 from caureid_plugin.data import build_extraction_loader
 from caureid_plugin.engine import build_network, extract_features, load_config
-from caureid_plugin.retrieval import RunError, embedder
+from caureid_plugin.retrieval import PairStatistics, RunError, embedder
 from caureid_plugin.retrieval.network import TRAINING_ONLY
+from caureid_plugin.retrieval.run_folder import write_statistics
 from fastreid.engine import DefaultPredictor
 from PIL import Image
 
@@ -79,8 +81,13 @@ def test_all_kinds_of_images(small_run, tiny_market):
     assert loaded.embed([]).shape == (0, loaded.dim)
 
 
-def test_a_bar_for_many(small_run, tiny_market, capsys):
-    load_run(small_run()).embed(paths_of(tiny_market), batch_size=4, progress=True)
+def test_a_bar_for_many(small_run, tiny_market, capsys, monkeypatch):
+    loaded = load_run(small_run())
+    loaded.embed(paths_of(tiny_market), batch_size=4, progress=True)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    loaded.embed(paths_of(tiny_market), batch_size=4)
+    assert capsys.readouterr().err == ""  # no terminal; not asked for
+    loaded.embed(paths_of(tiny_market), batch_size=4, progress=True)
     assert "16/16" in capsys.readouterr().err
 
 
@@ -132,7 +139,7 @@ def test_comparison(small_run, tiny_market):
     a, b = loaded.embed([first, second]).astype(np.float64)
     assert found.similarity == pytest.approx(sum(x * y for x, y in zip(a, b, strict=True)),
                                              abs=1e-6)
-    assert found.threshold == loaded.statistics.threshold()
+    assert found.threshold == loaded.statistics.threshold(0.001)
     assert found.same == (found.similarity >= found.threshold.value)
     same = loaded.compare(first, first, false_match_rate=0.01)
     assert same.same and same.similarity == pytest.approx(1, abs=1e-6) and same.similarity <= 1
@@ -147,7 +154,24 @@ def test_statistics_are_those_of_the_bank(small_run):
     same = sorted(float(features[i] @ features[j]) for i in range(66) for j in range(i)
                   if labels[i] == labels[j] >= 0 and (i - j) % 2)
     np.testing.assert_allclose(found.same, same, atol=0.000501)
-    assert found.across
+    assert found.across and found.source == "memory bank"
+
+
+def test_statistics_that_were_measured(small_run):
+    run = small_run()
+    loaded = load_run(run)
+    kept = PairStatistics(np.linspace(0.5, 1, 501, dtype=np.float32),
+                          np.linspace(-0.5, 0.5, 1001, dtype=np.float32))
+    path = write_statistics(run, loaded.fingerprint, kept)
+    found = load_run(run).statistics
+    assert found.source == "training images" and found.threshold() == kept.threshold()
+    np.testing.assert_array_equal(found.same, kept.same)
+    other = load_run(run, opts=["INPUT.SIZE_TEST", "[64,32]"])  # another network
+    assert other.statistics.source == "memory bank"
+    for text in ("", "[]", "{}", path.read_text().replace("across", "acros")):
+        path.write_text(text)
+        with pytest.raises(RunError, match="pair_statistics.json is damaged.*tools/threshold.py"):
+            load_run(run)
 
 
 def test_clusters_of_one_image_are_outliers(small_run):
@@ -177,8 +201,6 @@ def test_without_statistics(small_run, tiny_market, change, said):
     assert loaded.statistics is None and said in loaded.why_no_statistics
     paths = paths_of(tiny_market)[:2]
     assert loaded.compare(*paths)[1:] == (None, None)
-    with pytest.raises(ValueError, match=f"(?s)rate 0.1 gives no threshold: .*{said}"):
-        loaded.compare(*paths, false_match_rate=0.1)
 
 
 # ------------------------------------------------------------------------------- fingerprint ----

@@ -32,7 +32,7 @@ def pairs_by_hand(features, labels, camids, across):
 @pytest.mark.parametrize("cameras", [3, 1])
 def test_pairs(cameras):
     given = bank(cameras=cameras)
-    found = PairStatistics.from_bank(*given)
+    found = PairStatistics.from_features(*given)
     assert found.across == (cameras > 1)
     same, different = pairs_by_hand(*given, across=cameras > 1)
     # all pairs of one cluster; those of two are drawn, with replacement
@@ -45,19 +45,19 @@ def test_pairs(cameras):
 
 def test_outliers_and_pairs_of_one_camera_take_no_part():
     features, labels, camids = bank()
-    before = PairStatistics.from_bank(features, labels, camids)
+    before = PairStatistics.from_features(features, labels, camids)
     features = features.copy()
     features[labels < 0] = -features[labels < 0]
-    after = PairStatistics.from_bank(features, labels, camids)
+    after = PairStatistics.from_features(features, labels, camids)
     assert (before.same == after.same).all() and (before.different == after.different).all()
 
 
 def test_pairs_are_drawn_where_there_are_many(monkeypatch):
     given = bank(clusters=4, each=40)
-    whole = PairStatistics.from_bank(*given)
+    whole = PairStatistics.from_features(*given)
     monkeypatch.setattr(module, "PAIRS", 500)
-    drawn = PairStatistics.from_bank(*given)
-    again, other = PairStatistics.from_bank(*given), PairStatistics.from_bank(*given, seed=1)
+    drawn = PairStatistics.from_features(*given)
+    again, other = PairStatistics.from_features(*given), PairStatistics.from_features(*given, seed=1)
     assert len(drawn.same) == len(drawn.different) == 500 < len(whole.same)
     assert (drawn.same == again.same).all() and (drawn.same != other.same).any()
     for one, all_ in ((drawn.same, whole.same), (drawn.different, whole.different)):
@@ -67,7 +67,7 @@ def test_pairs_are_drawn_where_there_are_many(monkeypatch):
 
 @pytest.mark.parametrize("rate", [None, 0.5, 0.05, 0.003])
 def test_threshold_is_that_of_trying_all(rate):
-    found = PairStatistics.from_bank(*bank())
+    found = PairStatistics.from_features(*bank())
     value, matches, misses = found.threshold(rate)
     tried = []
     for step in range(-1000, 1002):
@@ -103,19 +103,20 @@ def test_a_threshold_above_all():
 
 def test_json_is_exact_and_small():
     for seed in range(3):
-        found = PairStatistics.from_bank(*bank(seed=seed))
+        found = PairStatistics.from_features(*bank(seed=seed), source="memory bank")
         text = json.dumps(found.to_json())
         again = PairStatistics.from_json(json.loads(text))
         assert (again.same == found.same).all() and (again.different == found.different).all()
-        assert again.across == found.across and len(text) < 20_000
+        assert (again.across, again.source) == (True, "memory bank") and len(text) < 20_000
         assert again.threshold(0.01) == found.threshold(0.01)
 
 
-GOOD = PairStatistics.from_bank(*bank()).to_json()
+GOOD = PairStatistics.from_features(*bank()).to_json()
 
 
 @pytest.mark.parametrize("bad", [
-    None, [], {}, {**GOOD, "step": 0.1}, {**GOOD, "across": 1}, {**GOOD, "same": {"first": 0}},
+    None, [], {}, {**GOOD, "step": 0.1}, {**GOOD, "across": 1}, {**GOOD, "source": "x"},
+    {**GOOD, "same": {"first": 0}},
     {**GOOD, "same": {"first": 0, "counts": []}}, {**GOOD, "same": {"first": 0, "counts": [0]}},
     {**GOOD, "same": {"first": 0, "counts": [-1, 5]}},
     {**GOOD, "same": {"first": 1000, "counts": [1, 1]}},
@@ -132,6 +133,6 @@ def test_json_of_something_else(bad):
 def test_too_few_pairs():
     features, labels, camids = bank(clusters=1)
     with pytest.raises(ValueError, match="0 pairs of images in different clusters.*takes 20"):
-        PairStatistics.from_bank(features, labels, camids)
+        PairStatistics.from_features(features, labels, camids)
     with pytest.raises(ValueError, match="0 pairs of images in the same cluster"):
-        PairStatistics.from_bank(features, np.full(len(labels), -1), camids)
+        PairStatistics.from_features(features, np.full(len(labels), -1), camids)

@@ -1,0 +1,127 @@
+"""tools/threshold.py measures what comparing every pair gives, and keeps it for load_run."""
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from caureid_plugin import load_run
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+import threshold
+
+
+@pytest.fixture
+def run(train_as_script, small_run, tmp_path):
+    """A run whose clusters are five lots of eight images, with a network that tells images apart.
+    """
+    train_as_script("SOLVER.MAX_EPOCH", "1")
+    path = tmp_path / "run" / "model_final.pth"
+    content = torch.load(path, weights_only=True)
+    content["memory_bank"]["labels"] = torch.arange(48) // 8 - 1  # the first eight are outliers
+    content["model"] = torch.load(small_run() / "model_final.pth", weights_only=True)["model"]
+    torch.save(content, path)
+    return tmp_path / "run"
+
+
+def pairs(features, labels, cameras):
+    same, different = [], []
+    for i in range(len(labels)):
+        for j in range(i):
+            if cameras[i] != cameras[j]:
+                value = float(features[i] @ features[j])
+                (same if labels[i] == labels[j] else different).append(value)
+    return np.sort(same), np.sort(different)
+
+
+def images(market, folders):
+    found = [path for folder in folders
+             for path in sorted((market / "Market-1501-v15.09.15" / folder).glob("*.jpg"))]
+    names = [re.match(r"(-?\d+)_c(\d)", path.name) for path in found]
+    return found, [int(name[1]) for name in names], [int(name[2]) for name in names]
+
+
+def test_what_is_measured_is_kept(run, tiny_market, capsys):
+    threshold.main([str(run)])
+    loaded = load_run(run)
+    paths, _, cameras = images(tiny_market, ["bounding_box_train"])
+    same, different = pairs(loaded.embed(paths[8:]), np.arange(40) // 8, cameras[8:])
+    found = loaded.statistics
+    assert found.source == "training images" and found.across
+    np.testing.assert_allclose(found.same, same, atol=0.00051)
+    for share in (0.05, 0.5, 0.95):
+        assert np.quantile(found.different, share) == pytest.approx(
+            np.quantile(different, share), abs=0.01)
+    said = capsys.readouterr().out
+    suggested = found.threshold(0.001)
+    rates = " +".join(threshold.percent(rate) for rate in suggested[1:])
+    assert re.search(rf"0.1 % +{suggested.value:.3f} +expected +{rates}\n", said)
+    assert f"{len(same)} pairs of one cluster" in said and "true" not in said
+    with Image.open(run / "threshold.png") as picture:
+        assert picture.size[0] > 600 and len(set(picture.convert("RGB").getdata())) > 20
+
+
+def test_rates_by_identity(run, tiny_market, tmp_path, capsys):
+    picture = tmp_path / "both.png"
+    threshold.main([str(run), "--true-labels", "--picture", str(picture)])
+    said, loaded = capsys.readouterr().out, load_run(run)
+    for name, folders in (("training", ["bounding_box_train"]),
+                          ("test", ["query", "bounding_box_test"])):
+        paths, people, cameras = (np.array(part) for part in images(tiny_market, folders))
+        known = people > 0
+        same, _ = pairs(loaded.embed(paths[known].tolist()), people[known], cameras[known])
+        value = loaded.statistics.threshold().value
+        misses = np.mean(np.round(same, 3) < value - 0.0005)
+        line = re.search(rf"Market1501, {name} images +(\S+) % +(\S+) %", said)
+        assert float(line[2]) == pytest.approx(100 * misses, abs=3)
+    assert picture.is_file() and not (run / "threshold.png").exists()
+    # a diagnostic: what is kept is what is kept without it
+    with_labels = (run / "pair_statistics.json").read_bytes()
+    threshold.main([str(run), "--picture", str(picture)])
+    assert (run / "pair_statistics.json").read_bytes() == with_labels
+
+
+def test_a_part_of_the_images(run, capsys):
+    threshold.main([str(run), "--images", "16", "--seed", "3"])
+    found = load_run(run).statistics
+    assert 20 < len(found.same) < 50 < len(found.different)  # of two clusters of eight images
+    first = (run / "pair_statistics.json").read_bytes()
+    threshold.main([str(run), "--images", "16", "--seed", "3"])
+    assert (run / "pair_statistics.json").read_bytes() == first
+    threshold.main([str(run), "--images", "16", "--seed", "4"])
+    assert (run / "pair_statistics.json").read_bytes() != first
+
+
+def test_clusters_are_taken_whole():
+    labels = np.array([0, 1, -1, 1, 2, 0, 2, 2, -1])
+    for seed in range(5):
+        rows = threshold.sample_clusters(labels, 3, seed)
+        for cluster in set(labels[rows].tolist()):
+            assert cluster >= 0 and (labels[rows] == cluster).sum() == (labels == cluster).sum()
+        assert 3 <= len(rows) <= 5
+    assert threshold.sample_clusters(labels, 99, 0).tolist() == [0, 1, 3, 4, 5, 6, 7]
+
+
+def test_mistakes(run, tiny_market, tmp_path, capsys):
+    for words, said in ((["--images", "0"], "--images 0 must be at least 1"),
+                        (["--picture", "x.gif"], "--picture x.gif must be a .png file"),
+                        (["SEED"], "must come in pairs, got SEED")):
+        with pytest.raises(SystemExit):
+            threshold.main([str(run), *words])
+        assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=r"absent does not exist: give the folder that a run"):
+        threshold.main([str(tmp_path / "absent")])
+    with pytest.raises(SystemExit, match="pairs of images in different clusters, and a threshold"):
+        threshold.main([str(run), "--images", "1"])
+    with pytest.raises(SystemExit, match="--true-labels: neither .* have identities"):
+        threshold.main([str(run), "--true-labels", "DATASETS.TESTS", "()", "DATASETS.NAMES",
+                        "('CameraFolder',)", "CAMERA_FOLDER.ROOT",
+                        str(tiny_market / "Market-1501-v15.09.15" / "bounding_box_train"),
+                        "CAMERA_FOLDER.CAMERA", "pattern", "CAMERA_FOLDER.PATTERN", "_c(\\d)"])
+    next((tiny_market / "Market-1501-v15.09.15" / "bounding_box_train").glob("*.jpg")).unlink()
+    with pytest.raises(SystemExit, match="data set differs from the run's"):
+        threshold.main([str(run)])
+    assert not (run / "pair_statistics.json").exists()

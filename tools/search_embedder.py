@@ -1,0 +1,43 @@
+"""What tools/index.py and tools/search.py share: the network, and command lines."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+
+def load_embedder(path: Path):
+    """The network of a run folder or an .onnx file of tools/export.py.
+
+    Raises:
+        ValueError, OSError, ImportError: it cannot be used; says why.
+    """
+    if path.suffix.lower() == ".onnx":
+        from caureid_plugin.export import load_export
+
+        return load_export(path)
+    from caureid_plugin.retrieval import load_run
+
+    return load_run(path)
+
+
+def options_first(words: list[str], flags: Collection[str]) -> list[str]:
+    """Puts options before all else, so that config keys may follow at the end.
+
+    Args:
+        words: of the command line; what begins with -- is an option.
+        flags: options that take no value.
+    """
+    options, others = [], []
+    rest = iter(words)
+    for word in rest:
+        if not word.startswith("--") and word != "-h":
+            others.append(word)
+            continue
+        options.append(word)
+        if "=" not in word and word not in (*flags, "-h", "--help"):
+            options += [value for value in [next(rest, None)] if value is not None]
+    return options + others
+
+
+def sentence(error: BaseException) -> str:
+    """An error in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,213 @@
+#!/usr/bin/env python3
+"""Measures from which similarity on two images of a run are taken for the same person's.
+
+    tools/threshold.py RUN_FOLDER [--images 4000] [--picture threshold.png] [KEY VALUE ...]
+
+Embeds training images of whole clusters, drawn at random, with the run's last checkpoint, and
+compares pairs of one cluster and of two. What comes out is kept in the run folder, in
+pair_statistics.json, where load_run, tools/index.py and tools/export.py find it. No label of an
+identity is read.
+
+--true-labels is a diagnostic: the error rates of the thresholds, as the identities of the training
+images and of the labelled test set (DATASETS.TESTS) have them, where those are known. It changes
+nothing of what is kept.
+"""
+
+import argparse
+import io
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import caureid_plugin  # noqa: F401  first: it makes the toolbox importable
+import matplotlib
+import numpy as np
+from caureid_plugin.compat import shown
+from caureid_plugin.data import build_dataset
+from caureid_plugin.files import write_atomically
+from caureid_plugin.retrieval import Embedder, PairStatistics, Threshold, load_run
+from caureid_plugin.retrieval.run_folder import write_statistics
+from caureid_plugin.retrieval.threshold import DEFAULT_RATE
+from tabulate import tabulate
+
+from report_data import Missing, Run, read_run
+from report_ranks import find_test_set
+from search_embedder import options_first
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+RATES = (None, 0.01, DEFAULT_RATE, 0.0001)  # of false matches; None: equal error rates
+
+
+def sample_clusters(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Rows of whole clusters, drawn at random until there are ``count``, in order."""
+    rng = np.random.default_rng(seed)
+    sizes = np.bincount(labels[labels >= 0], minlength=1)
+    order = rng.permutation(len(sizes))
+    kept = order[:np.searchsorted(np.cumsum(sizes[order]), count) + 1]
+    return np.flatnonzero(np.isin(labels, kept))
+
+
+def measure(run: Run, embedder: Embedder, count: int, seed: int) -> PairStatistics:
+    """Pair statistics of training images as the network embeds them."""
+    rows = sample_clusters(run.labels, count, seed)
+    features = embedder.embed([run.paths[row] for row in rows], progress=True)
+    return PairStatistics.from_features(features, run.labels[rows], run.camids[rows], seed=seed)
+
+
+# -------------------------------------------------------------------- the marked diagnostic ----
+
+
+def by_identity(embedder: Embedder, items: Iterable[tuple], count: int, seed: int
+                ) -> PairStatistics:
+    """Pair statistics of images with identities in place of clusters.
+
+    Args:
+        items: (path, identity, camera); 0 and less are no one's in Market-1501's layout.
+    """
+    known = [item for item in items if not (isinstance(item[1], int) and item[1] <= 0)]
+    codes = [np.unique([str(item[part]) for item in known], return_inverse=True)[1]
+             for part in (1, 2)]
+    rows = sample_clusters(codes[0], count, seed)
+    features = embedder.embed([known[row][0] for row in rows], progress=True)
+    return PairStatistics.from_features(features, codes[0][rows], codes[1][rows], seed=seed)
+
+
+def labelled_sets(cfg) -> dict[str, list]:
+    """(path, identity, camera) of the images whose identities are known, by name of the set.
+
+    Raises:
+        Missing: there are none.
+    """
+    sets = {}
+    for name in cfg.DATASETS.NAMES:
+        items = build_dataset(cfg, name).train
+        if len({item[1] for item in items}) > 1:  # own footage has one for all: none
+            sets[f"{name}, training images"] = items
+    name, query, gallery = find_test_set(cfg)
+    if name:
+        sets[f"{name}, test images"] = query + gallery
+    if not sets:
+        raise Missing("--true-labels: neither the training images nor a test set (DATASETS.TESTS) "
+                      "have identities.")
+    return sets
+
+
+# ---------------------------------------------------------------------------------- output ----
+
+
+def at(statistics: PairStatistics, value: float) -> Threshold:
+    """The error rates of a threshold."""
+    half = value - 0.0005  # similarities are in steps of 0.001
+    return Threshold(value, float(np.mean(statistics.different >= half)),
+                     float(np.mean(statistics.same < half)))
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
+
+
+def table(measured: PairStatistics, true: dict[str, PairStatistics]) -> str:
+    """A line for each threshold, and for each set of images."""
+    rows = []
+    for rate in RATES:
+        found = measured.threshold(rate)
+        start = ["equal error rates" if rate is None else percent(rate), f"{found.value:.3f}"]
+        for name, statistics in {"expected": measured, **true}.items():
+            rates = at(statistics, found.value)
+            rows.append([*start, name, percent(rates.false_match_rate),
+                         percent(rates.false_non_match_rate)])
+            start = ["", ""]
+    return tabulate(rows, headers=["wanted", "threshold", "of", "false matches",
+                                   "false non-matches"], disable_numparse=True)
+
+
+def draw(measured: PairStatistics, true: dict[str, PairStatistics]) -> bytes:
+    """Both kinds of similarities and the threshold that is suggested, as PNG."""
+    kinds = {"clusters of the run": measured, **true}
+    figure, axes = pyplot.subplots(len(kinds), 1, figsize=(8, 1.2 + 2.6 * len(kinds)), sharex=True,
+                                   layout="constrained", squeeze=False)
+    bins = np.arange(-1.0005, 1.02, 0.02)
+    value = measured.threshold(DEFAULT_RATE).value
+    for axis, (name, statistics) in zip(axes[:, 0], kinds.items(), strict=True):
+        rates = at(statistics, value)
+        one, two = (("cluster", "clusters") if statistics is measured else
+                    ("identity", "identities"))
+        for part, colour, label in ((statistics.different, "#d9761a", f"two {two}"),
+                                    (statistics.same, "#2f86d1", f"one {one}")):
+            axis.hist(part, bins, density=True, color=colour, alpha=0.6,
+                      label=f"{len(part)} pairs of {label}")
+        axis.axvline(value, color="black", linewidth=1)
+        axis.set_title(f"{name}: from {value:.3f} on {percent(rates.false_match_rate)} false "
+                       f"matches, {percent(rates.false_non_match_rate)} false non-matches",
+                       fontsize=10)
+        axis.set_yticks([])
+        axis.set_ylabel("share of pairs")
+        axis.legend(frameon=False, fontsize=9)
+    low = min(part[0] for statistics in kinds.values()
+              for part in (statistics.same, statistics.different))
+    axes[-1, 0].set_xlim(max(-1, low - 0.02), 1.02)
+    axes[-1, 0].set_xlabel("similarity (cosine)")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    pyplot.close(figure)
+    return buffer.getvalue()
+
+
+def work(args: argparse.Namespace) -> None:
+    """What the command does."""
+    run = read_run(args.run_folder, args.checkpoint, args.opts)
+    labelled = labelled_sets(run.cfg) if args.true_labels else {}
+    embedder = load_run(run.checkpoint, opts=args.opts)
+    measured = measure(run, embedder, args.images, args.seed)
+    true = {name: by_identity(embedder, items, args.images, args.seed)
+            for name, items in labelled.items()}
+    print(table(measured, true))
+    across = "of two cameras each" if measured.across else "of whatever camera"
+    print(f"{len(measured.same)} pairs of one cluster, {len(measured.different)} of two, {across}."
+          " Clusters are no identities: expect more of both errors, above all with people that "
+          "the run has not seen.")
+    picture = args.picture or args.run_folder / "threshold.png"
+    content = draw(measured, true)
+    write_atomically(picture, lambda file: file.write(content))
+    kept = write_statistics(args.run_folder, embedder.fingerprint, measured)
+    print(f"{shown(kept)} and {shown(picture)} were written.")
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_folder", type=Path, metavar="RUN_FOLDER", help="OUTPUT_DIR of a run")
+    parser.add_argument("--checkpoint", type=Path, help="another than the last one of the run")
+    parser.add_argument("--images", type=int, default=4000, metavar="N",
+                        help="training images to embed, about (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
+    parser.add_argument("--picture", type=Path, metavar="FILE.png",
+                        help="histograms (default: threshold.png in the run folder)")
+    parser.add_argument("--true-labels", action="store_true",
+                        help="diagnostic: the error rates by identities, where those are known")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE",
+                        help="config keys in place of the run's: where its data lie")
+    args = parser.parse_args(options_first(
+        sys.argv[1:] if argv is None else argv, ("--true-labels",)))
+    if args.images < 1:
+        parser.error(f"--images {args.images} must be at least 1")
+    if len(args.opts) % 2:
+        parser.error(f"config keys and values must come in pairs, got {' '.join(args.opts)}")
+    if args.picture and (args.picture.suffix.lower() != ".png" or args.picture.is_dir()
+                         or not args.picture.absolute().parent.is_dir()):
+        parser.error(f"--picture {args.picture} must be a .png file in a folder that exists")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    try:
+        work(args)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"tools/threshold.py: {error}") from error
+
+
+if __name__ == "__main__":
+    main()
