@@ -38,10 +38,6 @@ REQUIRES = [
     "setuptools>=65",
 ]
 
-EXPORT = ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.2"]
-WEB = ["flask>=3.0", "waitress>=3.0"]
-DOCS = ["sphinx>=8.1", "myst-parser>=4.0", "furo>=2024.8.6"]
-
 setup(
     name="caureid-plugin",
     version=VERSION,
@@ -63,11 +59,11 @@ setup(
     extras_require={
         "faiss-cpu": ["faiss-cpu>=1.7.4"],
         "faiss-gpu": ["faiss-gpu>=1.14"],
-        "export": EXPORT,
-        "web": WEB,
-        "docs": DOCS,
+        "export": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.2"],
+        "web": ["flask>=3.0", "waitress>=3.0"],
+        "docs": ["sphinx>=8.1", "myst-parser>=4.0", "furo>=2024.8.6"],
         "test": [
-            *EXPORT, *WEB, *DOCS,
+            "caureid-plugin[export,web,docs]",
             "pytest>=7.4", "pytest-timeout>=2.2", "hypothesis>=6.87", "markdown-it-py>=3.0",
             "playwright>=1.49",
             # bounded: a new release may find what nobody changed
