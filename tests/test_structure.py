@@ -26,9 +26,10 @@ ALLOWED = {
     "engine": {"clustering", "compat", "config", "config_files", "data", "inspection", "modeling",
                "layers", "losses", "fastreid"},
     "retrieval": {"clustering", "compat", "data", "engine", "files", "safe_load", "fastreid"},
-    "export": {"compat", "files", "retrieval"},
+    "export": {"compat", "files", "layers", "retrieval"},
 }
 PUBLIC = ("os._exit",)  # documented, for all its underscore
+OF_NAMED_TUPLES = ("_asdict", "_replace")  # as well
 TOOLS = sorted((PACKAGE.parent / "tools").glob("*.py"))
 
 
@@ -109,7 +110,8 @@ def internals(source):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fastreid"):
             yield from (alias.name for alias in node.names if alias.name.startswith("_"))
         elif isinstance(node, (ast.Attribute, ast.Subscript)):
-            private = getattr(node, "attr", "").startswith("_") and not node.attr.endswith("__")
+            private = (getattr(node, "attr", "").startswith("_") and not node.attr.endswith("__")
+                       and node.attr not in OF_NAMED_TUPLES)
             if private and ast.unparse(node) not in PUBLIC and (
                     ast.unparse(node.value) not in ("self", "cls")):
                 yield ast.unparse(node)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import itertools
 import os
 from collections import Counter
@@ -122,6 +121,8 @@ class Index:
             ImportError: faiss is not installed.
             OSError: it cannot be written.
         """
+        import caureid_plugin  # whose face imports this module
+
         require_faiss()
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
@@ -135,7 +136,7 @@ class Index:
                 preprocessing=dataclasses.asdict(embedder.preprocessing),
                 statistics=None if statistics is None else statistics.to_json(),
                 why_no_statistics=embedder.why_no_statistics,
-                plugin=importlib.metadata.version("caureid-plugin"))
+                plugin=caureid_plugin.__version__)
             content = write_manifest(folder, manifest)
         return cls(folder, manifest, content, [])
 

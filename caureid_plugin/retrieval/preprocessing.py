@@ -58,8 +58,8 @@ class Preprocessing:
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         if self.size:
-            image = functional.resize(image, self.size[0] if len(self.size) == 1 else list(self.size),
-                             InterpolationMode.BICUBIC)
+            size = self.size[0] if len(self.size) == 1 else list(self.size)
+            image = functional.resize(image, size, InterpolationMode.BICUBIC)
         if self.crop:
             image = functional.center_crop(image, [self.crop[0], self.crop[-1]])
         pixels = np.asarray(image, dtype=np.float32)

@@ -73,8 +73,8 @@ def _unknown_key(path: Path, message: str, opts: Sequence[str]) -> str:
     import caureid_plugin  # whose face imports this module
 
     return (f"{shown(path)} is of another version of the plugin: {message} This version is "
-            f"{caureid_plugin.__version__}. Use the version that made the run, or take the key out of a copy of "
-            "the run folder if it no longer matters.")
+            f"{caureid_plugin.__version__}. Use the version that made the run, or take the key out "
+            "of a copy of the run folder if it no longer matters.")
 
 
 def _sentence(error: Exception) -> str:

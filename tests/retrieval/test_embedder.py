@@ -286,8 +286,8 @@ def spoil_weight(content):
 
 
 @pytest.mark.parametrize("change, said", [
-    (rename_weight, r"does not fit the run's config.yaml: it lacks 1 of its parts and has 1 others,"
-                    r" heads.bottleneck.0.weight for one\. Give a checkpoint of this run"),
+    (rename_weight, r"does not fit the run's config.yaml: it lacks 1 of its parts and has 1"),
+    (rename_weight, r"others, heads.bottleneck.0.weight for one\. Give a checkpoint of this run"),
     (reshape_weight, r"heads.bottleneck.0.weight has shape \(3,\), and the network's \(16,\)"),
     (spoil_weight, "a run that went wrong: its heads.bottleneck.0.weight is NaN"),
     (lambda content: content.pop("model"), 'holds no network \\("model"\\)'),
@@ -315,7 +315,8 @@ def test_the_counter_of_batch_norm_may_be_missing(small_run):
 @pytest.mark.parametrize("keys, said", [
     (("MODEL.META_ARCHITECTURE", "MGN"), "META_ARCHITECTURE MGN is not one whose embedding"),
     (("MODEL.META_ARCHITECTURE", "Baseline", "MODEL.HEADS.NAME", "ClasHead", "MODEL.LOSSES.NAME",
-      "('CrossEntropyLoss',)", "MODEL.HEADS.NUM_CLASSES", "5"), "MODEL.HEADS.NAME ClasHead gives no embedding"),
+      "('CrossEntropyLoss',)", "MODEL.HEADS.NUM_CLASSES", "5"),
+     "MODEL.HEADS.NAME ClasHead gives no embedding"),
     (("INPUT.SIZE_TEST", "[40]"), r"INPUT.SIZE_TEST \[40\] images keep their proportions"),
     (("MODEL.BACKBONE.NAME", "build_absent"), "cannot be built: .*build_absent"),
     (("MODEL.ABSENT", "1"), "On the command line: .*MODEL.ABSENT"),

@@ -57,7 +57,8 @@ def test_pairs_are_drawn_where_there_are_many(monkeypatch):
     whole = PairStatistics.from_features(*given)
     monkeypatch.setattr(module, "PAIRS", 500)
     drawn = PairStatistics.from_features(*given)
-    again, other = PairStatistics.from_features(*given), PairStatistics.from_features(*given, seed=1)
+    again = PairStatistics.from_features(*given)
+    other = PairStatistics.from_features(*given, seed=1)
     assert len(drawn.same) == len(drawn.different) == 500 < len(whole.same)
     assert (drawn.same == again.same).all() and (drawn.same != other.same).any()
     for one, all_ in ((drawn.same, whole.same), (drawn.different, whole.different)):

@@ -1,0 +1,240 @@
+"""tools/index.py: what is in the index is what is in the folder, whatever happens on the way."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from caureid_plugin import Index, load_run
+from caureid_plugin.retrieval import index as index_module
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+sys.path.insert(0, str(TOOLS))
+import index as tool  # noqa: E402
+
+PATTERN = ["CAMERA_FOLDER.CAMERA", "pattern", "CAMERA_FOLDER.PATTERN", r"_c(\d+)"]
+
+
+@pytest.fixture
+def crops(tiny_market, tmp_path):
+    """16 images in two folders, one for each camera."""
+    for path in sorted((tiny_market / "Market-1501-v15.09.15" / "query").glob("*.jpg")):
+        folder = tmp_path / "crops" / f"camera{re.search('_c(.)', path.name)[1]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, folder)
+    return tmp_path / "crops"
+
+
+@pytest.fixture
+def run(small_run):
+    return small_run()
+
+
+@pytest.fixture
+def build(run, crops, tmp_path, capsys):
+    """Calls the tool; gives what it printed."""
+    def call(*words):
+        tool.main([str(run), str(crops), "--index", str(tmp_path / "x"), *map(str, words)])
+        return capsys.readouterr().out
+
+    return call
+
+
+def content(folder):
+    """{path: (camera, vector)}."""
+    index = Index.open(folder)
+    every = index.search(np.eye(index.dim), top=len(index)) if len(index) else []
+    vectors = np.zeros((len(index), index.dim))
+    for column, hits in enumerate(every):
+        for hit in hits:
+            vectors[hit.row, column] = hit.score
+    return {path: (camera, vector)
+            for path, camera, vector in zip(index.paths, index.cameras, vectors, strict=True)}
+
+
+def assert_holds(folder, run, paths):
+    found = content(folder)
+    assert sorted(found) == sorted(map(str, paths))
+    expected = load_run(run).embed(sorted(found))
+    for path, vector in zip(sorted(found), expected, strict=True):
+        np.testing.assert_allclose(found[path][1], vector, atol=1e-3)
+
+
+def test_every_image_with_its_camera(build, run, crops, tmp_path):
+    said = build("CAMERA_FOLDER.CAMERA", "folder")
+    paths = sorted(crops.rglob("*.jpg"))
+    assert_holds(tmp_path / "x", run, paths)
+    assert {path: camera for path, (camera, _) in content(tmp_path / "x").items()} == {
+        str(path): path.parent.name for path in paths}
+    assert "16 new, 0 changed; the camera of 0 is not known" in said
+    assert "16/16 images" in said and "16 images of 2 cameras" in said and "minutes left" in said
+
+
+def test_cameras_are_optional_and_may_come_later(build, tmp_path):
+    assert "the camera of 16 is not known" in build()
+    assert {camera for camera, _ in content(tmp_path / "x").values()} == {""}
+    assert "the camera of 16 is not known" in build(*PATTERN[:3], "(nowhere)")
+    assert "Cameras read anew: those of 16 images" in build(*PATTERN)
+    assert {camera for camera, _ in content(tmp_path / "x").values()} == {"1", "2"}
+
+
+def test_cameras_as_the_run_read_its_own(small_run, crops, tmp_path):
+    run = small_run("DATASETS.NAMES", "('CameraFolder',)", "CAMERA_FOLDER.ROOT", str(crops),
+                    *PATTERN, "DATASETS.TESTS", "()", folder="own")
+    tool.main([str(run), str(crops), "--index", str(tmp_path / "x")])
+    assert {camera for camera, _ in content(tmp_path / "x").values()} == {"1", "2"}
+
+
+def test_only_what_is_new_or_changed_is_embedded(build, run, crops, tmp_path, monkeypatch):
+    build()
+    paths = sorted(crops.rglob("*.jpg"))
+    asked = []
+    whole = tool.embed_readable
+    monkeypatch.setattr(tool, "embed_readable", lambda embedder, entries, size: (
+        asked.extend(entry.name for entry in entries), whole(embedder, entries, size))[1])
+    assert "0 new, 0 changed" in build() and asked == []
+    shutil.copy(paths[3], crops / "new.jpg")
+    shutil.copy(paths[0], paths[5])  # another picture under the same name
+    assert "1 new, 1 changed" in build()
+    assert sorted(asked) == sorted(map(str, (crops / "new.jpg", paths[5])))
+    paths[7].unlink()
+    said = build()
+    assert "1 images are gone" in said and "stays in the index (--prune" in said
+    assert len(Index.open(tmp_path / "x")) == 17
+    assert "is removed" in build("--prune")
+    assert_holds(tmp_path / "x", run, crops.rglob("*.jpg"))
+
+
+def test_two_folders_in_one_index(build, run, crops, tiny_market, tmp_path):
+    build()
+    other = tiny_market / "Market-1501-v15.09.15" / "bounding_box_test"
+    tool.main([str(run), str(other), "--index", str(tmp_path / "x")])
+    build("--prune")  # what is of another folder stays
+    assert_holds(tmp_path / "x", run, [*crops.rglob("*.jpg"), *other.glob("*.jpg")])
+
+
+def test_unreadable_images_are_named_and_the_others_are_in(build, run, crops, tmp_path):
+    paths = sorted(crops.rglob("*.jpg"))
+    for path in paths[2:9]:
+        path.write_bytes(path.read_bytes()[:150])
+    with pytest.raises(SystemExit) as error:
+        build()
+    said = str(error.value)
+    assert "7 images cannot be read and are not in the index; the others are" in said
+    assert all(str(path) in said for path in paths[2:7]) and "... and 2 more" in said
+    assert_holds(tmp_path / "x", run, [*paths[:2], *paths[9:]])
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_stopped_it_goes_on(build, run, crops, tmp_path, monkeypatch, number, code):
+    monkeypatch.setattr(tool, "BLOCK", 4)
+    add, calls = Index.add, []
+
+    def add_some(self, *args):
+        if len(calls) == 2:
+            os.kill(os.getpid(), number)
+            time.sleep(5)  # the signal arrives here
+        calls.append(args)
+        add(self, *args)
+
+    monkeypatch.setattr(Index, "add", add_some)
+    with pytest.raises(SystemExit) as stop:
+        build()
+    assert stop.value.code == code
+    assert len(Index.open(tmp_path / "x")) == 8
+    monkeypatch.setattr(Index, "add", add)
+    assert "8 new" in build()
+    assert_holds(tmp_path / "x", run, crops.rglob("*.jpg"))
+
+
+SLOW = """
+import os, sys
+sys.path.insert(0, sys.argv.pop(1))
+import index
+index.BLOCK = 2
+add = index.Index.add
+def add_some(self, *args):
+    add(self, *args)
+    print("added", flush=True)
+    sys.stdin.readline()
+index.Index.add = add_some
+index.main()
+"""
+
+
+def test_killed_it_goes_on_and_keeps_others_out(build, run, crops, tmp_path):
+    command = [sys.executable, "-c", SLOW, str(TOOLS), str(run), str(crops), "--index",
+               str(tmp_path / "x")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                          ) as process:
+        for line in process.stdout:
+            if line == "added\n":
+                break
+        with pytest.raises(SystemExit, match="is being written by another process"):
+            build()
+        process.kill()
+    assert len(Index.open(tmp_path / "x")) == 2
+    assert "14 new" in build()
+    assert_holds(tmp_path / "x", run, crops.rglob("*.jpg"))
+
+
+def test_an_index_of_another_network(build, small_run, crops, tmp_path):
+    build()
+    before = content(tmp_path / "x").keys()
+    other = small_run("INPUT.SIZE_TEST", "[64,32]", folder="other")
+    with pytest.raises(SystemExit, match="holds embeddings of another network.*make a new index"):
+        tool.main([str(other), str(crops), "--index", str(tmp_path / "x")])
+    assert content(tmp_path / "x").keys() == before
+
+
+def test_a_damaged_index_is_left_as_it_is(build, tmp_path):
+    build()
+    manifest = tmp_path / "x" / "index.json"
+    manifest.write_bytes(manifest.read_bytes()[:-20])
+    files = {path.name: path.read_bytes() for path in (tmp_path / "x").iterdir()}
+    with pytest.raises(SystemExit, match=r"index.json is damaged.*Restore the folder from a copy"):
+        build()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "x").iterdir()} == files
+
+
+@pytest.mark.parametrize("words, said", [
+    (["CAMERA_FOLDER.ROOT", "x"], "CAMERA_FOLDER.ROOT is no key of this tool, which takes CAMERA"),
+    (["CAMERA_FOLDER.CAMERA", "pattern", "CAMERA_FOLDER.PATTERN", "("], "CAMERA_FOLDER.PATTERN"),
+])
+def test_wrong_keys(build, tmp_path, words, said):
+    with pytest.raises(SystemExit, match=re.escape(said)):
+        build(*words)
+    assert not (tmp_path / "x").exists()
+
+
+def test_wrong_words(build, run, crops, tmp_path, capsys):
+    for words, said in ((["--batch-size", "0"], "--batch-size 0 must be at least 1"),
+                        (["SEED"], "must come in pairs, got SEED"),
+                        (["--index", "/absent/x"], "the folder /absent does not exist")):
+        with pytest.raises(SystemExit):
+            build(*words)
+        assert said in capsys.readouterr().err
+    for words, said in (([tmp_path / "absent", crops], "absent does not exist: give the folder"),
+                        ([run, tmp_path / "absent"], "FOLDER.*absent"),
+                        ([run, crops / "camera1"], "is not empty and no index")):
+        with pytest.raises(SystemExit, match=said):
+            tool.main([*map(str, words), "--index", str(crops)])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match="empty"):
+        tool.main([str(run), str(tmp_path / "empty"), "--index", str(tmp_path / "y")])
+
+
+def test_blocks_fill_up(build, run, crops, tmp_path, monkeypatch):
+    monkeypatch.setattr(index_module, "BLOCK_IMAGES", 10)
+    monkeypatch.setattr(tool, "BLOCK", 3)
+    build()
+    sizes = [block[1] for block in json.loads((tmp_path / "x/index.json").read_text())["blocks"]]
+    assert sizes == [10, 6] and len(list((tmp_path / "x").glob("block-*"))) == 4
+    assert_holds(tmp_path / "x", run, crops.rglob("*.jpg"))

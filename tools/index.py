@@ -1,0 +1,263 @@
+#!/usr/bin/env python3
+"""Embeds the images below a folder into an index, which tools/search.py searches.
+
+    tools/index.py RUN_FOLDER_OR_ONNX FOLDER --index crops.index [--prune]
+    tools/index.py RUN_FOLDER_OR_ONNX FOLDER --index crops.index \\
+        CAMERA_FOLDER.CAMERA pattern CAMERA_FOLDER.PATTERN '_c([0-9]+)'
+
+Images that the index has and that have not changed (size, time) are left as they are: a command
+that was interrupted goes on when it is given again, and further folders go into the same index.
+Cameras are read as the CAMERA_FOLDER keys say; without any, as the run read those of its own
+folder, if it was trained on one; else none is known.
+
+Exit status: 0; 1 if something could not be read; 130 or 75 after Ctrl-C or SIGTERM.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import caureid_plugin  # first: it makes the toolbox importable
+import numpy as np
+from caureid_plugin.compat import shown
+from caureid_plugin.data.camera_source import CameraSource, below
+from caureid_plugin.data.listing import existing_folder, list_images
+from caureid_plugin.retrieval.index import Index
+from caureid_plugin.retrieval.index_files import MANIFEST, Entry
+from caureid_plugin.signals import EXIT_INTERRUPTED, EXIT_STOPPED
+from fastreid.config import get_cfg
+from tqdm import tqdm
+
+from search_embedder import load_embedder, options_first, sentence
+
+BLOCK = 500  # images that are embedded before the index is written: what an interruption costs
+SECTION = "CAMERA_FOLDER."
+KEYS = ("CAMERA", "LEVEL", "PATTERN", "CSV")  # of that section; the others are of training
+NAMED = 5  # unreadable images that are named
+
+
+class Plan(NamedTuple):
+    """What there is to do: entries to embed, rows whose camera changes, rows without a file."""
+
+    embed: list[Entry]
+    cameras: dict[int, str]
+    gone: list[int]
+    changed: int
+
+
+# ------------------------------------------------------------------------------- cameras ----
+
+
+def camera_source(run: Path, opts: list[str]) -> CameraSource | None:
+    """Where cameras are read from: as the keys say, or as the run did; None: nowhere.
+
+    Raises:
+        ValueError, KeyError: a key that is unknown or of no use here, a value that is wrong.
+    """
+    wrong = [key for key in opts[::2] if key not in {SECTION + name for name in KEYS}]
+    if wrong:
+        raise ValueError(f"{shown(wrong[0])} is no key of this tool, which takes "
+                         f"{', '.join(SECTION + name for name in KEYS)}.")
+    cfg = get_cfg()
+    caureid_plugin.add_caureid_config(cfg)
+    own = run_keys(run)
+    if own is not None and SECTION + "CAMERA" not in opts[::2]:
+        cfg.merge_from_list(own)
+    elif not opts:
+        return None
+    cfg.merge_from_list(opts)
+    node = cfg.CAMERA_FOLDER
+    return CameraSource(camera=node.CAMERA, level=node.LEVEL, pattern=node.PATTERN, csv=node.CSV)
+
+
+def run_keys(run: Path) -> list | None:
+    """The keys by which a run read the cameras of a folder of its own; None: it did not.
+
+    A table (CSV) names the training images and is not used for others.
+    """
+    if not run.is_dir():
+        return None
+    from caureid_plugin.retrieval.run_folder import read_config
+
+    cfg = read_config(run)
+    node = cfg.CAMERA_FOLDER
+    if "CameraFolder" not in cfg.DATASETS.NAMES or node.CAMERA == "csv":
+        return None
+    return [part for name in KEYS for part in (SECTION + name, node[name])]
+
+
+# ---------------------------------------------------------------------------- what to do ----
+
+
+def list_entries(folder: str, source: CameraSource | None) -> list[Entry]:
+    """Every image below a folder as it is now."""
+    paths = list_images(folder, "FOLDER").paths
+    found = source.read(folder, paths) if source else [None] * len(paths)
+    entries = []
+    for path, name, camera in zip(paths, below(folder, paths), found, strict=True):
+        try:
+            state = os.stat(path)
+            size, mtime = state.st_size, state.st_mtime_ns
+        except OSError:  # a broken link: reading it says so
+            size = mtime = -1
+        entries.append(Entry(folder, name, camera or "", size, mtime))
+    return entries
+
+
+def make_plan(index: Index, folder: str, entries: list[Entry]) -> Plan:
+    """Compares the folder with the index."""
+    known = {entry.path: (row, entry) for row, entry in enumerate(index.entries)
+             if entry.folder == folder}
+    embed, cameras, changed = [], {}, 0
+    for entry in entries:
+        row, old = known.pop(entry.path, (-1, None))
+        if old is None or old[3:] != entry[3:]:
+            embed.append(entry)
+            changed += old is not None
+        elif old.camera != entry.camera:
+            cameras[row] = entry.camera
+    return Plan(embed, cameras, [row for row, _ in known.values()], changed)
+
+
+# ----------------------------------------------------------------------------- embedding ----
+
+
+def embed_readable(embedder, entries: list[Entry], batch_size: int) -> tuple[
+        list[Entry], np.ndarray, list[str]]:
+    """Those images that can be read, their embeddings, and what is wrong with the others."""
+    if not entries:
+        return [], np.empty((0, embedder.dim), np.float32), []
+    try:
+        features = embedder.embed([entry.name for entry in entries], batch_size=batch_size)
+        return entries, features, []
+    except (ValueError, OSError) as error:
+        if len(entries) == 1:
+            text = sentence(error)
+            name = shown(entries[0].name)
+            return [], np.empty((0, embedder.dim), np.float32), [
+                text if name in text else f"{name}: {text}"]
+    # halves, until what cannot be read stands alone
+    half = len(entries) // 2
+    parts = [embed_readable(embedder, part, batch_size)
+             for part in (entries[:half], entries[half:])]
+    return (parts[0][0] + parts[1][0], np.concatenate([part[1] for part in parts]),
+            parts[0][2] + parts[1][2])
+
+
+def embed_all(index: Index, embedder, entries: list[Entry], batch_size: int) -> list[str]:
+    """Embeds images and adds them block by block; gives what cannot be read."""
+    errors: list[str] = []
+    start = time.monotonic()
+    with tqdm(total=len(entries), unit="image", disable=None) as bar:
+        for first in range(0, len(entries), BLOCK):
+            readable, features, wrong = embed_readable(
+                embedder, entries[first:first + BLOCK], batch_size)
+            index.add(features, readable)
+            errors += wrong
+            done = min(first + BLOCK, len(entries))
+            bar.update(done - first)
+            if bar.disable:
+                seconds = time.monotonic() - start
+                left = seconds / done * (len(entries) - done)
+                print(f"{done}/{len(entries)} images, {done / seconds:.1f} a second, "
+                      f"{int(left // 60)}:{int(left % 60):02d} minutes left", flush=True)
+    return errors
+
+
+# --------------------------------------------------------------------------- the command ----
+
+
+def open_or_create(path: Path, embedder) -> Index:
+    return Index.open(path, embedder) if (path / MANIFEST).exists() else Index.create(
+        path, embedder)
+
+
+def fill(args: argparse.Namespace) -> list[str]:
+    """What the command does; gives what cannot be read."""
+    folder = os.path.abspath(existing_folder(str(args.folder), "FOLDER"))
+    entries = list_entries(folder, camera_source(args.run, args.opts))
+    embedder = load_embedder(args.run)
+    index = open_or_create(args.index, embedder)
+    with index.writing():
+        plan = make_plan(index, folder, entries)
+        without = sum(not entry.camera for entry in entries)
+        print(f"{len(entries)} images below {shown(folder)}: {len(plan.embed) - plan.changed} new, "
+              f"{plan.changed} changed; the camera of {without} is not known.", flush=True)
+        say_gone(index, plan, args.prune)
+        cameras = plan.cameras
+        if cameras:
+            index.set_cameras(cameras)
+            print(f"Cameras read anew: those of {len(cameras)} images.")
+        if args.prune and plan.gone:
+            index.remove(plan.gone)
+        errors = embed_all(index, embedder, plan.embed, args.batch_size)
+    counts = index.camera_counts
+    print(f"{shown(args.index)}: {len(index)} images of {len(counts) - ('' in counts)} cameras, "
+          f"embedded by {shown(index.model)}.")
+    return errors
+
+
+def say_gone(index: Index, plan: Plan, prune: bool) -> None:
+    if plan.gone:
+        what = "is removed from the index" if prune else (
+            "stays in the index (--prune removes what is gone)")
+        print(f"{len(plan.gone)} images are gone from the folder (first: "
+              f"{shown(index.paths[plan.gone[0]])}): each {what}.")
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN_FOLDER_OR_ONNX",
+                        help="OUTPUT_DIR of a run, or what tools/export.py wrote")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of images, also in folders")
+    parser.add_argument("--index", type=Path, required=True,
+                        help="folder of the index, made if there is none")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N",
+                        help="images that the network takes at once (default: %(default)s)")
+    parser.add_argument("--prune", action="store_true",
+                        help="remove images from the index that are gone from FOLDER")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="CAMERA_FOLDER keys and values")
+    words = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args(options_first(words, ("--prune",)))
+    if args.batch_size < 1:
+        parser.error(f"--batch-size {args.batch_size} must be at least 1")
+    if len(args.opts) % 2:
+        parser.error(f"config keys and values must come in pairs, got {' '.join(args.opts)}")
+    if not args.index.absolute().parent.is_dir():
+        parser.error(f"--index {args.index}: the folder {args.index.absolute().parent} does not "
+                     "exist")
+    return args
+
+
+def _stop(number: int, frame: object) -> None:
+    raise KeyboardInterrupt(number)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        errors = fill(args)
+    except KeyboardInterrupt as stop:
+        print(f"Stopped; the same command goes on. {shown(args.index)} holds what was done.",
+              file=sys.stderr)
+        raise SystemExit(EXIT_STOPPED if stop.args else EXIT_INTERRUPTED) from stop
+    except (KeyError, ValueError, OSError, ImportError) as error:
+        raise SystemExit(f"tools/index.py: {sentence(error)}") from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if errors:
+        more = [f"... and {len(errors) - NAMED} more"] if len(errors) > NAMED else []
+        raise SystemExit("\n".join([
+            (f"tools/index.py: {len(errors)} images cannot be read and are not in the index; the "
+             "others are. Replace or remove them and give the command again:"),
+            *errors[:NAMED], *more]))
+
+
+if __name__ == "__main__":
+    main()

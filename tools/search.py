@@ -1,0 +1,221 @@
+#!/usr/bin/env python3
+"""Finds the images of an index that are most similar to query images.
+
+    tools/search.py RUN_FOLDER_OR_ONNX QUERY [QUERY ...] --index crops.index [--top 10]
+    tools/search.py ... --camera 1 2 --picture found.png --json found.json
+
+The index is one that tools/index.py made with the same network. Each query gets a table: rank,
+score (the cosine of the two embeddings), whether that is above the threshold, camera and path. The
+threshold follows from pairs of images in the same and in different clusters of the training run.
+
+A query that cannot be read is named, the others are answered, and the exit status is 1.
+"""
+
+import argparse
+import io
+import json
+import os
+import warnings
+from pathlib import Path
+
+import caureid_plugin  # noqa: F401  first: it makes the toolbox importable
+from caureid_plugin.compat import shown
+from caureid_plugin.files import write_atomically
+from caureid_plugin.retrieval.index import Hit, Index
+from PIL import Image
+from tabulate import tabulate
+
+from search_embedder import load_embedder, sentence
+from search_sheet import Cell, draw_sheet
+
+MOST_BYTES = 64 * 2 ** 20  # of a query's file
+MOST_PIXELS = 50_000_000
+
+
+def check_query(path: Path) -> None:
+    """What can be said of a query before it is decoded.
+
+    Raises:
+        ValueError: it is no file, no image, or too large.
+        OSError: it cannot be read.
+    """
+    name = shown(path)
+    if not path.is_file():  # opening a FIFO would wait for ever
+        what = "is not a regular file" if os.path.lexists(path) else "does not exist"
+        raise ValueError(f"{name} {what}: give the file of an image.")
+    size = path.stat().st_size
+    if size > MOST_BYTES:
+        raise ValueError(f"{name} has {size / 2 ** 20:.0f} MiB, and a query may have "
+                         f"{MOST_BYTES // 2 ** 20}: make it smaller.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                width, height = image.size
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name} has more pixels than the {MOST_PIXELS} that a query may have: "
+                         f"make it smaller ({error}).") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{name} is no image that can be read: give a JPEG or PNG "
+                         f"({sentence(error)}).") from error
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"{name} has {width} x {height} pixels, and a query may have "
+                         f"{MOST_PIXELS}: make it smaller.")
+
+
+def answer(args: argparse.Namespace, embedder, index: Index) -> list[tuple[Path, list[Hit], str]]:
+    """For each query its hits, or why it has none."""
+    answers = []
+    for path in args.queries:
+        try:
+            check_query(path)
+            features = embedder.embed([path])
+        except (ValueError, OSError) as error:
+            answers.append((path, [], sentence(error)))
+            continue
+        hits = index.search(features, args.top, cameras=args.camera,
+                            without_cameras=args.without_camera)[0]
+        answers.append((path, hits, ""))
+    return answers
+
+
+# -------------------------------------------------------------------------------- output ----
+
+
+def is_same(hit: Hit, threshold) -> bool | None:
+    return None if threshold is None else hit.score >= threshold.value
+
+
+def say_threshold(threshold, statistics, why: str) -> str:
+    """What the threshold is based on, and what is to be expected of it."""
+    if threshold is None:
+        return f"No threshold for the same person is known: {why}"
+    said = (
+        f"Threshold for the same person: {threshold.value:.3f}. Expected: "
+        f"{100 * threshold.false_match_rate:.3g} % of pairs of different people score as high, "
+        f"{100 * threshold.false_non_match_rate:.3g} % of pairs of one person score lower. These "
+        f"rates are of {len(statistics.different)} pairs in different clusters and "
+        f"{len(statistics.same)} in the same one ({statistics.source}): clusters are no "
+        "identities, and for people that the run has not seen both rates are higher.")
+    if statistics.source == "memory bank":
+        said += (" The memory bank understates the first by far: measure it once with "
+                 "tools/threshold.py.")
+    return said
+
+
+def table(hits: list[Hit], threshold) -> str:
+    marks = {None: "-", True: "yes", False: "no"}
+    rows = [(hit.rank, f"{hit.score:.3f}", marks[is_same(hit, threshold)],
+             shown(hit.camera) or "-", shown(hit.path)) for hit in hits]
+    return tabulate(rows, headers=("rank", "score", "same?", "camera", "path"),
+                    disable_numparse=True)
+
+
+def as_json(index: Index, answers: list, threshold, why: str) -> bytes:
+    content = {
+        "index": str(index.folder), "model": index.model, "fingerprint": index.fingerprint,
+        "threshold": None if threshold is None else threshold._asdict(),
+        "why_no_threshold": why if threshold is None else "",
+        "queries": [
+            {"path": str(path), "error": error, "hits": [
+                {"rank": hit.rank, "score": round(hit.score, 6), "same": is_same(hit, threshold),
+                 "camera": hit.camera, "path": hit.path} for hit in hits]}
+            for path, hits, error in answers]}
+    return (json.dumps(content, indent=1) + "\n").encode("ascii")
+
+
+def as_picture(answers: list, threshold) -> bytes:
+    rows = []
+    for path, hits, error in answers:
+        if not error:
+            cells = [Cell(hit.path, (
+                f"{hit.rank}: {hit.score:.3f} " + {None: "", True: "✓", False: "✗"}[
+                    is_same(hit, threshold)],
+                f"camera {shown(hit.camera)}" if hit.camera else "camera not known"),
+                is_same(hit, threshold)) for hit in hits]
+            rows.append((Cell(str(path), ("query", shown(path.name))), cells))
+    title = "Query and what was found, by score"
+    if threshold is not None:
+        title += (f"; green ✓ from {threshold.value:.3f} on: taken for the same person; red ✗: for "
+                  "another")
+    buffer = io.BytesIO()
+    draw_sheet(rows, title).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+# --------------------------------------------------------------------------- the command ----
+
+
+def run(args: argparse.Namespace) -> list[str]:
+    """What the command does; gives why queries could not be answered."""
+    embedder = load_embedder(args.run)
+    index = Index.open(args.index, embedder)
+    # the run may have been measured (tools/threshold.py) since the index was made
+    source = index if embedder.statistics is None else embedder
+    statistics, why = source.statistics, source.why_no_statistics
+    threshold = None if statistics is None else statistics.threshold(args.false_match_rate)
+    answers = answer(args, embedder, index)
+    for path, hits, error in answers:
+        if not error:
+            print(f"\n{shown(path)}\n{table(hits, threshold)}")
+    errors = [error for _, _, error in answers if error]
+    if len(errors) < len(answers):
+        print(f"\n{say_threshold(threshold, statistics, why)}")
+        if args.picture:
+            picture = as_picture(answers, threshold)
+            write_atomically(args.picture, lambda file: file.write(picture))
+    if args.json:
+        content = as_json(index, answers, threshold, why)
+        write_atomically(args.json, lambda file: file.write(content))
+    return errors
+
+
+def rate(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must lie between 0 and 1")
+    return value
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN_FOLDER_OR_ONNX",
+                        help="the network that the index was made with")
+    parser.add_argument("queries", type=Path, nargs="+", metavar="QUERY", help="file of an image")
+    parser.add_argument("--index", type=Path, required=True, help="folder of the index")
+    parser.add_argument("--top", type=int, default=10, metavar="N",
+                        help="images to find for each query (default: %(default)s)")
+    parser.add_argument("--camera", nargs="+", metavar="NAME", help="only images of these cameras")
+    parser.add_argument("--without-camera", nargs="+", default=(), metavar="NAME",
+                        help="no images of these cameras, that of the query for example")
+    parser.add_argument("--false-match-rate", type=rate, metavar="RATE",
+                        help="share of pairs of different people that may be taken for one "
+                             "(default: 0.001)", default=0.001)
+    parser.add_argument("--json", type=Path, help=".json file to write")
+    parser.add_argument("--picture", type=Path, help=".png file to write")
+    args = parser.parse_args(argv)
+    if not 1 <= args.top <= 1000:
+        parser.error(f"--top {args.top} must be from 1 to 1000")
+    for option, suffix in (("json", ".json"), ("picture", ".png")):
+        path = getattr(args, option)
+        if path is not None and path.suffix.lower() != suffix:
+            parser.error(f"--{option} {path} must end in {suffix}")
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            parser.error(f"--{option} {path} cannot be written: it is a folder, or lies in one "
+                         "that does not exist")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    try:
+        errors = run(args)
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(f"tools/search.py: {sentence(error)}") from error
+    if errors:
+        raise SystemExit("\n".join(f"tools/search.py: {error}" for error in errors))
+
+
+if __name__ == "__main__":
+    main()
