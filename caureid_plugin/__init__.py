@@ -10,14 +10,14 @@ ImportError that says how to install it.
 
 import importlib.util
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "LOSS_REGISTRY", "CAUReID", "CamSepHead", "CameraFolder", "ClusterSampler", "Embedder",
-    "EvalAtStart", "Index", "MemoryBank", "PersonX", "SyntheticCameras", "UnlabelledImages", "UnsupervisedHook",
-    "add_caureid_config", "build_dataset", "build_losses", "check_cameras", "compat",
-    "extract_features", "fit_to_data", "get_config_file", "launch", "load_config", "load_run",
-    "needs_memory", "training_images",
+    "EvalAtStart", "Index", "MemoryBank", "PersonX", "SyntheticCameras", "UnlabelledImages",
+    "UnsupervisedHook", "add_caureid_config", "build_dataset", "build_losses", "check_cameras",
+    "compat", "extract_features", "fit_to_data", "get_config_file", "launch", "load_config",
+    "load_export", "load_run", "needs_memory", "training_images",
 ]
 
 # asked for, not tried: what goes wrong inside an installed FastReID must be seen
@@ -44,6 +44,7 @@ if importlib.util.find_spec("fastreid") is not None:
         fit_to_data,
         load_config,
     )
+    from .export import load_export
     from .modeling import LOSS_REGISTRY, CamSepHead, CAUReID, MemoryBank, build_losses, needs_memory
     from .retrieval import Embedder, Index, load_run
 else:

@@ -1,0 +1,232 @@
+"""Writing a network as a file with its sidecar, and using such a file.
+
+Letters: B images, (H, W) their size, D embedding size.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..compat import shown
+from ..files import write_atomically
+from ..retrieval.embedder import Embedder
+from ..retrieval.preprocessing import ImageLike, Preprocessing, read_image_like
+from ..retrieval.threshold import DEFAULT_RATE, PairStatistics
+from .graph import (
+    INPUT_NAME,
+    INPUTS,
+    ExportError,
+    prepare,
+    require,
+    suffix_of,
+    to_input,
+    to_onnx,
+    to_torchscript,
+)
+from .precision import PRECISIONS, to_eight_bits, to_half
+from .sidecar import AGAIN, Sidecar, digest, fingerprint_at, read_file, read_sidecar
+
+LARGEST_DIFFERENCE = 1e-4  # of float32, in cosine distance
+BATCHES = (1, 8)  # that a file is tried with
+LEAST_CALIBRATION = 8  # images
+
+Program = Callable[[torch.Tensor], torch.Tensor]
+
+
+def export_network(embedder: Embedder, path: str | os.PathLike[str], *,
+                   convention: str = "rgb255", precision: str = "fp32",
+                   images: Sequence[ImageLike] = ()) -> Sidecar:
+    """Writes the network of a run as ONNX or TorchScript, with a sidecar that describes it.
+
+    The file takes (B, 3, H, W) float32 for any B and gives (B, D) of length 1; what training alone
+    needs is not in it. Before it is written it is run with 1 and with 8 images and compared with
+    PyTorch.
+
+    Args:
+        embedder: of :func:`caureid_plugin.load_run`.
+        path: ends in .onnx or .torchscript.
+        convention: "rgb255": the file takes RGB 0..255; "imagenet": RGB 0..1 less ImageNet's mean,
+            by its deviation, as trackers give it.
+        precision: "fp32"; "fp16" or "int8" (.onnx only).
+        images: to compare with, and for int8 to calibrate by, 8 at least; none: noise.
+
+    Returns:
+        what the sidecar says.
+
+    Raises:
+        ExportError: the network cannot be written, or what was written differs by more than 1e-4
+            in cosine distance (float32); a wrong argument. There is no new file then.
+        ImportError: onnx or onnxruntime is not installed.
+        ValueError: an image that cannot be read.
+        OSError: it cannot be written.
+    """
+    path = Path(path)
+    kind = suffix_of(path)
+    _check(embedder, path, kind, convention, precision, len(images))
+    shape = embedder.preprocessing.shape
+    pixels = _pixels(images, embedder.preprocessing)
+    content, program = _write(embedder, kind, convention, precision, pixels)
+    found = difference(embedder, program, pixels, convention)
+    if not found <= (LARGEST_DIFFERENCE if precision == "fp32" else 2.0):  # NaN as well
+        raise ExportError(
+            f"The {kind} file of {shown(embedder.name)} gives other embeddings than PyTorch (cosine"
+            f" distance {found:.2g}, and {LARGEST_DIFFERENCE:g} is allowed) and was not kept: try "
+            "another version of torch or onnxruntime, or the other format.")
+    statistics = embedder.statistics
+    sidecar = Sidecar(
+        kind=kind, digest=digest(content),
+        fingerprint=fingerprint_at(embedder.fingerprint, precision), name=embedder.name,
+        dim=embedder.dim, convention=convention, shape=shape, size=embedder.preprocessing.size,
+        crop=embedder.preprocessing.crop, precision=precision,
+        statistics=None if statistics is None else statistics.to_json(),
+        why_no_statistics=embedder.why_no_statistics,
+        threshold=None if statistics is None else statistics.threshold(DEFAULT_RATE)._asdict(),
+        difference=found, plugin=_version(), torch=torch.__version__)
+    write_atomically(path, lambda file: file.write(content))
+    sidecar.write(path)
+    return sidecar
+
+
+def _version() -> str:
+    import caureid_plugin  # whose face imports this module
+
+    return caureid_plugin.__version__
+
+
+def _check(embedder: Embedder, path: Path, kind: str, convention: str, precision: str,
+           images: int) -> None:
+    for name, value, known in (("input", convention, INPUTS), ("precision", precision, PRECISIONS)):
+        if value not in known:
+            raise ExportError(f"--{name} {value!r} is unknown, known are {', '.join(known)}.")
+    if not isinstance(embedder.network, nn.Module):
+        raise ExportError(f"{shown(embedder.name)} is an exported file itself: give the run folder "
+                          "that it was made from.")
+    if kind == "torchscript" and precision != "fp32":
+        raise ExportError(f"--precision {precision} is for ONNX files alone: give a name that ends "
+                          "in .onnx, or --precision fp32.")
+    if precision == "int8" and images < LEAST_CALIBRATION:
+        raise ExportError(f"--precision int8 takes at least {LEAST_CALIBRATION} images to calibrate"
+                          f" by, and there are {images}: give a folder of some hundred crops with "
+                          "--images.")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ExportError(f"{shown(path)} cannot be written: it is a folder, or lies in one that "
+                          "does not exist.")
+
+
+def _pixels(images: Sequence[ImageLike], preprocessing: Preprocessing) -> torch.Tensor:
+    """(B, 3, H, W), RGB 0..255, of images, or of noise in blocks."""
+    if len(images):
+        return torch.from_numpy(np.stack([
+            preprocessing(read_image_like(image)) for image in images]))
+    blocks = 255 * torch.rand(max(BATCHES), 3, 8, 4, generator=torch.Generator().manual_seed(0))
+    return nn.functional.interpolate(blocks, size=preprocessing.shape, mode="bicubic").clamp(0, 255)
+
+
+def _write(embedder: Embedder, kind: str, convention: str, precision: str, pixels: torch.Tensor
+           ) -> tuple[bytes, Program]:
+    """Content of a file, and what runs it."""
+    assert isinstance(embedder.network, nn.Module)
+    network = prepare(embedder.network, convention)
+    if kind == "torchscript":
+        return to_torchscript(network, embedder.preprocessing.shape)
+    content = to_onnx(network, embedder.preprocessing.shape)
+    if precision == "fp16":
+        content = to_half(content)
+    elif precision == "int8":
+        content = to_eight_bits(content, to_input(pixels, convention).numpy())
+    return content, onnx_program(content)
+
+
+def onnx_program(content: bytes) -> Program:
+    """Runs an ONNX file by onnxruntime, on CUDA where that is there, else on the CPU.
+
+    Raises:
+        ImportError: onnxruntime is not installed.
+        ExportError: it cannot read the file.
+    """
+    runtime = require("onnxruntime")
+    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    there = [name for name in wanted if name in runtime.get_available_providers()]
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3  # errors; what it warns of is for its makers
+    try:
+        session: Any = runtime.InferenceSession(content, options, providers=there)
+    except Exception as error:  # its errors have no base of their own
+        raise ExportError(f"onnxruntime {runtime.__version__} cannot read the file: {error}. "
+                          "Install a newer one.") from error
+
+    def program(images: torch.Tensor) -> torch.Tensor:
+        given = np.ascontiguousarray(images.numpy(), dtype=np.float32)
+        return torch.from_numpy(session.run(None, {INPUT_NAME: given})[0])
+
+    return program
+
+
+@torch.no_grad()
+def difference(embedder: Embedder, program: Program, pixels: torch.Tensor, convention: str
+               ) -> float:
+    """Largest cosine distance between a file's embeddings and PyTorch's.
+
+    Args:
+        program: of the file.
+        pixels: (N, 3, H, W), RGB 0..255, tried 1 and 8 at a time, no more than 64 of them.
+        convention: of the file.
+    """
+    worst = 0.0
+    for size in BATCHES:
+        for start in range(0, min(len(pixels), 8 * size), size):
+            batch = pixels[start:start + size]
+            expected = embedder(batch).double()
+            found = program(to_input(batch, convention)).double()
+            distance = 1 - nn.functional.cosine_similarity(found, expected)
+            worst = float(np.fmax(worst, distance.max())) if torch.isfinite(
+                distance).all() else float("nan")
+            if worst != worst:
+                return worst
+    return max(worst, 0.0)
+
+
+def load_export(path: str | os.PathLike[str]) -> Embedder:
+    """The network of an ONNX file that :func:`export_network` or tools/export.py has written.
+
+    Needs onnxruntime, and neither the run folder nor its config.
+
+    Args:
+        path: of the file, whose sidecar lies beside it.
+
+    Raises:
+        ExportError: no file, no sidecar, a damaged or foreign one; no ONNX file.
+        ImportError: onnxruntime is not installed.
+    """
+    path = Path(path)
+    if suffix_of(path) != "onnx":
+        raise ExportError(f"{shown(path)} is a program for other tools (torch.jit.load): export "
+                          "the run as .onnx to use it here, or give the run folder.")
+    content = read_file(path, "what tools/export.py has written")
+    sidecar = read_sidecar(path)
+    if digest(content) != sidecar.digest:
+        raise ExportError(f"{shown(path)} is damaged, or its sidecar {shown(path.name)}.json is "
+                          f"that of another file: their digests differ. {AGAIN}")
+    if sidecar.kind != "onnx":
+        raise ExportError(f"{shown(path)} is no ONNX file, as its sidecar says: it is "
+                          f"{sidecar.kind}. {AGAIN}")
+    program = onnx_program(content)
+    try:
+        statistics = (None if sidecar.statistics is None
+                      else PairStatistics.from_json(sidecar.statistics))
+        preprocessing = Preprocessing(sidecar.size, sidecar.crop)
+    except ValueError as error:
+        raise ExportError(f"The sidecar of {shown(path)} is damaged: {error} {AGAIN}") from error
+    return Embedder(
+        # of fewer bits, their length is 1 to three digits
+        lambda images: nn.functional.normalize(program(to_input(images, sidecar.convention))),
+        name=f"{sidecar.name}, {path.name}", dim=sidecar.dim, fingerprint=sidecar.fingerprint,
+        preprocessing=preprocessing, statistics=statistics,
+        why_no_statistics=sidecar.why_no_statistics)

@@ -1,0 +1,212 @@
+"""A network as a file that needs neither the plugin nor the toolbox: ONNX or TorchScript.
+
+Letters: B images, (H, W) their size, D embedding size.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..layers import GroupedBatchNorm2d
+
+INPUT_NAME, OUTPUT_NAME = "images", "embeddings"
+INPUTS = ("rgb255", "imagenet")
+OPSET = 17  # of torch 2.1 and onnxruntime 1.14 on
+# of RGB in 0..1, as torchvision and the trackers that follow it have them
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# what the exporters have been seen to raise for a network that they cannot write
+_REFUSALS = (AttributeError, ImportError, LookupError, NotImplementedError, RuntimeError, TypeError,
+             ValueError)
+
+
+class ExportError(ValueError):
+    """Why a network cannot be exported, or an exported file not be used, and what to do."""
+
+
+def require(module: str) -> ModuleType:
+    """A package of the extra "export".
+
+    Raises:
+        ImportError: says what to install.
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        name = module.partition(".")[0]
+        raise ImportError(f"{name} is not installed ({error}): pip install "
+                          "'caureid-plugin[export]'.") from error
+
+
+class _FromImagenet(nn.Module):
+    """A network that takes images as ImageNet's mean and deviation leave them."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.network(images * self.std + self.mean)
+        return found
+
+
+def to_input(images: torch.Tensor, convention: str) -> torch.Tensor:
+    """RGB images of 0..255, (B, 3, H, W), as a file of this convention takes them."""
+    if convention == "rgb255":
+        return images
+    mean = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
+    return (images / 255 - mean) / torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)
+
+
+def prepare(network: nn.Module, convention: str) -> nn.Module:
+    """A copy of a network for the exporters: in evaluation mode, on the CPU, without gradients.
+
+    Batch norm over groups becomes plain batch norm, which is the same in evaluation: the groups
+    are cut by the length of the batch, which an exporter would take for a constant.
+
+    Args:
+        network: (B, 3, H, W), RGB in 0..255, to (B, D).
+        convention: of :data:`INPUTS`.
+    """
+    copied = _with_plain_batch_norm(copy.deepcopy(network).cpu())
+    whole = copied if convention == "rgb255" else _FromImagenet(copied)
+    return whole.eval().requires_grad_(False)
+
+
+def _with_plain_batch_norm(module: nn.Module) -> nn.Module:
+    for name, child in module.named_children():
+        if isinstance(child, GroupedBatchNorm2d):
+            norm = nn.BatchNorm2d(child.num_features, child.eps, child.momentum, child.affine,
+                                  child.track_running_stats)
+            norm.load_state_dict(child.state_dict())
+            setattr(module, name, norm)
+        else:
+            _with_plain_batch_norm(child)
+    return module
+
+
+# ---------------------------------------------------------------------------------- ONNX ----
+
+
+def to_onnx(network: nn.Module, size: tuple[int, int]) -> bytes:
+    """The content of an ONNX file: float32 "images" (B, 3, H, W) to "embeddings" (B, D), any B.
+
+    Args:
+        network: of :func:`prepare`.
+        size: (H, W), which is fixed in the file.
+
+    Raises:
+        ExportError: torch cannot write this network; names its version and the reason.
+        ImportError: onnx is not installed.
+    """
+    require("onnx")
+    reasons = []
+    for export in (_by_tracing, _by_program):
+        try:
+            with warnings.catch_warnings():
+                # the first is deprecated since torch 2.9, and what it warns of is compared after
+                warnings.simplefilter("ignore")
+                return _with_size_of_output(export(network, torch.rand(2, 3, *size) * 255))
+        except _REFUSALS as error:
+            reasons.append((str(error).strip() or type(error).__name__).splitlines()[0])
+    raise ExportError(f"torch {torch.__version__} cannot write this network as ONNX: "
+                      f"{'; '.join(reasons)}. Try another version of torch, or a file "
+                      "that ends in .torchscript.")
+
+
+def _by_tracing(network: nn.Module, images: torch.Tensor) -> bytes:
+    """By the exporter that every torch from 2.1 to (at least) 2.14 has."""
+    # torch < 2.5 has no other, and no argument to ask for it
+    choice: dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(
+        torch.onnx.export).parameters else {}
+    file: Any = io.BytesIO()
+    torch.onnx.export(network, (images,), file, input_names=[INPUT_NAME],
+                      output_names=[OUTPUT_NAME], opset_version=OPSET,
+                      dynamic_axes={INPUT_NAME: {0: "batch"}, OUTPUT_NAME: {0: "batch"}},
+                      **choice)
+    return file.getvalue()
+
+
+def _by_program(network: nn.Module, images: torch.Tensor) -> bytes:
+    """By the exporter that torch 2.9 prefers; needs onnxscript."""
+    program = torch.onnx.export(
+        network, (images,), dynamo=True, verbose=False, input_names=[INPUT_NAME],
+        output_names=[OUTPUT_NAME], dynamic_shapes=({0: torch.export.Dim("batch")},))
+    if program is None:
+        raise RuntimeError("torch.onnx.export gave no program")
+    return bytes(program.model_proto.SerializeToString())
+
+
+def _with_size_of_output(content: bytes) -> bytes:
+    """Writes D, which tracing leaves open, into the file; checks the file."""
+    onnx = require("onnx")
+    model = onnx.load_model_from_string(content)
+    output, = model.graph.output
+    dims = output.type.tensor_type.shape.dim
+    if not dims[1].HasField("dim_value"):
+        found = require("onnxruntime").InferenceSession(
+            content, providers=["CPUExecutionProvider"])
+        given = model.graph.input[0].type.tensor_type.shape.dim
+        zeros = torch.zeros(1, 3, *(dim.dim_value for dim in given[2:])).numpy()
+        dims[1].dim_value = found.run(None, {INPUT_NAME: zeros})[0].shape[1]
+    onnx.checker.check_model(model)
+    checked: bytes = model.SerializeToString()
+    return checked
+
+
+# --------------------------------------------------------------------------- TorchScript ----
+
+
+def to_torchscript(network: nn.Module, size: tuple[int, int]
+                   ) -> tuple[bytes, Callable[[torch.Tensor], torch.Tensor]]:
+    """The content of a TorchScript file, (B, 3, H, W) to (B, D) for any B, and the program in it.
+
+    Raises:
+        ExportError: torch has no TorchScript any more, or cannot write this network.
+    """
+    trace = getattr(torch.jit, "trace", None)
+    if trace is None:
+        raise ExportError(f"torch {torch.__version__} has no torch.jit.trace, which writes "
+                          "TorchScript: take a name that ends in .onnx, or an older torch.")
+    file = io.BytesIO()
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # deprecated since torch 2.10; compared after
+            traced = trace(network, torch.rand(2, 3, *size) * 255, check_trace=False)
+            torch.jit.save(traced, file)
+            content = file.getvalue()
+            read = torch.jit.load(io.BytesIO(content), map_location="cpu")
+    except _REFUSALS as error:
+        raise ExportError(f"torch {torch.__version__} cannot write this network as TorchScript: "
+                          f"{str(error).strip().splitlines()[0]}. Take a name that ends in "
+                          ".onnx.") from error
+    return content, read
+
+
+def suffix_of(path: Path) -> str:
+    """The format that a file's name stands for.
+
+    Raises:
+        ExportError: it stands for none.
+    """
+    formats = {".onnx": "onnx", ".torchscript": "torchscript"}
+    if path.suffix not in formats:
+        raise ExportError(f"{path} must end in {' or '.join(formats)}, which is what trackers tell "
+                          "the formats by.")
+    return formats[path.suffix]

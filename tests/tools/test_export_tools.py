@@ -1,0 +1,106 @@
+"""tools/export.py and tools/evaluate_export.py, from a run folder to a file and its figures."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from caureid_plugin import load_export, load_run
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+import evaluate_export
+import export
+
+
+@pytest.fixture
+def run(small_run):
+    return small_run()
+
+
+@pytest.fixture
+def market(tiny_market):
+    return tiny_market / "Market-1501-v15.09.15"
+
+
+def test_a_file_from_a_run(run, market, tmp_path, capsys):
+    for words in ([], ["--input", "imagenet"], ["--precision", "fp16"],
+                  ["--precision", "int8", "--images", str(market / "bounding_box_train")]):
+        export.main([str(run), "--output", str(tmp_path / "x.onnx"), *words])
+        said = capsys.readouterr().out
+        made = json.loads((tmp_path / "x.onnx.json").read_text())
+        assert "(B, 3, 32, 16) float32" in said and "to (B, 16) of length 1" in said
+        assert f"embeddings of {'48' if '--images' in words else 'eight noise'} images" in said
+        assert f"{made['difference']:.1e}" in said and made["precision"] in said
+        paths = sorted((market / "query").glob("*.jpg"))
+        cosines = (load_export(tmp_path / "x.onnx").embed(paths) * load_run(run).embed(paths)
+                   ).sum(1)
+        assert cosines.min() > (0.9 if "int8" in words else 0.999)
+    export.main([str(run / "model_final.pth"), "--output", str(tmp_path / "x.torchscript")])
+    assert (tmp_path / "x.torchscript.json").is_file()
+
+
+def test_mistakes(run, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="absent does not exist: give the folder that a run"):
+        export.main([str(tmp_path / "absent"), "--output", str(tmp_path / "x.onnx")])
+    with pytest.raises(SystemExit, match="int8 takes at least 8 images.*--images"):
+        export.main([str(run), "--output", str(tmp_path / "x.onnx"), "--precision", "int8"])
+    with pytest.raises(SystemExit, match="--images.*absent"):
+        export.main([str(run), "--output", str(tmp_path / "x.onnx"), "--images", "absent"])
+    with pytest.raises(SystemExit):
+        export.main([str(run), "--output", str(tmp_path / "x.onnx"), "SEED"])
+    assert "must come in pairs, got SEED" in capsys.readouterr().err
+    assert not list(tmp_path.glob("x.onnx*"))
+
+
+def mean_precision(run, market):
+    """mAP and Rank-1 by loops, as the data set's rules say."""
+    embedder = load_run(run)
+    sets = []
+    for folder in ("query", "bounding_box_test"):
+        paths = sorted((market / folder).glob("*.jpg"))
+        names = [re.match(r"(-?\d+)_c(\d)", path.name) for path in paths]
+        rows = [(int(name[1]), int(name[2]), vector) for name, vector in zip(
+            names, embedder.embed(paths).astype(np.float64), strict=True) if int(name[1]) >= 0]
+        sets.append(rows)
+    precisions, firsts = [], []
+    for person, camera, vector in sets[0]:
+        ranked = sorted(((-float(vector @ other), who == person) for who, where, other in sets[1]
+                         if (who, where) != (person, camera)))
+        hits = [number for number, (_, right) in enumerate(ranked, 1) if right]
+        precisions.append(np.mean([(i + 1) / number for i, number in enumerate(hits)]))
+        firsts.append(ranked[0][1])
+    return 100 * np.mean(precisions), 100 * np.mean(firsts)
+
+
+def test_figures_of_files(run, market, tmp_path, capsys):
+    for precision in ("fp32", "int8"):
+        export.main([str(run), "--output", str(tmp_path / f"{precision}.onnx"), "--precision",
+                     precision, "--images", str(market / "bounding_box_train")])
+    capsys.readouterr()
+    evaluate_export.main([str(run), str(tmp_path / "fp32.onnx"), str(tmp_path / "int8.onnx")])
+    said = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]]
+            for line in said.splitlines() if line.startswith("|")]
+    assert "Market1501: 16 queries, 33 gallery images" in said
+    assert [row[0] for row in rows[2:]] == ["PyTorch, the run itself", "fp32.onnx", "int8.onnx"]
+    expected = mean_precision(run, market)
+    for row in rows[2:4]:
+        assert float(row[1]) == pytest.approx(expected[0], abs=0.011) and row[2] == "0.00"
+        assert float(row[3]) == pytest.approx(expected[1], abs=0.011)
+    assert float(rows[4][2]) == pytest.approx(expected[0] - float(rows[4][1]), abs=0.011)
+    assert all(float(cell) > 0 for row in rows[3:] for cell in row[4:])
+
+
+def test_mistakes_of_the_figures(run, market, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="no labelled test set to measure with.*DATASETS.TESTS"):
+        evaluate_export.main([str(run), "x.onnx", "DATASETS.TESTS", "()"])
+    with pytest.raises(SystemExit, match="x.onnx does not exist"):
+        evaluate_export.main([str(run), str(tmp_path / "x.onnx")])
+    for words, said in ((["SEED", "1"], "give exported .onnx files first"),
+                        (["x.onnx", "SEED"], "must come in pairs, got SEED"),
+                        (["SEED", "x.onnx"], "give exported .onnx files first")):
+        with pytest.raises(SystemExit):
+            evaluate_export.main([str(run), *words])
+        assert said in capsys.readouterr().err
