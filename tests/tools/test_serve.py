@@ -1,0 +1,535 @@
+"""tools/serve.py: what it answers, by plain numpy; what it refuses; how it listens and ends.
+
+The network is a stand-in, whose embedding is the image itself, shrunk.
+"""
+
+import io
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import caureid_plugin  # noqa: F401  (before everything that imports fastreid)
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+pytest.importorskip("flask")
+pytest.importorskip("waitress")
+pytest.importorskip("faiss")
+
+from caureid_plugin.retrieval.index import Index
+from caureid_plugin.retrieval.index_files import Entry
+from caureid_plugin.retrieval.threshold import PairStatistics
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.append(str(REPOSITORY / "tools"))  # as for a script that is run there
+
+import serve  # noqa: E402
+import serve_app  # noqa: E402
+import serve_images  # noqa: E402
+
+LIMIT = 200_000  # bytes of an upload
+CAMERAS = ["door", "", "yard"]
+IMAGE = {"Content-Type": "application/octet-stream"}
+HOSTILE = "<img src=x onerror=window.broken=1>"
+
+
+@dataclass(frozen=True)
+class Size:
+    size: tuple = (4, 2)
+
+
+class Shrunk:
+    """Stands in for an embedder: 4 x 2 pixels, less their mean."""
+
+    name, dim, fingerprint, preprocessing = f"run {HOSTILE}", 24, "0" * 32, Size()
+    statistics = PairStatistics(same=np.linspace(0.5, 1, 201, dtype=np.float32),
+                                different=np.linspace(-0.9, 0.6, 3001, dtype=np.float32))
+    why_no_statistics = ""
+
+    def embed(self, image):
+        values = np.asarray(image.resize((2, 4), Image.Resampling.BOX), dtype=np.float64).ravel()
+        values = values - values.mean()
+        if not values.any():
+            raise ValueError(f"no embedding of {__file__}")
+        return (values / np.linalg.norm(values)).astype(np.float32)[None]
+
+
+def paint(seed):
+    rng = np.random.default_rng(seed)
+    blocks = np.kron(rng.integers(256, size=(4, 2, 3)), np.ones((16, 16, 1)))
+    noise = rng.normal(scale=4, size=blocks.shape)
+    return Image.fromarray((blocks + noise).clip(0, 255).astype(np.uint8))
+
+
+def encoded(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def make_index(folder, count=12, embedder=None):
+    """Index of ``count`` painted crops of three cameras, one of them not known."""
+    embedder = embedder or Shrunk()
+    crops = folder / "crops"
+    crops.mkdir(parents=True)
+    features, entries = [], []
+    for row in range(count):
+        name = f"{row:02d} {HOSTILE.replace('/', '')}.png"
+        paint(row).save(crops / name)
+        now = (crops / name).stat()
+        entries.append(Entry(str(crops), name, CAMERAS[row % 3], now.st_size, now.st_mtime_ns))
+        features.append(embedder.embed(Image.open(crops / name).convert("RGB"))[0])
+    index = Index.create(folder / "crops.index", embedder)
+    index.add(np.array(features), entries)
+    return index
+
+
+@pytest.fixture
+def index(tmp_path):
+    return make_index(tmp_path)
+
+
+def client_of(index, hosts=("localhost", "127.0.0.1", "[::1]"), rate=None):
+    finder = serve_app.Finder(Shrunk(), index, rate)
+    return serve_app.make_app(serve_app.Site(finder, hosts, LIMIT, 5)).test_client()
+
+
+@pytest.fixture
+def client(index):
+    return client_of(index)
+
+
+def plainly(index, image, cameras=CAMERAS):
+    """[(row, score)] by falling score, by a loop over the files."""
+    query = Shrunk().embed(image)[0].astype(np.float64)
+    scores = [(row, float(query @ Shrunk().embed(Image.open(path).convert("RGB"))[0]))
+              for row, path in enumerate(index.paths) if index.cameras[row] in cameras]
+    return sorted(scores, key=lambda pair: -pair[1])
+
+
+def said(response, code):
+    assert response.status_code == code, (response.status_code, response.data[:200])
+    return response.get_json()["error"]
+
+
+# ------------------------------------------------------------------------------ answers ----
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
+def test_an_upload_finds_what_numpy_finds(client, index, kind):
+    data = encoded(paint(3), kind)
+    answer = client.post("/search", data=data, headers=IMAGE).get_json()
+    expected = plainly(index, Image.open(io.BytesIO(data)).convert("RGB"))[:5]
+    assert [hit["row"] for hit in answer["hits"]] == [row for row, _ in expected]
+    np.testing.assert_allclose([hit["score"] for hit in answer["hits"]],
+                               [score for _, score in expected], atol=1e-3)
+    assert [hit["rank"] for hit in answer["hits"]] == [1, 2, 3, 4, 5]
+    threshold = Shrunk.statistics.threshold().value
+    for hit in answer["hits"]:
+        assert hit["camera"] == (CAMERAS[hit["row"] % 3] or "unknown")
+        assert hit["name"].startswith(f"{hit['row']:02d} ")
+        assert hit["same"] == (hit["score"] >= threshold)
+    assert answer["hits"][0]["row"] == 3
+
+
+def test_a_crop_finds_others_and_not_itself(client, index):
+    answer = client.post("/search?row=4&top=100").get_json()
+    expected = [row for row, _ in plainly(index, paint(4)) if row != 4]
+    assert [hit["row"] for hit in answer["hits"]] == expected and len(expected) == 11
+    assert answer["query"]["camera"] == "unknown"
+
+
+def test_cameras_and_number_are_chosen(client, index):
+    names = list(index.camera_counts)
+    chosen = [names.index("door"), names.index("")]
+    answer = client.post(f"/search?top=3&camera={chosen[0]}&camera={chosen[1]}",
+                         data=encoded(paint(2)), headers=IMAGE).get_json()
+    assert [hit["row"] for hit in answer["hits"]] == [
+        row for row, _ in plainly(index, paint(2), ["door", ""])[:3]]
+
+
+def test_the_rate_of_false_matches_moves_the_mark(index):
+    page = client_of(index, rate=0.3).get("/").text
+    assert f"{Shrunk.statistics.threshold(0.3).value:.3f}" in page
+
+
+def test_the_page_states_the_errors_and_escapes_names(client):
+    page = client.get("/").text
+    threshold = Shrunk.statistics.threshold()
+    for number in (f"{threshold.value:.3f}", f"{100 * threshold.false_match_rate:.2g} %",
+                   f"{100 * threshold.false_non_match_rate:.2g} %", "12 crops of 3 cameras"):
+        assert number in page
+    assert HOSTILE not in page and "&lt;img src=x" in page
+    assert not re.search(r"https?://|<style|style=|onload=", page)
+
+
+def test_without_statistics_nothing_is_marked(index, monkeypatch):
+    monkeypatch.setattr(Shrunk, "statistics", None)
+    index.statistics, index.why_no_statistics = None, "there is no memory bank"
+    client = client_of(index)
+    assert "there is no memory bank" in client.get("/").text
+    hits = client.post("/search?row=0").get_json()["hits"]
+    assert {hit["same"] for hit in hits} == {None}
+
+
+def test_a_turned_photo_is_taken_upright(client):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(paint(5).transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif, quality=95)
+    hit = client.post("/search", data=data, headers=IMAGE).get_json()["hits"][0]
+    assert hit["row"] == 5 and hit["score"] > 0.99
+
+
+def modes():
+    rgb = paint(1)
+    wide = Image.fromarray(np.asarray(rgb.convert("L")).astype(np.uint16) * 257)
+    yield "16 bit", encoded(wide)
+    yield "grey", encoded(rgb.convert("L"))
+    yield "1 bit", encoded(rgb.convert("1"))
+    yield "alpha", encoded(rgb.convert("RGBA"))
+    yield "palette", encoded(rgb.convert("P"), transparency=3)
+    yield "CMYK", encoded(rgb.convert("CMYK"), "JPEG")
+
+
+@pytest.mark.parametrize("name, data", modes(), ids=lambda value: str(value)[:7])
+def test_images_are_read_as_the_toolbox_reads_files(name, data, tmp_path):
+    from fastreid.data.data_utils import read_image
+
+    (tmp_path / "image").write_bytes(data)
+    expected = np.asarray(read_image(str(tmp_path / "image"), "RGB"))
+    assert np.array_equal(np.asarray(serve_images.decode(data)), expected), name
+
+
+# ------------------------------------------------------------------------------- crops ----
+
+
+def test_a_thumbnail_is_the_pixels_alone(client, index):
+    path = Path(index.paths[2])
+    text = PngInfo()
+    text.add_text("comment", "a secret")
+    exif = Image.Exif()
+    exif[0x010E] = "a secret"
+    for options in ({"kind": "PNG", "pnginfo": text, "exif": exif},
+                    {"kind": "JPEG", "comment": b"a secret", "exif": exif}):
+        path.write_bytes(encoded(paint(2).resize((900, 1800)), **options))
+        index.entries = tuple(entry._replace(size=-1, mtime=-1) for entry in index.entries)
+        response = client.get("/crops/2")
+        assert response.mimetype == "image/jpeg" and b"secret" not in response.data
+        image = Image.open(io.BytesIO(response.data))
+        assert image.format == "JPEG" and image.size == (192, 384) and not image.getexif()
+
+
+@pytest.mark.parametrize("row", [
+    "12", "-1", "1.0", "01", "+1", "1e0", "x", "", "%00", "999999999", "9" * 5000, "\u0663",
+    "../serve.py", "..%2f..%2fserve.py", "%2e%2e/%2e%2e/etc/passwd", "%2fetc%2fpasswd",
+    "/etc/passwd", "0/../../serve.py", "..\\serve.py", "0%00.jpg", "~"])
+def test_nothing_but_rows_is_served(client, row):
+    assert said(client.get(f"/crops/{row}"), 404)
+
+
+@pytest.mark.parametrize("path", [
+    "/serve.py", "/static/serve.py", "/../serve.py", "/%2e%2e/serve.py", "//etc/passwd",
+    "/serve.html.j2", "/serve.css/../serve.py", "/crops.index/index.json"])
+def test_no_other_file_is_served(client, path):
+    path = path.replace("//", "/%2F") if path.startswith("//") else path  # no host's name
+    assert said(client.get(path), 404) == "There is nothing at this address."
+
+
+def replacements(path, tmp_path):
+    secret = tmp_path / "secret.txt"
+    secret.write_text("root:x:0:0")
+    yield "gone", path.unlink
+    yield "link to a text", lambda: path.symlink_to(secret)
+    yield "link to itself", lambda: path.symlink_to(path)
+    yield "text", lambda: path.write_text("root:x:0:0")
+    yield "another image", lambda: paint(99).save(path)
+    yield "PostScript", lambda: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    yield "FIFO", lambda: os.mkfifo(path)
+    yield "folder", path.mkdir
+
+
+def test_a_replaced_file_is_not_shown_nor_searched_with(client, index, tmp_path):
+    path = Path(index.paths[1])
+    for name, replace in replacements(path, tmp_path):
+        path.unlink(missing_ok=True)
+        if name == "gone":
+            path.touch()
+        replace()
+        for response in (client.get("/crops/1"), client.post("/search?row=1")):
+            text = said(response, 404)
+            assert "crop" in text and str(tmp_path) not in text and "root" not in text, name
+    assert client.get("/crops/0").status_code == 200
+
+
+def test_a_text_of_the_right_size_and_time_is_no_image(client, index):
+    path = Path(index.paths[1])
+    entry = index.entries[1]
+    path.write_bytes(b"x" * entry.size)
+    os.utime(path, ns=(entry.mtime, entry.mtime))
+    assert "image" in said(client.get("/crops/1"), 404)
+
+
+def test_another_image_in_its_place_is_said(client, index):
+    paint(99).save(index.paths[1])
+    assert "tools/index.py" in said(client.get("/crops/1"), 404)
+
+
+# ----------------------------------------------------------------------------- refusals ----
+
+
+def test_what_is_no_image_is_refused(client, tmp_path):
+    png = encoded(paint(0))
+    cases = [(b"hello", 415, "no JPEG, PNG, WEBP or BMP"), (b"", 400, "empty"),
+             (png[:60], 415, "damaged"), (png[:-200], 415, "damaged"),
+             (encoded(paint(0), "GIF"), 415, "no JPEG"),
+             (encoded(paint(0), "TIFF"), 415, "no JPEG"),
+             (b"%!PS-Adobe-3.0 EPSF-3.0\n", 415, "no JPEG"), (b"<svg/>", 415, "no JPEG"),
+             (bytes(LIMIT + 1), 413, "--max-upload-mib"),
+             (encoded(Image.new("1", (5001, 5000))), 413, "25 million pixels"),
+             (encoded(Image.new("1", (14000, 14000))), 413, "25 million pixels"),
+             (encoded(Image.new("RGB", (8, 8))), 422, "no embedding")]
+    for data, code, text in cases:
+        answer = said(client.post("/search", data=data, headers=IMAGE), code)
+        assert text in answer and str(tmp_path) not in answer and ".py" not in answer
+
+
+def test_damaged_images_never_break_it(client):
+    rng = np.random.default_rng(0)
+    for kind in ("PNG", "JPEG", "WEBP", "BMP"):
+        whole = np.frombuffer(encoded(paint(0), kind), np.uint8)
+        for _ in range(40):
+            data = whole.copy()
+            data[rng.integers(4, len(data), size=6)] = rng.integers(256, size=6)
+            response = client.post("/search", data=data.tobytes(), headers=IMAGE)
+            assert response.status_code in (200, 413, 415, 422) and response.is_json
+
+
+@pytest.mark.parametrize("query, name", [
+    ("top=0", "top"), ("top=501", "top"), ("top=-1", "top"), ("top=x", "top"), ("top=", "top"),
+    ("camera=3", "camera"), ("camera=-1", "camera"), ("camera=door", "camera"),
+    ("row=-1", "row"), ("row=0x1", "row"), ("row=" + "9" * 5000, "row")])
+def test_wrong_numbers_are_refused(client, query, name):
+    text = said(client.post(f"/search?{query}", data=encoded(paint(0)), headers=IMAGE), 400)
+    assert text.startswith(name)
+
+
+def test_a_row_that_there_is_not(client):
+    assert "no such crop" in said(client.post("/search?row=12"), 404)
+
+
+@pytest.mark.parametrize("kind", [
+    None, "text/plain", "multipart/form-data; boundary=x", "application/x-www-form-urlencoded"])
+def test_what_a_form_elsewhere_can_send_is_refused(client, kind):
+    headers = {} if kind is None else {"Content-Type": kind}
+    answer = said(client.post("/search", data=encoded(paint(0)), headers=headers), 415)
+    assert "Content-Type" in answer
+
+
+def test_methods(client):
+    for response in (client.get("/search"), client.post("/"), client.put("/crops/0"),
+                     client.delete("/crops/0")):
+        assert said(response, 405)
+
+
+@pytest.mark.parametrize("host, code", [
+    ("localhost", 200), ("localhost:8000", 200), ("127.0.0.1:9", 200), ("[::1]:8000", 200),
+    ("LOCALHOST", 200), ("[0:0:0:0:0:0:0:1]", 200),
+    ("evil.example", 403), ("localhost.evil.example", 403), ("127.0.0.1.evil.example", 403),
+    ("localhost@evil.example", 403), ("localhost:8000:1", 403), ("", 403), ("127.0.0.2", 403),
+    ("localhost, evil.example", 403), ("localhost/x", 403), ("[::1", 403),
+    ("localhost\u00e9", 403)])
+def test_hosts(client, host, code):
+    """A name that leads here (DNS rebinding) is not answered."""
+    for path in ("/", "/crops/0"):
+        response = client.get(path, headers={"Host": host.encode("utf-8").decode("latin-1")})
+        assert response.status_code == code
+        if code == 403:
+            assert "--allow-host" in response.get_json()["error"]
+
+
+def test_a_host_that_is_allowed(index):
+    client = client_of(index, ["Reid.Example", "fe80::1"])
+    assert client.get("/", headers={"Host": "reid.example"}).status_code == 200
+    assert client.get("/", headers={"Host": "[fe80::1]:80"}).status_code == 200
+    assert client.get("/", headers={"Host": "localhost"}).status_code == 403
+
+
+@pytest.mark.parametrize("headers, code", [
+    ({}, 200), ({"Origin": "http://localhost"}, 200), ({"Sec-Fetch-Site": "same-origin"}, 200),
+    ({"Origin": "https://localhost"}, 200),
+    ({"Origin": "null"}, 403), ({"Origin": "http://evil.example"}, 403),
+    ({"Origin": "http://localhost:81"}, 403), ({"Origin": "http://localhost.evil.example"}, 403),
+    ({"Sec-Fetch-Site": "cross-site"}, 403), ({"Sec-Fetch-Site": "same-site"}, 403)])
+def test_another_page_cannot_search(client, headers, code):
+    response = client.post("/search?row=0", headers={"Host": "localhost", **headers})
+    assert response.status_code == code
+
+
+def test_another_page_cannot_show_crops_and_may_link_here(client):
+    elsewhere = {"Sec-Fetch-Site": "cross-site"}
+    assert said(client.get("/crops/0", headers=elsewhere), 403)
+    assert client.get("/", headers=elsewhere).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/serve.js", "/serve.css", "/icon.svg", "/crops/0", "/none"])
+def test_headers(client, path):
+    headers = client.get(path).headers
+    policy = headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'self';") and "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Referrer-Policy"] == "no-referrer"
+    assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+    assert headers["Cache-Control"] == "no-store"
+    assert "Access-Control-Allow-Origin" not in headers
+
+
+def test_an_error_of_the_program_is_not_told(client, monkeypatch, caplog):
+    monkeypatch.setattr(serve_app.Finder, "find", lambda *_: 1 / 0)
+    text = said(client.post("/search?row=0"), 500)
+    assert "log" in text and "division" not in text and "division by zero" in caplog.text
+
+
+# ----------------------------------------------------------------------- the process ----
+
+STAND_IN = f"""
+import sys
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(REPOSITORY / 'tools')!r}]
+import serve, test_serve
+serve.load_embedder = lambda folder: test_serve.Shrunk()
+serve.main()
+"""
+
+
+def start(index, *options):
+    return subprocess.Popen(
+        [sys.executable, "-c", STAND_IN, "run", "--index", str(index.folder), *options],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+@pytest.fixture
+def started(index):
+    """Starts the tool; gives process and address. It is ended afterwards."""
+    processes = []
+
+    def run(*options):
+        processes.append(start(index, *options))
+        line = processes[-1].stdout.readline()
+        assert line, processes[-1].stderr.read()
+        return processes[-1], line.split()[0]
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def post(url, data):
+    request = urllib.request.Request(f"{url}/search", data, IMAGE)  # noqa: S310
+    with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
+        return response.read()
+
+
+def test_it_listens_on_this_machine_alone_and_ends_by_sigterm(started, index):
+    process, url = started("--port", "0")
+    listening = [item.laddr for item in psutil.Process(process.pid).net_connections()
+                 if item.status == psutil.CONN_LISTEN]
+    assert [address.ip for address in listening] == ["127.0.0.1"]
+    assert url == f"http://127.0.0.1:{listening[0].port}"
+    # larger than what waitress would put into a file by itself; noise does not shrink
+    rng = np.random.default_rng(0)
+    large = encoded(Image.fromarray(rng.integers(256, size=(800, 800, 3), dtype=np.uint8)))
+    assert b'"hits"' in post(url, large)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        post(url, bytes(9 * 2 ** 20))
+    assert refused.value.code == 413 and b"larger than 8 MiB" in refused.value.read()
+    assert "waitress" not in str(refused.value.headers)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and errors == ""
+
+
+def test_ctrl_c_ends_it_and_an_open_host_is_warned_of(started):
+    process, url = started("--port", "0", "--host", "0.0.0.0", "--allow-host", "reid.example")
+    assert url.startswith("http://localhost:")
+    request = urllib.request.Request(url, headers={"Host": "reid.example"})  # noqa: S310
+    assert urllib.request.urlopen(request, timeout=60).status == 200  # noqa: S310
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and "without a login" in errors and "Traceback" not in errors
+
+
+def test_a_port_in_use(index):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        process = start(index, "--port", str(port))
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and output == ""
+    line, = errors.splitlines()
+    assert f"port {port} " in line and "--port" in line and "in use" in line
+
+
+def test_hosts_and_ports_that_cannot_be(monkeypatch):
+    for host in ("not-a-host.invalid", "192.0.2.1"):
+        with pytest.raises(serve.Mistake, match=f"--host {host} is no address of this machine"):
+            serve.listen(host, 0)
+
+    def denied(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", denied)
+    with pytest.raises(serve.Mistake, match="port 80 is not allowed.*--port"):
+        serve.listen("127.0.0.1", 80)
+
+
+def test_a_wildcard_is_reached_by_the_addresses_of_the_machine():
+    args = serve.parse_args(["run", "--index", "i", "--host", "0.0.0.0", "--allow-host", "a.b"])
+    assert {"127.0.0.1", "localhost", "a.b"} <= set(serve.allowed_hosts(args, "0.0.0.0"))
+    args = serve.parse_args(["run", "--index", "i"])
+    assert set(serve.allowed_hosts(args, "127.0.0.1")) == {"localhost", "127.0.0.1", "[::1]"}
+
+
+@pytest.mark.parametrize("options", [
+    ["--port", "65536"], ["--port", "-1"], ["--host", ""], ["--max-upload-mib", "0"],
+    ["--max-upload-mib", "nan"], ["--top", "0"], ["--top", "501"], ["--false-match-rate", "1"]])
+def test_wrong_options(options, capsys):
+    with pytest.raises(SystemExit) as ended:
+        serve.parse_args(["run", "--index", "i", *options])
+    assert ended.value.code == 2 and options[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["flask", "waitress"])
+def test_what_is_missing_is_said(name, monkeypatch, index):
+    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "serve_app")
+    monkeypatch.setattr(serve, "load_embedder", lambda folder: Shrunk())
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit, match=rf"{name}.*pip install 'caureid-plugin\[web\]'"):
+            serve.main(["run", "--index", str(index.folder), "--port", "0"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_an_index_of_another_network_or_none_is_one_sentence(index, tmp_path, monkeypatch):
+    other = Shrunk()
+    other.fingerprint = "1" * 32
+    monkeypatch.setattr(serve, "load_embedder", lambda folder: other)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    for folder, text in ((index.folder, "fingerprint"), (tmp_path / "none", "does not exist")):
+        with pytest.raises(SystemExit, match=f"tools/serve.py: .*{text}"):
+            serve.main(["run", "--index", str(folder), "--port", "0"])
+    Index.create(tmp_path / "empty", other)
+    with pytest.raises(SystemExit, match="holds no images.*tools/index.py"):
+        serve.main(["run", "--index", str(tmp_path / "empty"), "--port", "0"])

@@ -1,0 +1,193 @@
+#!/usr/bin/env python3
+"""A web page on this machine: drop an image, see the crops of an index that are most like it.
+
+    tools/serve.py logs/my-run --index crops.index
+    tools/serve.py model.onnx --index crops.index --port 8080 --top 40
+
+The index is one that tools/index.py has made with the same network. The page is for this machine
+alone (127.0.0.1), has no login, and writes no file. Whoever is given more by --host sees all crops
+of the index: docs/web.md says what to put in front. Ctrl-C or SIGTERM ends it, with exit code 0.
+"""
+
+import argparse
+import errno
+import importlib
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import caureid_plugin  # noqa: F401  (first: it makes the toolbox importable)
+import psutil
+from caureid_plugin.retrieval.index import Index
+from caureid_plugin.retrieval.threshold import DEFAULT_RATE
+
+from search_embedder import load_embedder
+
+LOCAL = "localhost", "127.0.0.1", "[::1]"
+THREADS = 4
+INTERRUPTED = 130  # before there is a page
+
+
+class Mistake(ValueError):
+    """What the user can mend: it is said in one sentence."""
+
+
+def web_module(name: str):
+    """A module that needs the extra ``web``.
+
+    Raises:
+        Mistake: that is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing not in ("flask", "waitress", "werkzeug"):
+            raise
+        raise Mistake(f"{missing} is not installed: pip install 'caureid-plugin[web]'") from error
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        Mistake: it cannot, and which option to change.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise Mistake(f"--host {host} is no address of this machine ({error}): give one, or leave "
+                      "it out for 127.0.0.1") from error
+    family, *_, address = min(found, key=lambda info: info[0] != socket.AF_INET)
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if os.name == "posix":  # elsewhere it would let two programs have the port
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen()
+    except OSError as error:
+        listening.close()
+        raise Mistake(_why_not(error, host, port)) from error
+    return listening
+
+
+def _why_not(error: OSError, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (f"port {port} of {host} is in use: end the program that uses it, or choose another "
+                "with --port (0: any that is free)")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return (f"port {port} is not allowed to this user ({error.strerror}): choose one from 1024 "
+                "on with --port")
+    if error.errno == errno.EADDRNOTAVAIL:
+        return (f"--host {host} is no address of this machine: give one, or leave it out for "
+                "127.0.0.1")
+    return f"--host {host} --port {port} cannot be listened on: {error.strerror}"
+
+
+def own_addresses() -> list[str]:
+    """IP addresses of this machine, without the zone of local ones."""
+    return [item.address.split("%")[0] for items in psutil.net_if_addrs().values()
+            for item in items if item.family in (socket.AF_INET, socket.AF_INET6)]
+
+
+def allowed_hosts(args: argparse.Namespace, address: str) -> list[str]:
+    """Names by which the page may be asked for: local ones, what was given, or all addresses."""
+    every = ipaddress.ip_address(address).is_unspecified
+    return [*LOCAL, *args.allow_host, *(own_addresses() if every else [args.host, address])]
+
+
+def make_server(args: argparse.Namespace, listening: socket.socket):
+    """The page's server, ready to run."""
+    app, waitress = web_module("serve_app"), web_module("waitress")
+    embedder = load_embedder(args.model)
+    index = Index.open(args.index, embedder)
+    if not len(index):
+        raise Mistake(f"{args.index} holds no images: add some with tools/index.py")
+    finder = app.Finder(embedder, index, args.false_match_rate)
+    address = listening.getsockname()[0].split("%")[0]
+    limit = int(args.max_upload_mib * 2 ** 20)
+    site = app.Site(finder, allowed_hosts(args, address), limit, args.top)
+    # a body is read before the application sees it: in memory, and never much beyond the limit
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a page asks for many crops
+    return waitress.create_server(
+        app.make_app(site), sockets=[listening], threads=THREADS, ident=None, channel_timeout=30,
+        connection_limit=50, max_request_body_size=2 * limit, inbuf_overflow=2 * limit + 1)
+
+
+def announce(listening: socket.socket) -> None:
+    """Says where the page is, and warns of what others see."""
+    address, port = listening.getsockname()[:2]
+    ip = ipaddress.ip_address(address.split("%")[0])
+    if not ip.is_loopback:
+        print(f"Warning: the page is open to all who reach port {port} of this machine: they see "
+              "all crops of the index, without a login.", file=sys.stderr)
+    name = "localhost" if ip.is_unspecified else f"[{address}]" if ip.version == 6 else address
+    print(f"http://{name}:{port} (Ctrl-C ends it)", flush=True)
+
+
+def serve(args: argparse.Namespace) -> None:
+    """Runs the page until a signal ends it."""
+    web_module("flask")
+    listening = listen(args.host, args.port)  # a port in use is said before the network is loaded
+    with listening:
+        server = make_server(args, listening)
+        announce(listening)
+        server.run()  # returns on Ctrl-C and SystemExit
+        server.close()
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Reads and checks the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, metavar="RUN_FOLDER_OR_ONNX",
+                        help="OUTPUT_DIR of a run, or what tools/export.py made of it")
+    parser.add_argument("--index", type=Path, required=True, help="folder made by tools/index.py")
+    parser.add_argument("--host", default="127.0.0.1",
+                        help="address to listen on (default: %(default)s, this machine alone)")
+    parser.add_argument("--port", type=int, default=8000, help="0: any (default: %(default)s)")
+    parser.add_argument("--allow-host", action="append", default=[], metavar="NAME",
+                        help="another name by which the page is asked for, as of a proxy in front "
+                             "of it; can be given several times")
+    parser.add_argument("--max-upload-mib", type=float, default=8, metavar="MIB",
+                        help="size of a query image, at most (default: %(default)s)")
+    parser.add_argument("--top", type=int, default=20,
+                        help="crops that are shown at first (default: %(default)s)")
+    parser.add_argument("--false-match-rate", type=float, metavar="SHARE", default=DEFAULT_RATE,
+                        help="of pairs of different people that may be marked as the same "
+                             "(default: %(default)s)")
+    args = parser.parse_args(argv)
+    _check(args, parser)
+    return args
+
+
+def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    if not args.host:
+        parser.error("--host is empty: give an address, or leave it out for 127.0.0.1")
+    if not 0 <= args.port < 65536:
+        parser.error(f"--port {args.port} must be from 0 to 65535")
+    if not 0 < args.max_upload_mib <= 100:
+        parser.error(f"--max-upload-mib {args.max_upload_mib} must be above 0 and at most 100")
+    if not 1 <= args.top <= 500:
+        parser.error(f"--top {args.top} must be from 1 to 500")
+    if not 0 < args.false_match_rate < 1:
+        parser.error(f"--false-match-rate {args.false_match_rate} must be between 0 and 1")
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    try:
+        serve(args)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except (ImportError, OSError, ValueError) as error:
+        raise SystemExit(f"tools/serve.py: {error}") from error
+
+
+if __name__ == "__main__":
+    main()
