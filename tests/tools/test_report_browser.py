@@ -3,7 +3,6 @@
 import csv
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +12,9 @@ import pytest
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-REQUIRED = "CAUREID_REQUIRE_BROWSER"  # set where a missing browser is an error
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+sys.path.insert(0, str(REPOSITORY / "tests"))
+from browser import REQUIRED, find_browser  # noqa: E402
+
 SECTIONS = ["Verdict", "Curves", "Clusters", "Outliers", "Where the network looks",
             "Map of the embeddings", "Rank lists", "How this run was made"]
 SCREENS = [(390, "light"), (390, "dark"), (1280, "light"), (1280, "dark")]
@@ -30,17 +30,6 @@ INPUT.SIZE_TEST [32,16] SOLVER.IMS_PER_BATCH 16 SOLVER.ITERS_PER_EPOCH 3 SOLVER.
 CAUREID.CLUSTER.K1 6 CAUREID.CLUSTER.K2 2 CAUREID.CLUSTER.EPS 0.6 TEST.EVAL_PERIOD 1
 TEST.IMS_PER_BATCH 16 SEED 1
 """.split()
-
-
-def find_browser():
-    """Path of a browser; without any the test is skipped, or fails where one is required."""
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        message = f"no browser is installed (looked for {', '.join(BROWSERS)})"
-        if os.environ.get(REQUIRED):
-            pytest.fail(f"{message}, and {REQUIRED} is set")
-        pytest.skip(message)
-    return found
 
 
 def write_images(root):
