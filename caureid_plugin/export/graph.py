@@ -190,13 +190,11 @@ def to_torchscript(network: nn.Module, size: tuple[int, int]
             warnings.simplefilter("ignore")  # deprecated since torch 2.10; compared after
             traced = trace(network, torch.rand(2, 3, *size) * 255, check_trace=False)
             torch.jit.save(traced, file)
-            content = file.getvalue()
-            read = torch.jit.load(io.BytesIO(content), map_location="cpu")
     except _REFUSALS as error:
         raise ExportError(f"torch {torch.__version__} cannot write this network as TorchScript: "
                           f"{str(error).strip().splitlines()[0]}. Take a name that ends in "
                           ".onnx.") from error
-    return content, read
+    return file.getvalue(), traced
 
 
 def suffix_of(path: Path) -> str:
