@@ -140,8 +140,8 @@ class Site:
         return {"model": shown(finder.embedder.name), "images": len(finder.index),
                 "cameras": [(camera_name(name), finder.counts[name]) for name in finder.cameras],
                 "threshold": finder.threshold, "top": self.top, "most": MOST_RESULTS,
-                "statistics": finder.statistics, "why": shown(finder.why), "max_upload": self.max_upload,
-                "formats": ", ".join(serve_images.UPLOADS)}
+                "statistics": finder.statistics, "why": shown(finder.why),
+                "max_upload": self.max_upload, "formats": ", ".join(serve_images.UPLOADS)}
 
     # ------------------------------------------------------------------------- refusing ----
 

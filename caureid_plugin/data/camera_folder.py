@@ -36,7 +36,7 @@ class CameraFolder(ImageDataset):
         combineall: DATASETS.COMBINEALL, which needs identities to train on.
         **kwargs: the toolbox's; ``root`` is not used.
 
-    ``train`` holds (path, the same word for all, "camerafolder_" + camera), sorted by path;
+    ``train`` holds (path, the same word for all, ``"camerafolder_" + camera``), sorted by path;
     ``query`` and ``gallery`` (path, identity, camera), numbered from 0.
 
     Raises:

@@ -72,8 +72,8 @@ def short_names(names: Sequence[str], prefixes: Sequence[str] = ("camerafolder_"
             named the cameras has never seen it.
 
     Example:
-        ["market1501_0", "market1501_1"] gives (["0", "1"], "market1501_"), ["camerafolder_day"]
-        gives (["day"], "").
+        ``["market1501_0", "market1501_1"]`` gives ``(["0", "1"], "market1501_")``,
+        ``["camerafolder_day"]`` gives ``(["day"], "")``.
     """
     known = next((prefix for prefix in prefixes
                   if all(name.startswith(prefix) and name != prefix for name in names)), "")

@@ -37,7 +37,7 @@ def cacc_loss(anchors: torch.Tensor, anchor_labels: torch.Tensor, centres: torch
     For an anchor c with positives P (every camera centre of its cluster, its own camera included)
     and Q (the ``num_negatives`` camera centres of other clusters nearest to c):
     ``-1/|P| sum_{p in P} log( exp(c.p/t) / (sum_{P} exp + sum_{Q} exp) )``, averaged over anchors.
-    Its minimum is log |P|, not 0.
+    Its minimum is ``log |P|``, not 0.
 
     Args:
         anchors: (A, D), batch camera centres, or single images for the paper's "sample" variant.

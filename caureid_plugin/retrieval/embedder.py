@@ -54,7 +54,7 @@ class Embedder:
     images does the same, and gives the same embeddings, divided by their length. It needs no
     config and no preprocessing of one's own, see :meth:`embed`.
 
-    Args and attributes:
+    Attributes:
         network: (B, 3, H, W) float32 on ``device``, RGB 0..255, to (B, D) of length 1.
         name: what it is, for people.
         dim: D.

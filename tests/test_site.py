@@ -1,0 +1,189 @@
+"""The documentation builds as a site without a warning, and nothing in it leads nowhere."""
+
+import ast
+import html.parser
+import os
+import re
+import subprocess
+import sys
+import urllib.parse
+from pathlib import Path
+
+import caureid_plugin
+import pytest
+from caureid_plugin import add_caureid_config
+from fastreid.config import get_cfg
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+
+
+class Page(html.parser.HTMLParser):
+    """Links, targets and text of a page; ``loads``: what a browser fetches by itself."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.links, self.loads, self.targets, self.words = [], [], set(), []
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        if values.get("id"):
+            self.targets.add(values["id"])
+        if tag == "a" and values.get("href"):
+            self.links.append(values["href"])
+        for name in ("src", *(("href",) if tag == "link" and values.get("rel") in (
+                "stylesheet", "icon", "preload", "search", "index") else ())):
+            if values.get(name):
+                self.loads.append(values[name])
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the built site."""
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-n", "-q", "-b", "html", "-d",
+         str(folder / "doctrees"), str(DOCS), str(folder / "html")], check=False, text=True,
+        capture_output=True, timeout=280, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "html"
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    return {path: Page(path) for path in site.rglob("*.html")}
+
+
+def broken(pages, site):
+    """(page, link) of every link or file of the site that is not there."""
+    for path, page in pages.items():
+        for link in [*page.links, *page.loads]:
+            parts = urllib.parse.urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = path.parent / urllib.parse.unquote(parts.path) if parts.path else path
+            target = target.resolve()
+            if target.is_dir():
+                target /= "index.html"
+            outside = not target.is_file() or not target.is_relative_to(site.resolve())
+            name = urllib.parse.unquote(parts.fragment)
+            if outside or (name and target in pages and name not in pages[target].targets):
+                yield path.name, link
+
+
+def test_no_link_is_broken(pages, site):
+    resolved = {path.resolve(): page for path, page in pages.items()}
+    assert list(broken(resolved, site)) == []
+    assert sum(len(page.links) for page in pages.values()) > 1000
+
+
+def test_a_broken_link_is_found(tmp_path):
+    (tmp_path / "a.html").write_text(
+        '<a href="b.html#there">x</a><a href="b.html#gone">x</a>'
+        '<img src="gone.png"><a href="../out.html">x</a>')
+    (tmp_path / "b.html").write_text('<p id="there"><a href="#there">x</a></p>')
+    (tmp_path.parent / "out.html").touch()
+    pages = {path.resolve(): Page(path) for path in tmp_path.glob("*.html")}
+    assert sorted(broken(pages, tmp_path)) == [
+        ("a.html", "../out.html"), ("a.html", "b.html#gone"), ("a.html", "gone.png")]
+
+
+def test_addresses_elsewhere_are_whole_and_nothing_is_loaded_from_there(pages):
+    for path, page in pages.items():
+        for link in page.links:
+            parts = urllib.parse.urlsplit(link)
+            if parts.scheme:
+                assert parts.scheme in ("https", "http", "mailto"), (path, link)
+                assert re.fullmatch(r"[\w.-]+\.[a-z]{2,}", parts.netloc) or parts.scheme == "mailto"
+        assert not [src for src in page.loads if urllib.parse.urlsplit(src).netloc], path
+
+
+def test_every_document_is_reached_from_the_start_page(pages, site):
+    seen, waiting = set(), [(site / "index.html").resolve()]
+    resolved = {path.resolve(): page for path, page in pages.items()}
+    while waiting:
+        path = waiting.pop()
+        if path in seen or path not in resolved:
+            continue
+        seen.add(path)
+        waiting += [(path.parent / urllib.parse.urlsplit(link).path).resolve()
+                    for link in resolved[path].links
+                    if not urllib.parse.urlsplit(link).netloc and urllib.parse.urlsplit(link).path]
+    documents = {(site / path.relative_to(DOCS)).with_suffix(".html").resolve()
+                 for path in DOCS.rglob("*.md")}
+    assert documents <= seen and len(documents) > 20
+
+
+def leaves(node, prefix=""):
+    for name, value in node.items():
+        if isinstance(value, type(node)):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def test_the_reference_has_every_key_with_its_default_and_comment(pages, site):
+    """Compared with the config, and with the comments as they stand in the source."""
+    cfg = get_cfg()
+    before = dict(leaves(cfg))
+    add_caureid_config(cfg)
+    added = {name: value for name, value in leaves(cfg) if name not in before}
+    text = pages[site / "reference" / "config.html"].text
+    assert len(added) > 30
+    for name, value in added.items():
+        entry = re.search(rf"(?<!\.){re.escape(name)} ¶ (.*?)(?=[A-Z_.]+ ¶|$)", text)
+        assert entry, name
+        assert f"Type : {type(value).__name__}" in entry[1], name
+        shown = repr(value) if not isinstance(value, str) or not value else f'"{value}"'
+        assert f"Default : {shown}".replace("'", "") in entry[1].replace("’", "").replace(
+            "'", ""), (name, entry[1][:200])
+    source = (ROOT / "caureid_plugin" / "config.py").read_text().splitlines()
+    plain = re.sub(r"\W+", " ", text)
+    comments = [line.strip(" #") for line in source if line.strip().startswith("#")]
+    shown = [re.sub(r"\W+", " ", comment).strip() for comment in comments]
+    missing = [comment for comment in shown if comment and comment not in plain]
+    assert len(missing) <= 0.1 * len(shown), missing  # a comment's line may be broken by a list
+
+
+def test_the_reference_has_every_public_name(pages, site):
+    known = {name for page in pages.values() for name in page.targets}
+    for module in ("caureid_plugin", "caureid_plugin.retrieval", "caureid_plugin.export",
+                   "caureid_plugin.clustering", "caureid_plugin.layers", "caureid_plugin.losses"):
+        tree = ast.parse((ROOT / module.replace(".", "/") / "__init__.py").read_text())
+        names = next(ast.literal_eval(node.value) for node in tree.body if isinstance(
+            node, ast.Assign) and node.targets[0].id == "__all__")
+        for name in names:
+            thing = getattr(__import__(module, fromlist=[name]), name)
+            if callable(thing) and getattr(thing, "__doc__", None) and hasattr(thing, "__name__"):
+                assert any(target.endswith(f".{thing.__name__}") for target in known), name
+
+
+def test_the_reference_has_every_tool_with_its_options(pages, site):
+    text = pages[site / "reference" / "tools.html"].text
+    for path in (ROOT / "tools").glob("*.py"):
+        if os.access(path, os.X_OK):
+            assert path.name in text
+            for option in options(path):
+                assert option in text, (path.name, option)
+
+
+def options(path):
+    """Those that a tool's source gives its parser, hidden ones aside."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if (isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument"
+                and not any(ast.unparse(word.value) == "argparse.SUPPRESS"
+                            for word in node.keywords)):
+            yield from (value.value for value in node.args
+                        if isinstance(value, ast.Constant) and value.value.startswith("--"))
+
+
+def test_the_version_is_the_packages(pages, site):
+    assert caureid_plugin.__version__ in pages[site / "index.html"].text
