@@ -55,4 +55,5 @@ html_theme = "furo"
 html_title = f"caureid-plugin {release}"
 html_show_sourcelink = False
 html_copy_source = False
+html_show_copyright = False
 html_theme_options = {"top_of_page_buttons": []}

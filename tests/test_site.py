@@ -122,6 +122,16 @@ def test_every_document_is_reached_from_the_start_page(pages, site):
     assert documents <= seen and len(documents) > 20
 
 
+def test_every_document_has_a_page_of_its_own(pages, site):
+    """A document named search.md or genindex.md would be replaced by a page of Sphinx."""
+    for path in DOCS.rglob("*.md"):
+        title = re.search(r"^# (.+)", path.read_text(), re.MULTILINE)[1]
+        page = pages[(site / path.relative_to(DOCS)).with_suffix(".html")]
+        words = re.sub(r"\W+", " ", page.text)
+        assert re.sub(r"\W+", " ", title).strip() in words, path.name
+        assert len(page.text) > 0.5 * len(path.read_text()) or "generated" in path.read_text()
+
+
 def leaves(node, prefix=""):
     for name, value in node.items():
         if isinstance(value, type(node)):

@@ -4,7 +4,7 @@ There are no identities to tell by. What a run has are its clusters: pairs of im
 cluster, and pairs in two. Their similarities give a threshold and the error rates to expect of it,
 as far as clusters are people: the images are those of the training, and clusters were made by
 these same similarities. Both error rates are higher for people that the run has not seen;
-docs/search.md has measured by how much.
+docs/searching.md has measured by how much.
 
 Letters: N images, P pairs of one cluster, Q pairs of two clusters.
 """

@@ -225,7 +225,13 @@ def always_anew(_app, env, _added, _changed, _removed):
             if MARKER.search(Path(env.doc2path(name)).read_text())]
 
 
+def without_aliases(_app, _what, _name, thing, skip, _options):
+    """Leaves out what Python says of a field of a named tuple: its class explains it."""
+    return True if str(getattr(thing, "__doc__", "")).startswith("Alias for field") else skip
+
+
 def setup(app):
+    app.connect("autodoc-skip-member", without_aliases)
     app.connect("source-read", fill_in)
     app.connect("env-get-outdated", always_anew)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
