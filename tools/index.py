@@ -79,6 +79,8 @@ def run_keys(run: Path) -> list | None:
 
     A table (CSV) names the training images and is not used for others.
     """
+    if run.suffix == ".pth":  # a checkpoint in a run's folder
+        run = run.parent
     if not run.is_dir():
         return None
     from caureid_plugin.retrieval.run_folder import read_config

@@ -88,8 +88,9 @@ def test_cameras_are_optional_and_may_come_later(build, tmp_path):
 def test_cameras_as_the_run_read_its_own(small_run, crops, tmp_path):
     run = small_run("DATASETS.NAMES", "('CameraFolder',)", "CAMERA_FOLDER.ROOT", str(crops),
                     *PATTERN, "DATASETS.TESTS", "()", folder="own")
-    tool.main([str(run), str(crops), "--index", str(tmp_path / "x")])
-    assert {camera for camera, _ in content(tmp_path / "x").values()} == {"1", "2"}
+    for name, given in (("x", run), ("y", run / "model_final.pth")):
+        tool.main([str(given), str(crops), "--index", str(tmp_path / name)])
+        assert {camera for camera, _ in content(tmp_path / name).values()} == {"1", "2"}
 
 
 def test_only_what_is_new_or_changed_is_embedded(build, run, crops, tmp_path, monkeypatch):
