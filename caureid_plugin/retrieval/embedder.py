@@ -139,7 +139,7 @@ class Embedder:
             try:
                 return self.preprocessing(read_image_like(image, bgr=bgr))
             except (OSError, ValueError) as error:
-                raise ValueError(f"{_called(image, number)}: {error}") from error
+                raise ValueError(_named(image, number, str(error))) from error
 
         rest = iter(enumerate(images))
         waiting: deque[list[Future[np.ndarray]]] = deque()
@@ -187,10 +187,12 @@ class Embedder:
         return Comparison(similarity, similarity >= threshold.value, threshold)
 
 
-def _called(image: ImageLike, number: int) -> str:
-    if isinstance(image, (str, os.PathLike)):
-        return f"Image {number}, {shown(os.fspath(image))}"
-    return f"Image {number}"
+def _named(image: ImageLike, number: int, error: str) -> str:
+    """An error that says which image it is of."""
+    if not isinstance(image, (str, os.PathLike)):
+        return f"Image {number}: {error}"
+    name = shown(os.fspath(image))
+    return error if name in error else f"{name}: {error}"
 
 
 def load_run(folder: str | os.PathLike[str], *, device: torch.device | str | None = None,
