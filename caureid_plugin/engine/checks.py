@@ -61,7 +61,8 @@ def check_size(cfg: CfgNode, camids: np.ndarray) -> None:
     per_camera = np.bincount(camids)
     candidates = {"K1": n - 1}
     if node.CAMERA_AWARE:
-        candidates = {"K1_INTRA": per_camera.max() - 1, "K1_INTER": n - per_camera.min()}
+        candidates = {"K1_INTRA": int(per_camera.max()) - 1,
+                      "K1_INTER": n - int(per_camera.min())}
     for name, others in candidates.items():
         if 0 < others < node[name]:
             logger.warning(
