@@ -163,6 +163,23 @@ def test_the_reference_has_every_key_with_its_default_and_comment(pages, site):
     assert len(missing) <= 0.1 * len(shown), missing  # a comment's line may be broken by a list
 
 
+def test_a_key_without_an_explanation_is_an_error():
+    sys.path.insert(0, str(DOCS / "_ext"))
+    import config_keys
+
+    source = (ROOT / "caureid_plugin" / "config.py").read_text()
+    assert {key.name for group in config_keys.groups(source) for key in group.keys} == set(
+        config_keys.added_keys())
+    line = next(number for number, text in enumerate(source.splitlines()) if ".EPS = " in text)
+    lines = source.splitlines()
+    while lines[line - 1].strip().startswith("#"):
+        del lines[line - 1]
+        line -= 1
+    lines.insert(line, "")
+    with pytest.raises(ValueError, match=r"explains nothing of \['CAUREID.CLUSTER.EPS'\]"):
+        config_keys.groups("\n".join(lines))
+
+
 def test_the_reference_has_every_public_name(pages, site):
     known = {name for page in pages.values() for name in page.targets}
     for module in ("caureid_plugin", "caureid_plugin.retrieval", "caureid_plugin.export",

@@ -217,6 +217,9 @@ def load_run(folder: str | os.PathLike[str], *, device: torch.device | str | Non
     check_folder(home)
     cfg = read_config(home, opts)
     if device is not None:
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            raise RunError(f"device {str(device)!r}: PyTorch sees no CUDA on this machine. Leave "
+                           "it out, or give 'cpu'.")
         cfg.MODEL.DEVICE = str(device)
     path = path or find_checkpoint(home)
     content = read_checkpoint(path)

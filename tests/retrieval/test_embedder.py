@@ -271,6 +271,8 @@ def test_a_device(small_run, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert load_run(run).device == torch.device("cpu")
     assert load_run(run, device="cpu").device == torch.device("cpu")
+    with pytest.raises(RunError, match="device 'cuda:1': PyTorch sees no CUDA.*give 'cpu'"):
+        load_run(run, device="cuda:1")
 
 
 def rename_weight(content):
