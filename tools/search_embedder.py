@@ -10,7 +10,7 @@ def load_embedder(path: Path):
     Raises:
         ValueError, OSError, ImportError: it cannot be used; says why.
     """
-    if path.suffix.lower() == ".onnx":
+    if path.suffix.lower() in (".onnx", ".torchscript"):  # the second is refused, and why
         from caureid_plugin.export import load_export
 
         return load_export(path)

@@ -107,7 +107,8 @@ class PairStatistics:
                 f"{1 / len(self.different):.2g} or more.")
         values = np.round(np.arange(-1, 1 + 2 * STEP, STEP), 3)  # the last is above all
         edges = values - STEP / 2  # between the steps: no rounding decides
-        matches = 1 - np.searchsorted(self.different, edges) / len(self.different)
+        below = np.searchsorted(self.different, edges)
+        matches = (len(self.different) - below) / len(self.different)
         misses = np.searchsorted(self.same, edges) / len(self.same)
         if false_match_rate is None:
             place = int(np.argmin(np.abs(matches - misses)))

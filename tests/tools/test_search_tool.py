@@ -197,6 +197,9 @@ def test_mistakes(ask, run, small_run, market, tmp_path, capsys):
         assert said in capsys.readouterr().err
     with pytest.raises(SystemExit, match="absent does not exist: give the folder that tools/index"):
         search.main([str(run), str(query), "--index", str(tmp_path / "absent")])
+    (tmp_path / "a.torchscript").touch()
+    with pytest.raises(SystemExit, match="is a program for other tools.*give the run folder"):
+        search.main([str(tmp_path / "a.torchscript"), str(query), "--index", str(tmp_path / "x")])
     other = small_run("INPUT.SIZE_TEST", "[64,32]", folder="other")
     with pytest.raises(SystemExit, match="another network, and those of two cannot be compared"):
         search.main([str(other), str(query), "--index", str(tmp_path / "x")])
