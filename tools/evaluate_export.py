@@ -59,11 +59,12 @@ def work(args: argparse.Namespace) -> None:
     if not name:
         raise ValueError("There is no labelled test set to measure with: name one with "
                          "DATASETS.TESTS behind the files.")
-    embedders = {"PyTorch, the run itself": load_run(args.run, device="cpu", opts=args.opts)}
-    embedders |= {shown(path.name): load_embedder(path) for path in args.files}
+    embedders: list[tuple[str, Embedder, Path | None]] = [
+        ("PyTorch, the run itself", load_run(args.run, device="cpu", opts=args.opts), None)]
+    embedders += [(shown(path), load_embedder(path), path) for path in args.files]
     rows: list[dict[str, str]] = []
     start = 0.0
-    for (label, embedder), path in zip(embedders.items(), (None, *args.files), strict=True):
+    for label, embedder, path in embedders:
         precision, first = accuracy(embedder, query, gallery)
         start = start or precision
         rows.append({"file": label, "mAP": f"{precision:.2f}", "loss": f"{start - precision:.2f}",

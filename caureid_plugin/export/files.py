@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from ..retrieval.threshold import DEFAULT_RATE, PairStatistics
 from .graph import (
     INPUT_NAME,
     INPUTS,
+    OUTPUT_NAME,
     ExportError,
     prepare,
     require,
@@ -82,7 +83,7 @@ def export_network(embedder: Embedder, path: str | os.PathLike[str], *,
     statistics = embedder.statistics
     sidecar = Sidecar(
         kind=kind, digest=digest(content),
-        fingerprint=fingerprint_at(embedder.fingerprint, precision), name=embedder.name,
+        fingerprint=fingerprint_at(embedder.fingerprint, precision, content), name=embedder.name,
         dim=embedder.dim, convention=convention, shape=shape, size=embedder.preprocessing.size,
         crop=embedder.preprocessing.crop, precision=precision,
         statistics=None if statistics is None else statistics.to_json(),
@@ -141,10 +142,18 @@ def _write(embedder: Embedder, kind: str, convention: str, precision: str, pixel
         content = to_half(content)
     elif precision == "int8":
         content = to_eight_bits(content, to_input(pixels, convention).numpy())
-    return content, onnx_program(content)
+    return content, onnx_program(content).program
 
 
-def onnx_program(content: bytes) -> Program:
+class Loaded(NamedTuple):
+    """What runs a file, and what the file itself says: names and shapes of input and output."""
+
+    program: Program
+    names: list[str]
+    shapes: list[list[int | str]]
+
+
+def onnx_program(content: bytes) -> Loaded:
     """Runs an ONNX file by onnxruntime, on CUDA where that is there, else on the CPU.
 
     Raises:
@@ -162,11 +171,14 @@ def onnx_program(content: bytes) -> Program:
         raise ExportError(f"onnxruntime {runtime.__version__} cannot read the file: {error}. "
                           "Install a newer one.") from error
 
+    shapes = [item.shape for item in (*session.get_inputs(), *session.get_outputs())]
+    names = [item.name for item in (*session.get_inputs(), *session.get_outputs())]
+
     def program(images: torch.Tensor) -> torch.Tensor:
         given = np.ascontiguousarray(images.numpy(), dtype=np.float32)
         return torch.from_numpy(session.run(None, {INPUT_NAME: given})[0])
 
-    return program
+    return Loaded(program, names, shapes)
 
 
 @torch.no_grad()
@@ -176,12 +188,16 @@ def difference(embedder: Embedder, program: Program, pixels: torch.Tensor, conve
 
     Args:
         program: of the file.
-        pixels: (N, 3, H, W), RGB 0..255, tried 1 and 8 at a time, no more than 64 of them.
+        pixels: (N, 3, H, W), RGB 0..255; all are tried, 1 and 8 at a time. Fewer than 8 are
+            repeated.
         convention: of the file.
     """
     worst = 0.0
+    most = max(BATCHES)
+    if len(pixels) < most:
+        pixels = pixels.repeat(-(-most // len(pixels)), 1, 1, 1)[:most]
     for size in BATCHES:
-        for start in range(0, min(len(pixels), 8 * size), size):
+        for start in range(0, len(pixels), size):
             batch = pixels[start:start + size]
             expected = embedder(batch).double()
             found = program(to_input(batch, convention)).double()
@@ -217,13 +233,21 @@ def load_export(path: str | os.PathLike[str]) -> Embedder:
     if sidecar.kind != "onnx":
         raise ExportError(f"{shown(path)} is no ONNX file, as its sidecar says: it is "
                           f"{sidecar.kind}. {AGAIN}")
-    program = onnx_program(content)
+    program, names, shapes = onnx_program(content)
     try:
         statistics = (None if sidecar.statistics is None
                       else PairStatistics.from_json(sidecar.statistics))
         preprocessing = Preprocessing(sidecar.size, sidecar.crop)
     except ValueError as error:
         raise ExportError(f"The sidecar of {shown(path)} is damaged: {error} {AGAIN}") from error
+    height, width = preprocessing.shape
+    told = [[3, height, width], [sidecar.dim]]
+    if (names != [INPUT_NAME, OUTPUT_NAME] or [shape[1:] for shape in shapes] != told
+            or sidecar.shape != preprocessing.shape):
+        raise ExportError(
+            f"The sidecar of {shown(path)} does not fit its file: it tells of images of {height} x "
+            f"{width} pixels and embeddings of {sidecar.dim} numbers, and the file has {names} of "
+            f"shapes {shapes}. {AGAIN}")
     return Embedder(
         # of fewer bits, their length is 1 to three digits
         lambda images: nn.functional.normalize(program(to_input(images, sidecar.convention))),

@@ -86,16 +86,16 @@ def digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def fingerprint_at(fingerprint: str, precision: str) -> str:
-    """Fingerprint of a network's file.
+def fingerprint_at(fingerprint: str, precision: str, content: bytes) -> str:
+    """Fingerprint of a network's file with this content.
 
     In float32 it is the network's own: embeddings agree to 1e-4 in cosine distance, which is less
     than what another image format does, and may be searched for among each other. With fewer bits
-    they are those of another network.
+    they are those of another network, and of another one for each calibration.
     """
     if precision == "fp32":
         return fingerprint
-    return digest(f"{fingerprint} {precision}".encode("ascii"))
+    return digest(f"{fingerprint} {precision} {digest(content)}".encode("ascii"))
 
 
 def read_file(path: Path, what: str, largest: int | None = None) -> bytes:

@@ -153,6 +153,16 @@ def test_a_file_is_used_as_a_run_is(small_run, paths, tmp_path, convention):
         Index.open(tmp_path / "index", load_export(tmp_path / "y.onnx"))
 
 
+def test_another_calibration_is_another_network(small_run, paths, tmp_path):
+    embedder = load_run(small_run())
+    made = [export_network(embedder, tmp_path / f"{number}.onnx", precision="int8", images=images)
+            for number, images in enumerate((paths[:8], paths[8:], paths[:8]))]
+    prints = [load_export(tmp_path / f"{number}.onnx").fingerprint for number in range(3)]
+    assert prints == [sidecar.fingerprint for sidecar in made]
+    assert prints[0] != prints[1] and len({*prints, embedder.fingerprint}) == 1 + len(
+        {sidecar.digest for sidecar in made})
+
+
 def test_without_statistics(small_run, tmp_path):
     run = small_run()
     content = torch.load(run / "model_final.pth", weights_only=True)
@@ -194,8 +204,8 @@ def test_a_file_that_differs_is_not_kept(small_run, tmp_path, monkeypatch):
     (tmp_path / "x.onnx").write_text("the old one")
     whole = files.onnx_program
     for wrong in (lambda found: found.flip(1), lambda found: found * float("nan")):
-        monkeypatch.setattr(files, "onnx_program", lambda content, wrong=wrong: (
-            lambda images: wrong(whole(content)(images))))
+        monkeypatch.setattr(files, "onnx_program", lambda content, wrong=wrong: files.Loaded(
+            lambda images: wrong(whole(content).program(images)), [], []))
         with pytest.raises(ExportError, match="gives other embeddings than PyTorch.*was not kept"):
             export_network(embedder, tmp_path / "x.onnx")
     assert (tmp_path / "x.onnx").read_text() == "the old one"
@@ -215,6 +225,14 @@ def test_a_difference_is_found():
     changed = pixels.clone()
     changed[4, 0, 0, 1] = 0.5  # the fifth image alone, one at a time and within eight
     angle = 1 - 1.5 / np.sqrt(2 * 1.25)
+    last = torch.ones(90, 3, 2, 2)
+    last[89, 0, 0, 1] = 0.5  # however many there are, the last one counts
+    assert files.difference(Half(), lambda images: torch.ones(len(images), 2), last, "rgb255"
+                            ) == pytest.approx(angle)
+    sizes = []
+    files.difference(Half(), lambda images: (sizes.append(len(images)), images[:, 0, 0, :2])[1],
+                     pixels[:3], "rgb255")
+    assert set(sizes) == {1, 8}  # although there are three
     found = files.difference(Half(), lambda images: torch.ones(len(images), 2), changed, "rgb255")
     assert found == pytest.approx(angle)
 
@@ -258,6 +276,9 @@ def change(**fields):
     (change(format="1"), "is damaged: its format is '1'"),
     (change(dim=0), "is damaged: its dim is 0"), (change(size=[1, 2, 3]), "its size is"),
     (change(convention="x"), "its convention is 'x'"), (change(digest="0"), "its digest is '0'"),
+    (change(size=[32, 32]), "does not fit its file: it tells of images of 32 x 32 pixels"),
+    (change(shape=[64, 16]), "does not fit its file"),
+    (change(dim=8), "does not fit its file.*embeddings of 8 numbers"),
     (change(statistics={}), "The sidecar of .* is damaged: These are no pair statistics"),
     (change(kind="torchscript"), "is no ONNX file, as its sidecar says"),
     (lambda path: (path.with_name("x.onnx.json").unlink(),

@@ -79,12 +79,19 @@ def test_figures_of_files(run, market, tmp_path, capsys):
         export.main([str(run), "--output", str(tmp_path / f"{precision}.onnx"), "--precision",
                      precision, "--images", str(market / "bounding_box_train")])
     capsys.readouterr()
-    evaluate_export.main([str(run), str(tmp_path / "fp32.onnx"), str(tmp_path / "int8.onnx")])
+    for name in ("x.onnx", "x.onnx.json"):  # of the same name, in another folder
+        (tmp_path / "other").mkdir(exist_ok=True)
+        (tmp_path / name.replace("x", "int8", 1)).rename(tmp_path / "other" / name.replace(
+            "x", "fp32", 1))
+    evaluate_export.main([str(run), str(tmp_path / "fp32.onnx"),
+                          str(tmp_path / "other" / "fp32.onnx")])
     said = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("|")[1:-1]]
             for line in said.splitlines() if line.startswith("|")]
     assert "Market1501: 16 queries, 33 gallery images" in said
-    assert [row[0] for row in rows[2:]] == ["PyTorch, the run itself", "fp32.onnx", "int8.onnx"]
+    assert [row[0] for row in rows[2:]] == [
+        "PyTorch, the run itself", str(tmp_path / "fp32.onnx"),
+        str(tmp_path / "other" / "fp32.onnx")]
     expected = mean_precision(run, market)
     for row in rows[2:4]:
         assert float(row[1]) == pytest.approx(expected[0], abs=0.011) and row[2] == "0.00"
