@@ -15,6 +15,7 @@ import importlib
 import ipaddress
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -110,7 +111,7 @@ def make_server(args: argparse.Namespace, listening: socket.socket):
     finder = app.Finder(embedder, index, args.false_match_rate)
     address = listening.getsockname()[0].split("%")[0]
     limit = int(args.max_upload_mib * 2 ** 20)
-    site = app.Site(finder, allowed_hosts(args, address), limit, args.top)
+    site = app.Site(finder, allowed_hosts(args, address), limit, args.top, args.allow_host)
     # a body is read before the application sees it: in memory, and never much beyond the limit
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a page asks for many crops
     return waitress.create_server(
@@ -168,6 +169,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if not args.host:
         parser.error("--host is empty: give an address, or leave it out for 127.0.0.1")
+    for name in args.allow_host:
+        if not re.fullmatch(r"[A-Za-z0-9._-]+|\[?[0-9A-Fa-f:.]+:[0-9A-Fa-f:.]*\]?", name):
+            parser.error(f"--allow-host {name} must be a name or an address alone, without http:// "
+                         "and without a port: reid.example.org")
     if not 0 <= args.port < 65536:
         parser.error(f"--port {args.port} must be from 0 to 65535")
     if not 0 < args.max_upload_mib <= 100:

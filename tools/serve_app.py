@@ -121,13 +121,16 @@ class Site:
     Args:
         finder: searches.
         hosts: names and addresses by which the page may be asked for.
+        proxies: those of them that are of a proxy in front.
         max_upload: bytes of a query image.
         top: crops that are shown at first.
     """
 
-    def __init__(self, finder: Finder, hosts: Collection[str], max_upload: int, top: int) -> None:
+    def __init__(self, finder: Finder, hosts: Collection[str], max_upload: int, top: int,
+                 proxies: Collection[str] = ()) -> None:
         self.finder, self.max_upload, self.top = finder, max_upload, top
         self.hosts = {host_name(host) for host in hosts}
+        self.proxies = {host_name(host) for host in proxies}
         pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
                             trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
         self._page = pages.get_template("serve.html.j2").render(self._content())
@@ -159,10 +162,20 @@ class Site:
         if site not in ("same-origin", "none") and request.path != "/":
             abort(403, "Another page asked for this: open this one by itself.")
         origin = request.headers.get("Origin")
-        # a proxy in front may speak https, so that the schemes may differ
-        if request.method not in ("GET", "HEAD") and origin is not None and not re.fullmatch(
-                rf"https?://{re.escape(host[0])}", origin.lower()):
+        if request.method not in ("GET", "HEAD") and origin is not None and not self._is_own(
+                origin.lower(), host[0]):
             abort(403, "Another page asked for this: open this one by itself.")
+
+    def _is_own(self, origin: str, host: str) -> bool:
+        """Whether an Origin is this page's: that of the Host header, or of a proxy in front.
+
+        A proxy may speak https, and may send a Host of its own in place of the visitor's: the names
+        that were allowed by option are those of the proxy, whose port is not known here.
+        """
+        if re.fullmatch(rf"https?://{re.escape(host)}", origin):
+            return True
+        named = re.fullmatch(rf"https?://({HOST.pattern})", origin)
+        return named is not None and host_name(named[2]) in self.proxies
 
     @staticmethod
     def harden(response: Response) -> Response:

@@ -9,6 +9,7 @@ import copy
 import inspect
 import io
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -194,7 +195,17 @@ def to_torchscript(network: nn.Module, size: tuple[int, int]
         raise ExportError(f"torch {torch.__version__} cannot write this network as TorchScript: "
                           f"{str(error).strip().splitlines()[0]}. Take a name that ends in "
                           ".onnx.") from error
-    return file.getvalue(), traced
+    return _without_debug_files(file.getvalue()), traced
+
+
+def _without_debug_files(content: bytes) -> bytes:
+    """A TorchScript archive without the source paths of the machine that wrote it."""
+    found = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(found, "w") as new:
+        for item in old.infolist():
+            if not item.filename.endswith(".debug_pkl"):
+                new.writestr(item.filename, old.read(item))
+    return found.getvalue()
 
 
 def suffix_of(path: Path) -> str:

@@ -5,6 +5,8 @@ import json
 import os
 import re
 import sys
+import zipfile
+from pathlib import Path
 
 import caureid_plugin
 import numpy as np
@@ -18,6 +20,7 @@ from caureid_plugin.retrieval import Index, IndexRefused, PairStatistics
 from caureid_plugin.retrieval.run_folder import write_statistics
 from PIL import Image
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 BASELINE = ("MODEL.META_ARCHITECTURE", "Baseline", "MODEL.HEADS.NAME", "EmbeddingHead",
             "MODEL.LOSSES.NAME", "('CrossEntropyLoss',)", "MODEL.HEADS.NUM_CLASSES", "5")
 NETWORKS = {
@@ -89,6 +92,9 @@ def test_torchscript_gives_pytorchs_embeddings(small_run, paths, tmp_path, name,
         found = program(torch.from_numpy(by_hand(images[:batch], convention)))
         assert distances(found, expected[:batch]).max() <= 1e-4
     assert made.kind == "torchscript"
+    with zipfile.ZipFile(tmp_path / "x.torchscript") as archive:  # nor whose machine it was
+        parts = [archive.read(name) for name in archive.namelist()]
+    assert len(parts) > 5 and not [part for part in parts if os.fsencode(REPOSITORY) in part]
 
 
 def test_what_training_alone_needs_is_not_in_the_file(small_run, tmp_path):

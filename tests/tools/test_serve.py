@@ -99,9 +99,9 @@ def index(tmp_path):
     return make_index(tmp_path)
 
 
-def client_of(index, hosts=("localhost", "127.0.0.1", "[::1]"), rate=None):
+def client_of(index, hosts=("localhost", "127.0.0.1", "[::1]"), rate=None, proxies=()):
     finder = serve_app.Finder(Shrunk(), index, rate)
-    return serve_app.make_app(serve_app.Site(finder, hosts, LIMIT, 5)).test_client()
+    return serve_app.make_app(serve_app.Site(finder, hosts, LIMIT, 5, proxies)).test_client()
 
 
 @pytest.fixture
@@ -375,6 +375,17 @@ def test_another_page_cannot_search(client, headers, code):
     assert response.status_code == code
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1:8000", "reid.example", "reid.example:443"])
+@pytest.mark.parametrize("origin, code", [
+    ("https://reid.example", 200), ("https://Reid.Example:8443", 200),
+    ("https://evil.example", 403), ("https://reid.example.evil.example", 403), ("null", 403),
+    ("https://evil.example@reid.example", 403), ("https://localhost", 403)])
+def test_behind_a_proxy_whatever_host_it_sends(index, host, origin, code):
+    client = client_of(index, ["127.0.0.1", "reid.example"], proxies=["Reid.example"])
+    response = client.post("/search?row=0", headers={"Host": host, "Origin": origin})
+    assert response.status_code == code
+
+
 def test_another_page_cannot_show_crops_and_may_link_here(client):
     elsewhere = {"Sec-Fetch-Site": "cross-site"}
     assert said(client.get("/crops/0", headers=elsewhere), 403)
@@ -501,8 +512,10 @@ def test_a_wildcard_is_reached_by_the_addresses_of_the_machine():
 
 
 @pytest.mark.parametrize("options", [
-    ["--port", "65536"], ["--port", "-1"], ["--host", ""], ["--max-upload-mib", "0"],
-    ["--max-upload-mib", "nan"], ["--top", "0"], ["--top", "501"], ["--false-match-rate", "1"]])
+    ["--allow-host", "reid.example:8443"], ["--allow-host", "https://reid.example"],
+    ["--allow-host", ""], ["--port", "65536"], ["--port", "-1"], ["--host", ""],
+    ["--max-upload-mib", "0"], ["--max-upload-mib", "nan"], ["--top", "0"], ["--top", "501"],
+    ["--false-match-rate", "1"]])
 def test_wrong_options(options, capsys):
     with pytest.raises(SystemExit) as ended:
         serve.parse_args(["run", "--index", "i", *options])
