@@ -17,15 +17,33 @@ import caureid_plugin  # noqa: F401  first: it makes the toolbox importable
 import numpy as np
 import torch
 from caureid_plugin.compat import shown
+from caureid_plugin.export import load_export
+from caureid_plugin.export.sidecar import read_sidecar
 from caureid_plugin.retrieval import Embedder, load_run
 from caureid_plugin.retrieval.run_folder import read_config
 from fastreid.evaluation.rank import evaluate_rank
 from tabulate import tabulate
 
 from report_ranks import find_test_set
-from search_embedder import load_embedder, options_first, sentence
+from search_embedder import options_first, sentence
 
 REPEATS = 60
+
+
+def load_file(path: Path, run: Embedder) -> Embedder:
+    """An exported file of this run.
+
+    Raises:
+        ValueError, OSError, ImportError: it cannot be used, or is of another network.
+    """
+    found = load_export(path)
+    told = read_sidecar(path)
+    if told.run != run.fingerprint:
+        raise ValueError(
+            f"{shown(path)} was exported from another network ({shown(told.name)}) than "
+            f"{run.name}, so that the difference would be no loss: give the run or checkpoint that "
+            "it was made from, or export this one (tools/export.py).")
+    return found
 
 
 def accuracy(embedder: Embedder, query: list, gallery: list) -> tuple[float, float]:
@@ -54,14 +72,15 @@ def milliseconds(embedder: Embedder, count: int) -> float:
 
 
 def work(args: argparse.Namespace) -> None:
+    run = load_run(args.run, device="cpu", opts=args.opts)
     cfg = read_config(args.run if args.run.is_dir() else args.run.parent, args.opts)
     name, query, gallery = find_test_set(cfg)
     if not name:
         raise ValueError("There is no labelled test set to measure with: name one with "
                          "DATASETS.TESTS behind the files.")
     embedders: list[tuple[str, Embedder, Path | None]] = [
-        ("PyTorch, the run itself", load_run(args.run, device="cpu", opts=args.opts), None)]
-    embedders += [(shown(path), load_embedder(path), path) for path in args.files]
+        ("PyTorch, the run itself", run, None)]
+    embedders += [(shown(path), load_file(path, run), path) for path in args.files]
     rows: list[dict[str, str]] = []
     start = 0.0
     for label, embedder, path in embedders:

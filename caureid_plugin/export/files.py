@@ -6,6 +6,7 @@ Letters: B images, (H, W) their size, D embedding size.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +35,8 @@ from .graph import (
 from .precision import PRECISIONS, to_eight_bits, to_half
 from .sidecar import AGAIN, Sidecar, digest, fingerprint_at, read_file, read_sidecar
 
-LARGEST_DIFFERENCE = 1e-4  # of float32, in cosine distance
+# in cosine distance; beyond those of fewer bits, what was rounded is no longer the network
+LARGEST_DIFFERENCE = {"fp32": 1e-4, "fp16": 1e-2, "int8": 0.1}
 BATCHES = (1, 8)  # that a file is tried with
 LEAST_CALIBRATION = 8  # images
 
@@ -62,8 +64,9 @@ def export_network(embedder: Embedder, path: str | os.PathLike[str], *,
         what the sidecar says.
 
     Raises:
-        ExportError: the network cannot be written, or what was written differs by more than 1e-4
-            in cosine distance (float32); a wrong argument. There is no new file then.
+        ExportError: the network cannot be written, or what was written differs in cosine distance
+            by more than 1e-4 (float32), 0.01 (fp16) or 0.1 (int8); a wrong argument. There is no
+            new file then.
         ImportError: onnx or onnxruntime is not installed.
         ValueError: an image that cannot be read.
         OSError: it cannot be written.
@@ -75,15 +78,20 @@ def export_network(embedder: Embedder, path: str | os.PathLike[str], *,
     pixels = _pixels(images, embedder.preprocessing)
     content, program = _write(embedder, kind, convention, precision, pixels)
     found = difference(embedder, program, pixels, convention)
-    if not found <= (LARGEST_DIFFERENCE if precision == "fp32" else 2.0):  # NaN as well
+    allowed = LARGEST_DIFFERENCE[precision]
+    if not found <= allowed:  # NaN as well
+        advice = ("try another version of torch or onnxruntime, or the other format."
+                  if precision == "fp32" else
+                  "its numbers do not fit into so few bits, take --precision fp32.")
         raise ExportError(
             f"The {kind} file of {shown(embedder.name)} gives other embeddings than PyTorch (cosine"
-            f" distance {found:.2g}, and {LARGEST_DIFFERENCE:g} is allowed) and was not kept: try "
-            "another version of torch or onnxruntime, or the other format.")
+            f" distance {found:.2g}, and {allowed:g} is allowed with {precision}) and was not kept:"
+            f" {advice}")
     statistics = embedder.statistics
     sidecar = Sidecar(
         kind=kind, digest=digest(content),
-        fingerprint=fingerprint_at(embedder.fingerprint, precision, content), name=embedder.name,
+        fingerprint=fingerprint_at(embedder.fingerprint, precision, content),
+        run=embedder.fingerprint, name=embedder.name,
         dim=embedder.dim, convention=convention, shape=shape, size=embedder.preprocessing.size,
         crop=embedder.preprocessing.crop, precision=precision,
         statistics=None if statistics is None else statistics.to_json(),
@@ -119,6 +127,11 @@ def _check(embedder: Embedder, path: Path, kind: str, convention: str, precision
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise ExportError(f"{shown(path)} cannot be written: it is a folder, or lies in one that "
                           "does not exist.")
+    try:
+        tempfile.TemporaryFile(dir=path.absolute().parent).close()
+    except OSError as error:  # before the work, not after it
+        raise ExportError(f"{shown(path)} cannot be written: its folder takes no new file "
+                          f"({error.strerror}).") from error
 
 
 def _pixels(images: Sequence[ImageLike], preprocessing: Preprocessing) -> torch.Tensor:

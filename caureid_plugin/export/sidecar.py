@@ -36,7 +36,8 @@ class Sidecar:
 
     ``digest`` (BLAKE2b, 32 hex digits) is the exported file's, ``kind`` "onnx" or "torchscript".
     ``shape`` (H, W) is that of the images that the file takes, ``size`` and ``crop`` how
-    preprocessing makes them. ``statistics`` is what the network's pair
+    preprocessing makes them. ``fingerprint`` is that of the file's embeddings, ``run`` that of the
+    network that was exported: the two are one in float32. ``statistics`` is what the network's pair
     statistics write of themselves, None if there are none, for the reason ``why_no_statistics``;
     ``threshold`` is the one that they suggest. ``difference`` is the largest cosine distance to
     PyTorch's embeddings that was found at export.
@@ -45,6 +46,7 @@ class Sidecar:
     kind: str
     digest: str
     fingerprint: str
+    run: str
     name: str
     dim: int
     convention: str
@@ -164,7 +166,8 @@ def _checked(found: dict[str, Any], place: Path) -> Sidecar:
 
     good = {
         "kind": lambda v: v in ("onnx", "torchscript"), "digest": is_hex, "fingerprint": is_hex,
-        "name": lambda v: isinstance(v, str), "dim": lambda v: type(v) is int and v > 0,
+        "run": is_hex, "name": lambda v: isinstance(v, str),
+        "dim": lambda v: type(v) is int and v > 0,
         "convention": lambda v: v in INPUTS, "shape": lambda v: is_sizes(v, (2,)),
         "size": lambda v: is_sizes(v, (0, 1, 2)), "crop": lambda v: is_sizes(v, (0, 1, 2)),
         "precision": lambda v: v in PRECISIONS,

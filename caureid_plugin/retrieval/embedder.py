@@ -214,6 +214,7 @@ def load_run(folder: str | os.PathLike[str], *, device: torch.device | str | Non
     given = Path(folder)
     path = given if given.suffix == ".pth" else None
     home = given.parent if path else given
+    content = read_checkpoint(path) if path else {}  # what was given, before what lies beside it
     check_folder(home)
     cfg = read_config(home, opts)
     if device is not None:
@@ -221,8 +222,9 @@ def load_run(folder: str | os.PathLike[str], *, device: torch.device | str | Non
             raise RunError(f"device {str(device)!r}: PyTorch sees no CUDA on this machine. Leave "
                            "it out, or give 'cpu'.")
         cfg.MODEL.DEVICE = str(device)
-    path = path or find_checkpoint(home)
-    content = read_checkpoint(path)
+    if path is None:
+        path = find_checkpoint(home)
+        content = read_checkpoint(path)
     network = build_embedding_network(cfg, content, path)
     try:
         preprocessing = Preprocessing.from_config(cfg)

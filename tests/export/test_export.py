@@ -200,6 +200,10 @@ def test_the_sidecar_says_what_goes_in_and_comes_out(small_run, tmp_path):
                               "normalisation": "L2"}
     assert said["threshold"] == embedder.statistics.threshold(0.001)._asdict()
     assert said["digest"] == made.digest and said["fingerprint"] == embedder.fingerprint
+    assert said["run"] == embedder.fingerprint
+    export_network(embedder, tmp_path / "x.onnx", precision="fp16")
+    said = json.loads((tmp_path / "x.onnx.json").read_text())
+    assert said["run"] == embedder.fingerprint != said["fingerprint"]
 
 
 # --------------------------------------------------------------------------------- refusals ----
@@ -216,6 +220,20 @@ def test_a_file_that_differs_is_not_kept(small_run, tmp_path, monkeypatch):
             export_network(embedder, tmp_path / "x.onnx")
     assert (tmp_path / "x.onnx").read_text() == "the old one"
     assert not (tmp_path / "x.onnx.json").exists()
+
+
+@pytest.mark.parametrize("precision, allowed", [("fp16", 0.01), ("int8", 0.1)])
+def test_what_is_rounded_too_far_is_not_kept(small_run, paths, tmp_path, monkeypatch, precision,
+                                             allowed):
+    embedder = load_run(small_run())
+    for found, is_kept in ((1.01 * allowed, False), (float("nan"), False), (0.99 * allowed, True)):
+        monkeypatch.setattr(files, "difference", lambda *parts, found=found: found)
+        if is_kept:
+            export_network(embedder, tmp_path / "x.onnx", precision=precision, images=paths)
+        else:
+            with pytest.raises(ExportError, match=f"{allowed} is allowed with {precision}.*fp32"):
+                export_network(embedder, tmp_path / "x.onnx", precision=precision, images=paths)
+        assert (tmp_path / "x.onnx").exists() == is_kept
 
 
 def test_a_difference_is_found():
@@ -255,6 +273,13 @@ def test_wrong_arguments(small_run, tmp_path, name, options, said):
     with pytest.raises(ExportError, match=said):
         export_network(load_run(small_run()), tmp_path / name, **options)
     assert not (tmp_path / name).exists()
+
+
+def test_a_folder_that_takes_no_file_is_said_before_the_work(small_run, monkeypatch):
+    embedder = load_run(small_run())
+    monkeypatch.setattr(files, "_write", lambda *parts: pytest.fail("it began to work"))
+    with pytest.raises(ExportError, match=r"/proc/x.onnx cannot be written: its folder takes no"):
+        export_network(embedder, "/proc/x.onnx")
 
 
 def test_an_exported_file_is_not_exported(small_run, tmp_path):

@@ -332,12 +332,16 @@ def test_folders_that_are_no_runs(small_run, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     for name, said in (("absent", "does not exist"), ("file", "is not a folder"),
-                       ("empty", "holds no config.yaml"), ("absent.pth", "holds no config.yaml")):
+                       ("empty", "holds no config.yaml")):
         with pytest.raises(RunError, match=f"{said}.*OUTPUT_DIR"):
             load_run(tmp_path / name)
     run = small_run()
-    with pytest.raises(RunError, match="model_0007.pth is not a file"):
-        load_run(run / "model_0007.pth")
+    for path in (run / "model_0007.pth", tmp_path / "empty" / "absent.pth"):
+        with pytest.raises(RunError, match=f"{path.name} is not a file: check"):
+            load_run(path)
+    (run / "model_final.pth").rename(tmp_path / "empty" / "x.pth")
+    with pytest.raises(RunError, match="empty holds no config.yaml.*OUTPUT_DIR"):
+        load_run(tmp_path / "empty" / "x.pth")
     (run / "model_final.pth").write_bytes(b"no checkpoint")
     with pytest.raises(RunError, match="damaged.*The folder holds no other"):
         load_run(run)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from caureid_plugin import load_export, load_run
+from caureid_plugin.export import export_network
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 import evaluate_export
@@ -100,11 +101,18 @@ def test_figures_of_files(run, market, tmp_path, capsys):
     assert all(float(cell) > 0 for row in rows[3:] for cell in row[4:])
 
 
-def test_mistakes_of_the_figures(run, market, tmp_path, capsys):
+def test_mistakes_of_the_figures(run, small_run, market, tmp_path, capsys):
     with pytest.raises(SystemExit, match="no labelled test set to measure with.*DATASETS.TESTS"):
         evaluate_export.main([str(run), "x.onnx", "DATASETS.TESTS", "()"])
     with pytest.raises(SystemExit, match="x.onnx does not exist"):
         evaluate_export.main([str(run), str(tmp_path / "x.onnx")])
+    with pytest.raises(SystemExit, match="absent.pth is not a file"):
+        evaluate_export.main([str(tmp_path / "absent.pth"), "x.onnx"])
+    other = load_run(small_run("SEED", "7", folder="other_run"))
+    for precision in ("fp32", "fp16"):
+        export_network(other, tmp_path / "y.onnx", precision=precision)
+        with pytest.raises(SystemExit, match="y.onnx was exported from another network .*no loss"):
+            evaluate_export.main([str(run), str(tmp_path / "y.onnx")])
     for words, said in ((["SEED", "1"], "give exported .onnx files first"),
                         (["x.onnx", "SEED"], "must come in pairs, got SEED"),
                         (["SEED", "x.onnx"], "give exported .onnx files first")):
