@@ -15,6 +15,7 @@ import argparse
 import io
 import json
 import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -155,19 +156,26 @@ def run(args: argparse.Namespace) -> list[str]:
     statistics, why = source.statistics, source.why_no_statistics
     threshold = None if statistics is None else statistics.threshold(args.false_match_rate)
     answers = answer(args, embedder, index)
-    for path, hits, error in answers:
-        if not error:
-            print(f"\n{shown(path)}\n{table(hits, threshold)}")
     errors = [error for _, _, error in answers if error]
-    if len(errors) < len(answers):
-        print(f"\n{say_threshold(threshold, statistics, why)}")
-        if args.picture:
-            picture = as_picture(answers, threshold)
-            write_atomically(args.picture, lambda file: file.write(picture))
+    if args.picture and len(errors) < len(answers):
+        picture = as_picture(answers, threshold)
+        write_atomically(args.picture, lambda file: file.write(picture))
     if args.json:
         content = as_json(index, answers, threshold, why)
         write_atomically(args.json, lambda file: file.write(content))
+    lines = [f"\n{shown(path)}\n{table(hits, threshold)}"
+             for path, hits, error in answers if not error]
+    if lines:
+        say([*lines, f"\n{say_threshold(threshold, statistics, why)}"])
     return errors
+
+
+def say(lines: list[str]) -> None:
+    """Prints; a reader that has seen enough, as head has, is no error."""
+    try:
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the end of Python
 
 
 def rate(text: str) -> float:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -138,6 +139,21 @@ def test_picture(ask, market, tmp_path):
             expected = np.asarray(image.convert("RGB").resize((width, height)), dtype=int)
         assert np.abs(cell - expected).mean() < 12
     assert sheet.shape[0] > 4 * line
+
+
+def test_a_reader_that_stops_reading(ask, run, market, tmp_path):
+    """As head does: the files are written, and nothing is said of it."""
+    queries = sorted((market / "query").glob("*.jpg"))[:2]
+    end, pipe = os.pipe()
+    os.close(end)
+    done = subprocess.run(
+        [sys.executable, search.__file__, run, *queries, "--index", tmp_path / "x",
+         "--json", tmp_path / "found.json", "--picture", tmp_path / "found.png"],
+        check=False, stdout=pipe, stderr=subprocess.PIPE, text=True)
+    os.close(pipe)
+    assert done.returncode == 0 and "pipe" not in done.stderr.lower()
+    assert len(json.loads((tmp_path / "found.json").read_text())["queries"]) == 2
+    assert (tmp_path / "found.png").stat().st_size > 1000
 
 
 def test_queries_that_cannot_be_read_are_named_and_the_others_answered(
