@@ -8,7 +8,7 @@
 Images that the index has and that have not changed (size, time) are left as they are: a command
 that was interrupted goes on when it is given again, and further folders go into the same index.
 Cameras are read as the CAMERA_FOLDER keys say; without any, as the run read those of its own
-folder, if it was trained on one; else none is known.
+folder, if it was trained on one; those that the index has already are not lost then.
 
 Exit status: 0; 1 if something could not be read; 130 or 75 after Ctrl-C or SIGTERM.
 """
@@ -37,6 +37,7 @@ from search_embedder import load_embedder, options_first, sentence
 BLOCK = 500  # images that are embedded before the index is written: what an interruption costs
 SECTION = "CAMERA_FOLDER."
 KEYS = ("CAMERA", "LEVEL", "PATTERN", "CSV")  # of that section; the others are of training
+HINT = " (CAMERA_FOLDER keys say where to read it, see --help)."
 NAMED = 5  # unreadable images that are named
 
 
@@ -110,6 +111,12 @@ def list_entries(folder: str, source: CameraSource | None) -> list[Entry]:
     return entries
 
 
+def with_known_cameras(index: Index, folder: str, entries: list[Entry]) -> list[Entry]:
+    """The entries; those without a camera get the one that the index has for them."""
+    known = {entry.path: entry.camera for entry in index.entries if entry.folder == folder}
+    return [entry._replace(camera=entry.camera or known.get(entry.path, "")) for entry in entries]
+
+
 def make_plan(index: Index, folder: str, entries: list[Entry]) -> Plan:
     """Compares the folder with the index."""
     known = {entry.path: (row, entry) for row, entry in enumerate(index.entries)
@@ -181,14 +188,18 @@ def open_or_create(path: Path, embedder) -> Index:
 def fill(args: argparse.Namespace) -> list[str]:
     """What the command does; gives what cannot be read."""
     folder = os.path.abspath(existing_folder(str(args.folder), "FOLDER"))
-    entries = list_entries(folder, camera_source(args.run, args.opts))
+    source = camera_source(args.run, args.opts)
+    entries = list_entries(folder, source)
     embedder = load_embedder(args.run)
     index = open_or_create(args.index, embedder)
     with index.writing():
+        if not args.opts:  # nothing is said of cameras: those that are known stay
+            entries = with_known_cameras(index, folder, entries)
         plan = make_plan(index, folder, entries)
         without = sum(not entry.camera for entry in entries)
         print(f"{len(entries)} images below {shown(folder)}: {len(plan.embed) - plan.changed} new, "
-              f"{plan.changed} changed; the camera of {without} is not known.", flush=True)
+              f"{plan.changed} changed; the camera of {without} is not known"
+              f"{HINT if without and not args.opts else '.'}", flush=True)
         say_gone(index, plan, args.prune)
         cameras = plan.cameras
         if cameras:

@@ -85,6 +85,28 @@ def test_cameras_are_optional_and_may_come_later(build, tmp_path):
     assert {camera for camera, _ in content(tmp_path / "x").values()} == {"1", "2"}
 
 
+def test_cameras_that_are_known_stay_where_none_are_asked_for(build, small_run, crops, tmp_path):
+    assert "is not known (CAMERA_FOLDER keys say where to read it" in build()
+    build(*PATTERN)
+    before = content(tmp_path / "x")
+    paths = sorted(crops.rglob("*.jpg"))
+    shutil.copy(paths[0], paths[5])  # changed, and embedded anew
+    shutil.copy(paths[3], crops / "new_c2.jpg")
+    said = build()
+    assert "1 new, 1 changed; the camera of 1 is not known" in said and "anew" not in said
+    after = content(tmp_path / "x")
+    assert {path: after[path][0] for path in before} == {
+        path: camera for path, (camera, _) in before.items()}
+    assert after[str(crops / "new_c2.jpg")][0] == ""
+    own = small_run("DATASETS.NAMES", "('CameraFolder',)", "CAMERA_FOLDER.ROOT", str(crops),
+                    *PATTERN[:3], "new_c(2)", "DATASETS.TESTS", "()", folder="own")
+    tool.main([str(own), str(crops), "--index", str(tmp_path / "x")])  # its own keys find one more
+    found = {path: camera for path, (camera, _) in content(tmp_path / "x").items()}
+    assert found == {**{path: camera for path, (camera, _) in before.items()},
+                     str(crops / "new_c2.jpg"): "2"}
+    assert "Cameras read anew: those of 17 images" in build(*PATTERN[:3], "(nowhere)")
+
+
 def test_cameras_as_the_run_read_its_own(small_run, crops, tmp_path):
     run = small_run("DATASETS.NAMES", "('CameraFolder',)", "CAMERA_FOLDER.ROOT", str(crops),
                     *PATTERN, "DATASETS.TESTS", "()", folder="own")
