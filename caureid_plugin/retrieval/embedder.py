@@ -218,10 +218,7 @@ def load_run(folder: str | os.PathLike[str], *, device: torch.device | str | Non
     check_folder(home)
     cfg = read_config(home, opts)
     if device is not None:
-        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-            raise RunError(f"device {str(device)!r}: PyTorch sees no CUDA on this machine. Leave "
-                           "it out, or give 'cpu'.")
-        cfg.MODEL.DEVICE = str(device)
+        cfg.MODEL.DEVICE = str(_known_device(device))
     if path is None:
         path = find_checkpoint(home)
         content = read_checkpoint(path)
@@ -241,6 +238,23 @@ def load_run(folder: str | os.PathLike[str], *, device: torch.device | str | Non
         network, name=f"{home.resolve().name}/{path.name}", dim=dim,
         fingerprint=found, preprocessing=preprocessing,
         statistics=statistics, why_no_statistics=why, device=network.pixel_mean.device)
+
+
+def _known_device(device: torch.device | str) -> torch.device:
+    """A device that there is.
+
+    Raises:
+        RunError: there is none of this name.
+    """
+    try:
+        known = torch.device(device)
+    except RuntimeError as error:
+        raise RunError(f"device {device!r} is none that PyTorch knows: give 'cpu', 'cuda' or "
+                       "'cuda:0'.") from error
+    if known.type == "cuda" and not torch.cuda.is_available():
+        raise RunError(f"device {str(device)!r}: PyTorch sees no CUDA on this machine. Leave it "
+                       "out, or give 'cpu'.")
+    return known
 
 
 def _bank_statistics(content: dict[str, object], path: Path) -> tuple[PairStatistics | None, str]:

@@ -179,8 +179,8 @@ class Index:
     # ---------------------------------------------------------------------------- searching ----
 
     def search(self, features: np.ndarray, top: int = 10, *,
-               cameras: Collection[str] | None = None,
-               without_cameras: Collection[str] = ()) -> list[list[Hit]]:
+               cameras: Collection[str | int] | None = None,
+               without_cameras: Collection[str | int] = ()) -> list[list[Hit]]:
         """The images that are most similar to each query.
 
         Args:
@@ -207,7 +207,8 @@ class Index:
             parts[number].append(found)
         return [hits for found in parts for hits in self._hits(found, top)]
 
-    def _allowed(self, only: Collection[str] | None, without: Collection[str]) -> np.ndarray | None:
+    def _allowed(self, only: Collection[str | int] | None, without: Collection[str | int]
+                 ) -> np.ndarray | None:
         """(N,) bool, None for all."""
         if only is None and not without:
             return None
@@ -217,9 +218,9 @@ class Index:
         chosen = self._cameras_named(self._names if only is None else only)
         return np.isin(self._codes, sorted(chosen - self._cameras_named(without)))
 
-    def _cameras_named(self, names: Iterable[str]) -> set[int]:
+    def _cameras_named(self, names: Iterable[str | int]) -> set[int]:
         number = {name: code for code, name in enumerate(self._names)}
-        plain = [plain_name(name) for name in names]
+        plain = [plain_name(str(name)) for name in names]  # numbers are taken, too
         unknown = [name for name in plain if name not in number]
         if unknown:
             known = ", ".join(repr(name) for name in sorted(number, key=_by_value)[:20])

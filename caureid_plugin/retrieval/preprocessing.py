@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -67,10 +68,11 @@ class Preprocessing:
 
 
 def is_one_image(value: Any) -> bool:
-    """Whether a value is an image by itself, not several."""
+    """Whether a value is an image by itself, or nothing that could hold several."""
     if isinstance(value, np.ndarray):
         return value.ndim < 4
-    return isinstance(value, (str, os.PathLike, Image.Image))
+    return (isinstance(value, (str, bytes, os.PathLike, Image.Image)) or hasattr(value, "read")
+            or not isinstance(value, Iterable))
 
 
 def read_image_like(image: ImageLike, *, bgr: bool = False) -> Image.Image:

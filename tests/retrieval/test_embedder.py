@@ -1,5 +1,6 @@
 """A loaded run gives the embeddings of the toolbox's own predictor."""
 
+import io
 import re
 import shutil
 import sys
@@ -273,6 +274,16 @@ def test_a_device(small_run, monkeypatch):
     assert load_run(run, device="cpu").device == torch.device("cpu")
     with pytest.raises(RunError, match="device 'cuda:1': PyTorch sees no CUDA.*give 'cpu'"):
         load_run(run, device="cuda:1")
+    with pytest.raises(RunError, match="device 'gpu' is none that PyTorch knows: give 'cpu'"):
+        load_run(run, device="gpu")
+
+
+@pytest.mark.parametrize("given, kind", [
+    (None, "NoneType"), (5, "int"), (b"bytes", "bytes"), (io.BytesIO(), "BytesIO")])
+def test_what_is_no_image(small_run, given, kind):
+    for images in (given, [given]):
+        with pytest.raises(ValueError, match=f"Image 0: An image is a path, .* this is a {kind}"):
+            load_run(small_run(folder=f"run{isinstance(images, list)}")).embed(images)
 
 
 def rename_weight(content):

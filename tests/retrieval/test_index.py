@@ -55,6 +55,7 @@ def plain_search(features, queries, top, allowed):
     ({}, {0, 1, 2}), ({"cameras": ["1"]}, {1}), ({"cameras": ["01", "2"]}, {1, 2}),
     ({"without_cameras": ["0"]}, {1, 2}),
     ({"cameras": ["0", "1"], "without_cameras": ["1"]}, {0}),
+    ({"cameras": [0, np.int64(2)]}, {0, 2}),  # numbers as they come
     ({"cameras": ["0"], "without_cameras": ["0"]}, set()),
 ])
 @pytest.mark.parametrize("top", [1, 5, 100])
