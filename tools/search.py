@@ -26,7 +26,7 @@ from caureid_plugin.retrieval.index import Hit, Index
 from PIL import Image
 from tabulate import tabulate
 
-from search_embedder import load_embedder, sentence
+from search_embedder import load_embedder, percent, sentence
 from search_sheet import Cell, draw_sheet
 
 MOST_BYTES = 64 * 2 ** 20  # of a query's file
@@ -93,8 +93,9 @@ def say_threshold(threshold, statistics, why: str) -> str:
         return f"No threshold for the same person is known: {why}"
     said = (
         f"Threshold for the same person: {threshold.value:.3f}. Expected: "
-        f"{100 * threshold.false_match_rate:.3g} % of pairs of different people score as high, "
-        f"{100 * threshold.false_non_match_rate:.3g} % of pairs of one person score lower. These "
+        f"{percent(threshold.false_match_rate, len(statistics.different))} of pairs of different "
+        f"people score as high, {percent(threshold.false_non_match_rate, len(statistics.same))} of "
+        "pairs of one person score lower. These "
         f"rates are of {len(statistics.different)} pairs in different clusters and "
         f"{len(statistics.same)} in the same one ({statistics.source}): clusters are no "
         "identities, and for people that the run has not seen both rates are higher.")
@@ -199,7 +200,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         help="no images of these cameras, that of the query for example")
     parser.add_argument("--false-match-rate", type=rate, metavar="RATE",
                         help="share of pairs of different people that may be taken for one "
-                             "(default: 0.001)", default=0.001)
+                             "(default: 0.001, or the lowest that the run's pairs can tell)")
     parser.add_argument("--json", type=Path, help=".json file to write")
     parser.add_argument("--picture", type=Path, help=".png file to write")
     args = parser.parse_args(argv)

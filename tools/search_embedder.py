@@ -1,4 +1,4 @@
-"""What tools/index.py and tools/search.py share: the network, and command lines."""
+"""What the tools that use a trained network share: the network, and command lines."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -36,6 +36,11 @@ def options_first(words: list[str], flags: Collection[str]) -> list[str]:
         if "=" not in word and word not in (*flags, "-h", "--help"):
             options += [value for value in [next(rest, None)] if value is not None]
     return options + others
+
+
+def percent(share: float, count: int) -> str:
+    """A share of so many; where there was none of them, what that can tell."""
+    return f"{100 * share:.3g} %" if share else f"under {100 / count:.2g} %"
 
 
 def sentence(error: BaseException) -> str:

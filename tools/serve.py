@@ -24,7 +24,6 @@ from pathlib import Path
 import caureid_plugin  # noqa: F401  (first: it makes the toolbox importable)
 import psutil
 from caureid_plugin.retrieval.index import Index
-from caureid_plugin.retrieval.threshold import DEFAULT_RATE
 
 from search_embedder import load_embedder
 
@@ -158,9 +157,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         help="size of a query image, at most (default: %(default)s)")
     parser.add_argument("--top", type=int, default=20,
                         help="crops that are shown at first (default: %(default)s)")
-    parser.add_argument("--false-match-rate", type=float, metavar="SHARE", default=DEFAULT_RATE,
+    parser.add_argument("--false-match-rate", type=float, metavar="SHARE",
                         help="of pairs of different people that may be marked as the same "
-                             "(default: %(default)s)")
+                             "(default: 0.001, or the lowest that the run's pairs can tell)")
     args = parser.parse_args(argv)
     _check(args, parser)
     return args
@@ -179,7 +178,7 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         parser.error(f"--max-upload-mib {args.max_upload_mib} must be above 0 and at most 100")
     if not 1 <= args.top <= 500:
         parser.error(f"--top {args.top} must be from 1 to 500")
-    if not 0 < args.false_match_rate < 1:
+    if args.false_match_rate is not None and not 0 < args.false_match_rate < 1:
         parser.error(f"--false-match-rate {args.false_match_rate} must be between 0 and 1")
 
 

@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from werkzeug.exceptions import HTTPException
 
 import serve_images
+from search_embedder import percent
 from serve_images import NoImage, TooManyPixels
 
 logger = logging.getLogger("fastreid.caureid")
@@ -42,8 +43,8 @@ class Finder:
     Args:
         embedder: makes embeddings as the index holds them.
         index: with ``entries``, ``cameras``, ``camera_counts`` and ``search``.
-        false_match_rate: share of different pairs that may be marked as the same; None: where the
-            two error rates are alike.
+        false_match_rate: share of different pairs that may be marked as the same; None: the one
+            that is suggested.
     """
 
     def __init__(self, embedder, index, false_match_rate: float | None = None) -> None:
@@ -143,7 +144,7 @@ class Site:
         return {"model": shown(finder.embedder.name), "images": len(finder.index),
                 "cameras": [(camera_name(name), finder.counts[name]) for name in finder.cameras],
                 "threshold": finder.threshold, "top": self.top, "most": MOST_RESULTS,
-                "statistics": finder.statistics, "why": shown(finder.why),
+                "statistics": finder.statistics, "why": shown(finder.why), "percent": percent,
                 "max_upload": self.max_upload, "formats": ", ".join(serve_images.UPLOADS)}
 
     # ------------------------------------------------------------------------- refusing ----

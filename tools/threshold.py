@@ -32,12 +32,12 @@ from tabulate import tabulate
 
 from report_data import Missing, Run, read_run
 from report_ranks import find_test_set
-from search_embedder import options_first
+from search_embedder import options_first, percent
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-RATES = (None, 0.01, DEFAULT_RATE, 0.0001)  # of false matches; None: equal error rates
+RATES = (0.01, DEFAULT_RATE, 0.0001)  # of false matches
 
 
 def sample_clusters(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -104,21 +104,21 @@ def at(statistics: PairStatistics, value: float) -> Threshold:
                      float(np.mean(statistics.same < half)))
 
 
-def percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
-
-
 def table(measured: PairStatistics, true: dict[str, PairStatistics]) -> str:
     """A line for each threshold, and for each set of images."""
     rows = []
-    for rate in RATES:
-        found = measured.threshold(rate)
-        start = ["equal error rates" if rate is None else percent(rate), f"{found.value:.3f}"]
+    wanted = {"equal error rates": measured.equal_errors()}
+    if measured.lowest_rate > DEFAULT_RATE:
+        wanted["suggested"] = measured.threshold()
+    wanted |= {f"{100 * rate:g} %": measured.threshold(rate)
+               for rate in RATES if rate >= measured.lowest_rate}
+    for start, found in wanted.items():
         for name, statistics in {"expected": measured, **true}.items():
             rates = at(statistics, found.value)
-            rows.append([*start, name, percent(rates.false_match_rate),
-                         percent(rates.false_non_match_rate)])
-            start = ["", ""]
+            first = ["", ""] if name != "expected" else [start, f"{found.value:.3f}"]
+            rows.append([*first, name,
+                         percent(rates.false_match_rate, len(statistics.different)),
+                         percent(rates.false_non_match_rate, len(statistics.same))])
     return tabulate(rows, headers=["wanted", "threshold", "of", "false matches",
                                    "false non-matches"], disable_numparse=True)
 
@@ -129,7 +129,7 @@ def draw(measured: PairStatistics, true: dict[str, PairStatistics]) -> bytes:
     figure, axes = pyplot.subplots(len(kinds), 1, figsize=(8, 1.2 + 2.6 * len(kinds)), sharex=True,
                                    layout="constrained", squeeze=False)
     bins = np.arange(-1.0005, 1.02, 0.02)
-    value = measured.threshold(DEFAULT_RATE).value
+    value = measured.threshold().value
     for axis, (name, statistics) in zip(axes[:, 0], kinds.items(), strict=True):
         rates = at(statistics, value)
         one, two = (("cluster", "clusters") if statistics is measured else
@@ -139,9 +139,10 @@ def draw(measured: PairStatistics, true: dict[str, PairStatistics]) -> bytes:
             axis.hist(part, bins, density=True, color=colour, alpha=0.6,
                       label=f"{len(part)} pairs of {label}")
         axis.axvline(value, color="black", linewidth=1)
-        axis.set_title(f"{name}: from {value:.3f} on {percent(rates.false_match_rate)} false "
-                       f"matches, {percent(rates.false_non_match_rate)} false non-matches",
-                       fontsize=10)
+        matches = percent(rates.false_match_rate, len(statistics.different))
+        misses = percent(rates.false_non_match_rate, len(statistics.same))
+        axis.set_title(f"{name}: from {value:.3f} on {matches} false matches, {misses} false "
+                       "non-matches", fontsize=10)
         axis.set_yticks([])
         axis.set_ylabel("share of pairs")
         axis.legend(frameon=False, fontsize=9)
@@ -168,6 +169,9 @@ def work(args: argparse.Namespace) -> None:
     print(f"{len(measured.same)} pairs of one cluster, {len(measured.different)} of two, {across}."
           " Clusters are no identities: expect more of both errors, above all with people that "
           "the run has not seen.")
+    if measured.lowest_rate > RATES[-1]:
+        print("So few pairs of two clusters tell no false match rate below "
+              f"{100 * measured.lowest_rate:.2g} %: take more images (--images), if there are any.")
     picture = args.picture or args.run_folder / "threshold.png"
     content = draw(measured, true)
     write_atomically(picture, lambda file: file.write(content))

@@ -19,7 +19,7 @@ from ..compat import shown
 from ..files import write_atomically
 from ..retrieval.embedder import Embedder
 from ..retrieval.preprocessing import ImageLike, Preprocessing, read_image_like
-from ..retrieval.threshold import DEFAULT_RATE, PairStatistics
+from ..retrieval.threshold import PairStatistics
 from .graph import (
     INPUT_NAME,
     INPUTS,
@@ -96,7 +96,7 @@ def export_network(embedder: Embedder, path: str | os.PathLike[str], *,
         crop=embedder.preprocessing.crop, precision=precision,
         statistics=None if statistics is None else statistics.to_json(),
         why_no_statistics=embedder.why_no_statistics,
-        threshold=None if statistics is None else statistics.threshold(DEFAULT_RATE)._asdict(),
+        threshold=None if statistics is None else statistics.threshold()._asdict(),
         difference=found, plugin=_version(), torch=torch.__version__)
     write_atomically(path, lambda file: file.write(content))
     sidecar.write(path)

@@ -30,7 +30,7 @@ from .run_folder import (
     read_statistics,
     without_singletons,
 )
-from .threshold import DEFAULT_RATE, PairStatistics, Threshold
+from .threshold import PairStatistics, Threshold
 
 BATCH = 64
 
@@ -168,7 +168,7 @@ class Embedder:
                              "look at that image first.")
 
     def compare(self, a: ImageLike, b: ImageLike, *, bgr: bool = False,
-                false_match_rate: float | None = DEFAULT_RATE) -> Comparison:
+                false_match_rate: float | None = None) -> Comparison:
         """How alike two images are, and whether that is taken for the same person.
 
         Args:

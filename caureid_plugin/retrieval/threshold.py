@@ -59,8 +59,8 @@ class PairStatistics:
                       seed: int = 0, source: str = SOURCES[0]) -> PairStatistics:
         """Those of features with their clusters.
 
-        Pairs of two cameras are drawn, unless there are too few of one cluster; at most 100,000 of
-        each kind. Outliers take no part.
+        Pairs of two cameras are taken, unless there are too few of one cluster; each once, and at
+        most 100,000 of each kind, drawn at random. Outliers take no part.
 
         Args:
             features: (N, D), L2-normalised.
@@ -93,28 +93,42 @@ class PairStatistics:
         """The lowest similarity with a false match rate of no more than the one that is wanted.
 
         Args:
-            false_match_rate: in (0, 1); None: where the two error rates are most alike.
+            false_match_rate: in (0, 1); None: the one that is suggested, 0.001, or the lowest that
+                so few pairs can tell, one of them.
 
         Raises:
             ValueError: a rate outside of that range, or one that these pairs are too few for.
         """
-        if false_match_rate is not None and not 0 < false_match_rate < 1:
+        if false_match_rate is None:
+            false_match_rate = max(DEFAULT_RATE, self.lowest_rate)
+        elif not 0 < false_match_rate < 1:
             raise ValueError(f"The false match rate {false_match_rate} must lie between 0 and 1.")
-        if false_match_rate is not None and false_match_rate * len(self.different) < 1:
+        elif false_match_rate < self.lowest_rate:
             raise ValueError(
                 f"The false match rate {false_match_rate} is too low to be told from "
                 f"{len(self.different)} pairs of different clusters: ask for "
-                f"{1 / len(self.different):.2g} or more.")
+                f"{1.1 * self.lowest_rate:.2g} or more.")
+        values, matches, misses = self._rates()
+        return _threshold(values, matches, misses, int(np.argmax(matches <= false_match_rate)))
+
+    def equal_errors(self) -> Threshold:
+        """The similarity where the two error rates are most alike."""
+        values, matches, misses = self._rates()
+        return _threshold(values, matches, misses, int(np.argmin(np.abs(matches - misses))))
+
+    @property
+    def lowest_rate(self) -> float:
+        """The false match rate of a single pair: none below can be told."""
+        return 1 / len(self.different)
+
+    def _rates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All thresholds, rising, with their shares of false matches and of false non-matches."""
         values = np.round(np.arange(-1, 1 + 2 * STEP, STEP), 3)  # the last is above all
         edges = values - STEP / 2  # between the steps: no rounding decides
         below = np.searchsorted(self.different, edges)
         matches = (len(self.different) - below) / len(self.different)
         misses = np.searchsorted(self.same, edges) / len(self.same)
-        if false_match_rate is None:
-            place = int(np.argmin(np.abs(matches - misses)))
-        else:
-            place = int(np.argmax(matches <= false_match_rate))
-        return Threshold(float(values[place]), float(matches[place]), float(misses[place]))
+        return values, matches, misses
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: numbers of pairs for each step from the lowest that occurs."""
@@ -137,6 +151,11 @@ class PairStatistics:
             raise ValueError(f"These are no pair statistics: {error}.") from error
 
 
+def _threshold(values: np.ndarray, matches: np.ndarray, misses: np.ndarray, place: int
+               ) -> Threshold:
+    return Threshold(float(values[place]), float(matches[place]), float(misses[place]))
+
+
 def _pairs_within(labels: np.ndarray, camids: np.ndarray, rng: np.random.Generator, across: bool
                   ) -> np.ndarray:
     """(P, 2) pairs of one cluster; all of them if there are no more than twice those to keep."""
@@ -153,17 +172,24 @@ def _pairs_within(labels: np.ndarray, camids: np.ndarray, rng: np.random.Generat
         drawn = rng.choice(len(sizes), size=2 * PAIRS, p=counts / total)
         first = rng.integers(sizes[drawn])
         second = (first + 1 + rng.integers(sizes[drawn] - 1)) % sizes[drawn]
-        pairs = order[starts[drawn, None] + np.stack([first, second], axis=1)]
+        pairs = _once(order[starts[drawn, None] + np.stack([first, second], axis=1)])
     return _kept(pairs, camids, rng, across)
 
 
 def _pairs_between(labels: np.ndarray, camids: np.ndarray, rng: np.random.Generator, across: bool
                    ) -> np.ndarray:
-    """(Q, 2) pairs of two clusters, drawn with replacement."""
-    if not len(labels):
-        return np.empty((0, 2), np.int64)
-    pairs = rng.integers(len(labels), size=(4 * PAIRS, 2))
+    """(Q, 2) pairs of two clusters; all of them if there are few images."""
+    count = len(labels)
+    if count * (count - 1) // 2 <= 4 * PAIRS:
+        pairs = np.stack(np.triu_indices(count, 1), axis=1)
+    else:
+        pairs = _once(rng.integers(count, size=(4 * PAIRS, 2)))
     return _kept(pairs[labels[pairs[:, 0]] != labels[pairs[:, 1]]], camids, rng, across)
+
+
+def _once(pairs: np.ndarray) -> np.ndarray:
+    """Each pair a single time: the same two images again would tell nothing new."""
+    return np.unique(np.sort(pairs, axis=1), axis=0)
 
 
 def _kept(pairs: np.ndarray, camids: np.ndarray, rng: np.random.Generator, across: bool

@@ -198,7 +198,7 @@ def test_the_sidecar_says_what_goes_in_and_comes_out(small_run, tmp_path):
         "normalisation"]
     assert said["output"] == {"name": "embeddings", "shape": ["batch", 16],
                               "normalisation": "L2"}
-    assert said["threshold"] == embedder.statistics.threshold(0.001)._asdict()
+    assert said["threshold"] == embedder.statistics.threshold()._asdict()
     assert said["digest"] == made.digest and said["fingerprint"] == embedder.fingerprint
     assert said["run"] == embedder.fingerprint
     export_network(embedder, tmp_path / "x.onnx", precision="fp16")

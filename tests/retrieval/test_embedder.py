@@ -140,7 +140,7 @@ def test_comparison(small_run, tiny_market):
     a, b = loaded.embed([first, second]).astype(np.float64)
     assert found.similarity == pytest.approx(sum(x * y for x, y in zip(a, b, strict=True)),
                                              abs=1e-6)
-    assert found.threshold == loaded.statistics.threshold(0.001)
+    assert found.threshold == loaded.statistics.threshold()
     assert found.same == (found.similarity >= found.threshold.value)
     same = loaded.compare(first, first, false_match_rate=0.01)
     assert same.same and same.similarity == pytest.approx(1, abs=1e-6) and same.similarity <= 1

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -35,12 +36,8 @@ def test_pairs(cameras):
     found = PairStatistics.from_features(*given)
     assert found.across == (cameras > 1)
     same, different = pairs_by_hand(*given, across=cameras > 1)
-    # all pairs of one cluster; those of two are drawn, with replacement
     np.testing.assert_allclose(found.same, same, atol=0.000501)
-    assert len(found.different) > 50 * len(different)
-    for share in (0.02, 0.5, 0.98):
-        assert np.quantile(found.different, share) == pytest.approx(
-            np.quantile(different, share), abs=0.02)
+    np.testing.assert_allclose(found.different, different, atol=0.000501)
 
 
 def test_outliers_and_pairs_of_one_camera_take_no_part():
@@ -61,31 +58,43 @@ def test_pairs_are_drawn_where_there_are_many(monkeypatch):
     other = PairStatistics.from_features(*given, seed=1)
     assert len(drawn.same) == len(drawn.different) == 500 < len(whole.same)
     assert (drawn.same == again.same).all() and (drawn.same != other.same).any()
+    monkeypatch.setattr(module, "PAIRS", 1000)  # 3120 pairs of one, of which about 2080 count
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        for draw in (module._pairs_within, module._pairs_between):
+            pairs = draw(given[1][given[1] >= 0], given[2][given[1] >= 0], rng, across=True)
+            assert len({frozenset(pair) for pair in pairs.tolist()}) == len(pairs) > 700
     for one, all_ in ((drawn.same, whole.same), (drawn.different, whole.different)):
         assert np.mean(one) == pytest.approx(np.mean(all_), abs=0.05)
         assert np.std(one) == pytest.approx(np.std(all_), rel=0.15)
 
 
-@pytest.mark.parametrize("rate", [None, 0.5, 0.05, 0.003])
-def test_threshold_is_that_of_trying_all(rate):
+def rates_by_hand(found):
+    """(threshold, false matches, false non-matches), rising."""
+    return [(step / 1000, np.mean([s >= step / 1000 - 1e-6 for s in found.different]),
+             np.mean([s < step / 1000 - 1e-6 for s in found.same]))
+            for step in range(-1000, 1002)]
+
+
+def test_threshold_is_that_of_trying_all():
     found = PairStatistics.from_features(*bank())
-    value, matches, misses = found.threshold(rate)
-    tried = []
-    for step in range(-1000, 1002):
-        above = np.mean([s >= step / 1000 - 1e-6 for s in found.different[:4000]])
-        tried.append((step / 1000, above))
-    part = PairStatistics(found.same, found.different[:4000])
-    if rate is not None:
-        lowest = next(v for v, share in tried if share <= rate)
-        assert part.threshold(rate).value == pytest.approx(lowest)
-    assert matches == pytest.approx(np.mean(found.different >= value - 1e-6))
-    assert misses == pytest.approx(np.mean(found.same < value - 1e-6))
-    if rate is None:
-        worse = [abs(np.mean(found.different >= v - 1e-6) - np.mean(found.same < v - 1e-6))
-                 for v in (value - 0.005, value + 0.005)]
-        assert abs(matches - misses) <= min(worse)
-    else:
-        assert matches <= rate < np.mean(found.different >= value - 0.0011)
+    tried = rates_by_hand(found)
+    count = len(found.different)
+    assert 400 < count < 1000 and found.lowest_rate == 1 / count
+    for given, rate in ((0.5, 0.5), (0.05, 0.05), (0.003, 0.003), (None, 1 / count)):
+        value, matches, misses = next(row for row in tried if row[1] <= rate)
+        assert found.threshold(given) == pytest.approx((value, matches, misses))
+    assert found.threshold().false_match_rate <= 1 / count < found.threshold(
+        0.05).false_match_rate
+    least = min(abs(matches - misses) for _, matches, misses in tried)
+    equal = found.equal_errors()
+    assert abs(equal.false_match_rate - equal.false_non_match_rate) == pytest.approx(least)
+    assert any(equal == pytest.approx(row) for row in tried)
+
+
+def test_one_in_a_thousand_is_suggested():
+    found = PairStatistics.from_features(*bank(clusters=9))
+    assert len(found.different) > 1000 and found.threshold() == found.threshold(0.001)
 
 
 def test_rates_that_cannot_be():
@@ -93,8 +102,14 @@ def test_rates_that_cannot_be():
     for rate in (0, 1, -0.1, 2, float("nan")):
         with pytest.raises(ValueError, match=rf"rate {rate} must lie between 0 and 1"):
             found.threshold(rate)
-    with pytest.raises(ValueError, match=r"0.001 is too low .* 50 pairs .* ask for 0.02 or more"):
+    with pytest.raises(ValueError, match=r"0.001 is too low .* 50 pairs .* ask for 0.022 or more"):
         found.threshold(0.001)
+    for count in (30, 67, 99, 101, 750, 6666):  # what is said to be asked for is taken
+        found = PairStatistics(np.linspace(0, 1, 50), np.linspace(-1, 0.5, count))
+        with pytest.raises(ValueError, match="is too low") as error:
+            found.threshold(0.99 / count)
+        found.threshold(float(re.search("ask for (.*) or more", str(error.value))[1]))
+        assert found.threshold().false_match_rate <= max(0.001, 1 / count)
 
 
 def test_a_threshold_above_all():

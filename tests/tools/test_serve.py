@@ -166,8 +166,8 @@ def test_the_rate_of_false_matches_moves_the_mark(index):
 def test_the_page_states_the_errors_and_escapes_names(client):
     page = client.get("/").text
     threshold = Shrunk.statistics.threshold()
-    for number in (f"{threshold.value:.3f}", f"{100 * threshold.false_match_rate:.2g} %",
-                   f"{100 * threshold.false_non_match_rate:.2g} %", "12 crops of 3 cameras"):
+    for number in (f"{threshold.value:.3f}", f"{100 * threshold.false_match_rate:.3g} %",
+                   f"{100 * threshold.false_non_match_rate:.3g} %", "12 crops of 3 cameras"):
         assert number in page
     assert HOSTILE not in page and "&lt;img src=x" in page
     assert not re.search(r"https?://|<style|style=|onload=", page)

@@ -52,13 +52,15 @@ def test_what_is_measured_is_kept(run, tiny_market, capsys):
     found = loaded.statistics
     assert found.source == "training images" and found.across
     np.testing.assert_allclose(found.same, same, atol=0.00051)
-    for share in (0.05, 0.5, 0.95):
-        assert np.quantile(found.different, share) == pytest.approx(
-            np.quantile(different, share), abs=0.01)
+    np.testing.assert_allclose(found.different, different, atol=0.00051)
     said = capsys.readouterr().out
-    suggested = found.threshold(0.001)
-    rates = " +".join(threshold.percent(rate) for rate in suggested[1:])
-    assert re.search(rf"0.1 % +{suggested.value:.3f} +expected +{rates}\n", said)
+    suggested = found.threshold()
+    rates = " +".join(threshold.percent(rate, count) for rate, count in zip(
+        suggested[1:], (len(different), len(same)), strict=True))
+    assert re.search(rf"suggested +{suggested.value:.3f} +expected +{rates}\n", said)
+    # 0.1 % cannot be told from so few pairs, and nothing is said of it
+    assert len(different) < 1000 and "\n1 % " in said and "\n0.1 % " not in said
+    assert f"no false match rate below {100 / len(different):.2g} %" in said
     assert f"{len(same)} pairs of one cluster" in said and "true" not in said
     with Image.open(run / "threshold.png") as picture:
         assert picture.size[0] > 600 and len(picture.convert("RGB").getcolors(10 ** 6)) > 20
@@ -72,11 +74,12 @@ def test_rates_by_identity(run, tiny_market, tmp_path, capsys):
                           ("test", ["query", "bounding_box_test"])):
         paths, people, cameras = (np.array(part) for part in images(tiny_market, folders))
         known = people > 0
-        same, _ = pairs(loaded.embed(paths[known].tolist()), people[known], cameras[known])
-        value = loaded.statistics.threshold().value
-        misses = np.mean(np.round(same, 3) < value - 0.0005)
+        same, different = pairs(loaded.embed(paths[known].tolist()), people[known], cameras[known])
+        value = loaded.statistics.equal_errors().value
         line = re.search(rf"Market1501, {name} images +(\S+) % +(\S+) %", said)
-        assert float(line[2]) == pytest.approx(100 * misses, abs=3)
+        for text, share in ((line[1], np.mean(np.round(different, 3) > value - 0.0005)),
+                            (line[2], np.mean(np.round(same, 3) < value - 0.0005))):
+            assert float(text) == pytest.approx(100 * share, abs=0.2)
     assert picture.is_file() and not (run / "threshold.png").exists()
     # a diagnostic: what is kept is what is kept without it
     with_labels = (run / "pair_statistics.json").read_bytes()
@@ -87,12 +90,16 @@ def test_rates_by_identity(run, tiny_market, tmp_path, capsys):
 def test_a_part_of_the_images(run, capsys):
     threshold.main([str(run), "--images", "16", "--seed", "3"])
     found = load_run(run).statistics
-    assert 20 < len(found.same) < 50 < len(found.different)  # of two clusters of eight images
+    # of two clusters of eight images each
+    assert 20 < len(found.same) < 57 and 20 < len(found.different) < 65
     first = (run / "pair_statistics.json").read_bytes()
     threshold.main([str(run), "--images", "16", "--seed", "3"])
     assert (run / "pair_statistics.json").read_bytes() == first
-    threshold.main([str(run), "--images", "16", "--seed", "4"])
-    assert (run / "pair_statistics.json").read_bytes() != first
+    others = set()
+    for seed in range(4, 9):  # of ten pairs of clusters
+        threshold.main([str(run), "--images", "16", "--seed", str(seed)])
+        others.add((run / "pair_statistics.json").read_bytes())
+    assert len(others | {first}) > 2
 
 
 def test_clusters_are_taken_whole():
