@@ -118,7 +118,7 @@ class PairStatistics:
 
     @property
     def lowest_rate(self) -> float:
-        """The false match rate of a single pair: none below can be told."""
+        """The false match rate of a single pair. None below it can be told."""
         return 1 / len(self.different)
 
     def _rates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
