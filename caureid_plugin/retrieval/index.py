@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 from collections import Counter
@@ -100,13 +101,33 @@ class Index:
         # not per thread: a server may open it in one and add in another
         self._lock = filelock.FileLock(folder / LOCK, thread_local=False)
         self._take(manifest, content, blocks)
+        self._numbering  # noqa: B018  now, so that the first search is as fast as the others
 
     def _take(self, manifest: Manifest, content: bytes, blocks: Sequence[Block]) -> None:
         self._manifest, self._content, self._blocks = manifest, content, tuple(blocks)
-        self.entries = tuple(itertools.chain.from_iterable(block.entries for block in blocks))
-        self.paths = [entry.name for entry in self.entries]
-        self.cameras = [entry.camera for entry in self.entries]
-        self._codes, self._names = _numbered(self.cameras)
+        # made anew when they are asked for: adding to a large index shall not cost its size
+        for name in ("entries", "paths", "cameras", "_numbering"):
+            self.__dict__.pop(name, None)
+
+    @functools.cached_property
+    def entries(self) -> tuple[Entry, ...]:
+        """Where each image comes from, by row."""
+        return tuple(itertools.chain.from_iterable(block.entries for block in self._blocks))
+
+    @functools.cached_property
+    def paths(self) -> list[str]:
+        """Of the images, by row."""
+        return [entry.name for entry in self.entries]
+
+    @functools.cached_property
+    def cameras(self) -> list[str]:
+        """Of the images, by row, "" where none is known."""
+        return [entry.camera for entry in self.entries]
+
+    @functools.cached_property
+    def _numbering(self) -> tuple[np.ndarray, tuple[str, ...]]:
+        """(N,) numbers of the cameras, and the names that they number."""
+        return _numbered(self.cameras)
 
     @classmethod
     def create(cls, folder: str | os.PathLike[str], embedder: Embedder) -> Index:
@@ -168,7 +189,7 @@ class Index:
             return cls(folder, manifest, content, blocks)
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return sum(len(block.entries) for block in self._blocks)
 
     @property
     def camera_counts(self) -> dict[str, int]:
@@ -215,11 +236,12 @@ class Index:
         for option, names in (("cameras", only), ("without_cameras", without)):
             if isinstance(names, str):
                 raise ValueError(f"{option} {names!r} must be a list of cameras.")
-        chosen = self._cameras_named(self._names if only is None else only)
-        return np.isin(self._codes, sorted(chosen - self._cameras_named(without)))
+        codes, names = self._numbering
+        chosen = self._cameras_named(names if only is None else only)
+        return np.isin(codes, sorted(chosen - self._cameras_named(without)))
 
     def _cameras_named(self, names: Iterable[str | int]) -> set[int]:
-        number = {name: code for code, name in enumerate(self._names)}
+        number = {name: code for code, name in enumerate(self._numbering[1])}
         plain = [plain_name(str(name)) for name in names]  # numbers are taken, too
         unknown = [name for name in plain if name not in number]
         if unknown:
@@ -233,10 +255,8 @@ class Index:
                        allowed: np.ndarray | None) -> Iterable[tuple[int, _Found]]:
         """Results by number of the chunk of queries, from all blocks and chunks side by side."""
         tasks = []
-        start = 0
-        for block in self._blocks:
+        for start, block in self._starts():
             rows = slice(start, start + len(block.entries))
-            start = rows.stop
             part = None if allowed is None else allowed[rows]
             if part is None or part.any():
                 tasks += [(number, block, rows.start, part)
@@ -263,10 +283,13 @@ class Index:
         hits = []
         for best, score, row in zip(order, scores, rows, strict=True):
             kept = [place for place in best.tolist() if row[place] >= 0]
-            hits.append([Hit(rank, self.paths[row[place]], self.cameras[row[place]],
-                             max(-1.0, min(1.0, float(score[place]))), int(row[place]))
+            hits.append([self._hit(rank, float(score[place]), int(row[place]))
                          for rank, place in enumerate(kept, start=1)])
         return hits
+
+    def _hit(self, rank: int, score: float, row: int) -> Hit:
+        entry = self.entries[row]
+        return Hit(rank, entry.name, entry.camera, max(-1.0, min(1.0, score)), row)
 
     def _unit(self, features: np.ndarray, what: str) -> np.ndarray:
         """(n, D) float32 of length 1."""
@@ -321,7 +344,8 @@ class Index:
                              "is in an index once.")
         if new:
             with self.writing():
-                gone = [row for row, entry in enumerate(self.entries) if entry[:2] in keys]
+                gone = [row for start, block in self._starts() if not keys.isdisjoint(block.keys)
+                        for row, entry in enumerate(block.entries, start) if entry[:2] in keys]
                 self._rewrite(gone, {}, new, halves)
 
     def remove(self, rows: Collection[int]) -> None:
@@ -348,6 +372,13 @@ class Index:
             with self.writing():
                 self._rewrite((), cameras, [], np.empty((0, self.dim), np.float16))
 
+    def _starts(self) -> Iterator[tuple[int, Block]]:
+        """Each block with its first row."""
+        start = 0
+        for block in self._blocks:
+            yield start, block
+            start += len(block.entries)
+
     def _check_rows(self, rows: Iterable[int]) -> None:
         wrong = [row for row in rows if not 0 <= row < len(self)]
         if wrong:
@@ -360,19 +391,18 @@ class Index:
 
         What is left of changed blocks goes first into a block that is not full.
         """
-        removed = set(gone)
+        removed, changed = set(gone), {*gone, *cameras}
         kept: list[Block] = []
         loose: list[tuple[list[Entry], np.ndarray]] = []  # images to be put into new blocks
-        start = 0
-        for block in self._blocks:
+        for start, block in self._starts():
             rows = range(start, start + len(block.entries))
-            start = rows.stop
             short = len(block.entries) < BLOCK_IMAGES and block is self._blocks[-1] and len(new) > 0
-            if short or any(row in removed or row in cameras for row in rows):
+            if short or (changed and not changed.isdisjoint(rows)):
                 left = [row for row in rows if row not in removed]
-                moved = [self.entries[row]._replace(camera=plain_name(cameras[row]))
-                         if row in cameras else self.entries[row] for row in left]
-                loose.append((moved, block.features()[[row - rows.start for row in left]]))
+                moved = [entry._replace(camera=plain_name(cameras[row])) if row in cameras else
+                         entry for row, entry in ((row, block.entries[row - start])
+                                                  for row in left)]
+                loose.append((moved, block.features()[[row - start for row in left]]))
             else:
                 kept.append(block)
         loose.append((list(new), halves))
@@ -386,8 +416,8 @@ class Index:
     def _write(self, entries: list[Entry], halves: np.ndarray, kept: list[Block]) -> None:
         old = self._manifest
         remove_unnamed(self.folder, old)
-        used = (entry.folder for entry in itertools.chain(
-            entries, *(block.entries for block in kept)) if entry.folder)
+        used = itertools.chain((entry.folder for entry in entries if entry.folder),
+                               *(block.folders for block in kept))
         # a folder keeps its number, which the blocks hold that are kept
         folders = tuple(dict.fromkeys((*old.folders, *used)))
         blocks, number = list(kept), old.next_block

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -65,6 +66,16 @@ class Block:
     entries: tuple[Entry, ...]
     vectors: Any
     digests: tuple[str, str]
+
+    @functools.cached_property
+    def keys(self) -> frozenset[tuple[str, str]]:
+        """Folder and path of each image: what an index holds once."""
+        return frozenset(entry[:2] for entry in self.entries)
+
+    @functools.cached_property
+    def folders(self) -> tuple[str, ...]:
+        """Each once, in order."""
+        return tuple(dict.fromkeys(entry.folder for entry in self.entries if entry.folder))
 
     def features(self) -> np.ndarray:
         """(n, D) float16, a copy."""
