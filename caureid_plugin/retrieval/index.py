@@ -416,10 +416,9 @@ class Index:
     def _write(self, entries: list[Entry], halves: np.ndarray, kept: list[Block]) -> None:
         old = self._manifest
         remove_unnamed(self.folder, old)
-        used = itertools.chain((entry.folder for entry in entries if entry.folder),
-                               *(block.folders for block in kept))
         # a folder keeps its number, which the blocks hold that are kept
-        folders = tuple(dict.fromkeys((*old.folders, *used)))
+        new = (entry.folder for entry in entries if entry.folder)
+        folders = tuple(dict.fromkeys((*old.folders, *new)))
         blocks, number = list(kept), old.next_block
         for start in range(0, len(entries), BLOCK_IMAGES):
             rows = slice(start, start + BLOCK_IMAGES)

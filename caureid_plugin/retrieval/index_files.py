@@ -72,11 +72,6 @@ class Block:
         """Folder and path of each image: what an index holds once."""
         return frozenset(entry[:2] for entry in self.entries)
 
-    @functools.cached_property
-    def folders(self) -> tuple[str, ...]:
-        """Each once, in order."""
-        return tuple(dict.fromkeys(entry.folder for entry in self.entries if entry.folder))
-
     def features(self) -> np.ndarray:
         """(n, D) float16, a copy."""
         codes = require_faiss().vector_to_array(self.vectors.codes)
