@@ -15,7 +15,6 @@ import argparse
 import io
 import json
 import os
-import sys
 import warnings
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from caureid_plugin.retrieval.index import Hit, Index
 from PIL import Image
 from tabulate import tabulate
 
-from search_embedder import load_embedder, percent, sentence
+from search_embedder import load_embedder, percent, say, sentence
 from search_sheet import Cell, draw_sheet
 
 MOST_BYTES = 64 * 2 ** 20  # of a query's file
@@ -167,16 +166,8 @@ def run(args: argparse.Namespace) -> list[str]:
     lines = [f"\n{shown(path)}\n{table(hits, threshold)}"
              for path, hits, error in answers if not error]
     if lines:
-        say([*lines, f"\n{say_threshold(threshold, statistics, why)}"])
+        say("\n".join([*lines, f"\n{say_threshold(threshold, statistics, why)}"]))
     return errors
-
-
-def say(lines: list[str]) -> None:
-    """Prints; a reader that has seen enough, as head has, is no error."""
-    try:
-        print("\n".join(lines), flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the end of Python
 
 
 def rate(text: str) -> float:

@@ -1,5 +1,7 @@
 """What the tools that use a trained network share: the network, and command lines."""
 
+import os
+import sys
 from collections.abc import Collection
 from pathlib import Path
 
@@ -36,6 +38,14 @@ def options_first(words: list[str], flags: Collection[str]) -> list[str]:
         if "=" not in word and word not in (*flags, "-h", "--help"):
             options += [value for value in [next(rest, None)] if value is not None]
     return options + others
+
+
+def say(text: str) -> None:
+    """Prints; a reader that has seen enough, as head has, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the end of Python
 
 
 def percent(share: float, count: int) -> str:

@@ -32,7 +32,7 @@ from tabulate import tabulate
 
 from report_data import Missing, Run, read_run
 from report_ranks import find_test_set
-from search_embedder import options_first, percent
+from search_embedder import options_first, percent, say
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -164,19 +164,19 @@ def work(args: argparse.Namespace) -> None:
     measured = measure(run, embedder, args.images, args.seed)
     true = {name: by_identity(embedder, items, args.images, args.seed)
             for name, items in labelled.items()}
-    print(table(measured, true))
-    across = "of two cameras each" if measured.across else "of whatever camera"
-    print(f"{len(measured.same)} pairs of one cluster, {len(measured.different)} of two, {across}."
-          " Clusters are no identities: expect more of both errors, above all with people that "
-          "the run has not seen.")
-    if measured.lowest_rate > RATES[-1]:
-        print("So few pairs of two clusters tell no false match rate below "
-              f"{100 * measured.lowest_rate:.2g} %: take more images (--images), if there are any.")
     picture = args.picture or args.run_folder / "threshold.png"
     content = draw(measured, true)
     write_atomically(picture, lambda file: file.write(content))
     kept = write_statistics(args.run_folder, embedder.fingerprint, measured)
-    print(f"{shown(kept)} and {shown(picture)} were written.")
+    across = "of two cameras each" if measured.across else "of whatever camera"
+    say(f"{table(measured, true)}\n"
+        f"{len(measured.same)} pairs of one cluster, {len(measured.different)} of two, {across}. "
+        "Clusters are no identities: expect more of both errors, above all with people that the "
+        "run has not seen.")
+    if measured.lowest_rate > RATES[-1]:
+        say("So few pairs of two clusters tell no false match rate below "
+            f"{100 * measured.lowest_rate:.2g} %: take more images (--images), if there are any.")
+    say(f"{shown(kept)} and {shown(picture)} were written.")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
