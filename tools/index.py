@@ -201,12 +201,13 @@ def fill(args: argparse.Namespace) -> list[str]:
               f"{plan.changed} changed; the camera of {without} is not known"
               f"{HINT if without and not args.opts else '.'}", flush=True)
         say_gone(index, plan, args.prune)
+        if args.prune and plan.gone:
+            index.remove(plan.gone)
+            plan = make_plan(index, folder, entries)  # rows are others now
         cameras = plan.cameras
         if cameras:
             index.set_cameras(cameras)
             print(f"Cameras read anew: those of {len(cameras)} images.")
-        if args.prune and plan.gone:
-            index.remove(plan.gone)
         errors = embed_all(index, embedder, plan.embed, args.batch_size)
     counts = index.camera_counts
     print(f"{shown(args.index)}: {len(index)} images of {len(counts) - ('' in counts)} cameras, "
