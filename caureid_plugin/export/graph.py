@@ -204,7 +204,8 @@ def _without_debug_files(content: bytes) -> bytes:
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(found, "w") as new:
         for item in old.infolist():
             if not item.filename.endswith(".debug_pkl"):
-                new.writestr(item.filename, old.read(item))
+                fixed = zipfile.ZipInfo(item.filename, (1980, 1, 1, 0, 0, 0))  # no clock
+                new.writestr(fixed, old.read(item))
     return found.getvalue()
 
 
