@@ -25,7 +25,7 @@ from caureid_plugin.retrieval.index import Hit, Index
 from PIL import Image
 from tabulate import tabulate
 
-from search_embedder import load_embedder, percent, say, sentence
+from search_embedder import load_embedder, pair_statistics, percent, say, sentence
 from search_sheet import Cell, draw_sheet
 
 MOST_BYTES = 64 * 2 ** 20  # of a query's file
@@ -151,9 +151,7 @@ def run(args: argparse.Namespace) -> list[str]:
     """What the command does; gives why queries could not be answered."""
     embedder = load_embedder(args.run)
     index = Index.open(args.index, embedder)
-    # the run may have been measured (tools/threshold.py) since the index was made
-    source = index if embedder.statistics is None else embedder
-    statistics, why = source.statistics, source.why_no_statistics
+    statistics, why = pair_statistics(embedder, index)
     threshold = None if statistics is None else statistics.threshold(args.false_match_rate)
     answers = answer(args, embedder, index)
     errors = [error for _, _, error in answers if error]

@@ -21,6 +21,18 @@ def load_embedder(path: Path):
     return load_run(path)
 
 
+def pair_statistics(embedder, index):
+    """The pair statistics that tell most of a network and its index, and why there are none.
+
+    Either may have been made before the run was measured (tools/threshold.py), and then has those
+    of the memory bank.
+    """
+    known = [part for part in (embedder, index) if part.statistics is not None]
+    measured = [part for part in known if part.statistics.source != "memory bank"]
+    best = (measured or known or [index])[0]
+    return best.statistics, best.why_no_statistics
+
+
 def options_first(words: list[str], flags: Collection[str]) -> list[str]:
     """Puts options before all else, so that config keys may follow at the end.
 

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from werkzeug.exceptions import HTTPException
 
 import serve_images
-from search_embedder import percent
+from search_embedder import pair_statistics, percent
 from serve_images import NoImage, TooManyPixels
 
 logger = logging.getLogger("fastreid.caureid")
@@ -51,9 +51,7 @@ class Finder:
         self.embedder, self.index = embedder, index
         self.counts = dict(index.camera_counts)
         self.cameras = list(self.counts)
-        # the run may have been measured (tools/threshold.py) since the index was made
-        source = index if embedder.statistics is None else embedder
-        self.statistics, self.why = source.statistics, source.why_no_statistics
+        self.statistics, self.why = pair_statistics(embedder, index)
         self.threshold = (None if self.statistics is None
                           else self.statistics.threshold(false_match_rate))
         self._lock = threading.Lock()

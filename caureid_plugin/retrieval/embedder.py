@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from ..compat import shown
@@ -107,6 +108,7 @@ class Embedder:
 
         Args:
             images: one or several: paths, images of PIL, arrays (H, W, 3) or grey (H, W) of uint8.
+                An iterator may give each in the same buffer; no image is changed.
             batch_size: images that the network sees at a time.
             bgr: arrays are BGR, as OpenCV reads them, not RGB.
             progress: show a bar, where a terminal watches.
@@ -135,13 +137,19 @@ class Embedder:
     def _batches(self, images: Iterable[ImageLike], size: int, bgr: bool
                  ) -> Iterator[tuple[int, torch.Tensor]]:
         """Each batch with the number of its first image; the next one is read meanwhile."""
-        def read(number: int, image: ImageLike) -> np.ndarray:
+        def read(number: int, image: ImageLike) -> Image.Image:
             try:
-                return self.preprocessing(read_image_like(image, bgr=bgr))
+                return read_image_like(image, bgr=bgr)
             except (OSError, ValueError) as error:
                 raise ValueError(_named(image, number, str(error))) from error
 
-        rest = iter(enumerate(images))
+        def prepare(number: int, image: ImageLike) -> np.ndarray:
+            return self.preprocessing(read(number, image))
+
+        # files are read in threads; pixels are taken at once, before the caller's next image may
+        # come in the same buffer
+        rest = ((number, image if isinstance(image, (str, os.PathLike)) else read(number, image))
+                for number, image in enumerate(images))
         waiting: deque[list[Future[np.ndarray]]] = deque()
         done = 0
         pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
@@ -149,7 +157,7 @@ class Embedder:
             while True:
                 chunk = list(itertools.islice(rest, size))
                 if chunk:
-                    waiting.append([pool.submit(read, *item) for item in chunk])
+                    waiting.append([pool.submit(prepare, *item) for item in chunk])
                 if not waiting:
                     return
                 if len(waiting) > 1 or not chunk:

@@ -83,6 +83,9 @@ def read_image_like(image: ImageLike, *, bgr: bool = False) -> Image.Image:
             are turned upright as EXIF says, and so are images of PIL that were read from one.
         bgr: arrays are BGR, as OpenCV reads them.
 
+    Returns:
+        one that shares no pixels with what was given.
+
     Raises:
         ValueError: no image, or not one that can be read; says why.
         OSError: as for any file.
@@ -103,11 +106,17 @@ def read_image_like(image: ImageLike, *, bgr: bool = False) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        raise ValueError(f"An image of PIL of mode {image.mode} has no 8-bit values: convert it to "
-                         "RGB, or give the path of its file.")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return ImageOps.exif_transpose(image).convert("RGB")
+        # PIL's own conversion cuts values off at 255 and scales none
+        raise ValueError(f"An image of PIL of mode {image.mode} has no 8-bit values: give the path "
+                         "of its file, or an array of uint8 that you have scaled to 0..255.")
+    try:
+        image.load()
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as error:  # broken data make Pillow's decoders raise nearly anything
+        raise ValueError("Pillow cannot decode it "
+                         f"({' '.join(str(error).split()) or type(error).__name__}).") from error
 
 
 def _from_array(array: np.ndarray, bgr: bool) -> Image.Image:
@@ -120,4 +129,4 @@ def _from_array(array: np.ndarray, bgr: bool) -> Image.Image:
         raise ValueError(f"An array of shape {array.shape} has no pixels.")
     if grey:
         return Image.fromarray(array).convert("RGB")
-    return Image.fromarray(np.ascontiguousarray(array[:, :, ::-1] if bgr else array))
+    return Image.fromarray(np.ascontiguousarray(array[:, :, ::-1] if bgr else array)).copy()

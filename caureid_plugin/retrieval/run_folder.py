@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,10 @@ from ..safe_load import load_tensors
 from .threshold import PairStatistics
 
 STATISTICS = "pair_statistics.json"
+STATISTICS_FORMAT = 2  # 1 held one network's
 BANK = ("features", "labels", "camids")
+
+logger = logging.getLogger("fastreid.caureid")
 
 
 class RunError(ValueError):
@@ -85,13 +89,14 @@ def _sentence(error: Exception) -> str:
 def find_checkpoint(folder: Path) -> Path:
     """A run's last checkpoint: the one it names itself, else the newest but the best one.
 
+    Where the one that it names is gone, a warning says which is taken.
+
     Raises:
-        RunError: there is none.
+        RunError: there is none, or what the run names is no file of its folder.
     """
-    tag = folder / "last_checkpoint"
-    name = tag.read_text(errors="replace").strip() if tag.is_file() else ""
-    if name and "\0" not in name and (folder / name).is_file():
-        return folder / name
+    named = _named_checkpoint(folder)
+    if named is not None and named.is_file():
+        return named
     # the best one was chosen by the labels of the test set
     found = sorted(folder.glob("model_*.pth"),
                    key=lambda path: (path.name != "model_best.pth", os.path.getmtime(path)))
@@ -99,7 +104,24 @@ def find_checkpoint(folder: Path) -> Path:
         raise RunError(f"{shown(folder)} holds no checkpoint (model_*.pth). A run writes one every "
                        "SOLVER.CHECKPOINT_PERIOD epochs and at its end: wait for the first, or "
                        "name a file with --checkpoint (or its path in place of the run's).")
+    if named is not None:
+        logger.warning("The last checkpoint of %s, %s, is not there: %s is taken, the newest.",
+                       shown(folder), shown(named.name), shown(found[-1].name))
     return found[-1]
+
+
+def _named_checkpoint(folder: Path) -> Path | None:
+    """What ``last_checkpoint`` names; None if there is no such file."""
+    tag = folder / "last_checkpoint"
+    if not tag.is_file():
+        return None
+    name = tag.read_text(errors="replace").strip()
+    # a path would lead out of the folder, which may come from someone else
+    if name in ("", ".", "..") or any(sign in name for sign in "/\\\0"):
+        raise RunError(f"{shown(tag)} is damaged: it says {name[:80]!r}, and not which model_*.pth "
+                       "beside it is the last. Write that name into it, or remove it for the "
+                       "newest.")
+    return folder / name
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -164,17 +186,24 @@ def without_singletons(labels: np.ndarray) -> np.ndarray:
 
 
 def write_statistics(folder: Path, fingerprint: str, statistics: PairStatistics) -> Path:
-    """Keeps pair statistics in a run folder, for the network that they are of.
+    """Keeps pair statistics in a run folder, beside those of its other networks (checkpoints).
+
+    Args:
+        folder: of the run.
+        fingerprint: of the network that they are of, whose former ones they replace.
+        statistics: to keep.
 
     Returns:
         the file.
 
     Raises:
+        RunError: the file that is there is damaged.
         OSError: it cannot be written.
     """
     path = folder / STATISTICS
-    content = {"format": 1, "fingerprint": fingerprint, "statistics": statistics.to_json()}
-    write_atomically(path, lambda file: file.write(json.dumps(content).encode("ascii")))
+    networks = {**_read_networks(path), fingerprint: statistics.to_json()}
+    content = json.dumps({"format": STATISTICS_FORMAT, "networks": networks}).encode("ascii")
+    write_atomically(path, lambda file: file.write(content))
     return path
 
 
@@ -182,16 +211,36 @@ def read_statistics(folder: Path, fingerprint: str) -> PairStatistics | None:
     """What :func:`write_statistics` kept; None if there is nothing for this network.
 
     Raises:
-        RunError: the file is damaged.
+        RunError: the file is damaged, or of another version.
     """
     path = folder / STATISTICS
-    if not path.is_file():
+    kept = _read_networks(path).get(fingerprint)
+    if kept is None:
         return None
     try:
+        return PairStatistics.from_json(kept)
+    except ValueError as error:
+        raise RunError(_damaged(path, error)) from error
+
+
+def _read_networks(path: Path) -> dict[str, Any]:
+    """Pair statistics by the fingerprint of their network."""
+    if not path.is_file():
+        return {}
+    try:
         content = json.loads(path.read_text("ascii"))
-        if content["fingerprint"] != fingerprint:  # of another checkpoint
-            return None
-        return PairStatistics.from_json(content["statistics"])
+        known = content["format"]
+        if known == 1:  # of one network
+            return {content["fingerprint"]: content["statistics"]}
+        if known == STATISTICS_FORMAT:
+            return dict(content["networks"])
     except (KeyError, OSError, RecursionError, TypeError, ValueError) as error:
-        raise RunError(f"{shown(path)} is damaged ({_sentence(error)[:-1]}): remove it, or make it "
-                       "again with tools/threshold.py.") from error
+        raise RunError(_damaged(path, error)) from error
+    raise RunError(f"{shown(path)} has format {known!r}, and this version reads "
+                   f"{STATISTICS_FORMAT}: use the version that wrote it, or remove it and measure "
+                   "anew with tools/threshold.py.")
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    return (f"{shown(path)} is damaged ({_sentence(error)[:-1]}): remove it, and make it again "
+            "with tools/threshold.py.")

@@ -1,9 +1,12 @@
 """A loaded run gives the embeddings of the toolbox's own predictor."""
 
 import io
+import json
 import re
 import shutil
+import struct
 import sys
+import zlib
 
 import caureid_plugin
 import numpy as np
@@ -17,7 +20,7 @@ from caureid_plugin.retrieval import PairStatistics, RunError, embedder
 from caureid_plugin.retrieval.network import TRAINING_ONLY
 from caureid_plugin.retrieval.run_folder import write_statistics
 from fastreid.engine import DefaultPredictor
-from PIL import Image
+from PIL import Image, ImageSequence
 
 BASELINE = ("MODEL.META_ARCHITECTURE", "Baseline", "MODEL.HEADS.NAME", "EmbeddingHead",
             "MODEL.LOSSES.NAME", "('CrossEntropyLoss',)", "MODEL.HEADS.NUM_CLASSES", "5",
@@ -80,6 +83,45 @@ def test_all_kinds_of_images(small_run, tiny_market):
     for one in (paths[0], str(paths[0]), arrays[0], Image.open(paths[0])):
         np.testing.assert_allclose(loaded.embed(one), expected[:1], atol=1e-6)
     assert loaded.embed([]).shape == (0, loaded.dim)
+
+
+def test_images_that_come_in_one_buffer(small_run, tiny_market, tmp_path):
+    """As OpenCV and Pillow's iterator over frames give them."""
+    loaded, paths = load_run(small_run()), paths_of(tiny_market)[:9]
+    arrays = [np.asarray(Image.open(path)) for path in paths]
+    expected = loaded.embed(arrays, batch_size=4)
+
+    def one_buffer():
+        buffer = np.empty_like(arrays[0])
+        for array in arrays:
+            buffer[:] = array
+            yield buffer
+
+    assert (loaded.embed(one_buffer(), batch_size=4) == expected).all()
+    frames = [Image.fromarray(array) for array in arrays]
+    frames[0].save(tmp_path / "frames.tiff", save_all=True, append_images=frames[1:])
+    with Image.open(tmp_path / "frames.tiff") as film:
+        found = loaded.embed(ImageSequence.Iterator(film), batch_size=4)
+    assert (found == expected).all()
+    lazy = Image.open(paths[0])
+    assert (loaded.embed([lazy] * 8, batch_size=8) == loaded.embed(arrays[:1] * 8)).all()
+
+
+@pytest.mark.parametrize("kind", [
+    OSError, SyntaxError, AssertionError, IndexError, KeyError, struct.error, zlib.error,
+    Image.DecompressionBombError, MemoryError])
+def test_whatever_a_decoder_raises_names_the_image(small_run, tiny_market, monkeypatch, kind):
+    loaded, paths = load_run(small_run()), paths_of(tiny_market)
+
+    def broken(self):
+        raise kind("broken")
+
+    image = Image.open(paths[0])
+    monkeypatch.setattr(type(image), "load", broken)
+    with pytest.raises(ValueError, match="Image 2: Pillow cannot decode it .*broken"):
+        loaded.embed([np.zeros((4, 4, 3), np.uint8)] * 2 + [image])
+    with pytest.raises(ValueError, match=rf"Cannot read the image {re.escape(str(paths[1]))}"):
+        loaded.embed(paths[1])
 
 
 def test_a_bar_for_many(small_run, tiny_market, capsys, monkeypatch):
@@ -169,10 +211,48 @@ def test_statistics_that_were_measured(small_run):
     np.testing.assert_array_equal(found.same, kept.same)
     other = load_run(run, opts=["INPUT.SIZE_TEST", "[64,32]"])  # another network
     assert other.statistics.source == "memory bank"
-    for text in ("", "[]", "{}", path.read_text().replace("across", "acros")):
-        path.write_text(text)
+    text = path.read_text()
+    for broken in ("", "[]", "{}", text.replace("across", "acros"), text.replace(": {", ": 5, \"x\": {", 1)):
+        path.write_text(broken)
         with pytest.raises(RunError, match="pair_statistics.json is damaged.*tools/threshold.py"):
             load_run(run)
+    path.write_text(text.replace('"format": 2', '"format": 3'))
+    for call in (lambda: load_run(run), lambda: write_statistics(run, 32 * "0", kept)):
+        with pytest.raises(RunError, match="has format 3, and this version reads 2: use the"):
+            call()
+    path.write_text(json.dumps({"format": 1, "fingerprint": loaded.fingerprint,
+                                "statistics": kept.to_json()}))  # of version 0.3.0's first days
+    assert load_run(run).statistics.threshold() == kept.threshold()
+
+
+def test_statistics_of_several_networks_of_a_run(small_run):
+    run = small_run()
+    keys = ["INPUT.SIZE_TEST", "[64,32]"]
+    kept = [PairStatistics(np.linspace(low, 1, 501, dtype=np.float32),
+                           np.linspace(-0.5, low, 1001, dtype=np.float32)) for low in (0.5, 0.7)]
+    for opts, statistics in zip(((), keys), kept, strict=True):
+        write_statistics(run, load_run(run, opts=opts).fingerprint, statistics)
+    for opts, statistics in zip(((), keys), kept, strict=True):
+        assert load_run(run, opts=opts).statistics.threshold() == statistics.threshold()
+    write_statistics(run, load_run(run).fingerprint, kept[1])  # measured anew
+    assert load_run(run).statistics.threshold() == kept[1].threshold()
+
+
+def test_the_checkpoint_that_a_run_names(small_run, caplog):
+    run = small_run()
+    (run / "model_0000.pth").write_bytes((run / "model_final.pth").read_bytes())
+    assert load_run(run).name == "small_run/model_final.pth" and not caplog.records
+    (run / "model_final.pth").unlink()
+    assert load_run(run).name == "small_run/model_0000.pth"
+    assert "model_final.pth, is not there: model_0000.pth is taken, the newest" in caplog.text
+    outside = run.parent / "outside.pth"
+    outside.write_bytes((run / "model_0000.pth").read_bytes())
+    for name in ("../outside.pth", str(outside), "..\\outside.pth", "..", "", "\0"):
+        (run / "last_checkpoint").write_text(name)
+        with pytest.raises(RunError, match=r"last_checkpoint is damaged.*or remove it for the new"):
+            load_run(run)
+    (run / "last_checkpoint").unlink()
+    assert load_run(run).name == "small_run/model_0000.pth"
 
 
 def test_clusters_of_one_image_are_outliers(small_run):

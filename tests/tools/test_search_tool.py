@@ -100,11 +100,26 @@ def test_several_queries_and_the_threshold(ask, run, market):
             assert row[2] == ("yes" if float(row[1]) > found.value else "no")
 
 
-def test_rates_of_the_memory_bank_are_said_to_be_too_low(ask, run, market):
+def test_what_was_measured_comes_before_the_memory_bank(run, market, tmp_path, capsys):
+    """Whether the run or the index has it."""
+    query = sorted((market / "query").glob("*.jpg"))[0]
+    words = ["--index", str(tmp_path / "x")]
+    index.main([str(run), str(market / "bounding_box_test"), *words])
+    measured = load_run(run).statistics.threshold().value
     (run / "pair_statistics.json").unlink()
-    said = ask(sorted((market / "query").glob("*.jpg"))[0])
+    search.main([str(run), str(query), *words])
+    said = capsys.readouterr().out
+    assert f"{measured:.3f}" in said and "(training images)" in said
+    index.main([str(run), str(market / "bounding_box_test"), "--index", str(tmp_path / "bank")])
+    search.main([str(run), str(query), "--index", str(tmp_path / "bank")])
+    said = capsys.readouterr().out  # rates that are too low
     assert "(memory bank)" in said and "understates the first by far" in said
     assert "tools/threshold.py" in said
+    write_statistics(run, load_run(run).fingerprint, PairStatistics(
+        np.linspace(0.8, 1, 201, dtype=np.float32), np.linspace(-1, 0.9, 1901, dtype=np.float32)))
+    search.main([str(run), str(query), "--index", str(tmp_path / "bank")])
+    said = capsys.readouterr().out
+    assert f"{measured:.3f}" in said and "(training images)" in said
 
 
 def test_json(ask, run, market, tmp_path):

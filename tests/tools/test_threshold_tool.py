@@ -102,6 +102,18 @@ def test_a_part_of_the_images(run, capsys):
     assert len(others | {first}) > 2
 
 
+def test_each_checkpoint_has_its_own(run):
+    content = torch.load(run / "model_final.pth", weights_only=True)
+    content["model"]["heads.bottleneck.0.running_mean"] += 0.5
+    torch.save(content, run / "model_0000.pth")
+    threshold.main([str(run)])
+    first = load_run(run).statistics
+    threshold.main([str(run), "--checkpoint", str(run / "model_0000.pth")])
+    other = load_run(run / "model_0000.pth").statistics
+    assert load_run(run).statistics.to_json() == first.to_json() != other.to_json()
+    assert first.source == other.source == "training images"
+
+
 def test_clusters_are_taken_whole():
     labels = np.array([0, 1, -1, 1, 2, 0, 2, 2, -1])
     for seed in range(5):
