@@ -6,7 +6,8 @@
         CAMERA_FOLDER.CAMERA pattern CAMERA_FOLDER.PATTERN '_c([0-9]+)'
 
 Images that the index has and that have not changed (size, time) are left as they are: a command
-that was interrupted goes on when it is given again, and further folders go into the same index.
+that was interrupted goes on when it is given again, and further folders go into the same index,
+which has each image once. --prune removes what is gone from FOLDER, all of it if FOLDER is gone.
 Cameras are read as the CAMERA_FOLDER keys say; without any, as the run read those of its own
 folder, if it was trained on one; those that the index has already are not lost then.
 
@@ -18,6 +19,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +27,12 @@ import caureid_plugin  # first: it makes the toolbox importable
 import numpy as np
 from caureid_plugin.compat import shown
 from caureid_plugin.data.camera_source import CameraSource, below
-from caureid_plugin.data.listing import existing_folder, list_images
+from caureid_plugin.data.listing import (
+    EmptyFolder,
+    existing_folder,
+    list_images,
+    same_file_names,
+)
 from caureid_plugin.retrieval.index import Index
 from caureid_plugin.retrieval.index_files import MANIFEST, Entry
 from caureid_plugin.signals import EXIT_INTERRUPTED, EXIT_STOPPED
@@ -96,10 +103,23 @@ def run_keys(run: Path) -> list | None:
 # ---------------------------------------------------------------------------- what to do ----
 
 
-def list_entries(folder: str, source: CameraSource | None) -> list[Entry]:
-    """Every image below a folder as it is now."""
-    paths = list_images(folder, "FOLDER").paths
-    found = source.read(folder, paths) if source else [None] * len(paths)
+def list_paths(folder: str, gone: bool) -> list[str]:
+    """Images below a folder; none of a folder that is ``gone`` or without any, where it may be.
+
+    Raises:
+        FileNotFoundError, ValueError: it does not exist, holds none or cannot be read.
+    """
+    try:
+        return list_images(existing_folder(folder, "FOLDER"), "FOLDER").paths
+    except (FileNotFoundError, EmptyFolder):
+        if not gone:
+            raise
+        return []
+
+
+def list_entries(folder: str, paths: list[str], source: CameraSource | None) -> list[Entry]:
+    """The images of a folder as they are now."""
+    found = source.read(folder, paths) if source and paths else [None] * len(paths)
     entries = []
     for path, name, camera in zip(paths, below(folder, paths), found, strict=True):
         try:
@@ -109,6 +129,35 @@ def list_entries(folder: str, source: CameraSource | None) -> list[Entry]:
             size = mtime = -1
         entries.append(Entry(folder, name, camera or "", size, mtime))
     return entries
+
+
+def known_folder(index: Index, folder: str) -> str:
+    """The name that the index has for a folder, which may be reached by another, a link."""
+    real = os.path.realpath(folder)
+    names = {entry.folder for entry in index.entries if entry.folder}
+    return folder if folder in names else next(
+        (name for name in sorted(names) if os.path.realpath(name) == real), folder)
+
+
+def refuse_overlap(index: Index, entries: list[Entry]) -> None:
+    """Refuses images that the index has from another folder.
+
+    Raises:
+        ValueError: there are some.
+    """
+    if not entries:
+        return
+    others = [entry for entry in index.entries if entry.folder != entries[0].folder]
+    names = same_file_names([os.path.abspath(entry.name) for entry in others])
+    known = dict(zip(names, others, strict=True))
+    found = [known[name] for name in same_file_names([entry.name for entry in entries])
+             if name in known]
+    if found:
+        source = f"folder {shown(found[0].folder)}" if found[0].folder else "a Python program"
+        raise ValueError(
+            f"{len(found)} images below {shown(entries[0].folder)} are in the index already, from "
+            f"{source} (first: {shown(found[0].name)}), and would be found twice: give folders "
+            "that do not overlap, or make an index of its own for this one (--index).")
 
 
 def with_known_cameras(index: Index, folder: str, entries: list[Entry]) -> list[Entry]:
@@ -136,25 +185,25 @@ def make_plan(index: Index, folder: str, entries: list[Entry]) -> Plan:
 
 
 def embed_readable(embedder, entries: list[Entry], batch_size: int) -> tuple[
-        list[Entry], np.ndarray, list[str]]:
+        list[Entry], np.ndarray, dict[Entry, str]]:
     """Those images that can be read, their embeddings, and what is wrong with the others."""
     if not entries:
-        return [], np.empty((0, embedder.dim), np.float32), []
+        return [], np.empty((0, embedder.dim), np.float32), {}
     try:
         features = embedder.embed([entry.name for entry in entries], batch_size=batch_size)
-        return entries, features, []
+        return entries, features, {}
     except (ValueError, OSError) as error:
         if len(entries) == 1:
             text = sentence(error)
             name = shown(entries[0].name)
-            return [], np.empty((0, embedder.dim), np.float32), [
-                text if name in text else f"{name}: {text}"]
+            return [], np.empty((0, embedder.dim), np.float32), {
+                entries[0]: text if name in text else f"{name}: {text}"}
     # halves, until what cannot be read stands alone
     half = len(entries) // 2
     parts = [embed_readable(embedder, part, batch_size)
              for part in (entries[:half], entries[half:])]
     return (parts[0][0] + parts[1][0], np.concatenate([part[1] for part in parts]),
-            parts[0][2] + parts[1][2])
+            parts[0][2] | parts[1][2])
 
 
 def embed_all(index: Index, embedder, entries: list[Entry], batch_size: int) -> list[str]:
@@ -166,7 +215,8 @@ def embed_all(index: Index, embedder, entries: list[Entry], batch_size: int) -> 
             readable, features, wrong = embed_readable(
                 embedder, entries[first:first + BLOCK], batch_size)
             index.add(features, readable)
-            errors += wrong
+            forget(index, wrong)
+            errors += wrong.values()
             done = min(first + BLOCK, len(entries))
             bar.update(done - first)
             if bar.disable:
@@ -175,6 +225,13 @@ def embed_all(index: Index, embedder, entries: list[Entry], batch_size: int) -> 
                 print(f"{done}/{len(entries)} images, {done / seconds:.1f} a second, "
                       f"{int(left // 60)}:{int(left % 60):02d} minutes left", flush=True)
     return errors
+
+
+def forget(index: Index, entries: Collection[Entry]) -> None:
+    """Removes images that were changed and can no longer be read: what is known is of others."""
+    keys = {entry[:2] for entry in entries}
+    if keys:
+        index.remove([row for row, entry in enumerate(index.entries) if entry[:2] in keys])
 
 
 # --------------------------------------------------------------------------- the command ----
@@ -187,32 +244,43 @@ def open_or_create(path: Path, embedder) -> Index:
 
 def fill(args: argparse.Namespace) -> list[str]:
     """What the command does; gives what cannot be read."""
-    folder = os.path.abspath(existing_folder(str(args.folder), "FOLDER"))
+    folder = os.path.abspath(os.path.expanduser(args.folder))
     source = camera_source(args.run, args.opts)
-    entries = list_entries(folder, source)
+    paths = list_paths(folder, args.prune and (args.index / MANIFEST).exists())
+    listed = list_entries(folder, paths, source)
     embedder = load_embedder(args.run)
     index = open_or_create(args.index, embedder)
     with index.writing():
+        known = known_folder(index, folder)
+        entries = [entry._replace(folder=known) for entry in listed]
+        if not entries and all(entry.folder != known for entry in index.entries):
+            list_paths(folder, False)  # raises: the index has none of it, either
+        refuse_overlap(index, entries)
         if not args.opts:  # nothing is said of cameras: those that are known stay
-            entries = with_known_cameras(index, folder, entries)
-        plan = make_plan(index, folder, entries)
-        without = sum(not entry.camera for entry in entries)
-        print(f"{len(entries)} images below {shown(folder)}: {len(plan.embed) - plan.changed} new, "
-              f"{plan.changed} changed; the camera of {without} is not known"
-              f"{HINT if without and not args.opts else '.'}", flush=True)
-        say_gone(index, plan, args.prune)
-        if args.prune and plan.gone:
-            index.remove(plan.gone)
-            plan = make_plan(index, folder, entries)  # rows are others now
-        cameras = plan.cameras
-        if cameras:
-            index.set_cameras(cameras)
-            print(f"Cameras read anew: those of {len(cameras)} images.")
-        errors = embed_all(index, embedder, plan.embed, args.batch_size)
+            entries = with_known_cameras(index, known, entries)
+        errors = update(args, index, embedder, known, entries)
     counts = index.camera_counts
     print(f"{shown(args.index)}: {len(index)} images of {len(counts) - ('' in counts)} cameras, "
           f"embedded by {shown(index.model)}.")
     return errors
+
+
+def update(args: argparse.Namespace, index: Index, embedder, folder: str,
+           entries: list[Entry]) -> list[str]:
+    """Makes the index hold the images of a folder; gives what cannot be read."""
+    plan = make_plan(index, folder, entries)
+    without = sum(not entry.camera for entry in entries)
+    print(f"{len(entries)} images below {shown(folder)}: {len(plan.embed) - plan.changed} new, "
+          f"{plan.changed} changed; the camera of {without} is not known"
+          f"{HINT if without and not args.opts else '.'}", flush=True)
+    say_gone(index, plan, args.prune)
+    if args.prune and plan.gone:
+        index.remove(plan.gone)
+        plan = make_plan(index, folder, entries)  # rows are others now
+    if plan.cameras:
+        index.set_cameras(plan.cameras)
+        print(f"Cameras read anew: those of {len(plan.cameras)} images.")
+    return embed_all(index, embedder, plan.embed, args.batch_size)
 
 
 def say_gone(index: Index, plan: Plan, prune: bool) -> None:
@@ -234,7 +302,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=64, metavar="N",
                         help="images that the network takes at once (default: %(default)s)")
     parser.add_argument("--prune", action="store_true",
-                        help="remove images from the index that are gone from FOLDER")
+                        help="remove images from the index that are gone from FOLDER, all of them "
+                             "if FOLDER is gone itself")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="CAMERA_FOLDER keys and values")
     words = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(options_first(words, ("--prune",)))

@@ -22,14 +22,16 @@ import caureid_plugin  # noqa: F401  first: it makes the toolbox importable
 from caureid_plugin.compat import shown
 from caureid_plugin.files import write_atomically
 from caureid_plugin.retrieval.index import Hit, Index
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from tabulate import tabulate
 
 from search_embedder import load_embedder, pair_statistics, percent, say, sentence
-from search_sheet import Cell, draw_sheet
+from search_sheet import COLUMNS, Cell, draw_sheet
 
 MOST_BYTES = 64 * 2 ** 20  # of a query's file
 MOST_PIXELS = 50_000_000
+MOST_CELLS = 2000  # of a picture, some 80 million pixels
+MARK = "caureid-plugin tools/search.py"  # in files that it has written and may write over
 
 
 def check_query(path: Path) -> None:
@@ -104,7 +106,11 @@ def say_threshold(threshold, statistics, why: str) -> str:
     return said
 
 
-def table(hits: list[Hit], threshold) -> str:
+def table(index: Index, hits: list[Hit], threshold) -> str:
+    if not hits:
+        return ("Nothing: the index is empty, tools/index.py fills it." if not len(index) else
+                "Nothing: no image of the index is of a camera that was asked for (--camera, "
+                "--without-camera).")
     marks = {None: "-", True: "yes", False: "no"}
     rows = [(hit.rank, f"{hit.score:.3f}", marks[is_same(hit, threshold)],
              shown(hit.camera) or "-", shown(hit.path)) for hit in hits]
@@ -114,7 +120,8 @@ def table(hits: list[Hit], threshold) -> str:
 
 def as_json(index: Index, answers: list, threshold, why: str) -> bytes:
     content = {
-        "index": str(index.folder), "model": index.model, "fingerprint": index.fingerprint,
+        "made_by": MARK, "index": str(index.folder), "model": index.model,
+        "fingerprint": index.fingerprint,
         "threshold": None if threshold is None else threshold._asdict(),
         "why_no_threshold": why if threshold is None else "",
         "queries": [
@@ -140,8 +147,42 @@ def as_picture(answers: list, threshold) -> bytes:
         title += (f"; green ✓ from {threshold.value:.3f} on: taken for the same person; red ✗: for "
                   "another")
     buffer = io.BytesIO()
-    draw_sheet(rows, title).save(buffer, "PNG")
+    marked = PngImagePlugin.PngInfo()
+    marked.add_text("Software", MARK)
+    draw_sheet(rows, title).save(buffer, "PNG", pnginfo=marked)
     return buffer.getvalue()
+
+
+def check_size(queries: int, top: int) -> None:
+    """Refuses a picture that would take too much memory.
+
+    Raises:
+        ValueError: it would.
+    """
+    cells = queries * -(-top // COLUMNS) * (1 + min(top, COLUMNS))
+    if cells > MOST_CELLS:
+        raise ValueError(f"--picture would show {top} images for each of {queries} queries in "
+                         f"{cells} places, and may have {MOST_CELLS}: lower --top, or ask with "
+                         "fewer queries at a time.")
+
+
+def check_output(path: Path, index: Path) -> None:
+    """Refuses to write over anything but what this tool has written.
+
+    Raises:
+        ValueError: another file is there, or the place is the index's.
+    """
+    if index.resolve() in path.resolve().parents:
+        raise ValueError(f"{shown(path)} lies in the folder of the index, which has that to "
+                         "itself: give another folder.")
+    if os.path.lexists(path) and not (path.is_file() and _is_marked(path)):
+        raise ValueError(f"{shown(path)} is there already and was not written by this tool: give "
+                         "another name, or remove it first.")
+
+
+def _is_marked(path: Path) -> bool:
+    with path.open("rb") as file:
+        return MARK.encode() in file.read(500)
 
 
 # --------------------------------------------------------------------------- the command ----
@@ -151,17 +192,19 @@ def run(args: argparse.Namespace) -> list[str]:
     """What the command does; gives why queries could not be answered."""
     embedder = load_embedder(args.run)
     index = Index.open(args.index, embedder)
+    if args.picture:
+        check_size(len(args.queries), min(args.top, len(index)))
     statistics, why = pair_statistics(embedder, index)
     threshold = None if statistics is None else statistics.threshold(args.false_match_rate)
     answers = answer(args, embedder, index)
     errors = [error for _, _, error in answers if error]
-    if args.picture and len(errors) < len(answers):
-        picture = as_picture(answers, threshold)
-        write_atomically(args.picture, lambda file: file.write(picture))
     if args.json:
         content = as_json(index, answers, threshold, why)
         write_atomically(args.json, lambda file: file.write(content))
-    lines = [f"\n{shown(path)}\n{table(hits, threshold)}"
+    if args.picture and len(errors) < len(answers):
+        picture = as_picture(answers, threshold)
+        write_atomically(args.picture, lambda file: file.write(picture))
+    lines = [f"\n{shown(path)}\n{table(index, hits, threshold)}"
              for path, hits, error in answers if not error]
     if lines:
         say("\n".join([*lines, f"\n{say_threshold(threshold, statistics, why)}"]))
@@ -202,6 +245,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
             parser.error(f"--{option} {path} cannot be written: it is a folder, or lies in one "
                          "that does not exist")
+        if path is not None:
+            try:
+                check_output(path, args.index)
+            except (ValueError, OSError) as error:
+                parser.error(f"--{option}: {error}")
     return args
 
 

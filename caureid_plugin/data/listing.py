@@ -13,6 +13,10 @@ from ..compat import IMAGE_SUFFIXES, shown
 SHOWN = 3  # paths that a message names
 
 
+class EmptyFolder(ValueError):
+    """No image lies below a folder."""
+
+
 class Listing(NamedTuple):
     """Images below a folder (sorted paths), the number of other files by suffix, and the links
     that were not followed because they lead back to a folder above them, with that folder."""
@@ -64,7 +68,8 @@ def list_images(folder: str, key: str) -> Listing:
 
     Raises:
         ValueError: a folder cannot be read, or is reached in two ways, so that its images would
-            count twice; there is no image.
+            count twice.
+        EmptyFolder: there is no image.
     """
     found = Listing([], collections.Counter(), [])
     seen: dict[str, str] = {}  # real path -> the path that it was reached by
@@ -81,7 +86,7 @@ def list_images(folder: str, key: str) -> Listing:
                 f"{shown(path)} and {shown(first)} below {key} are the same folder, whose images "
                 "would count twice: remove the link.")
     if not found.paths:
-        raise ValueError(
+        raise EmptyFolder(
             f"{key} {shown(folder)} holds no image: {len(seen)} folder(s) and "
             f"{found.others.total()} other file(s) were looked at. An image's name ends in "
             f"{', '.join(IMAGE_SUFFIXES)}, in capitals too.")

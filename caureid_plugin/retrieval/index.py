@@ -242,7 +242,7 @@ class Index:
 
     def _cameras_named(self, names: Iterable[str | int]) -> set[int]:
         number = {name: code for code, name in enumerate(self._numbering[1])}
-        plain = [plain_name(str(name)) for name in names]  # numbers are taken, too
+        plain = [_camera(name) for name in names]
         unknown = [name for name in plain if name not in number]
         if unknown:
             known = ", ".join(repr(name) for name in sorted(number, key=_by_value)[:20])
@@ -298,12 +298,13 @@ class Index:
             raise ValueError(
                 f"Features have shape {array.shape}, and the index {shown(self.folder)} holds "
                 f"embeddings of {self.dim} numbers: give (n, {self.dim}).")
-        lengths = np.linalg.norm(array, axis=1, keepdims=True)
-        wrong = np.flatnonzero(~(np.isfinite(lengths[:, 0]) & (lengths[:, 0] > 0)))
+        largest = np.abs(array).max(axis=1, keepdims=True, initial=0)
+        wrong = np.flatnonzero(~(np.isfinite(largest[:, 0]) & (largest[:, 0] > 0)))
         if len(wrong):
             raise ValueError(f"The embedding of {what} {wrong[0]} is zero or not finite: it has no "
                              "direction to compare.")
-        return np.ascontiguousarray(array / lengths)
+        array = array / largest  # or the squares of very large or small numbers leave float32
+        return np.ascontiguousarray(array / np.linalg.norm(array, axis=1, keepdims=True))
 
     # ----------------------------------------------------------------------------- changing ----
 
@@ -320,16 +321,17 @@ class Index:
                                    "again.")
             yield
 
-    def add(self, features: np.ndarray, entries: Sequence[Entry | str]) -> None:
+    def add(self, features: np.ndarray,
+            entries: Sequence[Entry | str | os.PathLike[str]]) -> None:
         """Adds images, or replaces those that have the same folder and path.
 
         Args:
             features: (n, D) embeddings; their lengths do not matter.
-            entries: where each comes from; a text is a name without a camera.
+            entries: where each comes from; a path or another text is a name without a camera.
 
         Raises:
             ValueError: features of another shape, zero or not finite; not one entry for each; an
-                image twice; a path that leads out of its folder.
+                image twice; a path that leads out of its folder; what is no entry.
             IndexRefused: see :meth:`writing`.
             OSError: it cannot be written; the index is as before.
         """
@@ -348,29 +350,30 @@ class Index:
                         for row, entry in enumerate(block.entries, start) if entry[:2] in keys]
                 self._rewrite(gone, {}, new, halves)
 
-    def remove(self, rows: Collection[int]) -> None:
+    def remove(self, rows: Iterable[int]) -> None:
         """Removes images.
 
         Raises:
             ValueError: a row that there is not.
             IndexRefused, OSError: as for :meth:`add`.
         """
-        self._check_rows(rows)
-        if rows:
+        gone = self._checked_rows(rows)
+        if gone:
             with self.writing():
-                self._rewrite(rows, {}, [], np.empty((0, self.dim), np.float16))
+                self._rewrite(gone, {}, [], np.empty((0, self.dim), np.float16))
 
-    def set_cameras(self, cameras: Mapping[int, str]) -> None:
+    def set_cameras(self, cameras: Mapping[int, str | int]) -> None:
         """Changes the cameras of images, by row.
 
         Raises:
-            ValueError: a row that there is not.
+            ValueError: a row that there is not, a camera that is none.
             IndexRefused, OSError: as for :meth:`add`.
         """
-        self._check_rows(cameras)
-        if cameras:
+        rows = self._checked_rows(cameras)
+        names = dict(zip(rows, map(_camera, cameras.values()), strict=True))
+        if names:
             with self.writing():
-                self._rewrite((), cameras, [], np.empty((0, self.dim), np.float16))
+                self._rewrite((), names, [], np.empty((0, self.dim), np.float16))
 
     def _starts(self) -> Iterator[tuple[int, Block]]:
         """Each block with its first row."""
@@ -379,11 +382,14 @@ class Index:
             yield start, block
             start += len(block.entries)
 
-    def _check_rows(self, rows: Iterable[int]) -> None:
-        wrong = [row for row in rows if not 0 <= row < len(self)]
-        if wrong:
-            raise ValueError(f"Row {wrong[0]} is none of the {len(self)} of the index, which are "
-                             "numbered from 0.")
+    def _checked_rows(self, rows: Iterable[int]) -> list[int]:
+        checked = []
+        for row in rows:
+            if not isinstance(row, (int, np.integer)) or not 0 <= row < len(self):
+                raise ValueError(f"Row {row!r} is none of the {len(self)} of the index, which are "
+                                 "numbered from 0.")
+            checked.append(int(row))
+        return checked
 
     def _rewrite(self, gone: Collection[int], cameras: Mapping[int, str],
                  new: Sequence[Entry], halves: np.ndarray) -> None:
@@ -399,7 +405,7 @@ class Index:
             short = len(block.entries) < BLOCK_IMAGES and block is self._blocks[-1] and len(new) > 0
             if short or (changed and not changed.isdisjoint(rows)):
                 left = [row for row in rows if row not in removed]
-                moved = [entry._replace(camera=plain_name(cameras[row])) if row in cameras else
+                moved = [entry._replace(camera=cameras[row]) if row in cameras else
                          entry for row, entry in ((row, block.entries[row - start])
                                                   for row in left)]
                 loose.append((moved, block.features()[[row - start for row in left]]))
@@ -458,16 +464,29 @@ def _check_network(folder: Path, manifest: Manifest, embedder: Embedder | str | 
             "or make a new index.")
 
 
-def _checked(entry: Entry | str) -> Entry:
+def _checked(entry: Entry | str | os.PathLike[str]) -> Entry:
     """An entry with its camera's plain name, whose path stays in its folder."""
-    if isinstance(entry, str):
-        entry = Entry("", entry)
+    if isinstance(entry, (str, os.PathLike)):
+        entry = Entry("", os.fspath(entry))
+    if not isinstance(entry, Entry):
+        raise ValueError(f"{entry!r} is no entry of an index: give a path, or an Entry with the "
+                         "camera.")
+    entry = entry._replace(folder=os.fspath(entry.folder), path=os.fspath(entry.path),
+                           camera=_camera(entry.camera))
     if "\0" in entry.name:
         raise ValueError(f"The path {shown(entry.name)} holds a zero byte, which no path does.")
     if entry.folder and (os.path.isabs(entry.path) or ".." in entry.path.split("/")):
         raise ValueError(f"The path {shown(entry.path)} leads out of its folder "
                          f"{shown(entry.folder)}: give it as seen from there.")
-    return entry._replace(camera=plain_name(entry.camera))
+    return entry
+
+
+def _camera(camera: str | int) -> str:
+    """A camera's plain name; numbers are taken as they come."""
+    if not isinstance(camera, (str, int, np.integer)):
+        raise ValueError(f"The camera {camera!r} is no name or number: \"\" is one that is not "
+                         "known.")
+    return plain_name(str(camera))
 
 
 def _by_value(name: str) -> tuple[bool, int, str]:

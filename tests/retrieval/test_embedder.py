@@ -212,7 +212,8 @@ def test_statistics_that_were_measured(small_run):
     other = load_run(run, opts=["INPUT.SIZE_TEST", "[64,32]"])  # another network
     assert other.statistics.source == "memory bank"
     text = path.read_text()
-    for broken in ("", "[]", "{}", text.replace("across", "acros"), text.replace(": {", ": 5, \"x\": {", 1)):
+    for broken in ("", "[]", "{}", text.replace("across", "acros"),
+                   text.replace(": {", ': 5, "x": {', 1)):
         path.write_text(broken)
         with pytest.raises(RunError, match="pair_statistics.json is damaged.*tools/threshold.py"):
             load_run(run)

@@ -153,6 +153,28 @@ def test_images_are_added_replaced_removed(filled):
     assert names == ["index.json", "index.lock"] or names == ["index.json"]
 
 
+def test_plain_values_of_python_are_taken(tmp_path):
+    index = Index.create(tmp_path / "x", FakeEmbedder())
+    index.add(random_features(3), [Path("/a/b.jpg"), Entry("", "c", 5),
+                                   Entry(Path("/d"), Path("e.jpg"), np.int64(6))])
+    assert index.paths == ["/a/b.jpg", "c", "/d/e.jpg"] and index.cameras == ["", "5", "6"]
+    index.set_cameras({np.int64(0): 7})
+    assert Index.open(index.folder).cameras == ["7", "5", "6"]
+    with pytest.raises(ValueError, match="camera 0.5 is no name or number"):
+        index.set_cameras({1: 0.5})
+    index.remove(row for row in range(2))
+    assert Index.open(index.folder).paths == ["/d/e.jpg"]
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-25, 1e25, 1e37])
+def test_lengths_do_not_matter(tmp_path, scale):
+    index = Index.create(tmp_path / "x", FakeEmbedder())
+    features = random_features(20)
+    index.add(scale * features.astype(np.float64), entries_of(20))
+    for row, hits in enumerate(index.search(scale * features.astype(np.float64), 1)):
+        assert hits[0].row == row and abs(hits[0].score - 1) < 1e-3
+
+
 def test_names_survive(tmp_path):
     index = Index.create(tmp_path / "x", FakeEmbedder())
     odd = [Entry("/a b", "c/ü\udcff.jpg", "Tür 1"), Entry("", "frame 3, box 2"), "plain"]
@@ -177,6 +199,8 @@ def test_blocks_are_full(tmp_path):
     (["a", "b\0"], ["zero byte"]),
     (["a", Entry("/crops", "../b")], ["../b", "leads out"]),
     (["a", Entry("/crops", "/etc/x")], ["/etc/x", "leads out"]),
+    (["a", 5], ["5 is no entry", "give a path"]),
+    (["a", Entry("", "b", None)], ["camera None", "no name or number"]),
 ])
 def test_wrong_entries_are_refused(filled, entries, parts):
     before = contents(filled[0])
@@ -187,7 +211,8 @@ def test_wrong_entries_are_refused(filled, entries, parts):
 
 
 @pytest.mark.parametrize("change", [
-    lambda index: index.remove([34]), lambda index: index.set_cameras({-1: "a"})])
+    lambda index: index.remove([34]), lambda index: index.set_cameras({-1: "a"}),
+    lambda index: index.remove([0.5]), lambda index: index.set_cameras({"1": "a"})])
 def test_a_wrong_row_is_refused(filled, change):
     with pytest.raises(ValueError, match="none of the 34"):
         change(filled[0])

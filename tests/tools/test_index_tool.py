@@ -135,6 +135,80 @@ def test_only_what_is_new_or_changed_is_embedded(build, run, crops, tmp_path, mo
     assert_holds(tmp_path / "x", run, crops.rglob("*.jpg"))
 
 
+def test_gone_and_changed_cameras_at_once(build, run, crops, tmp_path, monkeypatch):
+    """Over several blocks, whose rows removing numbers anew."""
+    monkeypatch.setattr(index_module, "BLOCK_IMAGES", 3)
+    build("CAMERA_FOLDER.CAMERA", "folder")
+    paths = sorted(crops.rglob("*.jpg"))
+    for path in (paths[0], paths[4], paths[13]):
+        path.unlink()
+    said = build("--prune", *PATTERN)
+    assert "3 images are gone" in said and "Cameras read anew: those of 13 images" in said
+    assert_holds(tmp_path / "x", run, crops.rglob("*.jpg"))
+    assert {path: camera for path, (camera, _) in content(tmp_path / "x").items()} == {
+        str(path): re.search(r"_c(\d)", path.name)[1] for path in crops.rglob("*.jpg")}
+
+
+def test_a_folder_that_is_gone(build, run, crops, tiny_market, tmp_path):
+    build()
+    other = tiny_market / "Market-1501-v15.09.15" / "bounding_box_test"
+    tool.main([str(run), str(other), "--index", str(tmp_path / "x")])
+    for name in ("away", "empty"):
+        crops.rename(tmp_path / name)
+        if name == "empty":
+            crops.mkdir()
+        with pytest.raises(SystemExit, match="crops (does not exist|holds no image)"):
+            build()
+        assert len(Index.open(tmp_path / "x")) == 50
+        assert "16 images are gone" in build("--prune")
+        assert_holds(tmp_path / "x", run, other.glob("*.jpg"))
+        with pytest.raises(SystemExit, match="crops (does not exist|holds no image)"):
+            build("--prune")  # the index has nothing of it, either: a slip of the pen
+        if name == "away":
+            (tmp_path / name).rename(crops)
+            build()
+
+
+def test_no_image_is_in_an_index_twice(build, run, crops, tiny_market, tmp_path):
+    build()
+    before = content(tmp_path / "x")
+    link = tmp_path / "link"
+    link.symlink_to(crops)
+    words = ["--index", str(tmp_path / "x")]
+    tool.main([str(run), str(link), *words])  # the same folder by another name
+    tool.main([str(run), str(link / ".." / "crops"), *words])
+    assert content(tmp_path / "x").keys() == before.keys()
+    link.unlink()
+    for folder, count in ((crops / "camera2", 8), (tmp_path, 16)):
+        with pytest.raises(SystemExit, match=rf"{count} images below {re.escape(str(folder))} are "
+                           rf"in the index already, from folder {re.escape(str(crops))} \(first"):
+            tool.main([str(run), str(folder), *words])
+    # one that holds a link to a folder of the other
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    (mixed / "more").symlink_to(crops / "camera1")
+    with pytest.raises(SystemExit, match="8 images .* would be found twice: give folders that do"):
+        tool.main([str(run), str(mixed), *words])
+    assert content(tmp_path / "x").keys() == before.keys()
+    index = Index.open(tmp_path / "x")
+    index.remove(range(len(index)))
+    path = str(next((crops / "camera1").glob("*.jpg")))
+    index.add(load_run(run).embed([path]), [path])
+    with pytest.raises(SystemExit, match="1 images .* from a Python program"):
+        build()
+
+
+def test_a_changed_image_that_is_unreadable_is_out(build, run, crops, tmp_path):
+    build()
+    path = sorted(crops.rglob("*.jpg"))[5]
+    path.write_bytes(path.read_bytes()[:150])
+    for _ in range(2):  # the second time it is a new one
+        with pytest.raises(SystemExit, match="1 images cannot be read and are not in the index"):
+            build()
+        assert_holds(tmp_path / "x", run, [other for other in crops.rglob("*.jpg")
+                                           if other != path])
+
+
 def test_two_folders_in_one_index(build, run, crops, tiny_market, tmp_path):
     build()
     other = tiny_market / "Market-1501-v15.09.15" / "bounding_box_test"

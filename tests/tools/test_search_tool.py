@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from caureid_plugin import load_run
+from caureid_plugin import Index, load_run
 from caureid_plugin.retrieval import PairStatistics
 from caureid_plugin.retrieval.run_folder import write_statistics
 from PIL import Image
@@ -211,6 +211,65 @@ def test_a_decompression_bomb_and_a_large_file(ask, tmp_path, monkeypatch):
     (tmp_path / "large.jpg").write_bytes(bytes(3 * 2 ** 20))
     with pytest.raises(SystemExit, match="large.jpg has 3 MiB, and a query may have 1: make it"):
         ask(tmp_path / "large.jpg")
+
+
+def test_nothing_else_is_written_over(ask, run, market, tmp_path, capsys):
+    query = sorted((market / "query").glob("*.jpg"))[0]
+    out = {"--json": tmp_path / "found.json", "--picture": tmp_path / "found.png"}
+    for _ in range(2):  # what it has written itself, it writes anew
+        ask(query, *(word for pair in out.items() for word in pair))
+    manifest = (tmp_path / "x" / "index.json").read_bytes()
+    crop = tmp_path / "crop.png"
+    Image.open(query).save(crop)
+    other = tmp_path / "other.json"
+    other.write_text("{}")
+    (tmp_path / "link.json").symlink_to(tmp_path / "nowhere")
+    for option, path, said in (
+            ("--json", tmp_path / "x" / "index.json", "lies in the folder of the index"),
+            ("--json", tmp_path / "x" / "block-000009.json", "lies in the folder of the index"),
+            ("--json", other, "is there already and was not written by this tool"),
+            ("--json", tmp_path / "link.json", "is there already and was not written by"),
+            ("--picture", crop, "is there already and was not written by this tool: give")):
+        with pytest.raises(SystemExit):
+            ask(query, crop, option, path)
+        assert said in capsys.readouterr().err
+    assert (tmp_path / "x" / "index.json").read_bytes() == manifest
+    assert other.read_text() == "{}" and (tmp_path / "link.json").is_symlink()
+    with Image.open(crop) as image:
+        assert image.size == Image.open(query).size
+
+
+def test_a_picture_that_would_be_too_large(ask, market, tmp_path, monkeypatch):
+    queries = sorted((market / "query").glob("*.jpg"))[:3]
+    words = ["--picture", tmp_path / "found.png", "--json", tmp_path / "found.json"]
+    monkeypatch.setattr(search, "MOST_CELLS", 100)
+    with pytest.raises(SystemExit, match="34 images for each of 3 queries in 132 places, and may"
+                       " have 100: lower --top"):  # 4 lines of 11 for each
+        ask(*queries, *words, "--top", "1000")
+    assert not (tmp_path / "found.png").exists()
+    ask(*queries, *words, "--top", "30")
+    assert (tmp_path / "found.png").exists()
+
+
+def test_a_picture_that_fails_loses_nothing_else(ask, market, tmp_path, monkeypatch):
+    query = sorted((market / "query").glob("*.jpg"))[0]
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(search, "draw_sheet", full)
+    with pytest.raises(SystemExit, match="No space left"):
+        ask(query, "--picture", tmp_path / "a.png", "--json", tmp_path / "found.json")
+    assert json.loads((tmp_path / "found.json").read_text())["queries"][0]["hits"]
+
+
+def test_nothing_found_is_said(ask, run, market, tmp_path, capsys):
+    query = sorted((market / "query").glob("*.jpg"))[0]
+    said = ask(query, "--camera", "1", "--without-camera", "01")
+    assert "no image of the index is of a camera that was asked for" in said and not rows(said)
+    Index.create(tmp_path / "empty", load_run(run))
+    search.main([str(run), str(query), "--index", str(tmp_path / "empty")])
+    assert "the index is empty, tools/index.py fills it" in capsys.readouterr().out
 
 
 def test_mistakes(ask, run, small_run, market, tmp_path, capsys):
