@@ -13,8 +13,9 @@ import importlib.util
 __version__ = "0.3.0"
 
 __all__ = [
-    "LOSS_REGISTRY", "CAUReID", "CamSepHead", "CameraFolder", "ClusterSampler", "Embedder",
-    "EvalAtStart", "Index", "MemoryBank", "PersonX", "SyntheticCameras", "UnlabelledImages",
+    "LOSS_REGISTRY", "CAUReID", "CamSepHead", "CameraFolder", "ClusterSampler", "Comparison",
+    "Embedder", "Entry", "EvalAtStart", "ExportError", "Hit", "Index", "IndexRefused", "MemoryBank",
+    "PairStatistics", "PersonX", "RunError", "SyntheticCameras", "Threshold", "UnlabelledImages",
     "UnsupervisedHook", "add_caureid_config", "build_dataset", "build_losses", "check_cameras",
     "compat", "extract_features", "fit_to_data", "get_config_file", "launch", "load_config",
     "load_export", "load_run", "needs_memory", "training_images",
@@ -44,9 +45,20 @@ if importlib.util.find_spec("fastreid") is not None:
         fit_to_data,
         load_config,
     )
-    from .export import load_export
+    from .export import ExportError, load_export
     from .modeling import LOSS_REGISTRY, CamSepHead, CAUReID, MemoryBank, build_losses, needs_memory
-    from .retrieval import Embedder, Index, load_run
+    from .retrieval import (
+        Comparison,
+        Embedder,
+        Entry,
+        Hit,
+        Index,
+        IndexRefused,
+        PairStatistics,
+        RunError,
+        Threshold,
+        load_run,
+    )
 else:
 
     def __getattr__(name: str) -> object:

@@ -166,9 +166,22 @@ def _with_size_of_output(content: bytes) -> bytes:
         given = model.graph.input[0].type.tensor_type.shape.dim
         zeros = torch.zeros(1, 3, *(dim.dim_value for dim in given[2:])).numpy()
         dims[1].dim_value = found.run(None, {INPUT_NAME: zeros})[0].shape[1]
+    _strip(model)
     onnx.checker.check_model(model)
     checked: bytes = model.SerializeToString()
     return checked
+
+
+def _strip(message: Any) -> None:
+    """Clears what exporters note of the program: paths of the machine that wrote the file."""
+    for field, value in message.ListFields():
+        if field.name in ("doc_string", "metadata_props"):
+            message.ClearField(field.name)
+        elif hasattr(value, "ListFields"):
+            _strip(value)
+        elif field.type == field.TYPE_MESSAGE:  # several
+            for part in value:
+                _strip(part)
 
 
 # --------------------------------------------------------------------------- TorchScript ----

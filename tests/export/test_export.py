@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import onnxruntime
 import pytest
 import torch
 from caureid_plugin import load_export, load_run
-from caureid_plugin.export import ExportError, export_network, files
+from caureid_plugin.export import ExportError, export_network, files, graph
 from caureid_plugin.retrieval import Index, IndexRefused, PairStatistics
 from caureid_plugin.retrieval.run_folder import write_statistics
 from PIL import Image
@@ -95,6 +96,31 @@ def test_torchscript_gives_pytorchs_embeddings(small_run, paths, tmp_path, name,
     with zipfile.ZipFile(tmp_path / "x.torchscript") as archive:  # nor whose machine it was
         parts = [archive.read(name) for name in archive.namelist()]
     assert len(parts) > 5 and not [part for part in parts if os.fsencode(REPOSITORY) in part]
+
+
+@pytest.mark.parametrize("export", [graph._by_tracing, graph._by_program])
+def test_onnx_files_name_no_path_of_the_machine(small_run, monkeypatch, tmp_path, export):
+    for name in ("_by_tracing", "_by_program"):
+        monkeypatch.setattr(graph, name, export)
+    embedder = load_run(small_run())
+    export_network(embedder, tmp_path / "x.onnx")
+    content = (tmp_path / "x.onnx").read_bytes()
+    for part in (os.fsencode(REPOSITORY), b"site-packages", b".py"):
+        assert part not in content
+
+
+def test_files_depend_on_no_clock(small_run, tmp_path, monkeypatch):
+    embedder = load_run(small_run())
+    contents = []
+    for name, moment in (("a", 1e9), ("b", 1.5e9)):  # years apart
+        monkeypatch.setattr(time, "time", lambda moment=moment: moment)
+        for suffix in (".onnx", ".torchscript"):
+            export_network(embedder, tmp_path / (name + suffix))
+        contents.append((tmp_path / f"{name}.onnx").read_bytes())
+    assert contents[0] == contents[1]
+    # within one process torch numbers the classes of a second program on
+    with zipfile.ZipFile(tmp_path / "b.torchscript") as archive:
+        assert {item.date_time for item in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
 def test_what_training_alone_needs_is_not_in_the_file(small_run, tmp_path):
