@@ -215,11 +215,10 @@ def difference(embedder: Embedder, program: Program, pixels: torch.Tensor, conve
             expected = embedder(batch).double()
             found = program(to_input(batch, convention)).double()
             distance = 1 - nn.functional.cosine_similarity(found, expected)
-            worst = float(np.fmax(worst, distance.max())) if torch.isfinite(
-                distance).all() else float("nan")
-            if worst != worst:
-                return worst
-    return max(worst, 0.0)
+            if not torch.isfinite(distance).all():
+                return float("nan")
+            worst = max(worst, float(distance.max()))
+    return worst
 
 
 def load_export(path: str | os.PathLike[str]) -> Embedder:
