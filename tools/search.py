@@ -139,7 +139,7 @@ def as_picture(answers: list, threshold) -> bytes:
             cells = [Cell(hit.path, (
                 f"{hit.rank}: {hit.score:.3f} " + {None: "", True: "✓", False: "✗"}[
                     is_same(hit, threshold)],
-                f"camera {shown(hit.camera)}" if hit.camera else "camera not known"),
+                f"camera {shown(hit.camera)}" if hit.camera else "camera unknown"),
                 is_same(hit, threshold)) for hit in hits]
             rows.append((Cell(str(path), ("query", shown(path.name))), cells))
     title = "Query and what was found, by score"

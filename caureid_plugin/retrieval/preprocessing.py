@@ -109,6 +109,8 @@ def _upright(image: Image.Image) -> Image.Image:
         # PIL's own conversion cuts values off at 255 and scales none
         raise ValueError(f"An image of PIL of mode {image.mode} has no 8-bit values: give the path "
                          "of its file, or an array of uint8 that you have scaled to 0..255.")
+    if not image.width or not image.height:
+        raise ValueError(f"An image of PIL of {image.width} x {image.height} has no pixels.")
     try:
         image.load()
         if image.mode == "P" and "transparency" in image.info:

@@ -90,6 +90,8 @@ def test_arrays_that_are_no_images(array, said):
 def test_other_things_that_are_no_images(tmp_path):
     with pytest.raises(ValueError, match=r"shape \(0, 4, 3\) has no pixels"):
         read_image_like(np.zeros((0, 4, 3), np.uint8))
+    with pytest.raises(ValueError, match="of 0 x 5 has no pixels"):
+        read_image_like(Image.new("RGB", (0, 5)))
     with pytest.raises(ValueError, match="this is a int"):
         read_image_like(5)
     for mode in ("I", "F", "I;16"):
