@@ -166,12 +166,18 @@ def check_size(queries: int, top: int) -> None:
                          "fewer queries at a time.")
 
 
-def check_output(path: Path, index: Path) -> None:
-    """Refuses to write over anything but what this tool has written.
+def check_output(path: Path, suffix: str, index: Path) -> None:
+    """Refuses what cannot be written, and to write over anything but what this tool has written.
 
     Raises:
-        ValueError: another file is there, or the place is the index's.
+        ValueError: another end of the name, no such folder, the index's, another file is there.
+        OSError: what is there cannot be read.
     """
+    if path.suffix.lower() != suffix:
+        raise ValueError(f"{shown(path)} must end in {suffix}")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ValueError(f"{shown(path)} cannot be written: it is a folder, or lies in one that "
+                         "does not exist")
     if index.resolve() in path.resolve().parents:
         raise ValueError(f"{shown(path)} lies in the folder of the index, which has that to "
                          "itself: give another folder.")
@@ -238,18 +244,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not 1 <= args.top <= 1000:
         parser.error(f"--top {args.top} must be from 1 to 1000")
-    for option, suffix in (("json", ".json"), ("picture", ".png")):
-        path = getattr(args, option)
-        if path is not None and path.suffix.lower() != suffix:
-            parser.error(f"--{option} {path} must end in {suffix}")
-        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-            parser.error(f"--{option} {path} cannot be written: it is a folder, or lies in one "
-                         "that does not exist")
+    for option, path, suffix in (("--json", args.json, ".json"),
+                                 ("--picture", args.picture, ".png")):
         if path is not None:
             try:
-                check_output(path, args.index)
+                check_output(path, suffix, args.index)
             except (ValueError, OSError) as error:
-                parser.error(f"--{option}: {error}")
+                parser.error(f"{option} {error}")
     return args
 
 

@@ -123,7 +123,7 @@ def to_onnx(network: nn.Module, size: tuple[int, int]) -> bytes:
             with warnings.catch_warnings():
                 # the first is deprecated since torch 2.9, and what it warns of is compared after
                 warnings.simplefilter("ignore")
-                return _with_size_of_output(export(network, torch.rand(2, 3, *size) * 255))
+                return _finished(export(network, torch.rand(2, 3, *size) * 255))
         except _REFUSALS as error:
             reasons.append((str(error).strip() or type(error).__name__).splitlines()[0])
     raise ExportError(f"torch {torch.__version__} cannot write this network as ONNX: "
@@ -154,8 +154,8 @@ def _by_program(network: nn.Module, images: torch.Tensor) -> bytes:
     return bytes(program.model_proto.SerializeToString())
 
 
-def _with_size_of_output(content: bytes) -> bytes:
-    """Writes D, which tracing leaves open, into the file; checks the file."""
+def _finished(content: bytes) -> bytes:
+    """The file with D, which tracing leaves open, and nothing of the machine; it is checked."""
     onnx = require("onnx")
     model = onnx.load_model_from_string(content)
     output, = model.graph.output

@@ -383,10 +383,10 @@ class Index:
             start += len(block.entries)
 
     def _checked_rows(self, rows: Iterable[int]) -> list[int]:
-        checked = []
+        checked, count = [], len(self)
         for row in rows:
-            if not isinstance(row, (int, np.integer)) or not 0 <= row < len(self):
-                raise ValueError(f"Row {row!r} is none of the {len(self)} of the index, which are "
+            if not isinstance(row, (int, np.integer)) or not 0 <= row < count:
+                raise ValueError(f"Row {row!r} is none of the {count} of the index, which are "
                                  "numbered from 0.")
             checked.append(int(row))
         return checked
