@@ -64,7 +64,8 @@ setup(
         "docs": ["sphinx>=8.1", "myst-parser>=4.0", "furo>=2024.8.6"],
         "test": [
             "caureid-plugin[export,web,docs]",
-            "pytest>=7.4", "pytest-timeout>=2.2", "hypothesis>=6.87", "markdown-it-py>=3.0",
+            "pytest>=8.2", "pytest-timeout>=2.2", "pytest-xdist>=3.6", "pytest-randomly>=3.15",
+            "hypothesis>=6.87", "markdown-it-py>=3.0",
             "playwright>=1.49",
             # bounded: a new release may find what nobody changed
             "ruff>=0.14,<0.18", "mypy>=1.18,<3", "vulture>=2.14,<3",

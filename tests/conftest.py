@@ -1,57 +1,120 @@
-"""Fixtures shared by all tests: a tiny dataset in Market-1501's layout and a complete config."""
+"""Fixtures shared by all tests: tiny images, a complete config, a tiny run.
 
+With ``CI`` in the environment, a test that is skipped fails the run unless EXPECTED_SKIPS has it.
+"""
+
+import logging
 import os
+import signal
+import subprocess
+import sys
 
 # Before torch is imported, here and in the processes that tests start: on tensors as small as
 # these, threads cost more than they gain.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
 import pytest
-from PIL import Image
 
-IDENTITIES = 8  # of the training set; as many others to test with
+from helpers import warm
+from helpers.tiny import KEYS, write_crops, write_market
+
+# What the machines of the project's CI cannot run: a part of the test's id, and the reason.
+EXPECTED_SKIPS = {
+    "cuda": "needs a GPU",
+}
+
+_skipped = []
 
 
-def _write_person(folder, rng, colours, pid, camera, frame):
-    """One 32 x 16 image: two blocks of clothing colours under the camera's tint, and noise."""
-    image = np.empty((32, 16, 3))
-    image[:16], image[16:] = colours
-    image = image * (1.0 - 0.15 * camera) + rng.normal(scale=12.0, size=image.shape)
-    identity = "-1" if pid < 0 else f"{pid:04d}"
-    name = f"{identity}_c{camera + 1}s1_{frame:06d}_00.jpg"
-    Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / name, quality=95)
+def pytest_runtest_logreport(report):
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        _skipped.append((report.nodeid, reason.removeprefix("Skipped: ")))
+
+
+def pytest_collectreport(report):
+    if report.skipped:
+        _skipped.append((report.nodeid, str(report.longrepr[2])))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session):
+    """Fails a run of CI in which something vanished."""
+    if not os.environ.get("CI") or hasattr(session.config, "workerinput"):
+        return
+    vanished = [f"{test}: {reason}" for test, reason in _skipped
+                if not any(part in test and reason == known
+                           for part, known in EXPECTED_SKIPS.items())]
+    if vanished:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        print("\nskipped, and not in EXPECTED_SKIPS of tests/conftest.py:", *vanished, sep="\n  ",
+              file=sys.stderr)
+
+
+@pytest.fixture(autouse=True)
+def as_it_was():
+    """Gives back what training and its tests set for the whole process; seeds torch.
+
+    Loggers (``setup_logger`` adds handlers and never stops), signal handlers, torch's settings.
+    """
+    logs = {name: logging.getLogger(name) for name in ("fastreid", "caureid_plugin")}
+    before = {name: (log.handlers[:], log.level, log.propagate, log.disabled)
+              for name, log in logs.items()}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    torch = sys.modules.get("torch")
+    if torch:
+        torch.manual_seed(0)
+        threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    yield
+    for name, log in logs.items():
+        for handler in set(log.handlers) - set(before[name][0]):
+            handler.close()
+        log.handlers, log.level, log.propagate, log.disabled = before[name]
+    for number, handler in handlers.items():
+        if handler is not None and signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
+    if torch:
+        torch.set_num_threads(threads)
+        torch.set_default_dtype(dtype)
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.deterministic = torch.backends.cudnn.benchmark = False
+
+
+@pytest.fixture
+def messages():
+    """What FastReID and the plugin log from now on, as a list of texts."""
+    texts = []
+
+    class Collect(logging.Handler):
+        def emit(self, record):
+            texts.append(record.getMessage())
+
+    for name in ("fastreid", "caureid_plugin"):
+        log = logging.getLogger(name)
+        log.setLevel(logging.INFO)
+        log.addHandler(Collect())
+    return texts
 
 
 @pytest.fixture
 def tiny_market(tmp_path, monkeypatch):
-    """Folder for FASTREID_DATASETS with a coloured-noise dataset in Market-1501's layout.
+    """Folder with :func:`helpers.tiny.write_market`'s images; FastReID looks for data sets there.
 
-    Training: 8 identities x 2 cameras x 3 images. Test: 8 other identities, one query per camera
-    (16) and two gallery images per camera (32), a junk image and a distractor. An identity is a
-    pair of colours. The toolbox's ``Market1501`` finds the folder, in this process.
+    So do the processes that a test starts.
     """
-    rng = np.random.default_rng(0)
-    colours = rng.uniform(20, 235, size=(2 * IDENTITIES, 2, 3))
-    root = tmp_path / "datasets"
-    base = root / "Market-1501-v15.09.15"
-    train, query, gallery = (base / n for n in ("bounding_box_train", "query", "bounding_box_test"))
-    for folder in (train, query, gallery):
-        folder.mkdir(parents=True)
-    for pid in range(2 * IDENTITIES):
-        parts = [train] * 3 if pid < IDENTITIES else [query, gallery, gallery]
-        for camera in range(2):
-            for frame, folder in enumerate(parts):
-                _write_person(folder, rng, colours[pid], pid + 1, camera, frame)
-    grey = np.full((2, 3), 128.0)
-    _write_person(gallery, rng, grey, 0, 1, 7)
-    _write_person(gallery, rng, grey, -1, 0, 8)
-
     import caureid_plugin  # noqa: F401
     from fastreid.data import build as data_build
 
+    root = write_market(tmp_path / "datasets")
     monkeypatch.setattr(data_build, "_root", str(root))
+    monkeypatch.setenv("FASTREID_DATASETS", str(root))
     return root
+
+
+@pytest.fixture
+def tiny_crops(tmp_path):
+    """Folder with a folder for each of two cameras and 12 images in each."""
+    return write_crops(tmp_path / "crops")
 
 
 @pytest.fixture
@@ -65,18 +128,6 @@ def cfg():
     return config
 
 
-SCRIPT_KEYS = """
-MODEL.DEVICE cpu MODEL.BACKBONE.NAME build_plain_backbone MODEL.BACKBONE.PRETRAIN False
-MODEL.BACKBONE.FEAT_DIM 16 MODEL.BACKBONE.LAST_STRIDE 2 MODEL.BACKBONE.WITH_IBN True
-MODEL.HEADS.CAMSEP.REDUCTION 4 MODEL.HEADS.CAMSEP.NUM_CAMERAS 2 MODEL.BN_GROUP_SIZE 8
-DATASETS.NAMES ('Market1501',) DATASETS.TESTS ('Market1501',) DATALOADER.NUM_WORKERS 0
-INPUT.SIZE_TRAIN [32,16] INPUT.SIZE_TEST [32,16] SOLVER.IMS_PER_BATCH 16 SOLVER.ITERS_PER_EPOCH 3
-SOLVER.MAX_EPOCH 2 SOLVER.CHECKPOINT_PERIOD 1 CAUREID.CLUSTER.CAMERA_AWARE False
-CAUREID.CLUSTER.K1 6 CAUREID.CLUSTER.K2 2 CAUREID.CLUSTER.EPS 0.6 CAUREID.CLUSTER.K1_INTRA 3
-CAUREID.CLUSTER.K1_INTER 7 TEST.EVAL_PERIOD 1 TEST.EVAL_AT_START True TEST.IMS_PER_BATCH 16
-""".split()
-
-
 @pytest.fixture
 def train_as_script(tiny_market, tmp_path, monkeypatch):
     """Trains as tools/train_net.py does, by its own functions, in this process; gives the trainer.
@@ -84,32 +135,19 @@ def train_as_script(tiny_market, tmp_path, monkeypatch):
     Arguments: keys and values as on the command line; ``folder``: below tmp_path, for the output;
     ``watch``: called with the trainer before it trains.
     """
-    import importlib.util
-    import logging
-    from pathlib import Path
-
     from fastreid.engine import defaults
 
-    repository = Path(__file__).resolve().parents[1]
-    spec = importlib.util.spec_from_file_location("train_net", repository / "tools/train_net.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    import train_net
+
     monkeypatch.setattr(defaults, "collect_env_info", lambda: "")  # slow, of no interest here
-    log = logging.getLogger("fastreid")
-    before = log.handlers[:], log.level, log.propagate
 
     def run(*options, config="Synthetic/caureid.yml", folder="run", watch=lambda trainer: None):
-        command = ["--config-file", config, *SCRIPT_KEYS, "OUTPUT_DIR", tmp_path / folder, *options]
+        command = ["--config-file", config, *KEYS, "OUTPUT_DIR", tmp_path / folder, *options]
         args = defaults.default_argument_parser().parse_args([str(part) for part in command])
-        try:
-            trainer = script.build_trainer(script.setup(args))
-            watch(trainer)
-            trainer.resume_or_load(resume=False)
-            trainer.train()
-        finally:
-            for handler in set(log.handlers) - set(before[0]):
-                handler.close()
-            log.handlers, log.level, log.propagate = before[0][:], *before[1:]
+        trainer = train_net.build_trainer(train_net.setup(args))
+        watch(trainer)
+        trainer.resume_or_load(resume=False)
+        trainer.train()
         return trainer
 
     return run
@@ -118,7 +156,7 @@ def train_as_script(tiny_market, tmp_path, monkeypatch):
 @pytest.fixture
 def script_keys():
     """Keys and values of a tiny training for the command line of tools/train_net.py."""
-    return SCRIPT_KEYS
+    return KEYS
 
 
 @pytest.fixture
@@ -133,7 +171,7 @@ def small_run(tmp_path):
     from torch.nn.functional import normalize
 
     def make(*options, folder="small_run"):
-        cfg = load_config("Synthetic/caureid.yml", [*SCRIPT_KEYS, *options])
+        cfg = load_config("Synthetic/caureid.yml", [*KEYS, *options])
         model = build_network(cfg)
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
@@ -161,3 +199,37 @@ def small_run(tmp_path):
         return home
 
     return make
+
+
+_HIDE = """
+import sys
+from importlib.machinery import PathFinder
+
+class Hiding:
+    def find_spec(name, path=None, target=None):
+        hidden = name.split(".")[0] in {names}
+        return None if hidden else PathFinder.find_spec(name, path, target)
+
+sys.meta_path[:] = [Hiding if finder is PathFinder else finder for finder in sys.meta_path]
+"""
+
+
+@pytest.fixture
+def run_python(tmp_path):
+    """Runs a command of a new interpreter that can import the plugin; gives its finished process.
+
+    For tests of the imports themselves; others take `helpers.warm`, which imports once.
+
+    ``hidden``: modules that code given by ``-c`` does not find, as if they were not installed.
+    """
+
+    def run(*arguments, timeout=120, hidden=(), **environment):
+        if hidden:
+            option, code, *rest = arguments
+            assert option == "-c"
+            arguments = (option, _HIDE.format(names=set(hidden)) + code, *rest)
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)], capture_output=True, text=True,
+            timeout=timeout, cwd=tmp_path, check=False, env=warm.environment(**environment))
+
+    return run

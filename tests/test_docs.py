@@ -297,7 +297,7 @@ class Session:
             for name in sorted(used & self._makers.keys() - self.names.keys()):
                 self.names[name] = self._makers[name]()
             code = compile(ast.Module([statement], []), place, "exec")
-            exec(code, self.names)  # noqa: S102  what the documents tell the reader to run
+            exec(code, self.names)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)

@@ -1,9 +1,5 @@
 """A small supervised setup of the toolbox's own, and ways to watch it."""
 
-import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import caureid_plugin  # noqa: F401
@@ -13,33 +9,6 @@ from fastreid.engine import DefaultTrainer
 from fastreid.modeling import meta_arch
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from torch import nn
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(autouse=True)
-def toolbox_log():
-    """Gives the toolbox's logger back as it was; ``setup_logger`` adds handlers and never stops."""
-    log = logging.getLogger("fastreid")
-    before = log.handlers[:], log.level, log.propagate
-    log.setLevel(logging.INFO)
-    yield log
-    for handler in set(log.handlers) - set(before[0]):
-        handler.close()
-    log.handlers, log.level, log.propagate = before
-
-
-@pytest.fixture
-def messages(toolbox_log):
-    """What the toolbox and the plugin log, as a list of texts."""
-    texts = []
-
-    class Collect(logging.Handler):
-        def emit(self, record):
-            texts.append(record.getMessage())
-
-    toolbox_log.addHandler(Collect())
-    return texts
 
 
 @pytest.fixture(scope="session")
@@ -99,37 +68,3 @@ def make_trainer(tiny_cfg):
         return DefaultTrainer(config)
 
     return make
-
-
-_HIDE = """
-import sys
-from importlib.machinery import PathFinder
-
-class Hiding:
-    def find_spec(name, path=None, target=None):
-        hidden = name.split(".")[0] in {names}
-        return None if hidden else PathFinder.find_spec(name, path, target)
-
-sys.meta_path[:] = [Hiding if finder is PathFinder else finder for finder in sys.meta_path]
-"""
-
-
-@pytest.fixture
-def run_python(tmp_path):
-    """Runs a command of a fresh Python that can import the plugin; gives its finished process.
-
-    ``hidden``: modules that code given by ``-c`` does not find, as if they were not installed.
-    """
-
-    def run(*arguments, timeout=120, hidden=(), **environment):
-        if hidden:
-            option, code, *rest = arguments
-            assert option == "-c"
-            arguments = (option, _HIDE.format(names=set(hidden)) + code, *rest)
-        path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
-        return subprocess.run(
-            [sys.executable, *map(str, arguments)], capture_output=True, text=True,
-            timeout=timeout, cwd=tmp_path, check=False,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment})
-
-    return run

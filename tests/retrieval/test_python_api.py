@@ -25,7 +25,7 @@ def test_the_examples(small_run, tiny_market, tmp_path, monkeypatch, capsys):
     assert len(blocks) == 6
     names = {}
     for block in blocks:
-        exec(compile(block, "docs/python_api.md", "exec"), names)  # noqa: S102
+        exec(compile(block, "docs/python_api.md", "exec"), names)
     lines = capsys.readouterr().out.splitlines()
     found = re.escape(str(home / "crops")) + rf"/(entrance|yard)/{re.escape(images[5].name)}"
     assert re.fullmatch(rf"1 (1\.000|0\.999) {found}", lines[0])
