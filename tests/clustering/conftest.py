@@ -1,13 +1,10 @@
-"""Feature generators and the plain-loop Jaccard distances for the clustering tests."""
-
-import importlib.util
-from pathlib import Path
+"""Features for the clustering tests; ``helpers.plain`` has what they are compared with."""
 
 import numpy as np
 import pytest
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_features():
     """Features with identity and camera structure, as embeddings of a person have."""
 
@@ -23,33 +20,3 @@ def make_features():
         return features[order].astype(np.float32), identities[order]
 
     return make
-
-
-@pytest.fixture(scope="session")
-def plain():
-    """The module ``plain.py`` beside this file; importlib mode puts no test folder on the path."""
-    path = Path(__file__).with_name("plain.py")
-    spec = importlib.util.spec_from_file_location("plain_clustering", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def plain_jaccard(plain):
-    """Dense (N, N) distances by loops, from features, their neighbour lists (N, k1) and k2."""
-    return plain.jaccard_from_ranks
-
-
-@pytest.fixture
-def to_dense():
-    """A sparse graph as a dense array, with ``fill`` where nothing is stored."""
-
-    def dense(graph, fill):
-        result = np.full(graph.shape, fill, dtype=np.float64)
-        for i in range(graph.shape[0]):
-            for entry in range(graph.indptr[i], graph.indptr[i + 1]):
-                result[i, graph.indices[entry]] = graph.data[entry]
-        return result
-
-    return dense

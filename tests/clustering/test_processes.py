@@ -1,12 +1,12 @@
-"""The search shared by two processes."""
+"""The search shared by two processes, which run this file as a script."""
 
-import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from caureid_plugin.clustering import (
     Search,
     assign_pseudo_labels,
@@ -18,6 +18,9 @@ from caureid_plugin.clustering import (
 )
 
 SIZE = 2
+BACKENDS = ["torch", "torch-pca", "faiss-flat"]
+BLOCKS = ((exact_search, "TILE_ROWS", 64), (faiss_search, "ROWS", 64),  # something to share
+          (projected_search, "FEWEST", 4))
 
 
 def _features():
@@ -39,62 +42,75 @@ def _everything(group, backend):
     return [*plain, *by_camera[0], *by_camera[1], labels, aware]
 
 
-def _run(rank, folder, backend):
+def _errors(rank):
+    """What goes wrong in every process, and what does in the second one alone."""
+    features, _ = _features()
+    spoilt = features.copy()
+    if rank == 1:
+        spoilt[3] = np.nan
+    for given, k1, eps, max_memory in ((features, 400, 0.5, None), (features, 4, 2.0, None),
+                                       (features, 4, 0.5, 1e-9), (spoilt, 4, 0.5, None)):
+        try:
+            assign_pseudo_labels(given, k1=k1, k2=2, eps=eps, min_samples=2,
+                                 search=Search(group=dist.group.WORLD, max_memory=max_memory))
+        except (ValueError, MemoryError, RuntimeError) as error:
+            yield f"{type(error).__name__}: {error}"
+
+
+def _run(rank, folder):
     torch.set_num_threads(1)
-    exact_search.TILE_ROWS = 64  # so that there is something to share
-    faiss_search.ROWS = 64
-    projected_search.FEWEST = 4
+    for module, name, value in BLOCKS:
+        setattr(module, name, value)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank,
                             world_size=SIZE)
     try:
-        found = _everything(dist.group.WORLD, backend)
-        np.savez(f"{folder}/{rank}.npz", *found)
-        errors = []
-        for bad in (dict(k1=400, k2=2, eps=0.5), dict(k1=4, k2=2, eps=2.0),
-                    dict(k1=4, k2=2, eps=0.5, search=Search(max_memory=1e-9,
-                                                            group=dist.group.WORLD))):
-            try:
-                assign_pseudo_labels(_features()[0], min_samples=2, **bad)
-            except (ValueError, MemoryError) as error:
-                errors.append(type(error).__name__)
-        spoilt = _features()[0]
-        if rank == 1:
-            spoilt[3] = np.nan
-        try:  # one process fails: so does the other, instead of waiting
-            assign_pseudo_labels(spoilt, k1=4, k2=2, eps=0.5, min_samples=2,
-                                 search=Search(group=dist.group.WORLD))
-        except (ValueError, RuntimeError) as error:
-            message = f"{type(error).__name__} {error}"
-        errors.append(message.split()[0])
-        assert "features row 3 holds NaN" in message
-        (folder / f"{rank}.txt").write_text(" ".join(errors))
+        for backend in BACKENDS:
+            np.savez(folder / f"{rank}-{backend}.npz", *_everything(dist.group.WORLD, backend))
+        (folder / f"{rank}.txt").write_text("\n".join(_errors(rank)))
         dist.barrier()
     finally:
         dist.destroy_process_group()
-    # Seen once on a loaded machine: libraries' own threads abort the interpreter's teardown
-    # ("terminate called without an active exception"). What is tested is done by now.
-    os._exit(0)
 
 
-@pytest.mark.parametrize("backend", ["torch", "torch-pca", "faiss-flat"])
-def test_two_processes_find_what_one_finds(tmp_path, monkeypatch, backend):
-    monkeypatch.setattr(projected_search, "FEWEST", 4)
-    if backend == "faiss-flat":
-        pytest.importorskip("faiss")
-    mp.spawn(_run, args=(tmp_path, backend), nprocs=SIZE)
-    monkeypatch.setattr(exact_search, "TILE_ROWS", 64)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as above: principal components change their last digits with it
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """The folder in which two processes have left their results."""
+    from helpers import warm  # which a script would not find
+
+    folder = tmp_path_factory.mktemp("shared")
+    processes = [warm.start([__file__, rank, folder], out=folder / f"{rank}.log")
+                 for rank in range(SIZE)]
     try:
-        expected = _everything(None, backend)
+        for process in processes:
+            assert process.wait() == 0, process.log.read_text()
     finally:
-        torch.set_num_threads(threads)
+        for process in processes:
+            process.kill()
+    return folder
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_processes_find_what_one_finds(shared, monkeypatch, backend):
+    for module, name, value in BLOCKS:
+        monkeypatch.setattr(module, name, value)
+    torch.set_num_threads(1)  # principal components change their last digits with it
+    expected = _everything(None, backend)
     assert expected[-1].max() > 10 and expected[-2].max() > 10, "the case must have clusters"
     for rank in range(SIZE):
-        with np.load(tmp_path / f"{rank}.npz") as found:
+        with np.load(shared / f"{rank}-{backend}.npz") as found:
             assert len(found.files) == len(expected)
             for name, array in zip(found.files, expected, strict=True):
                 assert np.array_equal(found[name], array)
-        # what is wrong is said in every process
-        assert (tmp_path / f"{rank}.txt").read_text() == (
-            "ValueError ValueError MemoryError " + ["PeerError", "ValueError"][rank])
+
+
+def test_what_is_wrong_is_said_in_every_process(shared):
+    first, second = ((shared / f"{rank}.txt").read_text().splitlines() for rank in range(SIZE))
+    assert [line.split(":")[0] for line in first] == [
+        "ValueError", "ValueError", "MemoryError", "PeerError"]
+    assert second[:3] == first[:3]
+    assert second[3].startswith("ValueError") and "features row 3 holds NaN" in second[3]
+    assert "features row 3 holds NaN" in first[3], "it fails too, instead of waiting"
+
+
+if __name__ == "__main__":
+    _run(int(sys.argv[1]), Path(sys.argv[2]))

@@ -3,32 +3,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from caureid_plugin.clustering import assign_pseudo_labels, search_neighbors
+from caureid_plugin.clustering import assign_pseudo_labels
 from caureid_plugin.clustering.pseudo_labels import cluster_graph, number_by_appearance
 from scipy import sparse
-from sklearn.cluster import DBSCAN
+
+from helpers import plain
 
 PARAMETERS = dict(k1=10, k2=3, eps=0.6, min_samples=4)
-
-
-def together(labels):
-    """(N, N) booleans: both in one cluster. Outliers are with nobody, not with themselves."""
-    return (labels[:, None] == labels[None, :]) & (labels >= 0)[:, None]
-
-
-@pytest.mark.parametrize("k1, k2", [(12, 4), (9, 1), (5, 2), (100, 6)])
-@pytest.mark.parametrize("noise", [0.4, 1.2])
-def test_partition_of_dbscan_on_plain_loop_distances(make_features, plain_jaccard, k1, k2, noise):
-    features, _ = make_features(72, noise=noise, seed=2)
-    features[[5, 6, 7]] = features[4]
-    dense = plain_jaccard(features, search_neighbors(features, min(k1, 72))[0], k2)
-    for eps in (0.4, 0.6, 0.8):
-        assert np.abs(dense - eps).min() > 1e-6, "a distance on the threshold: change the seed"
-        expected = DBSCAN(eps=eps, min_samples=4, metric="precomputed").fit_predict(dense)
-        labels = assign_pseudo_labels(
-            features, k1=k1, k2=k2, eps=eps, min_samples=4, small=True)
-        assert labels.shape == (72,) and labels.dtype == np.int64
-        assert np.array_equal(together(labels), together(expected))
 
 
 def test_identities_far_apart_are_recovered(make_features):
@@ -36,7 +17,7 @@ def test_identities_far_apart_are_recovered(make_features):
     features = torch.from_numpy(features)
     labels = assign_pseudo_labels(features, k1=15, k2=6, eps=0.6, min_samples=4)
     assert labels.min() == 0, "no outliers"
-    assert np.array_equal(together(labels), together(identities))
+    assert np.array_equal(plain.together(labels), plain.together(identities))
 
 
 def test_clusters_are_numbered_by_first_appearance(make_features):
@@ -76,14 +57,6 @@ def test_stored_zeros_are_distances():
     graph = sparse.coo_matrix((np.zeros(17, np.float32), (rows, columns)), shape=(5, 5)).tocsr()
     assert cluster_graph(graph, 0.5, 4).tolist() == [0, 0, 0, 0, -1]
     assert cluster_graph(graph, 0.5, 5).tolist() == [-1] * 5
-
-
-def test_duplicates_form_a_cluster(make_features):
-    # Single images of one identity each are strangers; four copies of one are not.
-    features, _ = make_features(40, per_identity=1)
-    features[[8, 20, 33]] = features[3]
-    labels = assign_pseudo_labels(features, k1=4, k2=1, eps=0.3, min_samples=4)
-    assert np.flatnonzero(labels == 0).tolist() == [3, 8, 20, 33]
 
 
 def test_a_distance_equal_to_eps_links_in_float32_too():

@@ -94,7 +94,7 @@ def test_there_is_no_identity(own, cfg):
     dataset = own()
     assert isinstance(dataset, CameraFolder)
     assert len({identity for _, identity, _ in dataset.train}) == 1
-    assert dataset.query == [] == dataset.gallery
+    assert dataset.query == [] == dataset.gallery and dataset.left_out == {}
     cfg.DATASETS.NAMES = (NAME,)
     assert training_images(cfg) == [(path, camera) for path, _, camera in dataset.train]
 
@@ -118,10 +118,6 @@ def test_more_other_files_than_images_are_a_warning(own, root, logged, others, l
     own().show_train()
     (record,) = [r for r in logged.records if "left out" in r.getMessage()]
     assert record.levelno == level and f"{others} .heic" in record.getMessage()
-
-
-def test_nothing_is_left_out(own):
-    assert own().left_out == {}
 
 
 def test_home_and_relative_roots(own, root, monkeypatch):
@@ -199,7 +195,6 @@ def test_a_folder_without_images(own, tmp_path):
 
 
 @pytest.mark.parametrize("level, needs, count, first", [
-    (1, "1 folder(s) between it and the image", 1, "loose.jpg"),
     (-1, "1 folder(s) above the image", 1, "loose.jpg"),
     (3, "3 folder(s) between it and the image", 4, "loose.jpg, north/gate/a.PNG, north/gate/b.jpg"),
     (5, "5 folder(s) between it and the image", 5, "loose.jpg, north/door/01/c.jpeg")])
@@ -214,21 +209,20 @@ def test_level_zero(own):
     refused(lambda: own(LEVEL=0), "CAMERA_FOLDER.LEVEL 0", "1 is the first")
 
 
-@pytest.mark.parametrize("keys, named", [
-    ({"LEVEL": 9}, ["CAMERA_FOLDER.LEVEL 9", "5 of the 5 images"]),
-    ({"LEVEL": 2}, ["CAMERA_FOLDER.UNMATCHED skip leaves out 1 of 5", "loose.jpg"]),
-    ({"LEVEL": 1, "CAMERA": "pattern", "PATTERN": "^(no)"}, ["leaves out 2 of 5", "loose"])])
-def test_images_without_camera_may_be_skipped(own, root, keys, named, logged):
+@pytest.mark.parametrize("keys, kept, named", [
+    ({"LEVEL": 2}, 4, ["CAMERA_FOLDER.UNMATCHED skip leaves out 1 of 5", "loose.jpg"]),
+    ({"CAMERA": "pattern", "PATTERN": "^(no)"}, 3, ["leaves out 2 of 5", "loose"])])
+def test_images_without_camera_may_be_skipped(own, root, keys, kept, named, logged):
     touch(root, "loose.jpg")
     dataset = own(UNMATCHED="skip", **keys)
-    if keys["LEVEL"] == 9:
-        refused(lambda: dataset.train, "LEVEL 9", "5 of the 5 images")
-        return
-    kept = cameras(dataset, root)
-    assert "loose.jpg" not in kept and kept
+    assert len(dataset.train) == kept and "loose.jpg" not in cameras(dataset, root)
     dataset.show_train()
     (warning,) = [r.getMessage() for r in logged.records if r.levelno == logging.WARNING]
     assert not [part for part in named if part not in warning]
+
+
+def test_not_all_images_may_be_skipped(own):
+    refused(lambda: own(UNMATCHED="skip", LEVEL=9).train, "LEVEL 9", "4 of the 4 images")
 
 
 # -------------------------------------------------------------------------- the pattern ----
@@ -273,10 +267,9 @@ def test_patterns_that_match_only_some(own):
 
 @pytest.mark.parametrize("pattern, says", [
     ("(ok) c([0-9]", ["'c([0-9]'", "no regular expression", "position 1"]),
-    ("c[0-9]", ["'c[0-9]'", "0 groups"]), ("(a)(b)", ["2 groups", "(?P<camera>...)"]),
+    ("(a)(b)", ["2 groups", "(?P<camera>...)"]),
     ("cam ([0-9]+)", ["'cam'", "0 groups", r"Blanks separate patterns: \s stands for one"]),
-    ("(cam [0-9]+)", ["'(cam'", "no regular expression", r"Blanks separate patterns: \s stands"]),
-    (" ", ["' '", "'pattern' needs"]), ("", ["''", "'pattern' needs"])])
+    (" ", ["' '", "'pattern' needs"])])
 def test_patterns_that_are_none(own, pattern, says):
     refused(lambda: own(CAMERA="pattern", PATTERN=pattern), "CAMERA_FOLDER.PATTERN", *says)
 
@@ -289,9 +282,7 @@ def test_one_camera(own, root):
 
 
 @pytest.mark.parametrize("keys, key, camera", [
-    ({"CAMERA": "pattern", "LEVEL": 2}, "LEVEL 2", "'pattern'"),
     ({"PATTERN": "(a)"}, "PATTERN '(a)'", "'folder'"),
-    ({"CAMERA": "none", "CSV": "x.csv"}, "CSV 'x.csv'", "'none'"),
     ({"CAMERA": "none", "UNMATCHED": "skip"}, "UNMATCHED 'skip'", "'none'")])
 def test_a_key_that_is_not_used_is_an_error(own, keys, key, camera):
     refused(lambda: own(**keys), f"CAMERA_FOLDER.{key}", f"CAMERA_FOLDER.CAMERA {camera}",
@@ -359,7 +350,6 @@ def test_tables_that_do_not_fit(own, root, rows, says):
     (b"path,cam\na.jpg,1\n", ["column(s) camera", "'cam'"]),
     (b"path,camera,camera\na.jpg,1,2\n", ["column(s) camera once"]),
     (b"path,camera\n\xff.jpg,1\n", ["damaged", "UTF-8"]),
-    ("path,camera\na.jpg,1\n".encode("utf-16"), ["damaged", "UTF-8"]),
     (b'path,camera\n"a.jpg,1\n', ["damaged", "unexpected end of data"]),
     (b"path,camera\na.jpg,\0\n", ["CAMERA_FOLDER.CSV"]),
     (b"path,camera\n" + b"x" * 200_000 + b",1\n", ["field larger"])])
@@ -439,15 +429,13 @@ def test_labels_are_sorted_and_read_when_they_are_asked_for(own, labelled):
     assert len(dataset.query) == 3 and dataset.query is dataset.query  # listed once
 
 
-@pytest.mark.parametrize("names, builds", [((NAME,), False), (("Market1501",), True)])
-def test_labelled_images_are_not_combined_with_those_to_train_on(own, labelled, cfg, names, builds):
-    cfg.merge_from_list(["DATASETS.COMBINEALL", True, "DATASETS.NAMES", names])
+def test_labelled_images_are_not_combined_with_those_to_train_on(own, labelled, cfg):
     says = "DATASETS.COMBINEALL True", "CameraFolder have no identities", "set it to False"
-    if builds:
-        assert len(own(**labelled).query) == 3  # another set is trained on
-    else:
-        refused(lambda: own(**labelled), *says)
+    cfg.merge_from_list(["DATASETS.COMBINEALL", True, "DATASETS.NAMES", (NAME,)])
+    refused(lambda: own(**labelled), *says)
     refused(lambda: CameraFolder(combineall=True), *says)
+    cfg.DATASETS.NAMES = ("Market1501",)  # another set is trained on
+    assert len(own(**labelled).query) == 3
 
 
 def test_the_test_loader_has_them(own, labelled, cfg, logged):
@@ -496,16 +484,18 @@ def test_no_labelled_images(own, tmp_path, labelled):
 
 
 @pytest.mark.parametrize("query, shared", [
-    (["0002_c5.jpg", "0002_c6.jpg", "9_c1.jpg"], None),  # answered but for one
     (["0017_c3.jpg"], "1 of 1 query identities are in the gallery, seen by the query's camera"),
     (["9_c1.jpg", "8_c1.jpg"], "0 of 2 query identities")])
-def test_queries_that_nothing_answers(own, tmp_path, labelled, query, shared, logged):
+def test_queries_that_nothing_answers(own, tmp_path, labelled, query, shared):
     dataset = own(QUERY=touch(tmp_path / "other", *query), GALLERY=labelled["GALLERY"])
-    if shared:
-        refused(lambda: dataset.train, f"None of the {len(query)} images of CAMERA_FOLDER.QUERY",
-                "CAMERA_FOLDER.GALLERY", "all query identities do not appear in gallery",
-                "the query's own camera", shared, "add images")
-        return
+    refused(lambda: dataset.train, f"None of the {len(query)} images of CAMERA_FOLDER.QUERY",
+            "CAMERA_FOLDER.GALLERY", "all query identities do not appear in gallery",
+            "the query's own camera", shared, "add images")
+
+
+def test_queries_some_of_which_nothing_answers(own, tmp_path, labelled, logged):
+    query = touch(tmp_path / "other", "0002_c5.jpg", "0002_c6.jpg", "9_c1.jpg")
+    dataset = own(QUERY=query, GALLERY=labelled["GALLERY"])
     for show in (dataset.show_test, dataset.show_train):
         logged.clear()
         show()
@@ -523,7 +513,7 @@ def test_labelled_images_among_the_training_images(own, root, labelled, logged):
 # ------------------------------------------------------------------------- odd file names ----
 
 
-@pytest.mark.parametrize("name", [b"\xff\xfe.jpg", b"a\nb.jpg", b"a\x1b[31m.jpg"])
+@pytest.mark.parametrize("name", [b"\xff\xfe.jpg", b"a\nb\x1b[31m.jpg"])
 def test_odd_names_break_no_message(own, root, name, logged):
     for place in (name, b"north/" + name, name + b".\xff"):
         Path(os.fsdecode(os.path.join(os.fsencode(root), place))).touch()

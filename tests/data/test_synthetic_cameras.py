@@ -40,14 +40,14 @@ def copied(rendered, tmp_path):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Lets the dataset class render the tiny version."""
+    """The dataset class and `render_dataset` write tiny black pictures, in no time."""
     monkeypatch.setattr(module, "render_dataset", functools.partial(render_dataset, **TINY))
+    monkeypatch.setattr(module, "_render", lambda *args: (np.zeros((32, 16, 3), np.uint8), None))
 
 
 def files_of(folder):
-    return {os.path.relpath(os.path.join(where, name), folder):
-            open(os.path.join(where, name), "rb").read()
-            for where, _, names in os.walk(folder) for name in names}
+    return {str(path.relative_to(folder)): path.read_bytes()
+            for path in folder.rglob("*") if path.is_file()}
 
 
 def test_plan_has_the_promised_sizes():
@@ -80,17 +80,14 @@ def test_every_query_has_a_match_in_another_camera():
                    for shot in gallery)
 
 
-@pytest.mark.parametrize("cameras", [2, 3])
-def test_plan_with_few_cameras(cameras):
-    shots = plan_shots(train_identities=4, test_identities=4, cameras=cameras)
-    assert {shot.camera for shot in shots} == set(range(1, cameras + 1))
-    queries = [shot for shot in shots if shot.split == "query"]
-    assert len(queries) == 8
+def test_plan_with_few_cameras():
+    shots = plan_shots(train_identities=4, test_identities=4, cameras=2)
+    assert {shot.camera for shot in shots} == {1, 2}
+    assert sum(shot.split == "query" for shot in shots) == 8
 
 
 @pytest.mark.parametrize("bad, message", [
     (dict(cameras=1), "cameras=1"),
-    (dict(train_identities=0), "train_identities=0"),
     (dict(test_identities=0), "test_identities=0"),
     (dict(train_identities=9999), "at most 9999"),
 ])
@@ -145,8 +142,10 @@ def test_layout_and_description(rendered):
 def test_two_renderings_are_identical_file_by_file(rendered, tmp_path):
     render_dataset(str(tmp_path / "again"), **TINY)
     assert files_of(tmp_path / "again") == files_of(rendered / "SyntheticCameras")
-    render_dataset(str(tmp_path / "other"), seed=1, **TINY)
-    assert files_of(tmp_path / "other") != files_of(tmp_path / "again")
+    smaller = dict(TINY, train_identities=1, test_identities=1)
+    render_dataset(str(tmp_path / "other"), seed=1, **smaller)
+    first = "bounding_box_train/0001_c1s1_000000_00.jpg"
+    assert files_of(tmp_path / "other")[first] != files_of(tmp_path / "again")[first]
 
 
 def test_the_dataset_renders_once_and_lists_its_pictures(tiny, tmp_path, monkeypatch):
@@ -172,13 +171,10 @@ def test_the_dataset_renders_once_and_lists_its_pictures(tiny, tmp_path, monkeyp
     assert SyntheticCameras(root=str(tmp_path)).train == train
 
 
-def test_registered_in_the_toolbox():
-    assert DATASET_REGISTRY.get("SyntheticCameras") is SyntheticCameras
-
-
-def test_an_empty_folder_is_filled(tiny, tmp_path):
+def test_the_toolbox_finds_it_and_an_empty_folder_is_filled(tiny, tmp_path):
     os.makedirs(tmp_path / "SyntheticCameras")
-    assert len(SyntheticCameras(root=str(tmp_path)).train) > 0
+    dataset = DATASET_REGISTRY.get("SyntheticCameras")(root=str(tmp_path))
+    assert isinstance(dataset, SyntheticCameras) and len(dataset.train) > 0
 
 
 def test_person_mask_is_the_mask_of_the_rendering(rendered):
@@ -196,7 +192,7 @@ def test_person_mask_is_the_mask_of_the_rendering(rendered):
 
 
 def test_an_interrupted_rendering_leaves_nothing_and_is_redone(tiny, tmp_path, monkeypatch):
-    calls = []
+    calls, working = [], module._render
 
     def broken(*args):
         calls.append(args)
@@ -204,18 +200,17 @@ def test_an_interrupted_rendering_leaves_nothing_and_is_redone(tiny, tmp_path, m
             raise KeyboardInterrupt
         return working(*args)
 
-    working = module._render
-    monkeypatch.setattr(module, "_render", broken)
-    with pytest.raises(KeyboardInterrupt):
-        SyntheticCameras(root=str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_render", broken)
+        with pytest.raises(KeyboardInterrupt):
+            SyntheticCameras(root=str(tmp_path))
     assert os.listdir(tmp_path) == []
     # A killed process cannot tidy up: its temporary folder must not matter.
     os.makedirs(tmp_path / "SyntheticCameras.tmp-killed" / "query")
-    monkeypatch.setattr(module, "_render", working)
     assert len(SyntheticCameras(root=str(tmp_path)).query) > 0
 
 
-def test_another_process_that_was_faster_wins(rendered, tmp_path, monkeypatch):
+def test_another_process_that_was_faster_wins(rendered, tiny, tmp_path, monkeypatch):
     folder = tmp_path / "SyntheticCameras"
     fill = module._fill_folder
 
@@ -230,7 +225,7 @@ def test_another_process_that_was_faster_wins(rendered, tmp_path, monkeypatch):
     assert (folder / "theirs").exists()
 
 
-def test_rendering_does_not_replace_a_foreign_folder(tmp_path):
+def test_rendering_does_not_replace_a_foreign_folder(tiny, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("keep")
     with pytest.raises(OSError):
@@ -260,17 +255,14 @@ def test_a_folder_without_description_is_refused(copied):
         SyntheticCameras(root=str(copied))
 
 
-@pytest.mark.parametrize("name", [
-    "1_c1s1_000000_00.jpg", "0001_c1s1_000000_00.png", "0001_c1_000000_00.jpg", "notes.txt",
-    "0000_c1s1_000000_00.jpg", "0001_c0s1_000000_00.jpg",
-])
+@pytest.mark.parametrize("name", ["0001_c1_000000_00.jpg", "0001_c0s1_000000_00.jpg"])
 def test_a_bad_file_name_is_refused(copied, name):
     (copied / "SyntheticCameras" / "bounding_box_train" / name).write_text("")
     with pytest.raises(ValueError, match=f"{name}: the name must be"):
         SyntheticCameras(root=str(copied))
 
 
-@pytest.mark.parametrize("split", module.SPLITS)
+@pytest.mark.parametrize("split", ["bounding_box_train", "query"])
 def test_missing_pictures_are_refused(copied, split):
     folder = copied / "SyntheticCameras" / split
     names = sorted(os.listdir(folder))

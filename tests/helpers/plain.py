@@ -1,4 +1,4 @@
-"""Jaccard distances in the plainest way, for tests to compare with: dense, float64, loops.
+"""The clustering in the plainest way, for tests to compare with: dense, float64, row by row.
 
 Letters: N images, D embedding size. Encodings are (N, N): one row of weights per image.
 """
@@ -9,12 +9,27 @@ import numpy as np
 def squared_distances(features):
     """(N, N) squared L2 distances, from differences."""
     features = np.asarray(features, dtype=np.float64)
-    return np.array([[((x - y) ** 2).sum() for y in features] for x in features])
+    return np.array([((features - row) ** 2).sum(axis=1) for row in features])
 
 
 def nearest_first(distances, candidates):
     """Candidates by distance; those at equal distance by index."""
-    return sorted((int(j) for j in candidates), key=lambda j: (distances[j], j))
+    candidates = np.asarray(candidates)
+    return candidates[np.lexsort((candidates, distances[candidates]))].tolist()
+
+
+def nearest_lists(features, k, allowed=None):
+    """Indices and squared distances (N, k); -1 and infinity where there are fewer.
+
+    ``allowed``: (N, N) booleans, the images that each image may list; None for all.
+    """
+    distances = squared_distances(features)
+    ranks, values = np.full((len(distances), k), -1), np.full((len(distances), k), np.inf)
+    for i, row in enumerate(distances):
+        listed = nearest_first(row, np.flatnonzero(allowed[i]) if allowed is not None
+                               else np.arange(len(row)))[:k]
+        ranks[i, : len(listed)], values[i, : len(listed)] = listed, row[listed]
+    return ranks, values
 
 
 def reciprocal_sets(lists):
@@ -55,13 +70,9 @@ def average_rows(encoding, lists):
 
 def distances_of_encodings(encoding):
     """1 - t / (2 - t) with t the sum of element-wise minima; 0 on the diagonal."""
-    n = len(encoding)
-    result = np.zeros((n, n))
-    for i in range(n):
-        for j in range(n):
-            if i != j:
-                t = np.minimum(encoding[i], encoding[j]).sum()
-                result[i, j] = max(0.0, 1 - t / (2 - t))
+    shared = np.array([np.minimum(row, encoding).sum(axis=1) for row in encoding])
+    result = np.maximum(0.0, 1 - shared / (2 - shared))
+    np.fill_diagonal(result, 0)
     return result
 
 
@@ -72,23 +83,6 @@ def jaccard_from_ranks(features, ranks, k2):
     if k2 != 1:
         encoding = average_rows(encoding, [members[:k2] for members in lists])
     return distances_of_encodings(encoding)
-
-
-def camera_lists(distances, camids):
-    """Every image's own camera's images and those of all other cameras, nearest first.
-
-    The image itself is in the first list, not in the second. With one camera the second is empty.
-    """
-    camids = np.asarray(camids)
-    intra = [
-        nearest_first(row, np.flatnonzero(camids == own))
-        for row, own in zip(distances, camids, strict=True)
-    ]
-    inter = [
-        nearest_first(row, np.flatnonzero(camids != own))
-        for row, own in zip(distances, camids, strict=True)
-    ]
-    return intra, inter
 
 
 def ca_jaccard_dense(features, camids, *, k1_intra, k1_inter, k2_intra, k2_inter):
@@ -103,10 +97,48 @@ def ca_jaccard_dense(features, camids, *, k1_intra, k1_inter, k2_intra, k2_inter
     other cameras: here no one is added to k2. Where there are too few images, lists are shorter
     and the mean is over those there are; k2_intra >= 1 keeps at least one.
     """
-    distances = squared_distances(features)
-    intra, inter = camera_lists(distances, camids)
+    distances, camids = squared_distances(features), np.asarray(camids)
+    own = camids[:, None] == camids
+    intra, inter = ([nearest_first(row, np.flatnonzero(listed))
+                     for row, listed in zip(distances, kind, strict=True)] for kind in (own, ~own))
     within = reciprocal_sets([members[: k1_intra + 1] for members in intra])
     across = reciprocal_sets([members[: k1_inter + 1] for members in inter])
     encoding = softmax_encoding(distances, [a | b for a, b in zip(within, across, strict=True)])
     averaged = [a[:k2_intra] + b[:k2_inter] for a, b in zip(intra, inter, strict=True)]
     return distances_of_encodings(average_rows(encoding, averaged))
+
+
+def dense(graph, fill=np.inf):
+    """A sparse graph as a dense array, with ``fill`` where nothing is stored."""
+    result = np.full(graph.shape, fill, dtype=np.float64)
+    for i in range(graph.shape[0]):
+        entries = slice(graph.indptr[i], graph.indptr[i + 1])
+        result[i, graph.indices[entries]] = graph.data[entries]
+    return result
+
+
+def assert_same_pairs(graph, expected, eps, rounding=1e-6):
+    """The graph holds the pairs of the dense matrix within eps; ``rounding`` may decide at eps."""
+    got = dense(graph)
+    stored = np.isfinite(got)
+    assert np.abs(got[stored] - expected[stored]).max() < rounding
+    decided = np.abs(expected - eps) > rounding
+    assert np.array_equal(stored[decided], (expected <= eps)[decided])
+
+
+def together(labels):
+    """(N, N) booleans: both in one cluster. Outliers are with nobody, not with themselves."""
+    return (labels[:, None] == labels[None, :]) & (labels >= 0)[:, None]
+
+
+def statistics(labels, camids):
+    """Clusters, outliers, the largest cluster, those of several cameras, pairs with a camera."""
+    members = {}
+    for label, camera in zip(labels.tolist(), camids.tolist(), strict=True):
+        members.setdefault(label, []).append(camera)
+    outliers = len(members.pop(-1, []))
+    cameras = [len(set(seen)) for seen in members.values()]
+    return {"clusters": len(members), "outliers": outliers,
+            "largest": max(map(len, members.values()), default=0),
+            "cross_camera": sum(c > 1 for c in cameras) / len(cameras) if cameras else 0.0,
+            "centres": sum(cameras)}

@@ -39,14 +39,14 @@ def nearest(bits, camids, row, same):
 @pytest.mark.parametrize("cameras", [1, 3])
 def test_nearest_by_loops(cameras):
     rng = np.random.default_rng(2)
-    bits = rng.random((40, 64)) < 0.5
+    bits = rng.random((24, 48)) < 0.5
     bits[10] = bits[11] = bits[12] = bits[3]  # copies with lower and with higher indexes
     bits[20] = bits[5]
     bits[20, :6] ^= True
-    camids = rng.integers(cameras, size=40)
+    camids = rng.integers(cameras, size=24)
     camids[-1] = cameras - 1 if cameras == 1 else 7  # a camera of one image
     found = find_near_copies(bits, camids)
-    for row in range(40):
+    for row in range(24):
         for same, other, count in ((True, found.within, found.within_bits),
                                    (False, found.across, found.across_bits)):
             least, candidates = nearest(bits, camids, row, same)

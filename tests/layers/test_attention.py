@@ -123,12 +123,10 @@ def test_uniform_start_is_one_half_everywhere(training):
     assert torch.equal(mask, torch.full_like(mask, 0.5))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_gradient_reaches_the_zero_weight_of_the_uniform_start(seed):
-    torch.manual_seed(seed)
+def test_gradient_reaches_the_zero_weight_of_the_uniform_start():
     module = HarmoniousAttention(16, reduction=4)
     weight = module.combine[1].weight
-    x = random_map((8, 16, 6, 3), seed).float()
+    x = random_map((8, 16, 6, 3), 0).float()
     pull = torch.randn(8, 16, 6, 3)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     (module(x) * pull).sum().backward()

@@ -45,20 +45,34 @@ def plain_copy(norm):
     return plain
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("batch, group_size, sizes", SPLITS)
-@pytest.mark.parametrize("seed", [0, 1])
-def test_each_group_is_normalised_alone(batch, group_size, sizes, seed):
-    norm = randomise(GroupedBatchNorm2d(5, group_size, eps=1e-3, momentum=0.3).double(), seed)
-    x = batch_of(batch, seed)
-    expected = [plain_copy(norm)(group) for group in x.split(sizes)]
+def test_each_group_is_normalised_alone(batch, group_size, sizes, layout):
+    """Values, gradients and layout in memory are those of the groups computed separately."""
+    norm = randomise(GroupedBatchNorm2d(5, group_size, eps=1e-3, momentum=0.3).double(), 1)
+    whole = plain_copy(norm)(batch_of(batch, 2))
+    pull = torch.randn(batch, 5, 4, 3, generator=torch.Generator().manual_seed(9)).double()
+    parts = [part.clone().requires_grad_() for part in batch_of(batch, 2).split(sizes)]
+    separate = [plain_copy(norm) for _ in sizes]
+    expected = torch.cat([plain(part) for plain, part in zip(separate, parts, strict=True)])
+    (expected * pull).sum().backward()
+    x = batch_of(batch, 2).contiguous(memory_format=layout).requires_grad_()
     y = norm(x)
-    torch.testing.assert_close(y, torch.cat(expected), rtol=0, atol=1e-12)
+    (y * pull.contiguous(memory_format=layout)).sum().backward()
+    for tensor in (y, x.grad):
+        assert [f for f in LAYOUTS if tensor.is_contiguous(memory_format=f)] == [layout]
+    exactly = dict(rtol=0, atol=1e-11)
+    torch.testing.assert_close(y, expected, **exactly)
+    torch.testing.assert_close(x.grad, torch.cat([part.grad for part in parts]), **exactly)
+    for name in ("weight", "bias"):
+        grads = [getattr(plain, name).grad for plain in separate]
+        torch.testing.assert_close(getattr(norm, name).grad, sum(grads), **exactly)
     if len(sizes) > 1:
-        assert (y - plain_copy(norm)(x)).abs().max() > 0.1, "groups must matter in this batch"
+        assert (y - whole).abs().max() > 0.1, "groups must matter in this batch"
 
 
 @pytest.mark.parametrize("batch, group_size, sizes", SPLITS)
-@pytest.mark.parametrize("momentum", [0.0, 0.1, 0.3, 1.0])
+@pytest.mark.parametrize("momentum", [0.0, 0.1, 1.0])
 def test_running_statistics_by_hand(batch, group_size, sizes, momentum):
     norm = randomise(GroupedBatchNorm2d(5, group_size, momentum=momentum).double(), 3)
     mean, variance = norm.running_mean.numpy().copy(), norm.running_var.numpy().copy()
@@ -88,37 +102,6 @@ def test_running_statistics_do_not_drift_in_float32():
     torch.testing.assert_close(single.running_var.double(), double.running_var, rtol=2e-6, atol=0)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("batch, group_size, sizes", SPLITS)
-def test_the_memory_layout_is_kept(batch, group_size, sizes, layout):
-    norm = randomise(GroupedBatchNorm2d(5, group_size).double(), 1)
-    x = batch_of(batch, 0)
-    expected = torch.cat([plain_copy(norm)(group) for group in x.split(sizes)])
-    x = x.contiguous(memory_format=layout).requires_grad_()
-    y = norm(x)
-    y.backward(y.detach() ** 2)
-    for tensor in (y, x.grad):
-        assert [f for f in LAYOUTS if tensor.is_contiguous(memory_format=f)] == [layout]
-    torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("batch, group_size, sizes", SPLITS)
-def test_gradients_are_those_of_the_groups_computed_separately(batch, group_size, sizes):
-    norm = randomise(GroupedBatchNorm2d(5, group_size).double(), 1)
-    pull = torch.randn(batch, 5, 4, 3, generator=torch.Generator().manual_seed(9)).double()
-    parts = [part.clone().requires_grad_() for part in batch_of(batch, 2).split(sizes)]
-    separate = [plain_copy(norm) for _ in sizes]
-    for part, plain, p in zip(parts, separate, pull.split(sizes), strict=True):
-        (plain(part) * p).sum().backward()
-    x = batch_of(batch, 2).requires_grad_()
-    (norm(x) * pull).sum().backward()
-    torch.testing.assert_close(x.grad, torch.cat([part.grad for part in parts]), atol=1e-11, rtol=0)
-    weight = sum(plain.weight.grad for plain in separate)
-    bias = sum(plain.bias.grad for plain in separate)
-    torch.testing.assert_close(norm.weight.grad, weight, atol=1e-11, rtol=0)
-    torch.testing.assert_close(norm.bias.grad, bias, atol=1e-11, rtol=0)
-
-
 @pytest.mark.parametrize("batch, group_size, sizes", SPLITS)
 def test_evaluation_is_plain_batch_norm(batch, group_size, sizes):
     norm = randomise(GroupedBatchNorm2d(5, group_size).double(), 2).eval()
@@ -129,33 +112,12 @@ def test_evaluation_is_plain_batch_norm(batch, group_size, sizes):
         assert torch.equal(value, before[name])
 
 
-def test_group_size_zero_is_plain_batch_norm_in_training():
-    norm = randomise(GroupedBatchNorm2d(5, 0).double(), 2)
-    plain = plain_copy(norm)
-    for step in range(3):
-        x = batch_of(40, step)
-        assert torch.equal(norm(x), plain(x))
-    for name, value in plain.state_dict().items():
-        assert torch.equal(value, norm.state_dict()[name])
-
-
 def test_without_running_statistics():
     norm = GroupedBatchNorm2d(5, 4, track_running_stats=False, affine=False).double()
     plain = nn.BatchNorm2d(5, track_running_stats=False, affine=False).double()
     x = batch_of(8, 0)
     torch.testing.assert_close(norm(x), torch.cat([plain(x[:4]), plain(x[4:])]))
     assert norm.running_mean is None
-
-
-def test_state_dict_is_interchangeable():
-    grouped, plain = randomise(GroupedBatchNorm2d(5, 4), 0), randomise(nn.BatchNorm2d(5), 1)
-    assert list(grouped.state_dict()) == list(plain.state_dict())
-    wanted = copy.deepcopy(plain.state_dict())
-    grouped.load_state_dict(plain.state_dict())
-    plain.load_state_dict(randomise(GroupedBatchNorm2d(5, 4), 2).state_dict())
-    for name, value in wanted.items():
-        assert torch.equal(grouped.state_dict()[name], value)
-    assert torch.equal(plain.weight, randomise(nn.BatchNorm2d(5), 2).weight)
 
 
 def test_negative_group_size():
@@ -189,12 +151,6 @@ class Nested(nn.Module):
         self.bare = nn.BatchNorm2d(4, affine=False)
         self.other = nn.BatchNorm1d(4)
 
-    def forward(self, x):
-        x = self.stem(x)
-        for block in self.blocks:
-            x = block(x)
-        return self.other(self.bare(x).mean(dim=(2, 3)))
-
 
 def test_convert_shares_everything_and_keeps_names():
     model = Nested()
@@ -216,20 +172,6 @@ def test_convert_shares_everything_and_keeps_names():
     assert (model.stem[1].eps, model.stem[1].momentum) == (1e-2, 0.4)
     assert [norm.training for norm in converted] == [False, True, True]
     assert type(model.other) is nn.BatchNorm1d
-
-
-def test_convert_changes_training_only():
-    torch.manual_seed(0)
-    plain = Nested().double()
-    x = batch_of(8, 0, channels=3)
-    grouped = convert_grouped_batch_norm(copy.deepcopy(plain), 4)
-    one_group = convert_grouped_batch_norm(copy.deepcopy(plain), 8)
-    assert torch.equal(grouped.eval()(x), plain.eval()(x))
-    plain.train()
-    grouped.train()
-    expected = plain(x)
-    torch.testing.assert_close(one_group(x), expected, rtol=0, atol=1e-12)
-    assert (grouped(x) - expected).abs().max() > 1e-3
 
 
 def test_convert_a_module_that_is_a_batch_norm():

@@ -74,9 +74,8 @@ SHAPES = [
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("seed", [0, 1])
-def test_batch_centres_by_loops(shape, normalize, seed):
-    features, labels, camids, _, _ = make(**shape, seed=seed)
+def test_batch_centres_by_loops(shape, normalize):
+    features, labels, camids, _, _ = make(**shape, seed=0)
     expected = plain_centres(features, labels, camids, normalize)
     centres, clusters = batch_camera_centres(features, labels, camids, normalize=normalize)
     assert clusters.tolist() == [label for label, _ in expected]
@@ -115,6 +114,8 @@ def test_no_batch_centre_of_outliers(batch):
 def test_loss_by_loops(shape, anchor, num_negatives):
     for seed, temperature in [(0, 0.07), (1, 0.5)]:
         anchors, labels, camids, centres, clusters = make(**shape, seed=seed)
+        if seed:  # centres of the bank that were not normalised
+            centres = centres * torch.linspace(0.2, 1, len(centres))[:, None].double()
         if anchor == "centre":
             anchors, labels = batch_camera_centres(anchors, labels, camids)
         options = dict(num_negatives=num_negatives, temperature=temperature)
@@ -123,16 +124,6 @@ def test_loss_by_loops(shape, anchor, num_negatives):
         assert loss.shape == () and loss.item() == pytest.approx(expected, abs=1e-11)
         single = cacc_loss(anchors.float(), labels, centres.float(), clusters, **options)
         assert single.item() == pytest.approx(expected, abs=2e-5)
-
-
-def test_not_normalised_centres():
-    features, labels, camids, centres, clusters = make(10, 6, 4, 3, 5)
-    centres = centres * torch.linspace(0.2, 1, len(centres))[:, None].double()
-    anchors, anchor_labels = batch_camera_centres(features, labels, camids, normalize=False)
-    options = dict(num_negatives=4, temperature=0.2)
-    expected = plain_loss(anchors, anchor_labels, centres, clusters, **options)
-    loss = cacc_loss(anchors, anchor_labels, centres, clusters, **options)
-    assert loss.item() == pytest.approx(expected, abs=1e-12)
 
 
 def test_nearest_negatives_by_hand():
@@ -161,35 +152,6 @@ def test_the_minimum_is_the_log_of_the_number_of_positives(cameras):
     assert separated == pytest.approx(math.log(cameras), abs=1e-5)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_never_below_the_minimum(seed):
-    anchors, labels, _, centres, clusters = make(12, 6, 4, 3, seed)
-    minimum = sum(math.log((clusters == label).sum()) for label in labels) / len(labels)
-    loss = cacc_loss(anchors, labels, centres, clusters, num_negatives=5, temperature=0.3)
-    assert loss.item() > minimum
-
-
-def test_the_only_positive_is_the_own_camera():
-    # each identity seen by one camera, and its centre the only positive of its anchor
-    features = F.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(3)), dim=1)
-    labels = torch.tensor([0, 0, 1, 1, 2, 2])
-    camids = torch.tensor([0, 0, 1, 1, 0, 0])
-    anchors, anchor_labels = batch_camera_centres(features, labels, camids)
-    loss = cacc_loss(anchors, anchor_labels, anchors, anchor_labels, num_negatives=2,
-                     temperature=0.1)
-    scores = anchors @ anchors.t() / 0.1
-    expected = F.cross_entropy(scores, torch.arange(3))
-    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
-
-
-def test_the_own_camera_counts_as_a_positive():
-    anchor = torch.tensor([[1.0, 0.0]])
-    centres = torch.tensor([[1.0, 0.0], [0.0, 1.0]])  # the anchor's own centre and another camera
-    loss = cacc_loss(anchor, torch.tensor([0]), centres, torch.tensor([0, 0]), num_negatives=1,
-                     temperature=1.0)
-    assert loss.item() == pytest.approx(math.log(math.e + 1) - 0.5, abs=1e-6)
-
-
 def test_outlier_anchors_have_no_influence():
     anchors, labels, _, centres, clusters = make(6, 5, 4, 3, 6, outliers=(1, 4))
     kept = [0, 2, 3, 5]
@@ -212,7 +174,7 @@ def test_an_anchor_without_a_positive_centre_is_left_out():
     assert loss.item() == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("labels, clusters", [([-1] * 4, 3), ([0, 1, 2, 0], 0), ([-1] * 4, 0)])
+@pytest.mark.parametrize("labels, clusters", [([0, 1, 2, 0], 0), ([-1] * 4, 3)])
 def test_nothing_to_learn_from_gives_zero_with_a_graph(labels, clusters):
     anchors = torch.randn(4, 5, requires_grad=True)
     loss = cacc_loss(anchors, torch.tensor(labels), torch.randn(clusters, 5),
@@ -249,21 +211,17 @@ def test_gradients_are_finite(shape, temperature):
 
 
 @pytest.mark.parametrize("num_negatives", [2, 50])
-@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("anchor", ["centre", "normalised centre", "sample"])
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[3], dict(SHAPES[0], outliers=(2, 3))])
-def test_gradient(shape, normalize, num_negatives):
+def test_gradient(shape, anchor, num_negatives):
     features, labels, camids, centres, clusters = make(**shape, seed=9)
 
     def loss(f):
-        anchors, anchor_labels = batch_camera_centres(f, labels, camids, normalize=normalize)
+        anchors, anchor_labels = f, labels
+        if anchor != "sample":
+            anchors, anchor_labels = batch_camera_centres(
+                f, labels, camids, normalize=anchor.startswith("normalised"))
         return cacc_loss(anchors, anchor_labels, centres, clusters, temperature=0.3,
                          num_negatives=num_negatives)
 
     assert torch.autograd.gradcheck(loss, features.requires_grad_())
-
-
-def test_gradient_of_samples():
-    features, labels, _, centres, clusters = make(**SHAPES[0], seed=10)
-    assert torch.autograd.gradcheck(
-        lambda f: cacc_loss(f, labels, centres, clusters, num_negatives=3, temperature=0.3),
-        features.requires_grad_())

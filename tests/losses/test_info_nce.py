@@ -38,9 +38,8 @@ def make(batch, dim, clusters, seed, outliers=()):
     (1, 8, 7, ()),
     (7, 8, 5, (0, 1, 2, 3, 4, 5)),  # one image is left
 ])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_by_loops(batch, dim, clusters, outliers, temperature, seed):
-    features, labels, centroids = make(batch, dim, clusters, seed, outliers)
+def test_by_loops(batch, dim, clusters, outliers, temperature):
+    features, labels, centroids = make(batch, dim, clusters, 0, outliers)
     expected = plain_loss(features, labels, centroids, temperature)
     loss = info_nce_loss(features, labels, centroids, temperature=temperature)
     assert loss.shape == () and loss.item() == pytest.approx(expected, abs=1e-12)
@@ -57,13 +56,6 @@ def test_by_hand():
     assert loss.item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_an_image_alone_in_its_cluster_is_no_special_case():
-    features, _, _ = make(4, 8, 4, 0)
-    labels = torch.arange(4)
-    loss = info_nce_loss(features, labels, features, temperature=0.1)
-    assert loss.item() == pytest.approx(plain_loss(features, labels, features, 0.1), abs=1e-12)
-
-
 def test_outliers_have_no_influence():
     features, labels, centroids = make(6, 8, 5, 2, outliers=(1, 4))
     features.requires_grad_()
@@ -76,20 +68,14 @@ def test_outliers_have_no_influence():
     torch.testing.assert_close(features.grad[kept], alone.grad)
 
 
-@pytest.mark.parametrize("batch", [5, 0])
-def test_only_outliers_give_zero_with_a_graph(batch):
+@pytest.mark.parametrize("batch, clusters", [(5, 3), (0, 3), (4, 0)])
+def test_only_outliers_give_zero_with_a_graph(batch, clusters):
     features = torch.randn(batch, 8, requires_grad=True)
     labels = torch.full((batch,), -1)
-    loss = info_nce_loss(features, labels, torch.randn(3, 8), temperature=0.05)
+    loss = info_nce_loss(features, labels, torch.randn(clusters, 8), temperature=0.05)
     assert loss.shape == () and loss.item() == 0.0
     loss.backward()
     assert torch.equal(features.grad, torch.zeros(batch, 8))
-
-
-def test_no_cluster_at_all():
-    features = torch.randn(4, 8, requires_grad=True)
-    loss = info_nce_loss(features, torch.full((4,), -1), torch.zeros(0, 8), temperature=0.05)
-    assert loss.item() == 0.0 and loss.requires_grad
 
 
 def test_a_small_temperature_stays_finite():

@@ -2,13 +2,11 @@
 
 import copy
 
+import caureid_plugin
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-
-import caureid_plugin  # isort: skip  (before everything that imports fastreid)
-
 from fastreid.modeling.heads import EmbeddingHead
 from fastreid.modeling.meta_arch import build_model
 from fastreid.utils.events import EventStorage
@@ -45,8 +43,7 @@ def by_hand(x, norm, training):
     return (x - mean) / np.sqrt(variance + norm.eps) * weight + bias
 
 
-@pytest.mark.parametrize("mask_range", ["full", "half"])
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("mask_range, seed", [("full", 0), ("half", 1)])
 def test_training_by_hand(make_cfg, mask_range, seed):
     head = make_head(make_cfg(*SMALL, CAMSEP + "RANGE", mask_range), seed)
     head.camera_classifier.weight.data.normal_()
@@ -62,10 +59,8 @@ def test_training_by_hand(make_cfg, mask_range, seed):
     assert outputs["camera_logits"].shape == (6, 3)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_evaluation_by_hand(make_cfg, seed):
-    head = make_head(make_cfg(*SMALL), seed).eval()
-    x = random_map(seed=seed)
+def test_evaluation_by_hand(make_cfg):
+    head, x = make_head(make_cfg(*SMALL)).eval(), random_map()
     mask = head.attention(x)
     embedding = head(x)
     assert embedding.shape == (6, 12)
@@ -93,14 +88,6 @@ def test_identity_classifier_on_the_agnostic_part(make_cfg):
     np.testing.assert_allclose(outputs["pred_class_logits"].detach(), logits, atol=1e-10)
 
 
-@pytest.mark.parametrize("num_classes", [-1, 0])
-def test_no_identity_classifier(make_cfg, num_classes):
-    head = make_head(make_cfg(*SMALL, "MODEL.HEADS.NUM_CLASSES", num_classes))
-    assert head.cls_layer is None
-    assert "weight" not in dict(head.named_parameters())
-    assert sorted(head(random_map())) == ["camera_logits", "features"]
-
-
 @pytest.mark.parametrize("training", [False, True])
 def test_uniform_start_keeps_the_direction_of_the_embedding(make_cfg, training):
     cfg = make_cfg("MODEL.HEADS.NUM_CLASSES", 4)
@@ -109,7 +96,7 @@ def test_uniform_start_keeps_the_direction_of_the_embedding(make_cfg, training):
     head.train(training)
     missing = head.load_state_dict(plain.state_dict(), strict=False)
     assert not missing.unexpected_keys
-    x, targets = random_map(128).float(), torch.tensor([0, 1, 2, 3, 0, 1])
+    x, targets = random_map(16).float(), torch.tensor([0, 1, 2, 3, 0, 1])
     expected, embedding = plain(x, targets), head(x, targets)
     if training:
         expected, embedding = expected["features"], embedding["features"]
@@ -162,23 +149,14 @@ def test_with_detach_the_embedding_sees_a_constant_mask(make_cfg):
     torch.testing.assert_close(x.grad, constant.grad)
 
 
-def test_detach_changes_no_value(make_cfg):
-    outputs = []
+def test_detach_changes_no_value_and_moves_the_running_statistics_once(make_cfg):
+    outputs, states = [], []
     for detach in (True, False):
         head = make_head(make_cfg(*SMALL, CAMSEP + "DETACH", detach))
         outputs.append(head(random_map()))
-    for name in ("features", "camera_logits"):
-        torch.testing.assert_close(outputs[0][name], outputs[1][name])
-
-
-def test_detach_moves_the_running_statistics_once(make_cfg):
-    states = []
-    for detach in (True, False):
-        head = make_head(make_cfg(*SMALL, CAMSEP + "DETACH", detach))
-        head(random_map())
-        states.append(head.attention.state_dict())
-    for name in states[0]:
-        torch.testing.assert_close(states[0][name], states[1][name], msg=name)
+        states.append(dict(head.attention.state_dict()))
+    torch.testing.assert_close(outputs[0], outputs[1])
+    torch.testing.assert_close(states[0], states[1])
 
 
 def test_errors(make_cfg):
@@ -224,7 +202,7 @@ def test_under_the_toolbox_baseline(make_cfg, make_batch):
     assert all(torch.isfinite(value) for value in total.values())
     assert [name for name, grad in grads.items() if grad is None] == []
     assert all(torch.isfinite(grad).all() for grad in grads.values())
-    assert model.eval()(make_batch()).shape == (8, 128)
+    assert model.eval()(make_batch()).shape == (8, 16)
 
 
 @pytest.mark.parametrize("options, camera_classifier", [
@@ -239,7 +217,7 @@ def test_no_parameter_without_a_gradient(make_cfg, make_batch, make_bank, option
                                          camera_classifier):
     cfg = make_cfg(*options)
     model = build_model(cfg)
-    model.memory = make_bank(cfg.MODEL.HEADS.EMBEDDING_DIM or 128)
+    model.memory = make_bank(cfg.MODEL.HEADS.EMBEDDING_DIM or 16)
     assert (model.heads.camera_classifier is not None) == camera_classifier
     total, grads = trained(model, make_batch(outlier=True))
     assert len(total) == len(cfg.MODEL.LOSSES.NAME)

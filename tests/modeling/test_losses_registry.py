@@ -1,11 +1,9 @@
 """The loss registry, its wrappers, and the CAUReID meta-architecture that sums them."""
 
+import caureid_plugin
 import pytest
 import torch
 import torch.nn.functional as F
-
-import caureid_plugin  # isort: skip  (before everything that imports fastreid)
-
 from caureid_plugin import LOSS_REGISTRY, build_losses, losses, needs_memory
 from caureid_plugin.compat import TOOLBOX_LOSSES, registered_names
 from fastreid.modeling.meta_arch import build_model
@@ -16,12 +14,12 @@ ALL_LOSSES = sorted([*MEMORY_LOSSES, "CameraSeparationLoss", *TOOLBOX_LOSSES])
 NAME = "MODEL.LOSSES.NAME"
 
 
-def make_outputs(batch=8, dim=128, classes=4, cameras=3, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(batch, classes, generator=generator)
+def make_outputs():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(8, 4, generator=generator)
     return {
-        "features": 3 * torch.randn(batch, dim, generator=generator),
-        "camera_logits": torch.randn(batch, cameras, generator=generator),
+        "features": 3 * torch.randn(8, 16, generator=generator),
+        "camera_logits": torch.randn(8, 3, generator=generator),
         "cls_outputs": 2 * logits,
         "pred_class_logits": logits,
     }
@@ -73,14 +71,10 @@ def test_memory_losses_without_a_bank(make_cfg, make_batch, name):
     (loss,) = build_losses(make_cfg(NAME, (name,)))
     with pytest.raises(RuntimeError, match=f"{name} .*UnsupervisedHook"):
         loss(make_outputs(), make_batch(), None)
-    model = build_model(make_cfg(NAME, (name,)))
-    with pytest.raises(RuntimeError, match=f"{name} .*UnsupervisedHook"):
-        model(make_batch())
 
 
 @pytest.mark.parametrize("name, key", [
-    ("InfoNCELoss", "features"), ("CACCLoss", "features"), ("TripletLoss", "features"),
-    ("CircleLoss", "features"), ("Cosface", "features"),
+    ("InfoNCELoss", "features"), ("TripletLoss", "features"),
     ("CameraSeparationLoss", "camera_logits"), ("CrossEntropyLoss", "pred_class_logits"),
 ])
 def test_missing_output_of_the_head(make_cfg, make_batch, make_bank, name, key):
@@ -91,38 +85,36 @@ def test_missing_output_of_the_head(make_cfg, make_batch, make_bank, name, key):
         loss(outputs, make_batch(), make_bank())
 
 
-@pytest.mark.parametrize("scale, temperature", [(1.0, 0.05), (0.3, 0.5), (0.0, 0.1)])
-@pytest.mark.parametrize("outlier", [False, True])
-def test_info_nce_wrapper(make_cfg, make_batch, make_bank, scale, temperature, outlier):
+@pytest.mark.parametrize("scale, temperature", [(1.0, 0.05), (0.3, 0.5)])
+def test_info_nce_wrapper(make_cfg, make_batch, make_bank, scale, temperature):
     cfg = make_cfg(NAME, ("InfoNCELoss",), "MODEL.LOSSES.INFONCE.SCALE", scale,
                    "MODEL.LOSSES.INFONCE.TEMPERATURE", temperature)
-    outputs, batch, bank = make_outputs(), make_batch(outlier=outlier), make_bank()
+    outputs, batch, bank = make_outputs(), make_batch(outlier=True), make_bank()
     value = only(build_losses(cfg)[0](outputs, batch, bank), "loss_infonce")
     pure = losses.info_nce_loss(F.normalize(outputs["features"], dim=1), batch["targets"],
                                 bank.centroids, temperature=temperature)
     assert value == pytest.approx(scale * pure.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("scale", [0.4, 1.0, 2.0])
-def test_camera_separation_wrapper(make_cfg, make_batch, scale):
-    cfg = make_cfg(NAME, ("CameraSeparationLoss",), "MODEL.LOSSES.CAMSEP.SCALE", scale)
+def test_camera_separation_wrapper(make_cfg, make_batch):
+    cfg = make_cfg(NAME, ("CameraSeparationLoss",), "MODEL.LOSSES.CAMSEP.SCALE", 0.3)
     outputs, batch = make_outputs(), make_batch(outlier=True)
     value = only(build_losses(cfg)[0](outputs, batch, None), "loss_camsep")
     pure = losses.camera_separation_loss(outputs["camera_logits"], batch["camids"])
-    assert value == pytest.approx(scale * pure.item(), rel=1e-6)
+    assert value == pytest.approx(0.3 * pure.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("anchor", ["centre", "sample"])
-@pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("scale, temperature, num_negatives", [(1.0, 0.07, 50), (0.4, 0.3, 2)])
-@pytest.mark.parametrize("outlier", [False, True])
+@pytest.mark.parametrize("anchor, normalize, scale, temperature, num_negatives", [
+    ("centre", True, 1.0, 0.07, 50), ("centre", False, 0.4, 0.3, 2),
+    ("sample", True, 0.4, 0.3, 2), ("sample", False, 1.0, 0.07, 50),
+])
 def test_cacc_wrapper(make_cfg, make_batch, make_bank, anchor, normalize, scale, temperature,
-                      num_negatives, outlier):
+                      num_negatives):
     node = "MODEL.LOSSES.CACC."
     cfg = make_cfg(NAME, ("CACCLoss",), node + "SCALE", scale, node + "TEMPERATURE", temperature,
                    node + "NUM_NEGATIVES", num_negatives, node + "ANCHOR", anchor,
                    node + "NORMALIZE", normalize)
-    outputs, batch, bank = make_outputs(), make_batch(outlier=outlier), make_bank()
+    outputs, batch, bank = make_outputs(), make_batch(outlier=True), make_bank()
     value = only(build_losses(cfg)[0](outputs, batch, bank), "loss_cacc")
     anchors, labels = F.normalize(outputs["features"], dim=1), batch["targets"]
     if anchor == "centre":
@@ -217,22 +209,6 @@ def test_bank_update_of_a_step(make_cfg, make_batch, make_bank):
     assert not features.requires_grad and torch.equal(indexes, batch["indexes"])
     with pytest.raises(RuntimeError, match="No training step"):
         model.pop_seen()
-
-
-def test_losses_are_fp32_under_autocast(make_cfg, make_batch, make_bank):
-    model, batch = build_model(make_cfg()), make_batch()
-    model.memory = make_bank()
-    seen = {}
-    model.heads.register_forward_hook(lambda module, inputs, outputs: seen.update(outputs))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        total = model(batch)
-    assert seen["camera_logits"].dtype == torch.bfloat16, "the network itself is in bf16"
-    assert all(value.dtype == torch.float32 for value in total.values())
-    assert model.pop_seen()[0].dtype == torch.float32
-    with torch.autocast("cpu", enabled=False):
-        expected = model.losses({name: value.float() for name, value in seen.items()}, batch)
-    for name, value in expected.items():  # bf16 inside would be off by about 1e-2
-        assert total[name].item() == pytest.approx(value.item(), rel=1e-6), name
 
 
 def test_memory_losses_need_the_feature_after_the_neck(make_cfg):

