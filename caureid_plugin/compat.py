@@ -129,6 +129,41 @@ def faiss_stand_in() -> Iterator[None]:
             del sys.modules["faiss"]
 
 
+class _Later(types.ModuleType):
+    """Stands in for a module, which is imported when something of it is asked for."""
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+@contextlib.contextmanager
+def slow_imports_later() -> Iterator[None]:
+    """Lets the toolbox be imported without scikit-learn and TensorBoard.
+
+    Upstream: ``evaluation/reid_evaluation.py:15`` imports ``sklearn.metrics`` for the ROC curve
+    alone, ``solver/optim/lamb.py:9`` TensorBoard's ``SummaryWriter`` for an annotation. Symptom:
+    every program pays for both, a quarter of the import. Inside the block the two names are
+    stand-ins that import the real ones when they are used.
+    """
+
+    def SummaryWriter(*args: object, **options: object) -> object:
+        return importlib.import_module("torch.utils.tensorboard").SummaryWriter(*args, **options)
+
+    stand_ins = {"sklearn": {"metrics": _Later("sklearn.metrics")},
+                 "torch.utils.tensorboard": {"SummaryWriter": SummaryWriter}}
+    added = [name for name in stand_ins if name not in sys.modules]
+    for name in added:
+        stand_in = types.ModuleType(name)
+        stand_in.__spec__ = importlib.util.find_spec(name)  # torch asks what is installed
+        vars(stand_in).update(stand_ins[name])
+        sys.modules[name] = stand_in
+    try:
+        yield
+    finally:
+        for name in added:
+            del sys.modules[name]
+
+
 def _faiss_is_missing() -> bool:
     return importlib.util.find_spec("faiss") is None
 
@@ -155,7 +190,7 @@ def _import_toolbox() -> None:
     if len(both) > 1:
         warnings.warn(f"{' and '.join(both)} are both installed, and overwrite each other's files: "
                       "uninstall both, then install one of them.", stacklevel=2)
-    with legacy_names(), faiss_stand_in():
+    with legacy_names(), faiss_stand_in(), slow_imports_later():
         for name in ("config", "data", "engine", "evaluation", "modeling", "solver", "utils"):
             importlib.import_module(f"fastreid.{name}")
         for name in ("compute_dist", "checkpoint", "comm", "events", "params"):

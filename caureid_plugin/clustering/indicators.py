@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.metrics import adjusted_rand_score
 
 from .labels import label_statistics, outliers_to_singletons
 
@@ -57,6 +56,8 @@ def stability(previous: np.ndarray, labels: np.ndarray) -> float:
     Returns:
         1 for the same partition, about 0 for unrelated ones.
     """
+    from sklearn.metrics import adjusted_rand_score  # slow to import
+
     return float(adjusted_rand_score(outliers_to_singletons(previous),
                                      outliers_to_singletons(labels)))
 

@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import sparse
-from sklearn.cluster import DBSCAN
-from sklearn.neighbors import sort_graph_by_row_values
 
 from .encoding import encode
 from .inputs import check_eps, check_min_samples
@@ -57,6 +55,10 @@ def cluster_graph(graph: sparse.csr_matrix, eps: float, min_samples: int) -> np.
 
     A stored zero is a distance of 0 and a missing entry a distance above ``eps``.
     """
+    # here: the import costs a second, which a program that does not cluster need not pay
+    from sklearn.cluster import DBSCAN
+    from sklearn.neighbors import sort_graph_by_row_values
+
     # Not needed for the result: older scikit-learn versions warn about any other order.
     graph = sort_graph_by_row_values(graph, copy=True, warn_when_not_sorted=False)
     # float32 like the graph, so a distance at the threshold counts on both sides alike.

@@ -31,10 +31,6 @@ from typing import NamedTuple
 
 import numpy as np
 from fastreid.config import CfgNode
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 ALIKE_BELOW = 0.68  # AUC, between the figures above
 LEAST_IMAGES = 100  # of a camera that is judged, see above
@@ -175,6 +171,12 @@ def camera_auc(first: np.ndarray, second: np.ndarray) -> float:
     Args:
         first, second: (A, T) and (B, T) thumbnails in the order of the paths, at least FOLDS each.
     """
+    # slow to import, and training needs this module for its summary alone
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     n = min(len(first), len(second), MOST_IMAGES)
     points = np.concatenate([_evenly(first, n), _evenly(second, n)]).astype(np.float64)
     camera = np.repeat([0, 1], n)
