@@ -1,19 +1,21 @@
-# make demo   the method on its embedded data, from rendering to the result table
-# make test   all tests
-# make lint   the static checks alone: ruff, mypy, vulture, directions of imports, the documents
-# make docs   the documentation as a site, in build/docs
-# make env    the environment alone, for tools/: source .venv/bin/activate
+# make demo      the method on its embedded data, from rendering to the result table
+# make test      the tests, in two processes (WORKERS=N: in N)
+# make test-all  the tests and what is long and rare
+# make lint      the static checks alone: ruff, mypy, vulture, directions of imports, the documents
+# make docs      the documentation as a site, in build/docs
+# make env       the environment alone, for tools/: source .venv/bin/activate
 # Each makes its own environment in .venv first and uses it again the next time.
 
 PYTHON ?= python3
 VENV ?= .venv
 DEMO_OUTPUT ?= logs/demo
 SEED ?= 1
+WORKERS ?= 2
 
 READY := $(VENV)/.installed
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint docs env clean help
+.PHONY: demo test test-all lint docs env clean help
 
 help:
 	@sed -n 's/^# \(make.*\)/\1/p' Makefile
@@ -21,8 +23,13 @@ help:
 demo: $(READY)
 	$(RUN) tools/demo.py --output $(DEMO_OUTPUT) --seed $(SEED)
 
+# those that measure memory or wait for signals need the machine to themselves
 test: $(READY)
-	$(RUN) -m pytest -q tests
+	$(RUN) -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow and not alone" tests
+	$(RUN) -m pytest -q -m "alone and not slow" tests
+
+test-all: test
+	$(RUN) -m pytest -q -m slow tests
 
 lint: $(READY)
 	$(RUN) -m pytest -q tests/test_static.py tests/test_structure.py tests/test_docs.py
