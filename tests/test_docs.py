@@ -21,14 +21,11 @@ from caureid_plugin import add_caureid_config, compat, get_config_file
 from fastreid.config import get_cfg
 from markdown_it import MarkdownIt
 
+from helpers.tiny import KEYS
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 MARK = re.compile(r"<!-- not run: \S.{5,}-->\s*")
-TINY = """
-MODEL.DEVICE cpu MODEL.BACKBONE.FEAT_DIM 16 MODEL.HEADS.CAMSEP.NUM_CAMERAS 2
-DATASETS.NAMES ('Market1501',) DATASETS.TESTS ('Market1501',) DATALOADER.NUM_WORKERS 0
-SOLVER.IMS_PER_BATCH 16
-""".split()
 
 
 def test_every_repair_is_listed_as_the_code_describes_it():
@@ -131,17 +128,10 @@ def options_of(script, words, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
         patch.setattr(sys, "argv", [str(script), *words])
-        patch.syspath_prepend(str(script.parent))
-        before = set(sys.modules)
         try:
             runpy.run_path(str(script), run_name="__main__")
         except Parsed as parsed:
             return parsed.args
-        finally:
-            for name in set(sys.modules) - before:  # a tool's other half
-                if (Path(getattr(sys.modules[name], "__file__", None) or "/").parent
-                        == script.parent):
-                    del sys.modules[name]
     raise AssertionError(f"{script} parses no command line")
 
 
@@ -269,7 +259,7 @@ def make_trainer(names, output):
 
     cfg = names["cfg"]
     cfg.merge_from_file(get_config_file("Synthetic/caureid.yml"))
-    cfg.merge_from_list([*TINY, "OUTPUT_DIR", str(output)])
+    cfg.merge_from_list([*KEYS, "OUTPUT_DIR", str(output)])
     return DefaultTrainer(cfg)
 
 

@@ -1,9 +1,13 @@
 """Random input: the config merge, config files, and the names of images.
 
-The plain model beside each: what a merge may accept, and how a name is read.
+The plain model beside each: what a merge may accept, and how a name is read. What is accepted comes
+out right; what is refused changes nothing and is named. Of each kind, some input must be refused.
 """
 
+import ast
+import contextlib
 import copy
+import os
 import tempfile
 from pathlib import Path
 
@@ -17,8 +21,18 @@ from fastreid.data.datasets.market1501 import Market1501
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from helpers import warm
+
 # the same examples in every run; no limit on one of them, as machines differ
-stable = settings(derandomize=True, deadline=None, database=None, max_examples=300)
+stable = settings(derandomize=True, deadline=None, database=None,
+                  max_examples=int(os.environ.get("FUZZ_EXAMPLES", "100")))
+
+
+@pytest.mark.slow
+def test_ten_times_as_many_examples(tmp_path):
+    done = warm.run(["-m", "pytest", "-q", "-m", "not slow", __file__], tmp_path, timeout=280,
+                    cwd=warm.REPOSITORY, env=warm.environment(FUZZ_EXAMPLES=1000))
+    assert done.returncode == 0, done.stdout[-6000:]
 
 
 def _small_config():
@@ -62,15 +76,24 @@ keys = (st.sampled_from(KNOWN + SECTIONS) | st.sampled_from(KNOWN).map(str.lower
         | st.integers() | st.none() | st.tuples(st.text(max_size=2)))
 
 
-def _assert_right_types(config):
-    """Every key is there, with the kind of value it had, or with None, as yacs allows."""
-    before = _leaves(_small_config())
-    after = _leaves(config)
-    assert after.keys() == before.keys()
+def _assert_merged(config, given):
+    """Every key holds what was given for it, else what it held, and the kind of value it had.
+
+    ``given``: {full key: value}; text may stand for a literal. None goes everywhere, as in yacs.
+    """
+    before, after = _leaves(_small_config()), _leaves(config)
+    assert after.keys() == before.keys() >= given.keys()
     for key, value in after.items():
         if before[key] is not None and value is not None:
             assert type(value) is type(before[key]), key
         assert isinstance(value, (str, int, float, bool, list, tuple, type(None))), key
+        wanted = given.get(key, before[key])
+        if isinstance(wanted, str) and key in given:
+            with contextlib.suppress(ValueError, SyntaxError):
+                wanted = ast.literal_eval(wanted)
+        if isinstance(value, (list, tuple)):
+            wanted = type(value)(wanted)
+        assert repr(value) == repr(wanted), key
 
 
 def _named(error, keys):
@@ -81,36 +104,37 @@ def _named(error, keys):
 # -------------------------------------------------------------------------- keys and values ----
 
 
+REFUSED = (KeyError, ValueError, TypeError)
+
+
 @stable
 @given(st.lists(st.tuples(keys, values), max_size=4), st.booleans())
-@example([("PART", {"RATE": 0.2})], False)
-@example([("SEED", 3), ("RATE", "fast")], False)
-@example([("RATE", "{[]: 1}")], False)
-@example([("PART._BASE_", "x")], False)
-@example([([], 1)], False)
+@example([("PART.RATE", "0.2"), ("SIZE", "(3, 4)"), ("NAME", "'b'")], False)
 def test_keys_and_values_are_merged_with_their_type_or_refused_whole(pairs, odd):
     config, flat = _small_config(), [part for pair in pairs for part in pair]
     flat = flat[:-1] if odd and flat else flat
-    before = copy.deepcopy(config)
     try:
         config.merge_from_list(copy.deepcopy(flat))
-    except (KeyError, ValueError, TypeError) as error:
-        assert repr(config) == repr(before)
+    except REFUSED as error:
+        assert repr(config) == repr(_small_config())
         assert _named(error, flat[0::2]), error
         return
-    assert len(flat) % 2 == 0 and all(key in KNOWN for key in flat[0::2])
-    _assert_right_types(config)
-    given_last = dict(zip(flat[0::2], flat[1::2], strict=True))
-    for key, value in _leaves(config).items():
-        if key not in given_last:
-            assert repr(value) == repr(_leaves(before)[key])
-        elif not isinstance(given_last[key], str):  # text may stand for a literal
-            wanted = given_last[key]
-            assert repr(value) == repr(type(value)(wanted) if isinstance(value, (list, tuple))
-                                       else wanted)
+    assert len(flat) % 2 == 0
+    _assert_merged(config, dict(zip(flat[0::2], flat[1::2], strict=True)))
 
 
-@settings(stable, max_examples=60)
+@pytest.mark.parametrize("flat", [
+    ["SEED"], ["SEEDS", 1], ["seed", 1], ["", 1], [3, 1], [[], 1], ["PART._BASE_", "x"],
+    ["PART", {"RATE": 0.2}], ["PART.RATE.X", 1], ["SEED", 3, "RATE", "fast"], ["RATE", "{[]: 1}"],
+    ["SIZE", 3], ["SEED", True], ["NAME", b"a"], ["NONE", 1j]], ids=str)
+def test_keys_and_values_that_must_be_refused(flat):
+    config = _small_config()
+    with pytest.raises(REFUSED) as caught:
+        config.merge_from_list(flat)
+    assert repr(config) == repr(_small_config()) and _named(caught.value, flat[0::2])
+
+
+@settings(stable, max_examples=stable.max_examples // 2)
 @given(st.dictionaries(st.sampled_from(
     ["SOLVER.BASE_LR", "SEED", "CAUREID.CLUSTER.EPS", "MODEL.LOSSES.NAME", "OUTPUT_DIR",
      "INPUT.SIZE_TRAIN", "CAUREID.LABELS", "SOLVER", "SOLVER.BASE_LRR"]), values, max_size=3))
@@ -118,7 +142,7 @@ def test_the_whole_config_is_merged_or_left_alone(config, pairs):
     merged, flat = config.clone(), [part for pair in pairs.items() for part in pair]
     try:
         merged.merge_from_list(flat)
-    except (KeyError, ValueError, TypeError) as error:
+    except REFUSED as error:
         assert _named(error, pairs)
         assert repr(merged) == repr(config)
         return
@@ -160,28 +184,49 @@ def _merge_file(content: bytes):
     return config, None
 
 
+def _nested(given):
+    """{"A.B": 1} as {"A": {"B": 1}}."""
+    nested = {}
+    for key, value in given.items():
+        *sections, last = key.split(".")
+        section = nested
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[last] = value
+    return nested
+
+
+some_texts = st.lists(st.text(max_size=4), max_size=3)
+
+
+@stable
+@given(st.fixed_dictionaries({}, optional={
+    "SEED": st.integers(), "RATE": st.floats(), "NAME": st.sampled_from(["", "b c", "'1'", "[a"]),
+    "FLAG": st.booleans() | st.none(), "SIZE": st.lists(st.integers()) | st.tuples(st.floats()),
+    "NAMES": some_texts | some_texts.map(tuple), "NONE": st.none() | st.integers(),
+    "PART.RATE": st.floats(), "PART.INNER.COUNT": st.integers()}))
+def test_values_of_the_right_type_are_merged(given):
+    config = _small_config()
+    config.merge_from_list([part for pair in given.items() for part in pair])
+    _assert_merged(config, given)
+    config, error = _merge_file(yaml.safe_dump(_nested(given) or {"SEED": -1}).encode())
+    assert error is None
+    _assert_merged(config, given)
+
+
+def _check_file(content):
+    """The file is merged with the types of its keys, or refused whole, by name."""
+    config, error = _merge_file(content)
+    if error is None:
+        _assert_merged(config, _leaves(yaml.safe_load(content.decode())))
+    else:
+        assert repr(config) == repr(_small_config())
+
+
 @stable
 @given(mappings)
-@example({"PART": {"INNER": {"COUNT": 4}}})
-@example({"SEED": 3, "RATE": "fast"})
-@example({"PART": None})
-@example({"PART": {"RATE": {"X": 1}}})
-@example({"SEED": {"X": 1}})
 def test_a_file_is_merged_with_its_types_or_refused_whole(content):
-    config, error = _merge_file(yaml.safe_dump(content, allow_unicode=True).encode())
-    if error is not None:
-        assert repr(config) == repr(_small_config())
-        return
-    _assert_right_types(config)
-    merged, before = _leaves(config), _leaves(_small_config())
-    given_here = _leaves(content)
-    for key, value in merged.items():
-        if key not in given_here:
-            assert repr(value) == repr(before[key])
-        elif not isinstance(given_here[key], str):
-            wanted = given_here[key]
-            assert repr(value) == repr(type(value)(wanted) if isinstance(value, (list, tuple))
-                                       else wanted)
+    _check_file(yaml.safe_dump(content, allow_unicode=True).encode())
 
 
 yaml_pieces = st.sampled_from([
@@ -194,26 +239,26 @@ yaml_pieces = st.sampled_from([
 
 @stable
 @given(st.lists(yaml_pieces, max_size=14).map("".join))
-@example("SEED: !!timestamp x")
-@example("SEED: !!int ''")
-@example("SEED: !!bool x")
-@example("&a {SEED: *a}")
-@example("? [a]\n: 1")
-@example("? {a: 1}\n: 1")
-@example("<<: [1]")
-@example("_BASE_: run.yml")
 def test_yaml_of_any_form_is_merged_or_refused_by_name(text):
-    config, error = _merge_file(text.encode())
-    if error is not None:
-        assert repr(config) == repr(_small_config())
-    _assert_right_types(config)
+    _check_file(text.encode())
 
 
 @stable
 @given(st.binary(max_size=40))
-def test_bytes_of_any_kind_are_refused_by_name(content):
-    config, _ = _merge_file(content)
-    _assert_right_types(config)
+def test_bytes_of_any_kind_are_merged_or_refused_by_name(content):
+    _check_file(content)
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"null", b"3", b"- SEED", b"\xff", b"\x00", b"SEED: [", b"SEED: fast", b"SEEDS: 1",
+    b"PART.RATE: 1.0", b"1: 1", b"PART:", b"PART: 3", b"PART: {RATE: {X: 1}}", b"SEED: {X: 1}",
+    b"SEED: 3\nRATE: fast", b"NONE: 2020-01-01", b"NONE: !!binary YWJj", b"SEED: !!timestamp x",
+    b"SEED: !!int ''", b"SEED: !!bool x", b"NONE: !!set {a}", b"&a {SEED: *a}", b"? [a]\n: 1",
+    b"? {a: 1}\n: 1", b"<<: [1]", b"NONE: !!python/object/apply:os.getcwd []", b"_BASE_: run.yml",
+    b"_BASE_: https://host/a.yml", b"_BASE_: 3"], ids=repr)
+def test_files_that_must_be_refused(content):
+    config, error = _merge_file(content)
+    assert error is not None and repr(config) == repr(_small_config())
 
 
 # -------------------------------------------------------------------------- names of images ----
@@ -260,8 +305,9 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("images")
 
 
-def _listed(dataset, folder, name, is_train):
+def _listed(kind, folder, name, is_train):
     """What a dataset reads from a folder with one file: its items, or an error that names it."""
+    dataset = kind.__new__(kind)  # no folder is looked for
     path = folder / name
     path.touch()
     try:
@@ -274,22 +320,40 @@ def _listed(dataset, folder, name, is_train):
         path.unlink()
 
 
-def _bare(kind):
-    return kind.__new__(kind)  # no folder is looked for
+# What a dataset takes: the number of its first camera, which becomes 0; identities that are junk;
+# whether it has an identity and a camera, as they stand in the name.
+RULES = {
+    Market1501: (1, [-1], lambda name, who, camera: (
+        0 <= int(who) <= 1501 and len(camera) == 1 and 1 <= int(camera) <= 6)),
+    DukeMTMC: (1, [], lambda name, who, camera: len(camera) == 1 and 1 <= int(camera) <= 8),
+    PersonX: (0, [-1], lambda name, who, camera: name.startswith(f"{who}_c{camera}")),
+}
 
 
-def _check_against_the_plain_parser(kind, folder, name, is_train, is_right, *, first, junk=()):
-    """A name is refused, left out as junk, or read, as the plain parser says.
-
-    ``is_right``: (identity text, camera text) -> whether the dataset has them; ``first``: the
-    number of its first camera, which becomes 0.
-    """
-    items, error = _listed(_bare(kind), folder, name, is_train)
+@pytest.mark.parametrize("kind", RULES)
+@stable
+@given(stems.map(_file_name), st.booleans())
+@example("0001_c10s1_000000_00.jpg", True)
+@example("1502_c1s1_000000_00.jpg", True)
+@example("0001_c0s1.jpg", True)
+@example("0001_c8_f0.jpg", True)
+@example("0001_c9_f0.jpg", True)
+@example("1-2_c1s1.jpg", True)
+@example("--1_c1.jpg", False)
+@example("٣_c1.jpg", True)
+@example("0001_c٣.jpg", True)
+@example("-1_c3s1.jpg", False)
+@example("x0001_c3.jpg", True)
+@example("x 0007_c5\n.jpg", True)
+@example("a_c1_0002_c3.jpg", True)
+def test_names_are_read_left_out_or_refused_as_the_plain_parser_says(kind, folder, name, is_train):
+    first, junk, is_right = RULES[kind]
+    items, error = _listed(kind, folder, name, is_train)
     labels = _plain_labels(name)
     is_number = labels is not None and "-" not in labels[0][1:] and labels[0] != "-"
     if is_number and int(labels[0]) in junk:
         assert not items  # whatever its camera
-    elif is_number and is_right(*labels):
+    elif is_number and is_right(name, *labels):
         expected = int(labels[0]), int(labels[1]) - first
         if is_train:
             expected = tuple(f"{kind.dataset_name}_{number}" for number in expected)
@@ -298,46 +362,12 @@ def _check_against_the_plain_parser(kind, folder, name, is_train, is_right, *, f
         assert error is not None
 
 
-@stable
-@given(stems.map(_file_name), st.booleans())
-@example("0001_c10s1_000000_00.jpg", True)
-@example("1502_c1s1_000000_00.jpg", True)
-@example("0001_c0s1.jpg", True)
-@example("1-2_c1s1.jpg", True)
-@example("--1_c1.jpg", False)
-@example("٣_c1.jpg", True)
-@example("0001_c٣.jpg", True)
-@example("-1_c3s1.jpg", False)
-@example("x 0007_c5\n.jpg", True)
-@example("a_c1_0002_c3.jpg", True)
-def test_names_of_market1501(folder, name, is_train):
-    _check_against_the_plain_parser(
-        Market1501, folder, name, is_train, first=1, junk=[-1],
-        is_right=lambda who, camera: 0 <= int(who) <= 1501 and len(camera) == 1
-        and 1 <= int(camera) <= 6)
-
-
-@stable
-@given(stems.map(_file_name), st.booleans())
-@example("0001_c9_f0.jpg", True)
-@example("0001_c12_f0.jpg", True)
-@example("0001_c8_f0.jpg", True)
-def test_names_of_dukemtmc(folder, name, is_train):
-    _check_against_the_plain_parser(
-        DukeMTMC, folder, name, is_train, first=1,
-        is_right=lambda who, camera: len(camera) == 1 and 1 <= int(camera) <= 8)
-
-
-@stable
-@given(stems.map(_file_name), st.booleans())
-@example("0001_c12s1.jpg", True)
-@example("٣_c1.jpg", True)
-@example("0001_c٣.jpg", True)
-@example("x0001_c3.jpg", True)
-def test_names_of_personx(folder, name, is_train):
-    _check_against_the_plain_parser(
-        PersonX, folder, name, is_train, first=0, junk=[-1],
-        is_right=lambda who, camera: name.startswith(f"{who}_c{camera}"))
+@pytest.mark.parametrize("kind, right, wrong", [
+    (Market1501, "1501_c6s1.jpg", "1501_c7s1.jpg"), (DukeMTMC, "0001_c8_f0.jpg", "0001_c9_f0.jpg"),
+    (PersonX, "0001_c12s1.jpg", "x0001_c12s1.jpg")])
+def test_names_on_both_sides_of_the_border(kind, folder, right, wrong):
+    assert _listed(kind, folder, right, True)[1] is None
+    assert _listed(kind, folder, wrong, True)[1] is not None
 
 
 @stable

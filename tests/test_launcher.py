@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from caureid_plugin.signals import EXIT_INTERRUPTED, EXIT_STOPPED
 LIMIT = 60  # seconds after which a wait has failed
 FORK = multiprocessing.get_context("fork")
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")]
 
 
 def wait_for(condition):
@@ -53,8 +56,8 @@ def _launch(work, count, folder):
 def start(tmp_path, monkeypatch):
     """Starts the launcher with ``work(index, folder)`` in each process."""
     monkeypatch.setattr(torch.multiprocessing, "get_context", lambda method: FORK)
-    monkeypatch.setattr(launcher, "GRACE_SECONDS", 0.5)
-    monkeypatch.setattr(launcher, "ORPHAN_SECONDS", 0.5)
+    monkeypatch.setattr(launcher, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(launcher, "POLL_SECONDS", 0.02)
     started = []
 
     def begin(work, count=2):
@@ -118,7 +121,7 @@ def test_every_process_runs_and_may_exit_with_zero(result, tmp_path):
 
 
 def _stop(index, folder):
-    time.sleep(0.5 * index)  # longer than the grace after a failure for the last one
+    time.sleep(launcher.GRACE_SECONDS * index)  # the last one: longer than after a failure
     (folder / f"done{index}").touch()
     sys.exit(EXIT_STOPPED)
 
@@ -147,13 +150,18 @@ def test_a_failure_ends_the_others_and_what_they_have_started(result):
 def _fail_one_after_the_other(index, folder):
     _present(folder)
     _wait_for_all(folder, 3)
-    time.sleep(0.1 * index)
-    if index == 0:
+    (folder / f"rank{index}").symlink_to(str(os.getpid()))
+    if index:
+        before = folder / f"rank{index - 1}"
+        wait_for(before.is_symlink)
+        wait_for(lambda: is_gone(int(os.readlink(before))))
+    else:
         raise RuntimeError("[pair.cc:534] Connection closed by peer [127.0.0.1]:1234")
     raise ValueError(f"this is number {index}")
 
 
-def test_the_cause_is_told_and_not_its_consequences(result):
+def test_the_cause_is_told_and_not_its_consequences(result, monkeypatch):
+    monkeypatch.setattr(launcher, "GRACE_SECONDS", LIMIT)
     code, error = result(_fail_one_after_the_other, 3)
     assert code == 1 and error.startswith("process 1 of 3")
     assert error.endswith("ValueError: this is number 1")
@@ -167,7 +175,8 @@ def _be_killed(index, folder):
     raise ConnectionResetError("the other is gone")
 
 
-def test_a_killed_process_is_the_cause(result):
+def test_a_killed_process_is_the_cause(result, monkeypatch):
+    monkeypatch.setattr(launcher, "GRACE_SECONDS", LIMIT)
     assert result(_be_killed) == (
         1, "process 1 of 2 was ended by SIGKILL: perhaps by the system, for want of memory")
 
@@ -204,14 +213,14 @@ def test_which_errors_are_consequences(error, expected):
 
 
 def _count_signals(index, folder):
-    """Leaves a second after the first signal, with the number of signals as a file."""
+    """Leaves a while after the first signal, with the names of all signals in a file."""
     seen = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: seen.append(number))
     _present(folder)
     while not seen:
         time.sleep(0.02)
-    time.sleep(1.0)
+    time.sleep(0.3)  # a second one would be here by now
     (folder / f"seen{index}").write_text(" ".join(signal.Signals(n).name for n in seen))
     sys.exit(EXIT_STOPPED if seen[0] == signal.SIGTERM else EXIT_INTERRUPTED)
 
@@ -246,17 +255,19 @@ def test_processes_that_do_not_hold_a_signal_back_end(start, tmp_path, number, c
 
 
 def _hang_visibly(index, folder):
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: (folder / f"told{index}").touch())
     _present(folder)
-    _hang()
+    while True:
+        time.sleep(10)
 
 
 def test_a_second_ctrl_c_ends_what_hangs(start, tmp_path):
     process = start(_hang_visibly)
     _wait_for_all(tmp_path, 2)
     os.kill(process.pid, signal.SIGINT)
-    time.sleep(0.3)  # two signals at once are one
+    wait_for(lambda: len(list(tmp_path.glob("told*"))) == 2)  # two signals at once are one
+    assert process.is_alive()
     os.kill(process.pid, signal.SIGINT)
     process.join(LIMIT)
     assert process.exitcode == EXIT_INTERRUPTED
@@ -269,7 +280,7 @@ def _hang_or_obey(index, folder):
 
 
 def test_without_their_launcher_processes_stop_or_are_killed(start, tmp_path, monkeypatch):
-    monkeypatch.setattr(launcher, "ORPHAN_SECONDS", 2.0)
+    monkeypatch.setattr(launcher, "ORPHAN_SECONDS", 1.5)
     process = start(_hang_or_obey)
     _wait_for_all(tmp_path, 2)
     process.kill()  # `start` sees that they are gone
@@ -295,8 +306,6 @@ def test_ctrl_z_stops_all_and_they_go_on(start, tmp_path):
 
 
 def test_outside_the_main_thread_no_handler_is_set(monkeypatch, tmp_path):
-    import threading
-
     monkeypatch.setattr(torch.multiprocessing, "get_context", lambda method: FORK)
     before = signal.getsignal(signal.SIGTERM)
     thread = threading.Thread(target=launcher.run_processes, args=(_succeed, 2, (tmp_path,)))

@@ -36,10 +36,9 @@ def random_labels(seed, images=120, clusters=12, outliers=10, cameras=4):
 
 
 @pytest.mark.parametrize("batch_size, num_instances", [(16, 4), (12, 2), (8, 8), (6, 1)])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_units_of_neighbouring_images_of_one_cluster(batch_size, num_instances, seed):
-    labels, camids = random_labels(seed)
-    sampler = make(labels, camids, batch_size=batch_size, num_instances=num_instances, seed=seed)
+def test_units_of_neighbouring_images_of_one_cluster(batch_size, num_instances):
+    labels, camids = random_labels(0)
+    sampler = make(labels, camids, batch_size=batch_size, num_instances=num_instances)
     for batch in batches_of(sampler, 30, batch_size):
         units = units_of(batch, num_instances)
         clusters = [{labels[index] for index in unit} for unit in units]
@@ -165,14 +164,7 @@ def test_fewer_units_than_places_still_fill_batches(labels, cluster_images):
 
 
 def test_a_single_image_fills_batches():
-    assert batches_of(make([-1, 0, -1], batch_size=64), 300, 64) == [[1] * 64] * 300
-
-
-def test_one_camera_only():
-    labels = np.repeat(np.arange(6), 5)
-    for batch in batches_of(make(labels, np.full(30, 2)), 20, 16):
-        assert len(set(batch)) == 16
-        assert all(len({labels[i] for i in unit}) == 1 for unit in units_of(batch, 4))
+    assert batches_of(make([-1, 0, -1], batch_size=64), 30, 64) == [[1] * 64] * 30
 
 
 @pytest.mark.parametrize("labels", [[-1, -1, -1], []])

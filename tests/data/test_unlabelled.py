@@ -6,22 +6,18 @@ import random
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
-import caureid_plugin  # isort: skip  (before everything that imports fastreid)
-
 from caureid_plugin.data import UnlabelledImages, build_extraction_loader, build_pseudo_label_loader
 from caureid_plugin.data.sampler import Draw
-from fastreid.config import get_cfg
+from PIL import Image
 
 
-@pytest.fixture
-def items(tmp_path):
+@pytest.fixture(scope="module")
+def items(tmp_path_factory):
     """(path, camera) of twenty images, four for each of five clusters, from three cameras."""
-    rng = np.random.default_rng(0)
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     listed = []
     for i in range(20):
-        path = tmp_path / f"{i:02d}.jpg"
+        path = folder / f"{i:02d}.jpg"
         Image.fromarray(rng.integers(256, size=(24, 12, 3), dtype=np.uint8)).save(path)
         listed.append((str(path), ("north", "east", "south")[i % 3]))
     return listed
@@ -30,12 +26,11 @@ def items(tmp_path):
 LABELS = np.arange(20) // 4
 
 
-def make_cfg(workers=0):
-    cfg = get_cfg()
-    caureid_plugin.add_caureid_config(cfg)
+@pytest.fixture
+def cfg(cfg):
     cfg.merge_from_list([
         "MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", 8, "DATALOADER.NUM_INSTANCE", 4,
-        "DATALOADER.NUM_WORKERS", workers, "TEST.IMS_PER_BATCH", 6,
+        "DATALOADER.NUM_WORKERS", 0, "TEST.IMS_PER_BATCH", 6,
         "INPUT.SIZE_TRAIN", [32, 16], "INPUT.SIZE_TEST", [32, 16],
         # random numbers of Python, NumPy and torch
         "INPUT.FLIP.ENABLED", True, "INPUT.PADDING.ENABLED", True, "INPUT.REA.ENABLED", True,
@@ -148,32 +143,29 @@ def test_without_a_seed_the_global_generators_are_used(items):
     assert torch.equal(found, random_transform(None))
 
 
-def first_batches(items, workers, seed, count=3):
-    loader = build_pseudo_label_loader(make_cfg(workers), items, LABELS, seed)
-    try:
-        return list(itertools.islice(iter(loader), count))
-    finally:
-        loader.shutdown()
+def test_batches_do_not_depend_on_the_number_of_workers(cfg, items):
+    def first_batches(workers, seed):
+        cfg.DATALOADER.NUM_WORKERS = workers
+        loader = build_pseudo_label_loader(cfg, items, LABELS, seed)
+        try:
+            return list(itertools.islice(iter(loader), 3))
+        finally:
+            loader.shutdown()
+
+    expected = first_batches(0, seed=5)
+    torch.manual_seed(1)
+    for ours, theirs in zip(expected, first_batches(2, seed=5), strict=True):
+        assert list(ours) == list(theirs)
+        for key in ("images", "targets", "camids", "indexes"):
+            assert torch.equal(ours[key], theirs[key]), key
+        assert ours["img_paths"] == theirs["img_paths"]
+    assert not torch.equal(expected[0]["images"], first_batches(0, seed=6)[0]["images"])
 
 
-def test_batches_do_not_depend_on_the_number_of_workers(items):
-    expected = first_batches(items, 0, seed=5)
-    for workers in (1, 2):
-        torch.manual_seed(workers)
-        found = first_batches(items, workers, seed=5)
-        for ours, theirs in zip(expected, found, strict=True):
-            assert list(ours) == list(theirs)
-            for key in ("images", "targets", "camids", "indexes"):
-                assert torch.equal(ours[key], theirs[key]), key
-            assert ours["img_paths"] == theirs["img_paths"]
-    other = first_batches(items, 0, seed=6)
-    assert not torch.equal(expected[0]["images"], other[0]["images"])
-
-
-def test_batches_hold_what_the_training_needs(items):
+def test_batches_hold_what_the_training_needs(cfg, items):
     labels = LABELS.copy()
     labels[[0, 9]] = -1
-    loader = build_pseudo_label_loader(make_cfg(), items, labels, 0)
+    loader = build_pseudo_label_loader(cfg, items, labels, 0)
     names = ["east", "north", "south"]
     by_image = {}
     for batch in itertools.islice(iter(loader), 12):
@@ -192,8 +184,8 @@ def test_batches_hold_what_the_training_needs(items):
         not torch.equal(views[0], views[1]) for views in repeated), "each time another view"
 
 
-def test_loading_leaves_the_global_generators_alone(items):
-    loader = iter(build_pseudo_label_loader(make_cfg(), items, LABELS, 0))
+def test_loading_leaves_the_global_generators_alone(cfg, items):
+    loader = iter(build_pseudo_label_loader(cfg, items, LABELS, 0))
     next(loader)
     before = global_state()
     for _ in range(3):
@@ -201,15 +193,14 @@ def test_loading_leaves_the_global_generators_alone(items):
     assert_same_state(before, global_state())
 
 
-def test_indivisible_batch_in_the_loader(items):
-    cfg = make_cfg()
+def test_indivisible_batch_in_the_loader(cfg, items):
     cfg.DATALOADER.NUM_INSTANCE = 3
     with pytest.raises(ValueError, match="SOLVER.IMS_PER_BATCH 8 .*DATALOADER.NUM_INSTANCE 3"):
         build_pseudo_label_loader(cfg, items, LABELS, 0)
 
 
-def test_extraction_gives_every_image_once_in_order(items):
-    loader = build_extraction_loader(make_cfg(), items)
+def test_extraction_gives_every_image_once_in_order(cfg, items):
+    loader = build_extraction_loader(cfg, items)
     passes = [list(loader) for _ in range(2)]
     for batches in passes:
         assert [len(batch["indexes"]) for batch in batches] == [6, 6, 6, 2]

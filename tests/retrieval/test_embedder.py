@@ -16,15 +16,54 @@ import torch.nn.functional as F
 from caureid_plugin import load_run
 from caureid_plugin.data import build_extraction_loader
 from caureid_plugin.engine import build_network, extract_features, load_config
-from caureid_plugin.retrieval import PairStatistics, RunError, embedder
+from caureid_plugin.retrieval import PairStatistics, RunError
 from caureid_plugin.retrieval.network import TRAINING_ONLY
 from caureid_plugin.retrieval.run_folder import write_statistics
 from fastreid.engine import DefaultPredictor
 from PIL import Image, ImageSequence
 
+from helpers.tiny import write_market
+
 BASELINE = ("MODEL.META_ARCHITECTURE", "Baseline", "MODEL.HEADS.NAME", "EmbeddingHead",
             "MODEL.LOSSES.NAME", "('CrossEntropyLoss',)", "MODEL.HEADS.NUM_CLASSES", "5",
             "MODEL.HEADS.WITH_BNNECK", "True")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Where what the tests of this module only read is: images and a run."""
+    return tmp_path_factory.mktemp("embedder")
+
+
+@pytest.fixture(scope="module")
+def market(home):
+    return write_market(home)
+
+
+@pytest.fixture
+def base(small_run, home):
+    if not (home / "small_run").exists():
+        shutil.copytree(small_run(folder="first"), home / "small_run")
+    return home / "small_run"
+
+
+@pytest.fixture
+def run(base, tmp_path):
+    """A copy of the run, for a test to change."""
+    return shutil.copytree(base, tmp_path / "small_run")
+
+
+@pytest.fixture(scope="module")
+def kept():
+    return []
+
+
+@pytest.fixture
+def loaded(base, kept):
+    """The run as it is loaded, once."""
+    if not kept:
+        kept.append(load_run(base))
+    return kept[0]
 
 
 def paths_of(market, folder="query"):
@@ -42,11 +81,11 @@ def images_of(embedded, paths):
     ("MODEL.HEADS.CAMSEP.RANGE", "half", "MODEL.HEADS.CAMSEP.UNIFORM_START", "False"),
     ("MODEL.HEADS.EMBEDDING_DIM", "8"),
 ], ids=["ours", "toolbox", "no attention", "half", "reduced"])
-def test_embeddings_are_those_of_the_default_predictor(small_run, tiny_market, options):
+def test_embeddings_are_those_of_the_default_predictor(small_run, market, options):
     run = small_run(*options)
     loaded = load_run(run)
     cfg = load_config(str(run / "config.yaml"), ["MODEL.WEIGHTS", str(run / "model_final.pth")])
-    images = images_of(loaded, paths_of(tiny_market))
+    images = images_of(loaded, paths_of(market))
     given = images.clone()
     theirs = F.normalize(DefaultPredictor(cfg)(images.clone()), dim=1)
     ours = loaded(images)
@@ -57,9 +96,8 @@ def test_embeddings_are_those_of_the_default_predictor(small_run, tiny_market, o
     assert (ours @ ours.T).fill_diagonal_(0).max() < 0.9999
 
 
-def test_embeddings_of_files_are_those_of_the_evaluation(small_run, tiny_market):
-    run = small_run()
-    loaded, paths = load_run(run), paths_of(tiny_market, "bounding_box_test")
+def test_embeddings_of_files_are_those_of_the_evaluation(run, market):
+    loaded, paths = load_run(run), paths_of(market, "bounding_box_test")
     cfg = load_config(str(run / "config.yaml"))
     model = build_network(cfg, str(run / "model_final.pth"))
     expected = F.normalize(extract_features(
@@ -71,8 +109,8 @@ def test_embeddings_of_files_are_those_of_the_evaluation(small_run, tiny_market)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
 
 
-def test_all_kinds_of_images(small_run, tiny_market):
-    loaded, paths = load_run(small_run()), paths_of(tiny_market)[:5]
+def test_all_kinds_of_images(loaded, market):
+    paths = paths_of(market)[:5]
     expected = loaded.embed(paths)
     arrays = [np.asarray(Image.open(path)) for path in paths]
     for images in (map(str, paths), (Image.open(path) for path in paths), arrays,
@@ -85,9 +123,9 @@ def test_all_kinds_of_images(small_run, tiny_market):
     assert loaded.embed([]).shape == (0, loaded.dim)
 
 
-def test_images_that_come_in_one_buffer(small_run, tiny_market, tmp_path):
+def test_images_that_come_in_one_buffer(loaded, market, tmp_path):
     """As OpenCV and Pillow's iterator over frames give them."""
-    loaded, paths = load_run(small_run()), paths_of(tiny_market)[:9]
+    paths = paths_of(market)[:9]
     arrays = [np.asarray(Image.open(path)) for path in paths]
     expected = loaded.embed(arrays, batch_size=4)
 
@@ -110,8 +148,8 @@ def test_images_that_come_in_one_buffer(small_run, tiny_market, tmp_path):
 @pytest.mark.parametrize("kind", [
     OSError, SyntaxError, AssertionError, IndexError, KeyError, struct.error, zlib.error,
     Image.DecompressionBombError, MemoryError])
-def test_whatever_a_decoder_raises_names_the_image(small_run, tiny_market, monkeypatch, kind):
-    loaded, paths = load_run(small_run()), paths_of(tiny_market)
+def test_whatever_a_decoder_raises_names_the_image(loaded, market, monkeypatch, kind):
+    paths = paths_of(market)
 
     def broken(self):
         raise kind("broken")
@@ -124,21 +162,21 @@ def test_whatever_a_decoder_raises_names_the_image(small_run, tiny_market, monke
         loaded.embed(paths[1])
 
 
-def test_a_bar_for_many(small_run, tiny_market, capsys, monkeypatch):
-    loaded = load_run(small_run())
-    loaded.embed(paths_of(tiny_market), batch_size=4, progress=True)
+def test_a_bar_for_many(loaded, market, capsys, monkeypatch):
+    loaded.embed(paths_of(market), batch_size=4, progress=True)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    loaded.embed(paths_of(tiny_market), batch_size=4)
+    loaded.embed(paths_of(market), batch_size=4)
     assert capsys.readouterr().err == ""  # no terminal; not asked for
-    loaded.embed(paths_of(tiny_market), batch_size=4, progress=True)
+    loaded.embed(paths_of(market), batch_size=4, progress=True)
     assert "16/16" in capsys.readouterr().err
 
 
-def test_reading_stays_one_batch_ahead(small_run, monkeypatch):
+def test_reading_stays_one_batch_ahead(loaded, monkeypatch):
     """However many images there are, no more than two batches are in memory."""
-    loaded, taken, seen = load_run(small_run()), [], []
+    taken, seen = [], []
     whole = loaded.network
-    loaded.network = lambda images: (seen.append(len(taken)), whole(images))[1]
+    monkeypatch.setattr(
+        loaded, "network", lambda images: (seen.append(len(taken)), whole(images))[1])
 
     def images():
         for number in range(40):
@@ -149,8 +187,8 @@ def test_reading_stays_one_batch_ahead(small_run, monkeypatch):
     assert seen == [8, 12, 16, 20, 24, 28, 32, 36, 40, 40]
 
 
-def test_images_that_cannot_be_read(small_run, tiny_market, tmp_path):
-    loaded, paths = load_run(small_run()), paths_of(tiny_market)
+def test_images_that_cannot_be_read(loaded, market, tmp_path):
+    paths = paths_of(market)
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(paths[0].read_bytes()[:200])
     with pytest.raises(ValueError, match=rf"^Cannot read the image {re.escape(str(bad))}: "):
@@ -163,11 +201,11 @@ def test_images_that_cannot_be_read(small_run, tiny_market, tmp_path):
         loaded(torch.zeros(1, 3, 8, 8))
 
 
-def test_embeddings_that_are_none(small_run):
-    loaded = load_run(small_run())
+def test_embeddings_that_are_none(loaded, monkeypatch):
     image = np.zeros((8, 8, 3), np.uint8)
     for value in (0.0, float("nan")):
-        loaded.network = lambda images, value=value: torch.tensor([[1.0, 0], [value, 0]])
+        monkeypatch.setattr(loaded, "network", lambda images, value=value: torch.tensor(
+            [[1.0, 0], [value, 0]]))
         with pytest.raises(ValueError, match="embedding of image 1 is zero or not finite"):
             loaded.embed([image, image])
 
@@ -175,9 +213,8 @@ def test_embeddings_that_are_none(small_run):
 # --------------------------------------------------------------------------------- comparing ----
 
 
-def test_comparison(small_run, tiny_market):
-    loaded = load_run(small_run())
-    first, second = paths_of(tiny_market)[:2]
+def test_comparison(loaded, market):
+    first, second = paths_of(market)[:2]
     found = loaded.compare(first, np.asarray(Image.open(second)))
     a, b = loaded.embed([first, second]).astype(np.float64)
     assert found.similarity == pytest.approx(sum(x * y for x, y in zip(a, b, strict=True)),
@@ -189,8 +226,7 @@ def test_comparison(small_run, tiny_market):
     assert same.threshold == loaded.statistics.threshold(0.01) != found.threshold
 
 
-def test_statistics_are_those_of_the_bank(small_run):
-    run = small_run()
+def test_statistics_are_those_of_the_bank(run):
     bank = torch.load(run / "model_final.pth", weights_only=True)["memory_bank"]
     found = load_run(run).statistics
     features, labels = bank["features"].numpy(), bank["labels"].tolist()
@@ -200,8 +236,7 @@ def test_statistics_are_those_of_the_bank(small_run):
     assert found.across and found.source == "memory bank"
 
 
-def test_statistics_that_were_measured(small_run):
-    run = small_run()
+def test_statistics_that_were_measured(run):
     loaded = load_run(run)
     kept = PairStatistics(np.linspace(0.5, 1, 501, dtype=np.float32),
                           np.linspace(-0.5, 0.5, 1001, dtype=np.float32))
@@ -226,8 +261,7 @@ def test_statistics_that_were_measured(small_run):
     assert load_run(run).statistics.threshold() == kept.threshold()
 
 
-def test_statistics_of_several_networks_of_a_run(small_run):
-    run = small_run()
+def test_statistics_of_several_networks_of_a_run(run):
     keys = ["INPUT.SIZE_TEST", "[64,32]"]
     kept = [PairStatistics(np.linspace(low, 1, 501, dtype=np.float32),
                            np.linspace(-0.5, low, 1001, dtype=np.float32)) for low in (0.5, 0.7)]
@@ -239,8 +273,7 @@ def test_statistics_of_several_networks_of_a_run(small_run):
     assert load_run(run).statistics.threshold() == kept[1].threshold()
 
 
-def test_the_checkpoint_that_a_run_names(small_run, caplog):
-    run = small_run()
+def test_the_checkpoint_that_a_run_names(run, caplog):
     (run / "model_0000.pth").write_bytes((run / "model_final.pth").read_bytes())
     assert load_run(run).name == "small_run/model_final.pth" and not caplog.records
     (run / "model_final.pth").unlink()
@@ -256,9 +289,8 @@ def test_the_checkpoint_that_a_run_names(small_run, caplog):
     assert load_run(run).name == "small_run/model_0000.pth"
 
 
-def test_clusters_of_one_image_are_outliers(small_run):
+def test_clusters_of_one_image_are_outliers(run):
     """With CAUREID.LABELS bank each outlier is in a cluster of its own."""
-    run = small_run()
     content = torch.load(run / "model_final.pth", weights_only=True)
     expected = load_run(run).statistics
     labels = content["memory_bank"]["labels"]
@@ -274,22 +306,20 @@ def test_clusters_of_one_image_are_outliers(small_run):
     (lambda bank: {**bank, "labels": torch.full((66,), -1)},
      "0 pairs of images in the same cluster"),
 ])
-def test_without_statistics(small_run, tiny_market, change, said):
-    run = small_run()
+def test_without_statistics(run, market, change, said):
     content = torch.load(run / "model_final.pth", weights_only=True)
     content["memory_bank"] = change(content["memory_bank"])
     torch.save(content, run / "model_final.pth")
     loaded = load_run(run)
     assert loaded.statistics is None and said in loaded.why_no_statistics
-    paths = paths_of(tiny_market)[:2]
+    paths = paths_of(market)[:2]
     assert loaded.compare(*paths)[1:] == (None, None)
 
 
 # ------------------------------------------------------------------------------- fingerprint ----
 
 
-def test_fingerprint(small_run):
-    run = small_run()
+def test_fingerprint(run):
     whole = load_run(run).fingerprint
     assert re.fullmatch("[0-9a-f]{32}", whole)
     copy = run.parent / "elsewhere"
@@ -323,8 +353,7 @@ def test_what_training_alone_needs_is_gone(small_run):
         assert not network.training and not any(p.requires_grad for p in network.parameters())
 
 
-def test_neither_images_nor_pretrained_weights_need_be_there(small_run, monkeypatch):
-    run = small_run()
+def test_neither_images_nor_pretrained_weights_need_be_there(run, monkeypatch):
     text = (run / "config.yaml").read_text()
     for old, new in (("PRETRAIN: false", "PRETRAIN: true"), ("PRETRAIN_PATH: ''",
                                                             "PRETRAIN_PATH: /absent.pth"),
@@ -337,7 +366,7 @@ def test_neither_images_nor_pretrained_weights_need_be_there(small_run, monkeypa
 
 
 def test_a_trained_run(train_as_script, tmp_path, tiny_market):
-    train_as_script()
+    train_as_script("SOLVER.ITERS_PER_EPOCH", "1", "TEST.EVAL_AT_START", "False")
     loaded = load_run(tmp_path / "run")
     assert loaded.name == "run/model_final.pth" and "32 x 16 pixels to 16 numbers" in repr(loaded)
     assert loaded.statistics is not None
@@ -346,8 +375,7 @@ def test_a_trained_run(train_as_script, tmp_path, tiny_market):
     assert other.name == "run/model_0000.pth" and other.fingerprint != loaded.fingerprint
 
 
-def test_a_device(small_run, monkeypatch):
-    run = small_run()
+def test_a_device(run, monkeypatch):
     (run / "config.yaml").write_text(
         (run / "config.yaml").read_text().replace("DEVICE: cpu", "DEVICE: cuda"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -361,10 +389,10 @@ def test_a_device(small_run, monkeypatch):
 
 @pytest.mark.parametrize("given, kind", [
     (None, "NoneType"), (5, "int"), (b"bytes", "bytes"), (io.BytesIO(), "BytesIO")])
-def test_what_is_no_image(small_run, given, kind):
+def test_what_is_no_image(loaded, given, kind):
     for images in (given, [given]):
         with pytest.raises(ValueError, match=f"Image 0: An image is a path, .* this is a {kind}"):
-            load_run(small_run(folder=f"run{isinstance(images, list)}")).embed(images)
+            loaded.embed(images)
 
 
 def rename_weight(content):
@@ -386,8 +414,7 @@ def spoil_weight(content):
     (spoil_weight, "a run that went wrong: its heads.bottleneck.0.weight is NaN"),
     (lambda content: content.pop("model"), 'holds no network \\("model"\\)'),
 ])
-def test_checkpoints_of_other_networks(small_run, change, said):
-    run = small_run()
+def test_checkpoints_of_other_networks(run, change, said):
     content = torch.load(run / "model_final.pth", weights_only=True)
     change(content)
     torch.save(content, run / "model_final.pth")
@@ -395,8 +422,7 @@ def test_checkpoints_of_other_networks(small_run, change, said):
         load_run(run)
 
 
-def test_the_counter_of_batch_norm_may_be_missing(small_run):
-    run = small_run()
+def test_the_counter_of_batch_norm_may_be_missing(run):
     expected = load_run(run).fingerprint
     content = torch.load(run / "model_final.pth", weights_only=True)
     for name in [name for name in content["model"] if name.endswith("num_batches_tracked")]:
@@ -415,19 +441,18 @@ def test_the_counter_of_batch_norm_may_be_missing(small_run):
     (("MODEL.BACKBONE.NAME", "build_absent"), "cannot be built: .*build_absent"),
     (("MODEL.ABSENT", "1"), "On the command line: .*MODEL.ABSENT"),
 ])
-def test_configs_that_give_no_embedding(small_run, keys, said):
+def test_configs_that_give_no_embedding(run, keys, said):
     with pytest.raises(RunError, match=f"(?s){said}"):
-        load_run(small_run(), opts=keys)
+        load_run(run, opts=keys)
 
 
-def test_folders_that_are_no_runs(small_run, tmp_path):
+def test_folders_that_are_no_runs(run, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     for name, said in (("absent", "does not exist"), ("file", "is not a folder"),
                        ("empty", "holds no config.yaml")):
         with pytest.raises(RunError, match=f"{said}.*OUTPUT_DIR"):
             load_run(tmp_path / name)
-    run = small_run()
     for path in (run / "model_0007.pth", tmp_path / "empty" / "absent.pth"):
         with pytest.raises(RunError, match=f"{path.name} is not a file: check"):
             load_run(path)
@@ -444,8 +469,3 @@ def test_folders_that_are_no_runs(small_run, tmp_path):
     with pytest.raises(RunError, match=rf"of another version of the plugin.*FROM_THE_FUTURE.*This "
                                        rf"version is {re.escape(caureid_plugin.__version__)}"):
         load_run(run)
-
-
-def test_the_face_of_the_package():
-    assert caureid_plugin.load_run is embedder.load_run
-    assert caureid_plugin.Embedder is embedder.Embedder

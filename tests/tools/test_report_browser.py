@@ -1,134 +1,88 @@
-"""The report of a real run in a real browser: it loads without errors and fits its screens."""
+"""The report of a run in a real browser: it loads without errors and fits its screens."""
 
 import csv
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from caureid_plugin.engine import load_config
+from fastreid.data import build as data_build
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY / "tests"))
-from browser import REQUIRED, find_browser  # noqa: E402
+import report
+from helpers.browser import find_browser, open_browser, watch
+from helpers.run_folder import draw_nothing, write_run
+from helpers.tiny import KEYS, write_market
 
 SECTIONS = ["Verdict", "Curves", "Clusters", "Outliers", "Where the network looks",
             "Map of the embeddings", "Rank lists", "How this run was made"]
-SCREENS = [(390, "light"), (390, "dark"), (1280, "light"), (1280, "dark")]
+SCREENS = [(390, "light"), (1280, "dark")]
 # runs, if it is taken for HTML
 HOSTILE = "<img src=x onerror=window.broken=1>'\"&"
 NAME = "run <img src=x onerror=window.broken=2>"
 CAMERAS = ["courtyardm", "entrance_w"]
-KEYS = """
-MODEL.DEVICE cpu MODEL.BACKBONE.FEAT_DIM 16 MODEL.HEADS.CAMSEP.REDUCTION 4
-MODEL.HEADS.CAMSEP.NUM_CAMERAS 2 MODEL.BN_GROUP_SIZE 8 DATASETS.NAMES ('Market1501',)
-DATASETS.TESTS ('Market1501',) DATALOADER.NUM_WORKERS 0 INPUT.SIZE_TRAIN [32,16]
-INPUT.SIZE_TEST [32,16] SOLVER.IMS_PER_BATCH 16 SOLVER.ITERS_PER_EPOCH 3 SOLVER.MAX_EPOCH 2
-CAUREID.CLUSTER.K1 6 CAUREID.CLUSTER.K2 2 CAUREID.CLUSTER.EPS 0.6 TEST.EVAL_PERIOD 1
-TEST.IMS_PER_BATCH 16 SEED 1
-""".split()
-
-
-def write_images(root):
-    """Eight people of two cameras to train with and eight to test with, in Market-1501's layout."""
-    rng = np.random.default_rng(0)
-    base = root / "Market-1501-v15.09.15"
-    for person in range(16):
-        names = ("bounding_box_train",) * 3 if person < 8 else (
-            "query", "bounding_box_test", "bounding_box_test")
-        colours = rng.uniform(20, 235, size=(2, 3))
-        for camera in range(2):
-            for frame, name in enumerate(names):
-                (base / name).mkdir(parents=True, exist_ok=True)
-                image = np.repeat(colours * (1 - 0.2 * camera), 16, axis=0)[:, None]
-                image = image + rng.normal(scale=12, size=(32, 16, 3))
-                Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(
-                    base / name / f"{person + 1:04d}_c{camera + 1}s1_{frame:06d}_{HOSTILE}.jpg")
-
-
-def tool(name, root, *arguments):
-    done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "tools" / name), *map(str, arguments)], check=False,
-        capture_output=True, text=True, timeout=250,
-        env={**os.environ, "FASTREID_DATASETS": str(root), "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Folder of the images."""
-    root = tmp_path_factory.mktemp("data")
-    write_images(root)
-    return root
+def browser():
+    with open_browser() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def data(browser, tmp_path_factory):
+    """Folder of images whose names are hostile."""
+    root = write_market(tmp_path_factory.mktemp("data"))
+    for path in root.glob("*/*/*.jpg"):
+        path.rename(path.with_name(f"{path.stem}_{HOSTILE}.jpg"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data_build, "_root", str(root))
+        yield root
 
 
 @pytest.fixture(scope="module")
 def page_file(data, tmp_path_factory):
-    """The report of a tiny run that was trained for it, in a folder whose name is hostile too."""
-    find_browser()  # before the work
-    folder = tmp_path_factory.mktemp("runs") / NAME
-    tool("train_net.py", data, "--config-file", "Synthetic/caureid.yml", *KEYS, "OUTPUT_DIR",
-         folder)
-    printed = tool("report.py", data, folder, "--images", "30")
-    assert re.search(r"report\.html: \d\.\d MiB$", printed.strip())
+    """The report of a run, in a folder whose name is hostile too."""
+    folder = write_run(tmp_path_factory.mktemp("runs") / NAME,
+                       load_config("Synthetic/caureid.yml", KEYS))
+    report.main([str(folder), "--images", "30"])
     return folder / "report.html"
-
-
-@pytest.fixture(scope="module")
-def chromium(page_file):
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=find_browser(),
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module", params=SCREENS, ids=lambda param: f"{param[0]}-{param[1]}")
-def opened(request, chromium, page_file):
+def opened(request, browser, page_file):
     """The page on a screen, and what went wrong while it was loaded."""
     width, scheme = request.param
-    page = chromium.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
-    wrong = []
-    page.on("console", lambda message: wrong.append(message.text))
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("request", lambda request: wrong.append(request.url) if not request.url.startswith(
-        ("data:", page_file.as_uri())) else None)
+    page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
+    wrong, asked = watch(page)
     page.goto(page_file.as_uri(), wait_until="load")
-    yield page, width, scheme, wrong
+    yield page, width, scheme, wrong + [
+        address for address in asked if not address.startswith(("data:", page_file.as_uri()))]
     page.close()
 
 
-@pytest.fixture(scope="module")
-def named_page(data, page_file, tmp_path_factory):
-    """A report of the same run, whose cameras have names of ten letters."""
-    folder = tmp_path_factory.mktemp("named")
+@pytest.fixture
+def named_page(data, page_file, tmp_path, monkeypatch):
+    """A report of the same run, whose cameras have names of ten letters; nothing is drawn."""
     images = sorted(data.glob("*/bounding_box_train/*.jpg"))
-    with (folder / "cameras.csv").open("w", newline="") as file:
+    with (tmp_path / "cameras.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["path", "camera"], *(
             [image, CAMERAS["_c2s" in image.name]] for image in images)])
-    tool("report.py", data, page_file.parent, "--images", "30", "--output",
-         folder / "report.html", "DATASETS.NAMES", "('CameraFolder',)", "DATASETS.TESTS", "()",
-         "CAMERA_FOLDER.ROOT", images[0].parent, "CAMERA_FOLDER.CAMERA", "csv",
-         "CAMERA_FOLDER.CSV", folder / "cameras.csv")
-    return folder / "report.html"
+    draw_nothing(monkeypatch)
+    options = ["--output", tmp_path / "report.html", "DATASETS.NAMES", "('CameraFolder',)",
+               "DATASETS.TESTS", "()", "CAMERA_FOLDER.ROOT", images[0].parent,
+               "CAMERA_FOLDER.CAMERA", "csv", "CAMERA_FOLDER.CSV", tmp_path / "cameras.csv"]
+    report.main([str(word) for word in [page_file.parent, *options]])
+    return tmp_path / "report.html"
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-def test_names_of_cameras_are_not_cut(chromium, named_page, width):
-    page = chromium.new_page(viewport={"width": width, "height": 844})
-    page.goto(named_page.as_uri(), wait_until="load")
-    captions = page.evaluate("""[...document.querySelectorAll('.crop figcaption')].map(e => [
-        e.textContent, e.scrollWidth <= e.clientWidth, e.scrollHeight <= e.clientHeight])""")
-    page.close()
-    assert {text for text, *_ in captions} == set(CAMERAS)
-    assert all(wide and high for _, wide, high in captions)
+def test_names_of_cameras_are_not_cut(browser, named_page):
+    for width in (390, 1280):
+        page = browser.new_page(viewport={"width": width, "height": 844})
+        page.goto(named_page.as_uri(), wait_until="load")
+        captions = page.evaluate("""[...document.querySelectorAll('.crop figcaption')].map(e => [
+            e.textContent, e.scrollWidth <= e.clientWidth, e.scrollHeight <= e.clientHeight])""")
+        page.close()
+        assert {text for text, *_ in captions} == set(CAMERAS)
+        assert all(wide and high for _, wide, high in captions)
 
 
 def luminance(colour):
@@ -203,11 +157,11 @@ def test_right_and_wrong_are_told_without_colour(opened):
     assert marks["wrong"] and all(text.startswith("✗") for text in marks["wrong"])
 
 
-def test_a_missing_browser_is_an_error_where_it_is_required(monkeypatch):
+def test_a_missing_browser_is_an_error_in_ci(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv(REQUIRED, raising=False)
+    monkeypatch.delenv("CI", raising=False)
     with pytest.raises(pytest.skip.Exception, match="no browser is installed"):
         find_browser()
-    monkeypatch.setenv(REQUIRED, "1")
-    with pytest.raises(pytest.fail.Exception, match=f"{REQUIRED} is set"):
+    monkeypatch.setenv("CI", "1")
+    with pytest.raises(pytest.fail.Exception, match="no browser is installed"):
         find_browser()

@@ -3,40 +3,32 @@
 The network is a stand-in, whose embedding is the image itself, shrunk.
 """
 
+import http.client
 import io
 import os
 import re
 import signal
 import socket
-import subprocess
 import sys
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-import caureid_plugin  # noqa: F401  (before everything that imports fastreid)
 import numpy as np
 import psutil
 import pytest
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
-
-pytest.importorskip("flask")
-pytest.importorskip("waitress")
-pytest.importorskip("faiss")
-
 from caureid_plugin.retrieval.index import Index
 from caureid_plugin.retrieval.index_files import Entry
 from caureid_plugin.retrieval.threshold import PairStatistics
+from fastreid.data.data_utils import read_image
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.append(str(REPOSITORY / "tools"))  # as for a script that is run there
+import serve
+import serve_app
+import serve_images
+from helpers.server import served
 
-import serve  # noqa: E402
-import serve_app  # noqa: E402
-import serve_images  # noqa: E402
-
+ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 200_000  # bytes of an upload
 CAMERAS = ["door", "", "yard"]
 IMAGE = {"Content-Type": "application/octet-stream"}
@@ -94,8 +86,15 @@ def make_index(folder, count=12, embedder=None):
     return index
 
 
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    """One that no test changes."""
+    return make_index(tmp_path_factory.mktemp("index"))
+
+
 @pytest.fixture
-def index(tmp_path):
+def own_index(tmp_path):
+    """One that the test may change, with its files."""
     return make_index(tmp_path)
 
 
@@ -104,7 +103,7 @@ def client_of(index, hosts=("localhost", "127.0.0.1", "[::1]"), rate=None, proxi
     return serve_app.make_app(serve_app.Site(finder, hosts, LIMIT, 5, proxies)).test_client()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(index):
     return client_of(index)
 
@@ -173,10 +172,10 @@ def test_the_page_states_the_errors_and_escapes_names(client):
     assert not re.search(r"https?://|<style|style=|onload=", page)
 
 
-def test_without_statistics_nothing_is_marked(index, monkeypatch):
+def test_without_statistics_nothing_is_marked(own_index, monkeypatch):
     monkeypatch.setattr(Shrunk, "statistics", None)
-    index.statistics, index.why_no_statistics = None, "there is no memory bank"
-    client = client_of(index)
+    own_index.statistics, own_index.why_no_statistics = None, "there is no memory bank"
+    client = client_of(own_index)
     assert "there is no memory bank" in client.get("/").text
     hits = client.post("/search?row=0").get_json()["hits"]
     assert {hit["same"] for hit in hits} == {None}
@@ -190,59 +189,50 @@ def test_a_turned_photo_is_taken_upright(client):
     assert hit["row"] == 5 and hit["score"] > 0.99
 
 
-def modes():
+def test_images_are_read_as_the_toolbox_reads_files(tmp_path):
     rgb = paint(1)
     wide = Image.fromarray(np.asarray(rgb.convert("L")).astype(np.uint16) * 257)
-    yield "16 bit", encoded(wide)
-    yield "grey", encoded(rgb.convert("L"))
-    yield "1 bit", encoded(rgb.convert("1"))
-    yield "alpha", encoded(rgb.convert("RGBA"))
-    yield "palette", encoded(rgb.convert("P"), transparency=3)
-    yield "CMYK", encoded(rgb.convert("CMYK"), "JPEG")
-
-
-@pytest.mark.parametrize("name, data", modes(), ids=lambda value: str(value)[:7])
-def test_images_are_read_as_the_toolbox_reads_files(name, data, tmp_path):
-    from fastreid.data.data_utils import read_image
-
-    (tmp_path / "image").write_bytes(data)
-    expected = np.asarray(read_image(str(tmp_path / "image"), "RGB"))
-    assert np.array_equal(np.asarray(serve_images.decode(data)), expected), name
+    for name, data in {
+            "16 bit": encoded(wide), "grey": encoded(rgb.convert("L")),
+            "1 bit": encoded(rgb.convert("1")), "alpha": encoded(rgb.convert("RGBA")),
+            "palette": encoded(rgb.convert("P"), transparency=3),
+            "CMYK": encoded(rgb.convert("CMYK"), "JPEG")}.items():
+        (tmp_path / "image").write_bytes(data)
+        expected = np.asarray(read_image(str(tmp_path / "image"), "RGB"))
+        assert np.array_equal(np.asarray(serve_images.decode(data)), expected), name
 
 
 # ------------------------------------------------------------------------------- crops ----
 
 
-def test_a_thumbnail_is_the_pixels_alone(client, index):
-    path = Path(index.paths[2])
+def test_a_thumbnail_is_the_pixels_alone(own_index):
+    client, path = client_of(own_index), Path(own_index.paths[2])
     text = PngInfo()
     text.add_text("comment", "a secret")
     exif = Image.Exif()
     exif[0x010E] = "a secret"
     for options in ({"kind": "PNG", "pnginfo": text, "exif": exif},
                     {"kind": "JPEG", "comment": b"a secret", "exif": exif}):
-        path.write_bytes(encoded(paint(2).resize((900, 1800)), **options))
-        index.entries = tuple(entry._replace(size=-1, mtime=-1) for entry in index.entries)
+        path.write_bytes(encoded(paint(2).resize((300, 600)), **options))
+        own_index.entries = tuple(entry._replace(size=-1, mtime=-1) for entry in own_index.entries)
         response = client.get("/crops/2")
         assert response.mimetype == "image/jpeg" and b"secret" not in response.data
         image = Image.open(io.BytesIO(response.data))
         assert image.format == "JPEG" and image.size == (192, 384) and not image.getexif()
 
 
-@pytest.mark.parametrize("row", [
-    "12", "-1", "1.0", "01", "+1", "1e0", "x", "", "%00", "999999999", "9" * 5000, "\u0663",
-    "../serve.py", "..%2f..%2fserve.py", "%2e%2e/%2e%2e/etc/passwd", "%2fetc%2fpasswd",
-    "/etc/passwd", "0/../../serve.py", "..\\serve.py", "0%00.jpg", "~"])
-def test_nothing_but_rows_is_served(client, row):
-    assert said(client.get(f"/crops/{row}"), 404)
+def test_nothing_but_rows_is_served(client):
+    for row in ("12", "-1", "1.0", "01", "x", "", "%00", "9" * 5000, "\u0663", "../serve.py",
+                "..%2f..%2fserve.py", "%2e%2e/%2e%2e/etc/passwd", "%2fetc%2fpasswd", "/etc/passwd",
+                "0/../../serve.py", "..\\serve.py", "0%00.jpg", "~"):
+        assert said(client.get(f"/crops/{row}"), 404), row
 
 
-@pytest.mark.parametrize("path", [
-    "/serve.py", "/static/serve.py", "/../serve.py", "/%2e%2e/serve.py", "//etc/passwd",
-    "/serve.html.j2", "/serve.css/../serve.py", "/crops.index/index.json"])
-def test_no_other_file_is_served(client, path):
-    path = path.replace("//", "/%2F") if path.startswith("//") else path  # no host's name
-    assert said(client.get(path), 404) == "There is nothing at this address."
+def test_no_other_file_is_served(client):
+    for path in ("/serve.py", "/static/serve.py", "/../serve.py", "/%2e%2e/serve.py",
+                 "/%2Fetc/passwd", "/serve.html.j2", "/serve.css/../serve.py",
+                 "/crops.index/index.json"):
+        assert said(client.get(path), 404) == "There is nothing at this address."
 
 
 def replacements(path, tmp_path):
@@ -258,8 +248,8 @@ def replacements(path, tmp_path):
     yield "folder", path.mkdir
 
 
-def test_a_replaced_file_is_not_shown_nor_searched_with(client, index, tmp_path):
-    path = Path(index.paths[1])
+def test_a_replaced_file_is_not_shown_nor_searched_with(own_index, tmp_path):
+    client, path = client_of(own_index), Path(own_index.paths[1])
     for name, replace in replacements(path, tmp_path):
         path.unlink(missing_ok=True)
         if name == "gone":
@@ -268,20 +258,16 @@ def test_a_replaced_file_is_not_shown_nor_searched_with(client, index, tmp_path)
         for response in (client.get("/crops/1"), client.post("/search?row=1")):
             text = said(response, 404)
             assert "crop" in text and str(tmp_path) not in text and "root" not in text, name
+            assert name != "another image" or "tools/index.py" in text
     assert client.get("/crops/0").status_code == 200
 
 
-def test_a_text_of_the_right_size_and_time_is_no_image(client, index):
-    path = Path(index.paths[1])
-    entry = index.entries[1]
+def test_a_text_of_the_right_size_and_time_is_no_image(own_index):
+    path = Path(own_index.paths[1])
+    entry = own_index.entries[1]
     path.write_bytes(b"x" * entry.size)
     os.utime(path, ns=(entry.mtime, entry.mtime))
-    assert "image" in said(client.get("/crops/1"), 404)
-
-
-def test_another_image_in_its_place_is_said(client, index):
-    paint(99).save(index.paths[1])
-    assert "tools/index.py" in said(client.get("/crops/1"), 404)
+    assert "image" in said(client_of(own_index).get("/crops/1"), 404)
 
 
 # ----------------------------------------------------------------------------- refusals ----
@@ -314,25 +300,20 @@ def test_damaged_images_never_break_it(client):
             assert response.status_code in (200, 413, 415, 422) and response.is_json
 
 
-@pytest.mark.parametrize("query, name", [
-    ("top=0", "top"), ("top=501", "top"), ("top=-1", "top"), ("top=x", "top"), ("top=", "top"),
-    ("camera=3", "camera"), ("camera=-1", "camera"), ("camera=door", "camera"),
-    ("row=-1", "row"), ("row=0x1", "row"), ("row=" + "9" * 5000, "row")])
-def test_wrong_numbers_are_refused(client, query, name):
-    text = said(client.post(f"/search?{query}", data=encoded(paint(0)), headers=IMAGE), 400)
-    assert text.startswith(name)
-
-
-def test_a_row_that_there_is_not(client):
+def test_wrong_numbers_are_refused(client):
+    for query in ("top=0", "top=501", "top=x", "top=", "camera=3", "camera=-1", "camera=door",
+                  "row=-1", "row=0x1", "row=" + "9" * 5000):
+        text = said(client.post(f"/search?{query}", data=encoded(paint(0)), headers=IMAGE), 400)
+        assert text.startswith(query.split("=")[0]), query
     assert "no such crop" in said(client.post("/search?row=12"), 404)
 
 
-@pytest.mark.parametrize("kind", [
-    None, "text/plain", "multipart/form-data; boundary=x", "application/x-www-form-urlencoded"])
-def test_what_a_form_elsewhere_can_send_is_refused(client, kind):
-    headers = {} if kind is None else {"Content-Type": kind}
-    answer = said(client.post("/search", data=encoded(paint(0)), headers=headers), 415)
-    assert "Content-Type" in answer
+def test_what_a_form_elsewhere_can_send_is_refused(client):
+    for kind in ("", "text/plain", "multipart/form-data; boundary=x",
+                 "application/x-www-form-urlencoded"):
+        headers = {"Content-Type": kind} if kind else {}
+        answer = said(client.post("/search", data=encoded(paint(0)), headers=headers), 415)
+        assert "Content-Type" in answer
 
 
 def test_methods(client):
@@ -415,90 +396,76 @@ def test_an_error_of_the_program_is_not_told(client, monkeypatch, caplog):
 
 STAND_IN = f"""
 import sys
-sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(REPOSITORY / 'tools')!r}]
+sys.path[:0] = {[str(Path(__file__).parent), *(str(ROOT / name) for name in ("tools", "tests"))]!r}
 import serve, test_serve
 serve.load_embedder = lambda folder: test_serve.Shrunk()
 serve.main()
 """
 
 
-def start(index, *options):
-    return subprocess.Popen(
-        [sys.executable, "-c", STAND_IN, "run", "--index", str(index.folder), *options],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"})
+def arguments(index, *options):
+    return ["-c", STAND_IN, "run", "--index", index.folder, "--port", "0", *options]
 
 
-@pytest.fixture
-def started(index):
-    """Starts the tool; gives process and address. It is ended afterwards."""
-    processes = []
-
-    def run(*options):
-        processes.append(start(index, *options))
-        line = processes[-1].stdout.readline()
-        assert line, processes[-1].stderr.read()
-        return processes[-1], line.split()[0]
-
-    yield run
-    for process in processes:
-        process.kill()
-        process.communicate()
+def ask(url, path="/", data=None, **headers):
+    """(status, headers, body) of an answer; no proxy and no resolver is asked."""
+    connection = http.client.HTTPConnection("127.0.0.1", int(url.rpartition(":")[2]), timeout=60)
+    connection.request("GET" if data is None else "POST", path, data, headers)
+    response = connection.getresponse()
+    return response.status, str(response.headers), response.read()
 
 
-def post(url, data):
-    request = urllib.request.Request(f"{url}/search", data, IMAGE)  # noqa: S310
-    with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
-        return response.read()
+@pytest.mark.alone
+def test_it_listens_on_this_machine_alone_and_ends_by_sigterm(index, tmp_path):
+    with served(arguments(index), tmp_path) as (process, url, errors):
+        listening = [item.laddr for item in psutil.Process(process.pid).net_connections()
+                     if item.status == psutil.CONN_LISTEN]
+        assert [address.ip for address in listening] == ["127.0.0.1"]
+        assert url == f"http://127.0.0.1:{listening[0].port}"
+        # larger than what waitress would put into a file by itself; noise does not shrink
+        rng = np.random.default_rng(0)
+        large = encoded(Image.fromarray(rng.integers(256, size=(800, 800, 3), dtype=np.uint8)))
+        status, _, body = ask(url, "/search", large, **IMAGE)
+        assert status == 200 and b'"hits"' in body
+        status, headers, body = ask(url, "/search", bytes(9 * 2 ** 20), **IMAGE)
+        assert status == 413 and b"larger than 8 MiB" in body and "waitress" not in headers
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0 and errors.read_text() == ""
 
 
-def test_it_listens_on_this_machine_alone_and_ends_by_sigterm(started, index):
-    process, url = started("--port", "0")
-    listening = [item.laddr for item in psutil.Process(process.pid).net_connections()
-                 if item.status == psutil.CONN_LISTEN]
-    assert [address.ip for address in listening] == ["127.0.0.1"]
-    assert url == f"http://127.0.0.1:{listening[0].port}"
-    # larger than what waitress would put into a file by itself; noise does not shrink
-    rng = np.random.default_rng(0)
-    large = encoded(Image.fromarray(rng.integers(256, size=(800, 800, 3), dtype=np.uint8)))
-    assert b'"hits"' in post(url, large)
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        post(url, bytes(9 * 2 ** 20))
-    assert refused.value.code == 413 and b"larger than 8 MiB" in refused.value.read()
-    assert "waitress" not in str(refused.value.headers)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0 and errors == ""
+@pytest.mark.alone
+def test_ctrl_c_ends_it_and_an_open_host_is_warned_of(index, tmp_path):
+    options = "--host", "0.0.0.0", "--allow-host", "reid.example"
+    with served(arguments(index, *options), tmp_path) as (process, url, errors):
+        assert url.startswith("http://localhost:")
+        assert ask(url, Host="reid.example")[0] == 200 and ask(url, Host="evil.example")[0] == 403
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+        assert "without a login" in errors.read_text() and "Traceback" not in errors.read_text()
 
 
-def test_ctrl_c_ends_it_and_an_open_host_is_warned_of(started):
-    process, url = started("--port", "0", "--host", "0.0.0.0", "--allow-host", "reid.example")
-    assert url.startswith("http://localhost:")
-    request = urllib.request.Request(url, headers={"Host": "reid.example"})  # noqa: S310
-    assert urllib.request.urlopen(request, timeout=60).status == 200  # noqa: S310
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0 and "without a login" in errors and "Traceback" not in errors
-
-
-def test_a_port_in_use(index):
+def test_a_port_in_use(index, capsys):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        process = start(index, "--port", str(port))
-        output, errors = process.communicate(timeout=60)
-    assert process.returncode == 1 and output == ""
-    line, = errors.splitlines()
-    assert f"port {port} " in line and "--port" in line and "in use" in line
+        with pytest.raises(SystemExit, match=rf"^tools/serve.py: port {port} of .* is in use: .*"
+                                             r"--port"):
+            serve.main(["run", "--index", str(index.folder), "--port", str(port)])
+    assert capsys.readouterr() == ("", "")
 
 
 def test_hosts_and_ports_that_cannot_be(monkeypatch):
-    for host in ("not-a-host.invalid", "192.0.2.1"):
-        with pytest.raises(serve.Mistake, match=f"--host {host} is no address of this machine"):
-            serve.listen(host, 0)
+    def unknown(*_, **__):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     def denied(*_):
         raise PermissionError(13, "Permission denied")
 
+    with monkeypatch.context() as patch:  # no resolver is asked
+        patch.setattr(socket, "getaddrinfo", unknown)
+        with pytest.raises(serve.Mistake, match="--host not-a-host is no address of .*not known"):
+            serve.listen("not-a-host", 0)
+    with pytest.raises(serve.Mistake, match="--host 192.0.2.1 is no address of this machine"):
+        serve.listen("192.0.2.1", 0)  # kept for documents
     monkeypatch.setattr(socket.socket, "bind", denied)
     with pytest.raises(serve.Mistake, match="port 80 is not allowed.*--port"):
         serve.listen("127.0.0.1", 80)
@@ -513,9 +480,8 @@ def test_a_wildcard_is_reached_by_the_addresses_of_the_machine():
 
 @pytest.mark.parametrize("options", [
     ["--allow-host", "reid.example:8443"], ["--allow-host", "https://reid.example"],
-    ["--allow-host", ""], ["--port", "65536"], ["--port", "-1"], ["--host", ""],
-    ["--max-upload-mib", "0"], ["--max-upload-mib", "nan"], ["--top", "0"], ["--top", "501"],
-    ["--false-match-rate", "1"]])
+    ["--allow-host", ""], ["--port", "65536"], ["--host", ""], ["--max-upload-mib", "nan"],
+    ["--top", "501"], ["--false-match-rate", "1"]])
 def test_wrong_options(options, capsys):
     with pytest.raises(SystemExit) as ended:
         serve.parse_args(["run", "--index", "i", *options])
@@ -527,19 +493,14 @@ def test_what_is_missing_is_said(name, monkeypatch, index):
     monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "serve_app")
     monkeypatch.setattr(serve, "load_embedder", lambda folder: Shrunk())
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit, match=rf"{name}.*pip install 'caureid-plugin\[web\]'"):
-            serve.main(["run", "--index", str(index.folder), "--port", "0"])
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with pytest.raises(SystemExit, match=rf"{name}.*pip install 'caureid-plugin\[web\]'"):
+        serve.main(["run", "--index", str(index.folder), "--port", "0"])
 
 
 def test_an_index_of_another_network_or_none_is_one_sentence(index, tmp_path, monkeypatch):
     other = Shrunk()
     other.fingerprint = "1" * 32
     monkeypatch.setattr(serve, "load_embedder", lambda folder: other)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
     for folder, text in ((index.folder, "fingerprint"), (tmp_path / "none", "does not exist")):
         with pytest.raises(SystemExit, match=f"tools/serve.py: .*{text}"):
             serve.main(["run", "--index", str(folder), "--port", "0"])

@@ -1,8 +1,6 @@
 """tools/threshold.py measures what comparing every pair gives, and keeps it for load_run."""
 
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,21 +8,26 @@ import torch
 from caureid_plugin import load_run
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 import threshold
 
 
 @pytest.fixture
-def run(train_as_script, small_run, tmp_path):
-    """A run whose clusters are five lots of eight images, with a network that tells images apart.
-    """
-    train_as_script("SOLVER.MAX_EPOCH", "1")
-    path = tmp_path / "run" / "model_final.pth"
-    content = torch.load(path, weights_only=True)
-    content["memory_bank"]["labels"] = torch.arange(48) // 8 - 1  # the first eight are outliers
-    content["model"] = torch.load(small_run() / "model_final.pth", weights_only=True)["model"]
-    torch.save(content, path)
-    return tmp_path / "run"
+def run(small_run, tiny_market):
+    """A run of the 48 training images, whose clusters are five lots of eight of them."""
+    folder = small_run()
+    content = torch.load(folder / "model_final.pth", weights_only=True)
+    content["memory_bank"] = {
+        "features": content["memory_bank"]["features"][:48],
+        "labels": torch.arange(48) // 8 - 1,  # the first eight are outliers
+        "camids": torch.tensor(images(tiny_market, ["bounding_box_train"])[2]) - 1}
+    torch.save(content, folder / "model_final.pth")
+    return folder
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pictures take the most time, and one test looks at them."""
+    monkeypatch.setattr(threshold, "draw", lambda *_: b"a picture")
 
 
 def pairs(features, labels, cameras):
@@ -66,7 +69,7 @@ def test_what_is_measured_is_kept(run, tiny_market, capsys):
         assert picture.size[0] > 600 and len(picture.convert("RGB").getcolors(10 ** 6)) > 20
 
 
-def test_rates_by_identity(run, tiny_market, tmp_path, capsys):
+def test_rates_by_identity(run, undrawn, tiny_market, tmp_path, capsys):
     picture = tmp_path / "both.png"
     threshold.main([str(run), "--true-labels", "--picture", str(picture)])
     said, loaded = capsys.readouterr().out, load_run(run)
@@ -87,7 +90,7 @@ def test_rates_by_identity(run, tiny_market, tmp_path, capsys):
     assert (run / "pair_statistics.json").read_bytes() == with_labels
 
 
-def test_a_part_of_the_images(run, capsys):
+def test_a_part_of_the_images(run, undrawn):
     threshold.main([str(run), "--images", "16", "--seed", "3"])
     found = load_run(run).statistics
     # of two clusters of eight images each
@@ -96,13 +99,13 @@ def test_a_part_of_the_images(run, capsys):
     threshold.main([str(run), "--images", "16", "--seed", "3"])
     assert (run / "pair_statistics.json").read_bytes() == first
     others = set()
-    for seed in range(4, 9):  # of ten pairs of clusters
+    for seed in (4, 5):  # of ten pairs of clusters
         threshold.main([str(run), "--images", "16", "--seed", str(seed)])
         others.add((run / "pair_statistics.json").read_bytes())
-    assert len(others | {first}) > 2
+    assert others - {first}
 
 
-def test_each_checkpoint_has_its_own(run):
+def test_each_checkpoint_has_its_own(run, undrawn):
     content = torch.load(run / "model_final.pth", weights_only=True)
     content["model"]["heads.bottleneck.0.running_mean"] += 0.5
     torch.save(content, run / "model_0000.pth")
@@ -124,7 +127,7 @@ def test_clusters_are_taken_whole():
     assert threshold.sample_clusters(labels, 99, 0).tolist() == [0, 1, 3, 4, 5, 6, 7]
 
 
-def test_mistakes(run, tiny_market, tmp_path, capsys):
+def test_mistakes(run, undrawn, tiny_market, tmp_path, capsys):
     for words, said in ((["--images", "0"], "--images 0 must be at least 1"),
                         (["--picture", "x.gif"], "--picture x.gif must be a .png file"),
                         (["SEED"], "must come in pairs, got SEED")):
