@@ -24,7 +24,7 @@ from caureid_plugin import compat
 from caureid_plugin.safe_load import CodeInFile, DamagedFile, load_tensors
 from fastreid.modeling import backbones
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
-from fastreid.utils.checkpoint import Checkpointer, PeriodicCheckpointer
+from fastreid.utils.checkpoint import Checkpointer
 
 
 @pytest.fixture
@@ -66,36 +66,22 @@ def test_another_width_is_an_error(make_model, saved):
         assert torch.equal(model.backbone[0].weight, start)
 
 
-def test_another_kind_of_network_is_an_error(make_model, saved):
-    resnet = "MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.DEPTH", "18x"
-    with pytest.raises(ValueError, match="another architecture"):
-        Checkpointer(make_model(*resnet, "MODEL.BACKBONE.FEAT_DIM", 512)).load(saved)
-
-
-def test_a_resumed_run_checks_its_checkpoint_too(make_trainer):
-    make_trainer().train()
-    trainer = make_trainer("MODEL.BACKBONE.FEAT_DIM", 24)
-    with pytest.raises(ValueError, match="another architecture"):
-        trainer.resume_or_load(resume=True)
-
-
 SEPARATED = ("MODEL.META_ARCHITECTURE", "CAUReID", "MODEL.HEADS.NAME", "CamSepHead",
              "MODEL.HEADS.CAMSEP.REDUCTION", 4)
 
 
-@pytest.mark.parametrize("saved_with, loaded_with", [
-    ("none", "harmonious"), ("harmonious", "none")])
 def test_another_head_is_an_error_where_it_is_evaluated_and_a_warning_where_it_starts(
-        make_model, tmp_path, messages, saved_with, loaded_with):
-    attention = "MODEL.HEADS.CAMSEP.ATTENTION"
-    Checkpointer(make_model(*SEPARATED, attention, saved_with), str(tmp_path)).save("head")
-    path = str(tmp_path / "head.pth")
-    other = make_model(*SEPARATED, attention, loaded_with)
-    with pytest.raises(ValueError, match=r"another architecture.*heads\.attention"):
-        compat.load_weights(other, path)
-    Checkpointer(other).load(path)
-    assert any("head is another one" in text for text in messages)
-    compat.load_weights(make_model(*SEPARATED, attention, saved_with), path)
+        make_model, tmp_path, messages):
+    attention, path = "MODEL.HEADS.CAMSEP.ATTENTION", str(tmp_path / "head.pth")
+    none, harmonious = (make_model(*SEPARATED, attention, n) for n in ("none", "harmonious"))
+    for saved_from, other in ((none, harmonious), (harmonious, none)):
+        Checkpointer(saved_from, str(tmp_path)).save("head")
+        with pytest.raises(ValueError, match=r"another architecture.*heads\.attention"):
+            compat.load_weights(other, path)
+        messages.clear()
+        Checkpointer(other).load(path)
+        assert any("head is another one" in text for text in messages)
+        compat.load_weights(saved_from, path)
 
 
 # ------------------------------------------------------------------------------- saving ----
@@ -198,64 +184,28 @@ def test_without_the_repair_a_kill_breaks_the_last_checkpoint(moments):
                            and (f / "last_checkpoint").read_text() != "model_best.pth"]) > 0
 
 
-def test_the_best_checkpoint_is_never_the_last(tmp_path):
-    net, tags = Net(), []
-    checkpointer = Checkpointer(net, str(tmp_path))
-    periodic = PeriodicCheckpointer(checkpointer, 1, max_epoch=3)
-    tag = checkpointer.tag_last_checkpoint
-    checkpointer.tag_last_checkpoint = lambda name: (tag(name), tags.append(
-        (tmp_path / "last_checkpoint").read_text()
-        if (tmp_path / "last_checkpoint").exists() else None))
-    for epoch in range(3):
-        periodic.step(epoch, metric=epoch)
-    assert tags == [None, "model_0000.pth", "model_0000.pth", "model_0001.pth", "model_0001.pth",
-                    "model_final.pth"]
-    assert (tmp_path / "model_best.pth").exists()
-
-
-def fill_the_disk(monkeypatch):
+def test_a_full_disk_names_the_checkpoint(tmp_path, monkeypatch):
     def full(data, file):
         file.write(b"half of it")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(torch, "save", full)
-
-
-def test_a_full_disk_names_the_checkpoint_and_the_one_that_is_still_good(tmp_path, monkeypatch):
-    checkpointer = Checkpointer(Net(1.0), str(tmp_path))
-    fill_the_disk(monkeypatch)
     with pytest.raises(OSError, match=r"model_0000\.pth could not be saved: No space left.*There "
                                       r"is no earlier checkpoint.*OUTPUT_DIR.*--resume") as caught:
-        checkpointer.save("model_0000")
+        Checkpointer(Net(1.0), str(tmp_path)).save("model_0000")
     assert caught.value.errno == errno.ENOSPC and os.listdir(tmp_path) == []
-    monkeypatch.undo()
-    checkpointer.save("model_0000", epoch=1)
-    before = (tmp_path / "model_0000.pth").read_bytes()
-    fill_the_disk(monkeypatch)
-    with pytest.raises(OSError, match=r"model_0001\.pth could.*model_0000\.pth is still good"):
-        checkpointer.save("model_0001")
-    with pytest.raises(OSError, match=r"model_0000\.pth could.*model_0000\.pth is still good"):
-        checkpointer.save("model_0000")
-    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_0000.pth"]
-    assert (tmp_path / "model_0000.pth").read_bytes() == before and resumed(tmp_path) == (1, 1.0)
 
 
-@pytest.mark.parametrize("step", ["save", "resume"])
-def test_what_a_kill_left_is_removed_by_the_next_run(tmp_path, step):
+@pytest.mark.parametrize("first", [True, False])
+def test_what_a_kill_left_is_removed_by_the_first_process_of_the_next_run(tmp_path, first):
     left = tmp_path / f".model_0000.pth.{2 ** 31 + 5}.part"
-    left.write_bytes(b"half")
-    checkpointer = Checkpointer(Net(), str(tmp_path))
-    checkpointer.save("model_0000") if step == "save" else checkpointer.resume_or_load("")
-    assert not left.exists()
-
-
-def test_other_processes_than_the_first_write_and_remove_nothing(tmp_path):
-    left = tmp_path / f".model_0000.pth.{2 ** 31 + 5}.part"
-    left.write_bytes(b"half")
-    checkpointer = Checkpointer(Net(float("nan")), str(tmp_path), save_to_disk=False)
-    checkpointer.save("model_0000")
-    checkpointer.resume_or_load("")
-    assert list(tmp_path.iterdir()) == [left]
+    checkpointer = Checkpointer(
+        Net(1.0 if first else float("nan")), str(tmp_path), save_to_disk=first)
+    for step in (lambda: checkpointer.save("model_0000"), lambda: checkpointer.resume_or_load("")):
+        left.write_bytes(b"half")
+        step()
+        assert left.exists() is not first
+    assert (tmp_path / "model_0000.pth").exists() is first
 
 
 def test_a_checkpoint_is_saved_in_its_folder_only(tmp_path):
@@ -277,7 +227,7 @@ class Part:
 
 
 @pytest.mark.parametrize("value", [
-    float("nan"), float("inf"), np.float64(0.25), (1, None, "a", True), torch.Size([2]),
+    float("nan"), np.float64(0.25), (1, None, "a", True, torch.Size([2])),
     collections.Counter({40: 1, 70: 2}), 2 ** 70])
 def test_plain_values_come_back_as_they_were(tmp_path, value):
     Checkpointer(Net(), str(tmp_path), part=Part(value)).save("model_0000", metric=value)
@@ -288,7 +238,7 @@ def test_plain_values_come_back_as_they_were(tmp_path, value):
         assert type(back) is type(expected) and repr(back) == repr(expected)
 
 
-@pytest.mark.parametrize("value", [np.zeros(2), Path("x"), {1}, b"raw", print])
+@pytest.mark.parametrize("value", [np.zeros(2), {1}, print])
 def test_what_could_not_be_loaded_again_is_not_saved(tmp_path, value):
     checkpointer = Checkpointer(Net(), str(tmp_path), part=Part(value))
     with pytest.raises(TypeError, match=r"plain Python values.*part\.deep\.0\.value is a"):
@@ -296,9 +246,9 @@ def test_what_could_not_be_loaded_again_is_not_saved(tmp_path, value):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("where", ["second", "part.deep.0.value"])
-def test_weights_that_exploded_are_not_saved(tmp_path, value, where):
+@pytest.mark.parametrize("where, value", [
+    ("second", float("nan")), ("part.deep.0.value", -float("inf"))])
+def test_weights_that_exploded_are_not_saved(tmp_path, where, value):
     net, part = Net(), Part(torch.zeros(2))
     checkpointer = Checkpointer(net, str(tmp_path), part=part)
     checkpointer.save("model_0000", epoch=0)
@@ -319,11 +269,9 @@ def test_weights_that_exploded_are_not_saved(tmp_path, value, where):
 # ------------------------------------------------------------------------------ resuming ----
 
 
-@pytest.fixture
-def run(tmp_path):
-    """A folder with the checkpoints 0, 1 and 2, each an hour newer, and model_best of epoch 1."""
-    net, folder = Net(), tmp_path / "a run"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def saved_run(tmp_path_factory):
+    net, folder = Net(), tmp_path_factory.mktemp("saved")
     checkpointer = Checkpointer(net, str(folder))
     for epoch, names in enumerate([["model_0000"], ["model_best", "model_0001"], ["model_0002"]]):
         set_to(net, epoch)
@@ -331,6 +279,12 @@ def run(tmp_path):
             checkpointer.save(name, epoch=epoch)
             os.utime(folder / f"{name}.pth", (3600 * epoch, 3600 * epoch))
     return folder
+
+
+@pytest.fixture
+def run(saved_run, tmp_path):
+    """A folder with the checkpoints 0, 1 and 2, each an hour newer, and model_best of epoch 1."""
+    return shutil.copytree(saved_run, tmp_path / "a run")
 
 
 def do_as_told(error):
@@ -349,20 +303,12 @@ def change_a_bit(path):
     path.write_bytes(content)
 
 
-DAMAGES = {
-    "empty": lambda path: path.write_bytes(b""),
-    "cut off": cut_off,
-    "half": lambda path: path.write_bytes(path.read_bytes()[:len(path.read_bytes()) // 2]),
-    "a changed bit": change_a_bit,
-    "a web page": lambda path: path.write_text("<!DOCTYPE html>"),
-    "zeros": lambda path: path.write_bytes(bytes(10_000)),
-    "half of the older format": lambda path: (
-        torch.save(Net().state_dict(), path, _use_new_zipfile_serialization=False),
-        path.write_bytes(path.read_bytes()[:-10])),
-}
+def cut_off_in_the_older_format(path):
+    torch.save(Net().state_dict(), path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes()[:-10])
 
 
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("damage", [cut_off, change_a_bit, cut_off_in_the_older_format])
 def test_a_damaged_checkpoint_is_named_and_the_previous_one_offered(run, damage):
     damage(run / "model_0002.pth")
     with pytest.raises(DamagedFile, match=r"model_0002\.pth is damaged.*newest other checkpoint "
@@ -400,28 +346,18 @@ def test_what_is_offered_loads_and_is_never_the_best_by_the_test_set(run):
         resumed(run)
 
 
-TAGS = {
-    "": "is empty", " \n": "is empty", "model_0009.pth": "which is missing", ".": "is missing",
-    "../model_0001.pth": "no file name", "/etc/passwd": "no file name", "a\0b": "is missing",
-    "x" * 5000: "is missing",
-}
-
-
-@pytest.mark.parametrize("tag, fault", TAGS.items(), ids=range(len(TAGS)))
+@pytest.mark.parametrize("tag, fault", [
+    (b" \n", "is empty"), (b"../model_0001.pth", "no file name"),
+    (b"/etc/passwd", "no file name"), (b"a\0b", "is missing"), (5000 * b"x", "is missing"),
+    (bytes(range(128, 256)), "which is missing")], ids=range(6))
 def test_a_wrong_last_checkpoint_is_told_as_such(run, tag, fault):
     shutil.copy(run / "model_0001.pth", run.parent)
-    (run / "last_checkpoint").write_text(tag)
+    (run / "last_checkpoint").write_bytes(tag)
     with pytest.raises(ValueError, match=rf"a run/last_checkpoint .*{fault}.*model_0002\.pth") as e:
         resumed(run)
     assert len(str(e.value)) < 1000
     do_as_told(e.value)
     assert resumed(run) == (2, 2.0)
-
-
-def test_a_last_checkpoint_of_bytes_is_told_as_such(run):
-    (run / "last_checkpoint").write_bytes(bytes(range(128, 256)))
-    with pytest.raises(ValueError, match="last_checkpoint names .* which is missing"):
-        resumed(run)
 
 
 def test_without_the_repair_a_wrong_last_checkpoint_is_obeyed(run):
@@ -471,11 +407,10 @@ def unsafe_torch(monkeypatch):
 
 BOMBS = {
     "zip": torch.save,
-    "zip, protocol 4": lambda content, path: torch.save(content, path, pickle_protocol=4),
     "older": lambda content, path: torch.save(
         content, path, _use_new_zipfile_serialization=False),
     **{f"pickle {protocol}": lambda content, path, protocol=protocol: path.write_bytes(
-        pickle.dumps(content, protocol)) for protocol in range(6)},
+        pickle.dumps(content, protocol)) for protocol in (0, 2, 4)},
 }
 
 
@@ -502,7 +437,7 @@ def test_without_the_repair_code_in_a_file_runs(run, tmp_path, unsafe_torch):
     assert fired.exists()
 
 
-@pytest.mark.parametrize("content", [torch.nn.Linear(2, 2), {"model": np.zeros(2)}])
+@pytest.mark.parametrize("content", [torch.nn.Linear(2, 2), {"model": np.zeros(2)}], ids=type)
 def test_other_objects_than_tensors_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "file")
     with pytest.raises(CodeInFile, match=r"Linear|numpy"):
@@ -516,10 +451,9 @@ def test_a_program_is_no_file_of_tensors(tmp_path):
         load_tensors(tmp_path / "file")
 
 
-@pytest.mark.parametrize("mode", ["w", "w:gz"])
-def test_a_tar_is_refused_before_torch_reads_it(tmp_path, monkeypatch, mode):
+def test_a_tar_is_refused_before_torch_reads_it(tmp_path, monkeypatch):
     """torch < 2.6 runs what is in it in spite of weights_only."""
-    with tarfile.open(tmp_path / "file.tar", mode) as archive:
+    with tarfile.open(tmp_path / "file.tar", "w:gz") as archive:
         for name in ("sys_info", "storages", "tensors", "pickle"):
             part = pickle.dumps(Bomb(tmp_path / "fired"), 2)
             entry = tarfile.TarInfo(name)
@@ -529,28 +463,6 @@ def test_a_tar_is_refused_before_torch_reads_it(tmp_path, monkeypatch, mode):
     with pytest.raises(DamagedFile,
                        match=r"file\.tar.*tar format of very old torch.*save it again"):
         load_tensors(tmp_path / "file.tar")
-
-
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("older", [False, True])
-def test_any_damage_is_told_and_none_changes_the_content(tmp_path, older):
-    path, broken, rng = tmp_path / "file", tmp_path / "broken", np.random.default_rng(0)
-    torch.save(Net(1.0).state_dict(), path, _use_new_zipfile_serialization=not older)
-    whole, told = path.read_bytes(), 0
-    for turn in range(150):
-        content = bytearray(whole[:rng.integers(len(whole))] if turn % 3 == 0 else whole)
-        if turn % 3:
-            content[rng.integers(len(whole))] ^= 1 << rng.integers(8)
-        broken.write_bytes(content)
-        try:
-            found = load_tensors(broken)
-        except (DamagedFile, CodeInFile) as error:
-            assert str(broken) in str(error)
-            told += 1
-        else:  # a bit of the padding
-            assert turn % 3 and (older or [*found] == ["first", "second"])
-            assert older or all((tensor == 1).all() for tensor in found.values())
-    assert told > 75
 
 
 def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path):
@@ -571,12 +483,9 @@ def test_counters_are_read_whether_torch_has_a_public_list_or_not(tmp_path, monk
     assert allowed == {"collections.Counter": collections.Counter}
 
 
-def test_missing_weights_are_told_as_such(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"MODEL\.WEIGHTS.*none\.pth"):
-        Checkpointer(Net()).load(str(tmp_path / "none.pth"))
-
-
 def test_weights_elsewhere_are_not_replaced_by_a_checkpoint(run, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"MODEL\.WEIGHTS.*none\.pth"):
+        Checkpointer(Net(), str(run)).load(str(tmp_path / "none.pth"))
     (tmp_path / "weights.pth").write_bytes(b"")
     with pytest.raises(DamagedFile, match=r"MODEL\.WEIGHTS") as caught:
         Checkpointer(Net(), str(run)).load(str(tmp_path / "weights.pth"))
@@ -587,14 +496,14 @@ def test_a_state_dict_alone_is_loaded_as_weights(tmp_path):
     path, net = tmp_path / "weights.pth", Net()
     torch.save(Net(5.0).state_dict(), path)
     Checkpointer(net).load(str(path))
-    assert sevens(net) == set() and (net.first == 5).all() and (net.second == 5).all()
+    assert (net.first == 5).all() and (net.second == 5).all()
     with compat.without("plain_weights"), pytest.raises(KeyError, match="model"):
         Checkpointer(net).load(str(path))
 
 
 @pytest.mark.parametrize("content", [
-    {}, [1], None, torch.zeros(2), {"state_dict": {"first": torch.zeros(3)}},
-    {"model": torch.zeros(3), "epoch": 1}, {"epoch": 1}])
+    {}, None, {"state_dict": {"first": torch.zeros(3)}}, {"model": torch.zeros(3), "epoch": 1}],
+    ids=repr)
 def test_what_holds_no_weights_is_no_checkpoint(tmp_path, content):
     torch.save(content, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match=r"weights\.pth is no checkpoint.*'model'.*found:"):
@@ -626,25 +535,28 @@ def test_all_reading_of_the_toolbox_is_in_known_places():
         "fastreid.utils.checkpoint"}  # whose only call is replaced by safe_checkpoints
 
 
-@pytest.mark.parametrize("name", [n for n in modules_that_load() if "backbones" in n])
-def test_no_backbone_runs_code_in_its_weights(name, tmp_path, unsafe_torch):
-    fired, path, module = tmp_path / "fired", tmp_path / "bomb.pth", sys.modules[name]
+def test_no_backbone_runs_code_in_its_weights(tmp_path, unsafe_torch):
+    fired, path = tmp_path / "fired", tmp_path / "bomb.pth"
     torch.save(Bomb(fired), path)
+    url, folder = "https://nowhere.invalid/bomb.pth", str(tmp_path)
 
-    def all_readings():
+    def all_readings(module):
         yield lambda: module.torch.load(str(path))
         yield lambda: module.torch.load(str(path), map_location=torch.device("cpu"))
         yield lambda: module.torch.hub.load_state_dict_from_url(
-            "https://nowhere.invalid/bomb.pth", model_dir=str(tmp_path), progress=False)
+            url, model_dir=folder, progress=False)
         if hasattr(module, "load_state_dict_from_url"):
-            yield lambda: module.load_state_dict_from_url(
-                "https://nowhere.invalid/bomb.pth", model_dir=str(tmp_path))
+            yield lambda: module.load_state_dict_from_url(url, model_dir=folder)
 
-    for read in all_readings():
-        with pytest.raises(CodeInFile, match=r"bomb\.pth is refused.*BACKBONE\.PRETRAIN_PATH"):
-            read()
-        assert not fired.exists()
-    assert module.torch.cat is torch.cat and module.torch.hub.get_dir is torch.hub.get_dir
+    for name in modules_that_load():
+        module = sys.modules[name]
+        if ".modeling.backbones." not in name:
+            continue
+        for read in all_readings(module):
+            with pytest.raises(CodeInFile, match=r"bomb\.pth is refused.*BACKBONE\.PRETRAIN_PATH"):
+                read()
+            assert not fired.exists()
+        assert module.torch.cat is torch.cat and module.torch.hub.get_dir is torch.hub.get_dir
 
 
 def test_without_the_repair_a_backbone_runs_code_in_its_weights(tmp_path, unsafe_torch):
@@ -655,47 +567,53 @@ def test_without_the_repair_a_backbone_runs_code_in_its_weights(tmp_path, unsafe
     assert fired.exists()
 
 
-# those of RegNet and EfficientNet look for files that the toolbox does not install
-BUILDERS = {
-    "build_resnet_backbone": "18x", "build_osnet_backbone": "x0_25",
-    "build_resnext_backbone": "50x", "build_resnest_backbone": "50x",
-    "build_repvgg_backbone": "A0", "build_mobilenetv2_backbone": "0.1x",
-    "build_mobilenetv3_backbone": "Small", "build_shufflenetv2_backbone": "0.5x",
-    "build_vit_backbone": "small"}
+@pytest.fixture
+def pretrained(cfg):
+    """Builds a pretrained backbone without its random weights, which take time."""
 
-
-@pytest.mark.parametrize("name, depth", BUILDERS.items())
-def test_every_backbone_names_the_pretrained_file_and_its_key(
-        cfg, tmp_path, monkeypatch, unsafe_torch, name, depth):
-    fired, path = tmp_path / "fired", tmp_path / "weights.pth"
-    cfg.merge_from_list(["MODEL.BACKBONE.NAME", name, "MODEL.BACKBONE.DEPTH", depth,
-                         "MODEL.BACKBONE.PRETRAIN", True, "INPUT.SIZE_TRAIN", [32, 16],
-                         "MODEL.BACKBONE.PRETRAIN_PATH", str(path)])
-    key = r".*MODEL\.BACKBONE\.PRETRAIN_PATH"
-
-    # no time is lost on random weights
-    device = "cpu" if name == "build_vit_backbone" else "meta"
-    transformer = sys.modules["fastreid.modeling.backbones.vision_transformer"]
-    monkeypatch.setattr(transformer, "trunc_normal_", lambda tensor, **how: tensor)
-
-    def build():
-        with torch.device(device):
+    def build(name, depth, path):
+        cfg.merge_from_list(["MODEL.BACKBONE.NAME", name, "MODEL.BACKBONE.DEPTH", depth,
+                             "MODEL.BACKBONE.PRETRAIN", True, "INPUT.SIZE_TRAIN", [32, 16],
+                             "MODEL.BACKBONE.PRETRAIN_PATH", str(path)])
+        with torch.device("cpu" if name == "build_vit_backbone" else "meta"):
             BACKBONE_REGISTRY.get(name)(cfg)
 
-    with pytest.raises(FileNotFoundError, match=key + r".*weights\.pth"):
-        build()
+    return build
+
+
+KEY = r".*MODEL\.BACKBONE\.PRETRAIN_PATH"
+
+
+# those of RegNet and EfficientNet look for files that the toolbox does not install
+@pytest.mark.parametrize("name, depth", [
+    ("build_resnet_backbone", "18x"), ("build_osnet_backbone", "x0_25"),
+    ("build_resnext_backbone", "50x"), ("build_resnest_backbone", "50x"),
+    ("build_repvgg_backbone", "A0"), ("build_mobilenetv2_backbone", "0.1x"),
+    ("build_mobilenetv3_backbone", "Small"), ("build_shufflenetv2_backbone", "0.5x"),
+    ("build_vit_backbone", "small")])
+def test_every_backbone_names_the_pretrained_file_and_its_key(
+        pretrained, tmp_path, monkeypatch, unsafe_torch, name, depth):
+    fired, path = tmp_path / "fired", tmp_path / "weights.pth"
+    transformer = sys.modules["fastreid.modeling.backbones.vision_transformer"]
+    monkeypatch.setattr(transformer, "trunc_normal_", lambda tensor, **how: tensor)
+    with pytest.raises(FileNotFoundError, match=KEY + r".*weights\.pth"):
+        pretrained(name, depth, path)
+    torch.save({"model": Bomb(fired), "state_dict": Bomb(fired)}, path)
+    with pytest.raises(CodeInFile, match=r"weights\.pth" + KEY):
+        pretrained(name, depth, path)
+    assert not fired.exists()
+
+
+def test_what_is_no_pretrained_file_is_named_with_its_key(pretrained, tmp_path):
+    path = tmp_path / "weights.pth"
     for make, remove in ((path.mkdir, path.rmdir), (lambda: os.mkfifo(path), path.unlink)):
         make()
-        with pytest.raises(FileNotFoundError, match=key + r".*weights\.pth"):
-            build()
+        with pytest.raises(FileNotFoundError, match=KEY + r".*weights\.pth"):
+            pretrained("build_resnet_backbone", "18x", path)
         remove()
     path.write_bytes(b"")
-    with pytest.raises(DamagedFile, match=r"weights\.pth" + key):
-        build()
-    torch.save({"model": Bomb(fired), "state_dict": Bomb(fired)}, path)
-    with pytest.raises(CodeInFile, match=r"weights\.pth" + key):
-        build()
-    assert not fired.exists()
+    with pytest.raises(DamagedFile, match=r"weights\.pth" + KEY):
+        pretrained("build_resnet_backbone", "18x", path)
 
 
 def test_weights_given_by_name_are_downloaded_once(tmp_path, monkeypatch):
@@ -725,30 +643,20 @@ Retrieval.__module__ = "gdown.exceptions"
 
 @pytest.mark.parametrize("error", [OSError(101, "Network is unreachable"), Retrieval("no link"),
                                    ImportError("No module named 'gdown'")], ids=type)
-@pytest.mark.parametrize("name, depth", [("build_osnet_backbone", "x0_25"),
-                                         ("build_resnet_backbone", "18x")])
-def test_weights_that_cannot_be_downloaded(cfg, tmp_path, monkeypatch, name, depth, error):
+def test_weights_that_cannot_be_downloaded(pretrained, tmp_path, monkeypatch, error):
     def download(*args, **options):
         raise error
 
     monkeypatch.setitem(sys.modules, "gdown", SimpleNamespace(download=download))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    cfg.merge_from_list(["MODEL.BACKBONE.NAME", name, "MODEL.BACKBONE.DEPTH", depth,
-                         "MODEL.BACKBONE.PRETRAIN", True, "MODEL.BACKBONE.PRETRAIN_PATH", ""])
-
-    def build():
-        with torch.device("meta"):
-            BACKBONE_REGISTRY.get(name)(cfg)
-
+    osnet = "build_osnet_backbone", "x0_25", ""
     with pytest.raises(FileNotFoundError) as caught:
-        build()
+        pretrained(*osnet)
     assert str(error) in str(caught.value)
     assert "Set MODEL.BACKBONE.PRETRAIN_PATH to a file" in str(caught.value)
     error = KeyError("another")  # is not mistaken for one
     with pytest.raises(KeyError, match="another"):
-        build()
-    with compat.without("safe_pretraining"), pytest.raises(KeyError):
-        build()
+        pretrained(*osnet)
 
 
 def test_weights_given_by_address_that_cannot_be_downloaded(tmp_path, monkeypatch):

@@ -45,44 +45,29 @@ def paths(items):
 # ---------------------------------------------------------------------------- listing ----
 
 
-@pytest.mark.parametrize("kind", [Market1501, DukeMTMC])
-@pytest.mark.parametrize("split, folder", [
-    ("train", "bounding_box_train"), ("query", "query"), ("gallery", "bounding_box_test")])
-def test_listings_are_sorted(tiny_duke, listed_backwards, kind, split, folder):
-    items = getattr(kind(root=str(tiny_duke)), split)
-    assert paths(items) == sorted(paths(items))
-    base = "Market-1501-v15.09.15" if kind is Market1501 else "DukeMTMC-reID"
-    expected = [p.name for p in (tiny_duke / base / folder).iterdir() if p.name[0] != "-"]
-    assert [Path(p).name for p in paths(items)] == sorted(expected)
-    with compat.without("sorted_listing"):
-        unsorted = getattr(kind(root=str(tiny_duke)), split)
-    assert paths(unsorted) == sorted(paths(items), reverse=True)
-
-
-def test_an_items_identity_and_camera_stay_with_its_path(tiny_market, listed_backwards):
-    for path, identity, camera in Market1501(root=str(tiny_market)).train:
-        name = Path(path).name
-        assert identity == f"market1501_{int(name[:4])}"
-        assert camera == f"market1501_{int(name[6]) - 1}"
-
-
-def test_a_repeated_look_gives_the_same_list(tiny_market):
-    dataset = Market1501(root=str(tiny_market))
-    assert dataset.train is dataset.train
-    assert dataset.data is dataset.train
+@pytest.mark.parametrize("kind, base", [
+    (Market1501, "Market-1501-v15.09.15"), (DukeMTMC, "DukeMTMC-reID")])
+def test_listings_are_sorted(tiny_duke, listed_backwards, kind, base):
+    folders = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
+    for split, folder in folders.items():
+        items = getattr(kind(root=str(tiny_duke)), split)
+        expected = [p.name for p in (tiny_duke / base / folder).iterdir() if p.name[0] != "-"]
+        assert [Path(p).name for p in paths(items)] == sorted(expected)
+        with compat.without("sorted_listing"):
+            unsorted = getattr(kind(root=str(tiny_duke)), split)
+        assert paths(unsorted) == sorted(paths(items), reverse=True)
 
 
 # --------------------------------------------------------------- missing and empty folders ----
 
 
-@pytest.mark.parametrize("kind", [Market1501, DukeMTMC])
-def test_a_missing_dataset_names_folder_and_remedy(tmp_path, kind):
-    with pytest.raises(FileNotFoundError, match=rf"{kind.__name__}: .*{tmp_path}.* is not found"
+def test_a_missing_dataset_names_folder_and_remedy(tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"Market1501: .*{tmp_path}.* is not found"
                                                 r".*FASTREID_DATASETS"):
-        kind(root=str(tmp_path / "nowhere"))
+        Market1501(root=str(tmp_path / "nowhere"))
     with compat.without("missing_dataset"):
         with pytest.raises(RuntimeError, match="is not found$"):
-            kind(root=str(tmp_path / "nowhere"))
+            Market1501(root=str(tmp_path / "nowhere"))
 
 
 def test_a_missing_subset_is_named(tiny_market):
@@ -118,9 +103,9 @@ def test_a_dataset_for_training_alone_can_be_combined():
 # ------------------------------------------------------------------------ single images ----
 
 
-@pytest.mark.parametrize("name", ["0002.jpg", "0002_s1_000451_03.jpg", "portrait_c.jpg"])
-@pytest.mark.parametrize("kind, base", [
-    (Market1501, "Market-1501-v15.09.15"), (DukeMTMC, "DukeMTMC-reID")])
+@pytest.mark.parametrize("kind, base, name", [
+    (Market1501, "Market-1501-v15.09.15", "0002_s1_000451_03.jpg"),
+    (DukeMTMC, "DukeMTMC-reID", "portrait_c.jpg")])
 def test_an_image_without_camera_is_named(tiny_duke, kind, base, name):
     folder = tiny_duke / base / "bounding_box_train"
     shutil.copy(next(folder.iterdir()), folder / name)
@@ -139,47 +124,23 @@ def test_a_folder_named_like_a_camera_does_not_label_its_images(tiny_market):
         Market1501(root=str(moved)).train
 
 
-def truncated(path):
-    path.write_bytes(path.read_bytes()[:-200])
-
-
-def emptied(path):
-    path.write_bytes(b"")
-
-
-def replaced(path):
-    path.write_text("this is no image")
-
-
-@pytest.mark.parametrize("damage, remedy", [
-    (truncated, "Replace or remove"), (emptied, "Replace or remove"),
-    (replaced, "Replace or remove"), (Path.unlink, "put it back")])
-def test_a_damaged_image_is_named(tiny_market, damage, remedy):
+def test_a_damaged_image_is_named(tiny_market):
     path = min((tiny_market / "Market-1501-v15.09.15" / "query").iterdir())
     assert data_utils.read_image(str(path)).size == (16, 32)
-    damage(path)
-    with pytest.raises(ValueError, match=rf"Cannot read the image {path}: .*{remedy}"):
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=rf"Cannot read the image {path}: .*Replace or remove"):
         data_utils.read_image(str(path))
     with compat.without("unreadable_image"):
         with pytest.raises(OSError) as caught:
             data_utils.read_image(str(path))
-    assert damage is not truncated or str(path) not in str(caught.value)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_image_is_named_in_training(tiny_cfg, tiny_market, workers):
-    folder = tiny_market / "Market-1501-v15.09.15" / "bounding_box_train"
-    for path in folder.iterdir():
-        truncated(path)
-    tiny_cfg.DATALOADER.NUM_WORKERS = workers
-    loader = data_build.build_reid_train_loader(tiny_cfg)
-    with pytest.raises(ValueError, match=rf"Cannot read the image {folder}/\d+_c\d"):
-        next(iter(loader))
-    loader.shutdown()
+    assert str(path) not in str(caught.value)
+    path.unlink()
+    with pytest.raises(ValueError, match=rf"Cannot read the image {path}: .*put it back"):
+        data_utils.read_image(str(path))
 
 
 @pytest.mark.parametrize("mode, ending, channels", [
-    ("P", "png", 3), ("RGBA", "png", 4), ("CMYK", "tif", 4), ("LA", "png", 2)])
+    ("P", "png", 3), ("RGBA", "png", 4), ("CMYK", "tif", 4)])
 def test_every_image_is_read_as_rgb(tmp_path, mode, ending, channels):
     path = tmp_path / f"image.{ending}"
     image = Image.new("RGB", (3, 4), (200, 90, 10)).convert(mode)
@@ -201,32 +162,12 @@ def test_16_bit_images_are_read(tmp_path):
             data_utils.read_image(str(path))
 
 
-def test_a_png_with_a_damaged_byte_is_not_read_as_if_it_were_whole(tmp_path):
-    path = tmp_path / "image.png"
-    Image.fromarray(np.random.default_rng(0).integers(256, size=(6, 4, 3), dtype=np.uint8)).save(
-        path)
-    content = bytearray(path.read_bytes())
-    content[60] ^= 0xFF  # within the pixels
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match="Cannot read the image"):
-        data_utils.read_image(str(path))
-    with compat.without("image_modes"):
-        assert data_utils.read_image(str(path)).size == (4, 6)
-
-
 @pytest.mark.parametrize("format, expected", [
-    (None, [1, 2, 3]), ("RGB", [1, 2, 3]), ("BGR", [3, 2, 1])])
-def test_the_order_of_the_channels_can_be_asked_for(tmp_path, format, expected):
+    (None, [1, 2, 7]), ("RGB", [1, 2, 7]), ("BGR", [7, 2, 1]), ("L", 2)])
+def test_the_form_of_an_image_can_be_asked_for(tmp_path, format, expected):
     path = tmp_path / "image.png"
-    Image.new("RGB", (3, 4), (1, 2, 3)).save(path)
+    Image.new("RGB", (3, 4), (1, 2, 7)).save(path)
     assert (np.asarray(data_utils.read_image(str(path), format)) == expected).all()
-
-
-def test_another_mode_can_be_asked_for(tmp_path):
-    path = tmp_path / "image.png"
-    Image.new("RGB", (3, 4), (7, 7, 7)).save(path)
-    grey = data_utils.read_image(str(path), "L")
-    assert grey.mode == "L" and (np.asarray(grey) == 7).all()
 
 
 @pytest.mark.parametrize("option", [
@@ -238,7 +179,7 @@ def test_every_augmentation_works(cfg, option):
         cfg.INPUT[option].PROB = 1.0
     pixels = np.random.default_rng(0).integers(0, 255, (48, 20, 3), dtype=np.uint8)
     transform = build_transforms(cfg, is_train=True)
-    for _ in range(30):  # some choose at random among operations
+    for _ in range(10):  # some choose at random among operations
         image = transform(Image.fromarray(pixels))
         assert image.dtype == torch.float32
         assert image.shape[1:] == ((224, 224) if option == "CROP" else (32, 16))
@@ -247,13 +188,6 @@ def test_every_augmentation_works(cfg, option):
         with compat.without("random_affine"):
             with pytest.raises(TypeError, match="resample"):
                 build_transforms(cfg, is_train=True)
-
-
-def test_the_dataset_reads_through_the_repaired_function(tiny_market):
-    items = DATASET_REGISTRY.get("Market1501")(root=str(tiny_market)).train
-    truncated(Path(items[0][0]))
-    with pytest.raises(ValueError, match="Cannot read the image"):
-        data_build.CommDataset(items)[0]
 
 
 # ------------------------------------------------------------------- set up by config keys ----

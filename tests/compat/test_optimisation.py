@@ -17,8 +17,8 @@ from fastreid.utils.events import EventStorage
 from torch import nn
 
 STEPS = 5
-CUDA = pytest.param("cuda", marks=pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="needs a CUDA device"))
+CUDA = pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a GPU")])
 
 
 class Net(nn.Module):
@@ -103,12 +103,12 @@ def moved(model, start):
 TRAINABLE = {"conv.weight", "bn.weight", "bn.bias", "neck.weight", "heads.weight", "heads.bias"}
 
 
+SEVERAL = ["SOLVER.WEIGHT_DECAY_NORM", 0.0, "SOLVER.WEIGHT_DECAY_BIAS", 0.01,
+           "SOLVER.BIAS_LR_FACTOR", 2.0, "SOLVER.HEADS_LR_FACTOR", 5.0]
+
+
+@pytest.mark.parametrize("groups", [[], SEVERAL], ids=["one-group", "several-groups"])
 @pytest.mark.parametrize("optimizer", ["Adam", "SGD"])
-@pytest.mark.parametrize("groups", [
-    [],
-    ["SOLVER.WEIGHT_DECAY_NORM", 0.0, "SOLVER.WEIGHT_DECAY_BIAS", 0.01,
-     "SOLVER.BIAS_LR_FACTOR", 2.0, "SOLVER.HEADS_LR_FACTOR", 5.0],
-], ids=["one-group", "several-groups"])
 def test_steps_equal_plain_pytorch(cfg, optimizer, groups):
     cfg.merge_from_list(["SOLVER.OPT", optimizer, "SOLVER.BASE_LR", 0.01, *groups])
     toolbox, batches = net_and_batches()
@@ -117,16 +117,10 @@ def test_steps_equal_plain_pytorch(cfg, optimizer, groups):
     run_plain(plain, batches, cfg)
     assert_same(toolbox, plain)
     assert moved(toolbox, start) == TRAINABLE
-
-
-@pytest.mark.parametrize("optimizer", ["Adam", "SGD"])
-def test_without_the_repair_nothing_moves(cfg, optimizer):
-    cfg.merge_from_list(["SOLVER.OPT", optimizer, "SOLVER.BASE_LR", 0.01])
-    toolbox, batches = net_and_batches()
-    start = copy.deepcopy(toolbox)
+    broken = copy.deepcopy(start)
     with compat.without("contiguous_zero_grad"):
-        run_toolbox(toolbox, batches, cfg)  # the toolbox's own check of its buffer passes
-    assert moved(toolbox, start) == set()
+        run_toolbox(broken, batches, cfg)  # the toolbox's own check of its buffer passes
+    assert moved(broken, start) == set()
 
 
 @pytest.mark.parametrize("kind, value", [("norm", 0.05), ("value", 0.004)])
@@ -151,10 +145,9 @@ def test_gradient_clipping_equals_plain_pytorch(cfg, kind, value):
     assert not torch.allclose(toolbox.conv.weight, unclipped.conv.weight, atol=1e-3)
 
 
-@pytest.mark.parametrize("optimizer", ["Adam", "SGD"])
-def test_frozen_layers_equal_plain_pytorch(cfg, optimizer):
+def test_frozen_layers_equal_plain_pytorch(cfg):
     cfg.merge_from_list([
-        "SOLVER.OPT", optimizer, "SOLVER.BASE_LR", 0.01,
+        "SOLVER.OPT", "Adam", "SOLVER.BASE_LR", 0.01,
         "MODEL.FREEZE_LAYERS", ["conv", "bn"], "SOLVER.FREEZE_ITERS", 3])
     toolbox, batches = net_and_batches()
     start, plain, early = (copy.deepcopy(toolbox) for _ in range(3))
@@ -207,20 +200,13 @@ def test_guard_stops_a_run_with_learning_rate_zero(make_trainer):
     with pytest.raises(RuntimeError, match=r"No weight has moved after 2 .*SOLVER\.BASE_LR"):
         make_trainer("SOLVER.BASE_LR", 0.0).train()
     with compat.without("weights_guard"):
-        trainer = make_trainer("SOLVER.BASE_LR", 0.0)
+        trainer = make_trainer("SOLVER.BASE_LR", 0.0, "DATASETS.TESTS", ())
         trainer.train()
         assert trainer.iter == 2  # to the end, and nobody noticed
 
 
-def test_guard_stops_a_run_of_the_unmended_toolbox(make_trainer):
-    with compat.without("contiguous_zero_grad"):
-        trainer = make_trainer("SOLVER.ITERS_PER_EPOCH", 15)
-        with pytest.raises(RuntimeError, match="No weight has moved after 10 training steps"):
-            trainer.train()
-
-
 def test_guard_lets_a_good_run_pass(make_trainer):
-    trainer = make_trainer("SOLVER.ITERS_PER_EPOCH", 12)
+    trainer = make_trainer("SOLVER.ITERS_PER_EPOCH", 12, "DATASETS.TESTS", ())
     assert sum(isinstance(hook, WeightsMovedGuard) for hook in trainer._hooks) == 1
     start = copy.deepcopy(trainer.model)
     trainer.train()
@@ -248,7 +234,7 @@ def guarded_run(length, moves_at, *, steps=10, start=0, frozen=False):
 
 
 @pytest.mark.parametrize("start", [0, 400], ids=["fresh", "resumed"])
-@pytest.mark.parametrize("length", [1, 3, 10, 11])
+@pytest.mark.parametrize("length", [1, 10, 11])
 def test_guard_waits_ten_steps_or_to_the_end_of_a_shorter_run(start, length):
     last = min(length, 10) - 1
     guarded_run(length, moves_at=last, start=start)
