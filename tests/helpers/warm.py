@@ -129,6 +129,9 @@ def _run(arguments, out, err, cwd, env, prepare):
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    build = sys.modules.get("fastreid.data.build")
+    if build:  # read from the environment when it was imported
+        build._root = env.get("FASTREID_DATASETS", "datasets")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:

@@ -2,14 +2,10 @@
 
 import csv
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
 
 import compare_indicators as tool
 
