@@ -944,9 +944,16 @@ def _compile_evaluator() -> None:
                 "FastReID's compiled evaluation is not available, its slower Python code will be "
                 "used: %s", reason.strip().splitlines()[-1] if reason.strip() else error)
             return
-    if str(cache) not in _rank_cylib.__path__:
-        _rank_cylib.__path__.append(str(cache))
+    if str(cache) in _rank_cylib.__path__:
+        return
+    _rank_cylib.__path__.append(str(cache))
     importlib.invalidate_caches()
+    for name, function in (("rank", "evaluate_cy"), ("roc", "evaluate_roc_cy")):
+        user = sys.modules.get(f"fastreid.evaluation.{name}")
+        if user is not None and not user.IS_CYTHON_AVAI:  # imported before, when there was none
+            compiled = importlib.import_module(f"fastreid.evaluation.rank_cylib.{name}_cy")
+            setattr(user, function, getattr(compiled, function))
+            user.IS_CYTHON_AVAI = True
 
 
 def prepare_evaluation() -> None:

@@ -327,6 +327,20 @@ def test_a_failing_compiler_never_ends_the_run(tmp_path, monkeypatch):
                 module.compile_helper()
 
 
+_IMPORTED_EARLY = """
+from fastreid.evaluation import rank, roc
+before = rank.IS_CYTHON_AVAI, roc.IS_CYTHON_AVAI
+from caureid_plugin import compat
+compat.prepare_evaluation()
+print(*before, rank.IS_CYTHON_AVAI, roc.IS_CYTHON_AVAI, rank.evaluate_cy, roc.evaluate_roc_cy)
+"""
+
+
+def test_who_imported_the_ranking_early_gets_the_compiled_one(tmp_path):
+    done = warm.run(["-c", _IMPORTED_EARLY], tmp_path)
+    assert done.stdout.startswith("False False True True <"), done.stdout + done.stderr
+
+
 def test_a_failed_compilation_is_tried_and_reported_once(tmp_path, monkeypatch, messages):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(compat, "_CYTHON_BUILD", "raise SystemExit('no compiler here')")

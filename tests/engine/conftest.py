@@ -24,6 +24,12 @@ KEYS = [
 ]
 
 
+@pytest.fixture(scope="session")
+def hook_keys():
+    """Keys and values of a training of two epochs of three steps on `tiny_market`."""
+    return KEYS
+
+
 @pytest.fixture
 def start(cfg, tiny_market, tmp_path):
     """Trainer with the hook on the tiny dataset; more keys as arguments."""

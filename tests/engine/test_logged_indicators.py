@@ -1,7 +1,6 @@
 """What the hook says at the start, of each clustering and at the end, without any identity."""
 
 import json
-import logging
 
 import numpy as np
 import pytest
@@ -9,24 +8,7 @@ from caureid_plugin import clustering
 from caureid_plugin.engine import UnsupervisedHook
 from caureid_plugin.engine.verdict import judge
 from sklearn.metrics import adjusted_rand_score
-
-
-@pytest.fixture
-def log():
-    """(level, text) of what the plugin logs."""
-    lines = []
-
-    class Collect(logging.Handler):
-        def emit(self, record):
-            lines.append((record.levelno, record.getMessage()))
-
-    handler, logger = Collect(), logging.getLogger("fastreid.caureid")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    yield lines
-    logger.removeHandler(handler)
-    logger.setLevel(level)
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
 def _alone(labels):
@@ -63,34 +45,46 @@ def test_indicators_of_each_clustering_are_in_metrics_json(start, monkeypatch, t
         before = labels
 
 
-def test_the_images_of_each_camera_are_told_at_the_start(start, log):
+def test_tensorboard_has_every_figure_of_metrics_json(start, tmp_path):
+    start("TEST.EVAL_PERIOD", 1).train()
+    events = EventAccumulator(str(tmp_path / "out"))
+    events.Reload()
+    shown = {(name, event.step): event.value
+             for name in events.Tags()["scalars"] for event in events.Scalars(name)}
+    rows = [json.loads(line) for line in (tmp_path / "out/metrics.json").read_text().splitlines()]
+    written = {(name, row["iteration"]): value for row in rows for name, value in row.items()
+               if name != "iteration"}
+    assert {("mAP", 2), ("mAP", 5), ("loss_cacc", 5), ("labels/silhouette", 3)} <= written.keys()
+    assert shown == pytest.approx(written, rel=1e-6, nan_ok=True)  # TensorBoard keeps float32
+
+
+def test_the_images_of_each_camera_are_told_at_the_start(start, messages):
     start()
-    found = [text for level, text in log if "48 training images of 2 cameras" in text]
+    found = [text for text in messages if "48 training images of 2 cameras" in text]
     assert len(found) == 1 and "24" in found[0]
 
 
-def test_a_finished_run_ends_with_its_verdict(start, log, tmp_path):
+def test_a_finished_run_ends_with_its_verdict(start, messages, tmp_path):
     start("SOLVER.MAX_EPOCH", 3).train()
     rows = [json.loads(line) for line in (tmp_path / "out/metrics.json").read_text().splitlines()]
     names = ("silhouette", "outlier_share", "stability", "largest_share", "cross_camera")
     verdict = judge({name: [row[f"labels/{name}"] for row in rows if f"labels/{name}" in row]
                      for name in names}, num_cameras=2)
-    texts = [text for _, text in log]
     assert len(verdict.findings) == 4
-    assert texts[-5:] == [
+    assert messages[-5:] == [
         *(f"{f.name} {f.value:.2f}: {f.sentence}" for f in verdict.findings),
         " ".join([verdict.summary, *verdict.advice])]
 
 
-def test_a_run_that_fails_has_no_verdict(start, log):
+def test_a_run_that_fails_has_no_verdict(start, messages):
     trainer = start()
     trainer.model.forward = lambda batch: (_ for _ in ()).throw(RuntimeError("broken"))
     with pytest.raises(RuntimeError, match="broken"):
         trainer.train()
-    assert not any("indicators training went" in text for _, text in log)
+    assert not any("indicators training went" in text for text in messages)
 
 
-def test_one_camera_is_not_held_against_a_run(start, log, monkeypatch):
+def test_one_camera_is_not_held_against_a_run(start, messages):
     """No cluster can span cameras there."""
     trainer = start("MODEL.LOSSES.NAME", ("InfoNCELoss",), "MODEL.HEADS.CAMSEP.NUM_CAMERAS", 0,
                     "MODEL.HEADS.CAMSEP.ATTENTION", "none", hook=False)
@@ -98,7 +92,6 @@ def test_one_camera_is_not_held_against_a_run(start, log, monkeypatch):
     images.img_items = [(path, identity, "only") for path, identity, _ in images.img_items]
     trainer.register_hooks([UnsupervisedHook(trainer.cfg)])
     trainer.train()
-    texts = [text for _, text in log]
-    assert any(text.startswith("silhouette ") for text in texts)
-    assert not any(text.startswith("cross_camera ") for text in texts)
-    assert any("48 training images of one camera (only)" in text for text in texts)
+    assert any(text.startswith("silhouette ") for text in messages)
+    assert not any(text.startswith("cross_camera ") for text in messages)
+    assert any("48 training images of one camera (only)" in text for text in messages)

@@ -3,18 +3,14 @@
 A batch of 32 images in batch-norm groups of 8, which lie within a process in all three cases.
 """
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from helpers import warm
+from helpers.tiny import write_market
 
-pytestmark = pytest.mark.skipif(
-    torch.cuda.is_available(), reason="processes would share one CUDA device")
+KEYS = ("INPUT.PADDING.ENABLED", True, "INPUT.REA.ENABLED", True, "SOLVER.IMS_PER_BATCH", 32,
+        "CAUREID.LABELS", "extract", "DATASETS.TESTS", ())
 
 _SCRIPT = '''
 import sys
@@ -25,22 +21,6 @@ from fastreid.config import get_cfg
 from fastreid.engine import DefaultTrainer, default_setup, launch
 from fastreid.engine.train_loop import HookBase
 from fastreid.utils import comm
-
-KEYS = [
-    "MODEL.DEVICE", "cpu", "MODEL.META_ARCHITECTURE", "CAUReID",
-    "MODEL.BACKBONE.NAME", "build_plain_backbone", "MODEL.BACKBONE.FEAT_DIM", 16,
-    "MODEL.BACKBONE.PRETRAIN", False, "MODEL.HEADS.NAME", "CamSepHead",
-    "MODEL.HEADS.NUM_CLASSES", -1, "MODEL.HEADS.WITH_BNNECK", True,
-    "MODEL.HEADS.NECK_FEAT", "after", "MODEL.HEADS.CAMSEP.NUM_CAMERAS", 2,
-    "MODEL.HEADS.CAMSEP.REDUCTION", 4, "MODEL.BN_GROUP_SIZE", 8,
-    "MODEL.LOSSES.NAME", ("InfoNCELoss", "CameraSeparationLoss", "CACCLoss"),
-    "INPUT.SIZE_TRAIN", [32, 16], "INPUT.SIZE_TEST", [32, 16], "INPUT.PADDING.ENABLED", True,
-    "INPUT.REA.ENABLED", True, "SOLVER.IMS_PER_BATCH", 32, "SOLVER.ITERS_PER_EPOCH", 3,
-    "SOLVER.MAX_EPOCH", 2, "SOLVER.WARMUP_ITERS", 0, "DATALOADER.NUM_WORKERS", 0,
-    "CAUREID.CLUSTER.K1", 6, "CAUREID.CLUSTER.K2", 2, "CAUREID.CLUSTER.MIN_SAMPLES", 2,
-    "CAUREID.CLUSTER.EPS", 0.6, "CAUREID.LABELS", "extract",
-    "DATASETS.TESTS", (), "TEST.IMS_PER_BATCH", 16, "SEED", 3,
-]
 
 
 class Watch(HookBase):
@@ -66,10 +46,10 @@ def use_double_precision():
     torch.Tensor.float = torch.Tensor.double  # losses and features are cast to float32
 
 
-def main(folder):
+def main(folder, keys):
     cfg = get_cfg()
     caureid_plugin.add_caureid_config(cfg)
-    cfg.merge_from_list([*KEYS, "OUTPUT_DIR", folder])
+    cfg.merge_from_list([*keys, "OUTPUT_DIR", folder])
     cfg.freeze()
     for precision in ("single", "double"):
         if precision == "double":
@@ -87,27 +67,30 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    launch(main, int(sys.argv[1]), dist_url="auto", args=(sys.argv[2],))
+    launch(main, int(sys.argv[1]), dist_url="auto", args=(sys.argv[2], sys.argv[3:]))
 '''
 
 
-@pytest.fixture
-def train(tiny_market, tmp_path):
+@pytest.fixture(scope="module")
+def train(tmp_path_factory, hook_keys):
     """Trains on a number of processes; what each has seen, in single and in double precision."""
-    script = tmp_path / "script.py"
-    script.write_text(_SCRIPT)
+    home, runs = tmp_path_factory.mktemp("processes"), {}
+    write_market(home / "datasets")  # where the toolbox looks, from its working directory
+    (home / "script.py").write_text(_SCRIPT)
 
     def run(count):
-        folder = tmp_path / str(count)
-        folder.mkdir()
-        path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
-        done = subprocess.run(
-            [sys.executable, str(script), str(count), str(folder)], capture_output=True, text=True,
-            timeout=300, check=False, cwd=tmp_path,
-            env={**os.environ, "FASTREID_DATASETS": str(tiny_market), "PYTHONPATH": path})
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-        return {precision: [torch.load(folder / f"{precision}{rank}.pth", weights_only=True)
-                            for rank in range(count)] for precision in ("single", "double")}
+        if count not in runs:
+            folder = home / str(count)
+            folder.mkdir()
+            done = warm.run([home / "script.py", count, folder, *hook_keys, *KEYS], home,
+                            timeout=200,
+                            env=warm.environment(FASTREID_DATASETS="datasets"),
+                            prepare=warm.FORKED_RANKS)
+            assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+            runs[count] = {precision: [
+                torch.load(folder / f"{precision}{rank}.pth", weights_only=True)
+                for rank in range(count)] for precision in ("single", "double")}
+        return runs[count]
 
     return run
 
@@ -135,21 +118,21 @@ def _assert_close(run, expected, tolerance):
                                    msg=lambda text, k=name: f"{k}: {text}")
 
 
-def test_any_number_of_processes_trains_as_one(train):
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("precision, tolerance", [("single", 1e-5), ("double", 1e-10)])
+def test_any_number_of_processes_trains_as_one(train, count, precision, tolerance):
     """Six steps in two epochs, with the clustering of the second on what the first has learnt.
 
     In double precision only rounding is left, some 1e-15; a gradient, a statistic or an update of
     the bank that depended on the number of processes would show. In single precision rounding is
     some 1e-6.
     """
-    runs = {count: train(count) for count in (1, 2, 4)}
-    for precision, tolerance in (("single", 1e-5), ("double", 1e-10)):
-        one = runs[1][precision][0]
-        assert len(one["steps"]) == 6 and all(len(step["losses"]) == 3 for step in one["steps"])
-        first, last = one["steps"][0], one["steps"][-1]
-        for name in ("labels", "bank", "weights", "statistics"):  # there was something to get wrong
-            assert not torch.equal(first[name], last[name]), name
-        assert len(torch.unique(last["labels"])) > 4
-        for count in (2, 4):
-            _assert_equal_ranks(runs[count][precision])
-            _assert_close(runs[count][precision][0], one, tolerance)
+    one, ranks = train(1)[precision][0], train(count)[precision]
+    assert len(one["steps"]) == 6 and all(len(step["losses"]) == 3 for step in one["steps"])
+    first, last = one["steps"][0], one["steps"][-1]
+    for name in ("labels", "bank", "weights", "statistics"):  # there was something to get wrong
+        assert not torch.equal(first[name], last[name]), name
+    assert len(torch.unique(last["labels"])) > 4
+    assert len(ranks) == count
+    _assert_equal_ranks(ranks)
+    _assert_close(ranks[0], one, tolerance)

@@ -5,8 +5,6 @@ import glob
 import json
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,8 @@ import torch
 from caureid_plugin import compat
 from fastreid.engine import defaults
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+import train_net
+
 TIMES = {"time", "data_time", "cluster_seconds", "eta_seconds"}
 
 
@@ -44,42 +43,23 @@ def _equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-# ---------------------------------------------------------------------- separate processes ----
+# ------------------------------------------------------------------------ another process ----
 
 
-def test_two_processes_started_apart_give_the_same_run(tiny_market, tmp_path, script_keys):
+def test_an_interpreter_of_its_own_gives_the_same_run(train_as_script, run_python, script_keys,
+                                                      tmp_path):
     """Also with other workers and another hash seed, which changes the order of every set."""
-    started = []
-    for name, hash_seed, workers in (("one", "1", 0), ("other", "2", 2)):
-        command = [sys.executable, REPOSITORY / "tools" / "train_net.py",
-                   "--config-file", "Synthetic/caureid.yml", *script_keys, "INPUT.CJ.ENABLED", True,
-                   "DATALOADER.NUM_WORKERS", workers, "SEED", 7, "OUTPUT_DIR", tmp_path / name]
-        environment = {
-            **os.environ, "FASTREID_DATASETS": str(tiny_market), "PYTHONHASHSEED": hash_seed,
-            "CUDA_VISIBLE_DEVICES": "",
-            "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-        started.append(subprocess.Popen(
-            [str(part) for part in command], env=environment, cwd=tmp_path, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
-    try:
-        for process in started:
-            log, _ = process.communicate(timeout=240)
-            assert process.returncode == 0, log[-3000:]
-    finally:  # the other one, where the first has failed
-        for process in started:
-            process.kill()
-            process.wait()
+    train_as_script("INPUT.CJ.ENABLED", True, "SEED", 7, folder="one")
+    done = run_python(
+        train_net.__file__, "--config-file", "Synthetic/caureid.yml", *script_keys,
+        "INPUT.CJ.ENABLED", True, "DATALOADER.NUM_WORKERS", 2, "SEED", 7,
+        "OUTPUT_DIR", tmp_path / "other", timeout=240, PYTHONHASHSEED=1)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     one, other = (_saved(tmp_path / name) for name in ("one", "other"))
     assert len(one) > 60 and _equal(one, other)
     rows = _rows(tmp_path / "one")
     assert rows == _rows(tmp_path / "other")
     assert {"loss_infonce", "labels/clusters", "mAP"} <= set().union(*rows)
-
-
-def test_another_seed_gives_another_run(train_as_script, tmp_path):
-    for seed in (7, 8):
-        train_as_script("SEED", seed, "SOLVER.MAX_EPOCH", 1, folder=f"{seed}")
-    assert not _equal(_saved(tmp_path / "7"), _saved(tmp_path / "8"))
 
 
 # ----------------------------------------------------------------------------- file system ----
@@ -136,7 +116,8 @@ def _another_file_system(monkeypatch):
 
 def test_the_order_of_the_file_system_does_not_reach_the_run(train_as_script, tmp_path,
                                                              tiny_market, monkeypatch):
-    train_as_script("SOLVER.MAX_EPOCH", 1, folder="one")
+    short = "SOLVER.MAX_EPOCH", 1, "TEST.EVAL_AT_START", False
+    train_as_script(*short, folder="one")
     folder = tiny_market / "Market-1501-v15.09.15" / "bounding_box_train"
     listings = (lambda: os.listdir(folder), lambda: glob.glob(f"{folder}/*.jpg"),
                 lambda: [entry.name for entry in os.scandir(folder)],
@@ -145,9 +126,9 @@ def test_the_order_of_the_file_system_does_not_reach_the_run(train_as_script, tm
     with monkeypatch.context() as patched:
         _another_file_system(patched)
         after = [listing() for listing in listings]
-        train_as_script("SOLVER.MAX_EPOCH", 1, folder="other")
+        train_as_script(*short, folder="other")
         with compat.without("sorted_listing"):
-            train_as_script("SOLVER.MAX_EPOCH", 1, folder="as it was")
+            train_as_script(*short, folder="as it was")
     for one, other in zip(before, after, strict=True):
         assert one != other and sorted(one) == sorted(other)
     assert _equal(_saved(tmp_path / "one"), _saved(tmp_path / "other"))
@@ -193,21 +174,13 @@ def test_every_generator_gets_the_seed_of_its_process(cfg, tmp_path, monkeypatch
 
 @pytest.fixture
 def flags(monkeypatch):
-    """Reads torch's flags of determinism; they are put back at the end."""
-    cudnn = torch.backends.cudnn
-    before = (torch.are_deterministic_algorithms_enabled(),
-              torch.is_deterministic_algorithms_warn_only_enabled(),
-              cudnn.deterministic, cudnn.benchmark)
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back too
+    """Reads torch's flags of determinism."""
+    monkeypatch.setattr(defaults, "collect_env_info", lambda: "")
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
-
-    def read():
-        return (torch.are_deterministic_algorithms_enabled(), cudnn.deterministic,
-                cudnn.benchmark, os.environ.get("CUBLAS_WORKSPACE_CONFIG"))
-
-    yield read
-    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-    cudnn.deterministic, cudnn.benchmark = before[2:]
+    cudnn = torch.backends.cudnn
+    return lambda: (torch.are_deterministic_algorithms_enabled(), cudnn.deterministic,
+                    cudnn.benchmark, os.environ.get("CUBLAS_WORKSPACE_CONFIG"))
 
 
 def test_training_under_deterministic_algorithms(train_as_script, flags, tmp_path):
@@ -219,7 +192,6 @@ def test_training_under_deterministic_algorithms(train_as_script, flags, tmp_pat
 
 
 def test_a_workspace_of_the_users_own_stays(cfg, flags, tmp_path, monkeypatch):
-    monkeypatch.setattr(defaults, "collect_env_info", lambda: "")
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     cfg.merge_from_list(["OUTPUT_DIR", str(tmp_path), "DETERMINISTIC", True])
     defaults.default_setup(cfg, argparse.Namespace())
@@ -227,10 +199,7 @@ def test_a_workspace_of_the_users_own_stays(cfg, flags, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("benchmark", [True, False])
-def test_without_the_key_the_process_stays_as_it_was(cfg, flags, tmp_path, monkeypatch, benchmark):
-    monkeypatch.setattr(defaults, "collect_env_info", lambda: "")
-    torch.backends.cudnn.deterministic = False
-    torch.use_deterministic_algorithms(False)
+def test_without_the_key_the_process_stays_as_it_was(cfg, flags, tmp_path, benchmark):
     cfg.merge_from_list(["OUTPUT_DIR", str(tmp_path), "CUDNN_BENCHMARK", benchmark])
     assert cfg.DETERMINISTIC is False
     defaults.default_setup(cfg, argparse.Namespace())

@@ -1,7 +1,7 @@
 """A run that was stopped, killed or ended and goes on is the run that was never interrupted."""
 
+import itertools
 import json
-import logging
 import os
 import random
 import signal
@@ -24,6 +24,11 @@ def rows(folder):
     return [{name: value for name, value in row.items() if name not in TIMES} for row in read]
 
 
+def best_metric(trainer):
+    return next(hook.best_metric for hook in trainer._hooks
+                if isinstance(hook, compat._hooks.PeriodicCheckpointer))
+
+
 def result(trainer):
     """Everything a run ends with."""
     bank = trainer.model.memory
@@ -35,8 +40,7 @@ def result(trainer):
            for name, value in state.items()},
         "learning rate": torch.tensor([g["lr"] for g in trainer.optimizer.param_groups]),
         "random": torch.tensor([random.random(), np.random.rand(), torch.rand(1).item()]),
-        "best": torch.tensor(next(h.best_metric for h in trainer._hooks
-                                  if isinstance(h, compat._hooks.PeriodicCheckpointer))),
+        "best": torch.tensor(best_metric(trainer)),
     }
 
 
@@ -45,33 +49,40 @@ def differences(one, other):
     return [name for name in one if not torch.equal(one[name], other[name])]
 
 
+@pytest.fixture(scope="module")
+def finished():
+    """Results and rows of runs without interruption, by their options."""
+    return {}
+
+
 @pytest.fixture
-def whole(start, tmp_path):
+def whole(start, finished, tmp_path):
     """Result and rows of a run without interruption; its folder is emptied."""
 
     def run(*options):
-        trainer = start(*OPTIONS, *options)
-        trainer.train()
-        found = result(trainer), rows(tmp_path / "out")
-        for file in (tmp_path / "out").iterdir():
-            file.unlink()
-        return found
+        if options not in finished:
+            trainer = start(*OPTIONS, *options)
+            trainer.train()
+            finished[options] = result(trainer), rows(tmp_path / "out")
+            for file in (tmp_path / "out").iterdir():
+                file.unlink()
+        return finished[options]
 
     return run
 
 
 @pytest.fixture
-def warnings_of(caplog, monkeypatch):
-    """Calls something; what the plugin has warned about meanwhile."""
-    monkeypatch.setattr(logging.getLogger("fastreid"), "propagate", True)
+def resumed(start):
+    """Makes a trainer that goes on from the last checkpoint."""
 
-    def run(action):
-        caplog.clear()
-        with caplog.at_level(logging.WARNING, logger="fastreid.caureid"):
-            action()
-        return caplog.text
+    def make(*options):
+        trainer = start(*OPTIONS, *options)
+        random.seed(99)  # a new process has other random states
+        np.random.seed(99)
+        trainer.resume_or_load(resume=True)
+        return trainer
 
-    return run
+    return make
 
 
 class At(HookBase):
@@ -92,56 +103,60 @@ def send(number=signal.SIGTERM):
 @pytest.fixture(autouse=True)
 def signals_are_not_ignored():
     """As a shell starts a program, whatever this test run was started with."""
-    before = {number: signal.signal(number, signal.default_int_handler)
-              for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
 
 
-@pytest.mark.parametrize("preset", ["bank", "extract"])
-@pytest.mark.parametrize("period", [1, 2])
-@pytest.mark.parametrize("workers", [0, 1])
-def test_two_and_two_epochs_are_four(start, whole, tmp_path, preset, period, workers):
+@pytest.mark.parametrize("preset, period, workers", [
+    ("bank", 2, 0), ("extract", 1, 0),  # a period of 2: the labels are those of the checkpoint
+    pytest.param("bank", 1, 1, marks=pytest.mark.slow),
+    pytest.param("extract", 2, 1, marks=pytest.mark.slow)])
+def test_one_and_two_epochs_are_three(start, whole, resumed, tmp_path, preset, period, workers):
     options = ("CAUREID.LABELS", preset, "CAUREID.CLUSTER_PERIOD", period,
                "DATALOADER.NUM_WORKERS", workers)
-    expected, expected_rows = whole("SOLVER.MAX_EPOCH", 4, *options)
-    start(*OPTIONS, "SOLVER.MAX_EPOCH", 2, *options).train()
-    trainer = start(*OPTIONS, "SOLVER.MAX_EPOCH", 4, *options)
-    random.seed(99)  # a new process has other random states
-    np.random.seed(99)
-    trainer.resume_or_load(resume=True)
-    assert trainer.start_epoch == 2
+    expected, expected_rows = whole("SOLVER.MAX_EPOCH", 3, *options)
+    first = start(*OPTIONS, "SOLVER.MAX_EPOCH", 1, *options)
+    first.train()
+    trainer = resumed("SOLVER.MAX_EPOCH", 3, *options)
+    assert trainer.start_epoch == 1
+    assert best_metric(trainer) == first.storage.latest()["metric"][0] > 0
     trainer.train()
     assert differences(result(trainer), expected) == []
     assert rows(tmp_path / "out") == expected_rows
 
 
-@pytest.mark.parametrize("preset", ["bank", "extract"])
-@pytest.mark.parametrize("step", range(6))
-def test_a_run_that_is_stopped_behind_any_step_goes_on_there(start, whole, tmp_path, preset, step):
-    options = "CAUREID.LABELS", preset, "DATALOADER.NUM_WORKERS", step % 2
+FAST = ("bank", 0), ("extract", 2), ("bank", 4), ("extract", 5)
+
+
+@pytest.mark.parametrize("preset, step", [
+    pytest.param(*case, marks=[] if case in FAST else pytest.mark.slow)
+    for case in itertools.product(("bank", "extract"), range(6))])
+def test_a_run_that_is_stopped_behind_any_step_goes_on_there(start, whole, resumed, tmp_path,
+                                                             preset, step):
+    options = "CAUREID.LABELS", preset
     expected, expected_rows = whole(*options)
-    trainer = start(*OPTIONS, *options)
+    workers = "DATALOADER.NUM_WORKERS", step % 2
+    trainer = start(*OPTIONS, *options, *workers)
     trainer.register_hooks([At(step, send)])
     with pytest.raises(SystemExit) as left:
         trainer.train()
     assert left.value.code == signals.EXIT_STOPPED == 75
     assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_stopped.pth"
     assert trainer.iter == step + 1
-    trainer = start(*OPTIONS, *options)
-    trainer.resume_or_load(resume=True)
+    trainer = resumed(*options, *workers)
     trainer.train()
     assert trainer.start_iter == step + 1
     assert differences(result(trainer), expected) == []
     assert rows(tmp_path / "out") == expected_rows
 
 
-@pytest.mark.parametrize("preset", ["bank", "extract"])
-@pytest.mark.parametrize("place", ["before_epoch", "features", "clustering"])
-def test_a_run_that_is_stopped_between_two_epochs(start, whole, tmp_path, monkeypatch, preset,
-                                                  place):
-    options = "CAUREID.LABELS", preset, "SOLVER.MAX_EPOCH", 3
+@pytest.mark.parametrize("preset, place", [
+    ("bank", "before_epoch"), ("extract", "features"), ("bank", "clustering"),
+    pytest.param("extract", "before_epoch", marks=pytest.mark.slow),
+    pytest.param("extract", "clustering", marks=pytest.mark.slow)])
+def test_a_run_that_is_stopped_between_two_epochs(start, whole, resumed, tmp_path, monkeypatch,
+                                                  preset, place):
+    options = "CAUREID.LABELS", preset
     expected, expected_rows = whole(*options)
     trainer = start(*OPTIONS, *options)
 
@@ -156,18 +171,14 @@ def test_a_run_that_is_stopped_between_two_epochs(start, whole, tmp_path, monkey
         if place == "before_epoch":  # received while the first one was evaluated
             patch.setattr(compat, "_is_stop_wanted", in_the_second_epoch(compat._is_stop_wanted))
         elif place == "features":
-            bank = trainer.model.memory
-            bank.reset = in_the_second_epoch(bank.reset)
             patch.setattr(trainer.model, "forward", in_the_second_epoch(trainer.model.forward))
         else:
             patch.setattr(clustering, "assign_pseudo_labels",
                           in_the_second_epoch(clustering.assign_pseudo_labels))
         with pytest.raises(SystemExit):
             trainer.train()
-    # with "bank" no features are extracted: the signal comes with the epoch's first step
-    assert trainer.iter == (4 if (place, preset) == ("features", "bank") else 3)
-    trainer = start(*OPTIONS, *options)
-    trainer.resume_or_load(resume=True)
+    assert trainer.iter == 3
+    trainer = resumed(*options)
     trainer.train()
     assert differences(result(trainer), expected) == []
     assert rows(tmp_path / "out") == expected_rows
@@ -199,32 +210,28 @@ def test_a_run_that_is_stopped_before_its_first_step(start, tmp_path, monkeypatc
     assert rows(tmp_path / "out") == expected_rows
 
 
-def test_a_run_that_is_stopped_again_and_again(start, whole, tmp_path):
+def test_a_run_that_is_stopped_again_and_again(start, whole, resumed, tmp_path):
     expected, expected_rows = whole()
-    for step in (0, 1, 1, 2, 4, 5):  # the third is stopped before it has done anything
-        trainer = start(*OPTIONS)
+    for step in (0, 1, 4):
+        trainer = resumed() if step else start(*OPTIONS)
         trainer.register_hooks([At(step, send)])
-        trainer.resume_or_load(resume=True)
-        if trainer.run_state.steps_done + 3 * trainer.start_epoch > step:
-            continue
         with pytest.raises(SystemExit):
             trainer.train()
-    trainer = start(*OPTIONS)
-    trainer.resume_or_load(resume=True)
+        assert trainer.iter == step + 1
+    trainer = resumed()
     trainer.train()
     assert differences(result(trainer), expected) == []
     assert rows(tmp_path / "out") == expected_rows
 
 
-def test_ctrl_c_saves_and_the_second_one_ends_at_once(start, tmp_path):
+def test_ctrl_c_saves_and_the_second_one_ends_at_once(start, resumed, tmp_path):
     trainer = start(*OPTIONS)
     trainer.register_hooks([At(1, lambda: send(signal.SIGINT))])
     with pytest.raises(SystemExit) as left:
         trainer.train()
     assert left.value.code == signals.EXIT_INTERRUPTED == 130
     saved = (tmp_path / "out" / "model_stopped.pth").read_bytes()
-    trainer = start(*OPTIONS)
-    trainer.resume_or_load(resume=True)
+    trainer = resumed()
     trainer.register_hooks([At(3, lambda: (send(signal.SIGINT), send(signal.SIGINT)))])
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
@@ -268,114 +275,95 @@ def test_a_seed_that_was_drawn_is_kept(start, whole):
     assert differences(result(trainer), expected) == []
 
 
-def test_another_seed_is_warned_about(start, warnings_of):
-    start(*OPTIONS, "SOLVER.MAX_EPOCH", 1).train()
-    trainer = start(*OPTIONS, "SEED", 4)
-    assert "neither the one run nor the other" in warnings_of(
-        lambda: trainer.resume_or_load(resume=True))
+# ------------------------------------------------------- what does not belong together ----
+
+SHORT = ("SOLVER.ITERS_PER_EPOCH", 1, "DATASETS.TESTS", (), "SOLVER.MAX_EPOCH")
 
 
-def test_a_fresh_run_does_not_go_on_from_an_older_one(start, tmp_path, warnings_of):
+def said(messages, part):
+    return any(part in text for text in messages)
+
+
+def test_another_seed_is_warned_about(start, resumed, messages):
+    start(*OPTIONS, *SHORT, 1).train()
+    resumed(*SHORT, 2, "SEED", 4)
+    assert said(messages, "neither the one run nor the other")
+
+
+def test_a_fresh_run_does_not_go_on_from_an_older_one(start, resumed, tmp_path, messages):
     """Stopped before its first checkpoint, it leaves none to resume from."""
-    start(*OPTIONS, "SOLVER.MAX_EPOCH", 1).train()
+    start(*OPTIONS, *SHORT, 1).train()
     fresh = start(*OPTIONS)
     fresh.register_hooks([At(0, send)])
     fresh.checkpointer.save = lambda *_, **__: None  # as if killed before
-
-    def train():
-        with pytest.raises(SystemExit):
-            fresh.train()
-
-    text = warnings_of(train)
-    assert "named 'model_final.pth', of a run before this one" in text
+    with pytest.raises(SystemExit):
+        fresh.train()
+    assert said(messages, "named 'model_final.pth', of a run before this one")
     assert not (tmp_path / "out" / "last_checkpoint").exists()
-    trainer = start(*OPTIONS)
-    trainer.resume_or_load(resume=True)
-    assert trainer.start_epoch == 0
+    assert resumed().start_epoch == 0
 
 
-def test_a_run_that_is_stopped_while_it_fills_its_bank(start, tmp_path, warnings_of):
+def test_a_run_that_is_stopped_while_it_fills_its_bank(start, tmp_path, messages):
     trainer = start(*OPTIONS)
     forward = trainer.model.forward
     trainer.model.forward = lambda batch: (send(), forward(batch))[1]
-
-    def train():
-        with pytest.raises(SystemExit) as left:
-            trainer.train()
-        assert left.value.code == signals.EXIT_STOPPED
-
-    assert "before the first step: there is nothing to save" in warnings_of(train)
+    with pytest.raises(SystemExit) as left:
+        trainer.train()
+    assert left.value.code == signals.EXIT_STOPPED
+    assert said(messages, "before the first step: there is nothing to save")
     assert not (tmp_path / "out" / "last_checkpoint").exists()
 
 
-def test_a_checkpoint_without_the_state_of_a_run(start, tmp_path, warnings_of):
-    start(*OPTIONS, "SOLVER.MAX_EPOCH", 1).train()
+def test_a_checkpoint_without_the_state_of_a_run(start, resumed, tmp_path, messages):
+    start(*OPTIONS, *SHORT, 1).train()
     path = tmp_path / "out" / "model_final.pth"
     saved = torch.load(path, weights_only=True)
     del saved["run_state"]
     torch.save(saved, path)
-    trainer = start(*OPTIONS)
-    trainer.resume_or_load(resume=True)
-    assert "holds no state of a run" in warnings_of(trainer.train)
+    resumed(*SHORT, 2).train()
+    assert said(messages, "holds no state of a run")
     del saved["memory_bank"]
     torch.save(saved, path)
     (tmp_path / "out" / "last_checkpoint").write_text(path.name)
-    trainer = start(*OPTIONS)
-    trainer.resume_or_load(resume=True)
     with pytest.raises(RuntimeError, match="before trainer.resume_or_load"):
-        trainer.train()
+        resumed(*SHORT, 2).train()
 
 
-def test_another_files_rows_are_left_alone(start, tmp_path, warnings_of):
-    start(*OPTIONS, "SOLVER.MAX_EPOCH", 2).train()
+def test_another_files_rows_are_left_alone(start, resumed, tmp_path, messages):
+    start(*OPTIONS, *SHORT, 2).train()
     metrics = tmp_path / "out" / "metrics.json"
     other = json.dumps({"iteration": 0, "other": "x" * 5000}) + "\n"
     metrics.write_text(other)
-    trainer = start(*OPTIONS, "SOLVER.MAX_EPOCH", 3)
-    trainer.resume_or_load(resume=True)
-    assert "is not the file that the checkpoint was saved with" in warnings_of(trainer.train)
+    resumed(*SHORT, 3).train()
+    assert said(messages, "is not the file that the checkpoint was saved with")
     assert metrics.read_text().startswith(other)
 
 
-def test_the_best_metric_is_remembered(start, tmp_path):
-    start(*OPTIONS, "SOLVER.MAX_EPOCH", 2).train()
-    trainer = start(*OPTIONS, "SOLVER.MAX_EPOCH", 3)
-    trainer.resume_or_load(resume=True)
-    periodic = next(h for h in trainer._hooks
-                    if isinstance(h, compat._hooks.PeriodicCheckpointer))
-    assert periodic.best_metric > 0
+def test_rows_that_were_removed_by_hand_are_warned_about(start, resumed, tmp_path, messages):
+    start(*OPTIONS, *SHORT, 2).train()
+    metrics = tmp_path / "out" / "metrics.json"
+    metrics.write_text("")
+    resumed(*SHORT, 3).train()
+    assert said(messages, "metrics.json is shorter")
+    assert min(row["iteration"] for row in rows(tmp_path / "out")) > 0
 
 
 @pytest.mark.parametrize("step", [1, 3])
-def test_epochs_of_another_length_do_not_go_on(start, step):
-    trainer = start(*OPTIONS)
+def test_epochs_of_another_length_do_not_go_on(start, resumed, step):
+    trainer = start(*OPTIONS, "DATASETS.TESTS", ())
     trainer.register_hooks([At(step, send)])
     with pytest.raises(SystemExit):
         trainer.train()
     with pytest.raises(ValueError, match="3 steps an epoch, and this one has 5.*ITERS_PER_EPOCH 3"):
-        start(*OPTIONS, "SOLVER.ITERS_PER_EPOCH", 5).resume_or_load(resume=True)
+        resumed("SOLVER.ITERS_PER_EPOCH", 5)
 
 
-def test_rows_that_were_removed_by_hand_are_warned_about(start, tmp_path, caplog, monkeypatch):
-    start(*OPTIONS, "SOLVER.MAX_EPOCH", 2).train()
-    metrics = tmp_path / "out" / "metrics.json"
-    first = metrics.read_text().splitlines(keepends=True)[0]
-    metrics.write_text("")
-    trainer = start(*OPTIONS, "SOLVER.MAX_EPOCH", 3)
-    trainer.resume_or_load(resume=True)
-    monkeypatch.setattr(logging.getLogger("fastreid"), "propagate", True)
-    with caplog.at_level(logging.WARNING, logger="fastreid.caureid"):
-        trainer.train()
-    assert "metrics.json is shorter" in caplog.text
-    assert json.loads(first)["iteration"] < rows(tmp_path / "out")[0]["iteration"]
-
-
-def test_without_the_run_state_a_resumed_run_is_another_one(start, whole, tmp_path):
+def test_without_the_run_state_a_resumed_run_is_another_one(start):
     """Of a toolbox's own supervised run, whose augmentations draw from the global generators."""
     supervised = ("MODEL.META_ARCHITECTURE", "Baseline", "MODEL.HEADS.NUM_CLASSES", 8,
                   "MODEL.HEADS.NAME", "EmbeddingHead", "MODEL.LOSSES.NAME", ("CrossEntropyLoss",),
                   "SOLVER.OPT", "SGD", "DATALOADER.SAMPLER_TRAIN", "TrainingSampler",
-                  "INPUT.FLIP.ENABLED", True)
+                  "INPUT.FLIP.ENABLED", True, "DATASETS.TESTS", ())
 
     values = []
 

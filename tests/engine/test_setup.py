@@ -1,13 +1,10 @@
 """What a config leaves to the data, and trainings on images of one's own by config keys alone."""
 
-import importlib.util
 import json
 import logging
 import os
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import caureid_plugin
 import pytest
@@ -20,7 +17,14 @@ from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.modeling import build_model
 from PIL import Image
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+import camera_bias
+import choose_eps
+import report_data
+import report_ranks
+import train_net
+import visualize_attention
+from helpers import warm
+
 CONFIG = "OwnData/caureid_plain.yml"
 CAMERAS = "MODEL.HEADS.CAMSEP.NUM_CAMERAS"
 OWN = ["DATASETS.NAMES", "('CameraFolder',)", "DATASETS.TESTS", "('CameraFolder',)", CAMERAS, -1]
@@ -166,16 +170,11 @@ def test_without_training_nothing_is_counted(cfg, monkeypatch):
         load_config(CONFIG, LABELS)
 
 
-def test_notices_are_logged_by_default(market, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("fastreid"), "propagate", True)
-    caplog.set_level(logging.INFO, logger="fastreid")
+def test_notices_are_logged_by_default(market, messages):
     cfg = load_config(CONFIG, ["CAMERA_FOLDER.ROOT", str(market), "CAMERA_FOLDER.LEVEL", "-1"])
     assert cfg.MODEL.HEADS.CAMSEP.NUM_CAMERAS == 3 and not cfg.is_frozen()
-    # a handler that another test left behind may have seen them too
-    texts = {record.getMessage() for record in caplog.records if record.name == "fastreid.caureid"}
-    assert len(texts) == 2, texts
-    assert any("NUM_CAMERAS -1 becomes 3" in text for text in texts)
-    assert any("nothing is evaluated" in text for text in texts)
+    first, second = messages
+    assert "NUM_CAMERAS -1 becomes 3" in first and "nothing is evaluated" in second
 
 
 def test_load_config(cfg, tmp_path):
@@ -214,9 +213,10 @@ def test_the_same_folder_trains_bit_for_bit_as_market1501(train_as_script, marke
     table = tmp_path / "query.csv"
     rows = [f"{path},{int(path.name[:4])},{path.name[6]}" for path in (market / "query").iterdir()]
     table.write_text("\n".join(["path,identity,camera", *rows[::-1]]))
-    train_as_script(CAMERAS, -1, folder="theirs")
-    train_as_script(*OWN, *PATTERN, *labels(market), "CAMERA_FOLDER.ROOT",
-                    market / "bounding_box_train", "CAMERA_FOLDER.QUERY", table, folder="ours")
+    short = "SOLVER.MAX_EPOCH", 1
+    train_as_script(CAMERAS, -1, *short, folder="theirs")
+    train_as_script(*OWN, *PATTERN, *labels(market), "CAMERA_FOLDER.ROOT", market /
+                    "bounding_box_train", "CAMERA_FOLDER.QUERY", table, *short, folder="ours")
     theirs, ours = (torch.load(tmp_path / name / "model_final.pth", weights_only=True)
                     for name in ("theirs", "ours"))
     for part in ("model", "memory_bank"):
@@ -239,7 +239,8 @@ def test_three_shapes_of_data_train_to_the_end(train_as_script, market, tmp_path
     else:
         keys = ["CAMERA_FOLDER.CAMERA", "none"]
     (root / "notes.txt").touch()
-    trainer = train_as_script(*OWN, *keys, "CAMERA_FOLDER.ROOT", root, config=CONFIG)
+    trainer = train_as_script(*OWN, *keys, "CAMERA_FOLDER.ROOT", root, "SOLVER.MAX_EPOCH", 1,
+                              config=CONFIG)
     # the toolbox names each loss where there are several
     losses = {"loss_infonce", "loss_camsep", "loss_cacc"} if shape != "none" else set()
     found = set().union(*metrics(tmp_path / "run"))
@@ -253,91 +254,98 @@ def test_three_shapes_of_data_train_to_the_end(train_as_script, market, tmp_path
     assert log.count("NUM_CAMERAS -1 becomes 2") == (shape != "none")
     assert log.count("All training images come from one camera") == (shape == "none")
     state = torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)
-    assert state["epoch"] == 1
+    assert state["epoch"] == 0
     written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert written["MODEL"]["HEADS"]["CAMSEP"]["NUM_CAMERAS"] == (0 if shape == "none" else 2)
 
 
-def tool(name):
-    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def script():
-    return tool("train_net")
-
-
-def test_a_run_is_evaluated_without_its_training_images(train_as_script, script, market, tmp_path):
+def on_own_data(train_as_script, market, tmp_path):
+    """Trains one epoch on the images in a folder for each camera; gives the run's folder."""
     root = folders_per_camera(market, tmp_path / "crops")
-    train_as_script(*OWN, *labels(market), "CAMERA_FOLDER.ROOT", root, config=CONFIG)
-    shutil.rmtree(root)
-    run = tmp_path / "run"
+
+    def train(*options):
+        train_as_script(*OWN, "CAMERA_FOLDER.ROOT", root, "SOLVER.MAX_EPOCH", 1, *options,
+                        config=CONFIG)
+        return tmp_path / "run"
+
+    return train
+
+
+def last_map(run):
+    return [row["mAP"] for row in metrics(run) if "mAP" in row][-1]
+
+
+def evaluate(config, *keys):
+    return train_net.evaluate(load_config(config, [str(key) for key in keys], training=False))
+
+
+def map_on_market(run, *keys):
+    """The mAP of its last checkpoint on the same test images, read as Market-1501."""
+    return evaluate(str(run / "config.yaml"), "DATASETS.TESTS", "('Market1501',)",
+                    "MODEL.WEIGHTS", run / "model_final.pth", *keys)["mAP"]
+
+
+def test_a_run_is_evaluated_without_its_training_images(on_own_data, market, tmp_path):
+    run = on_own_data(*labels(market))
+    shutil.rmtree(tmp_path / "crops")
     cfg = load_config(str(run / "config.yaml"), ["MODEL.WEIGHTS", str(run / "model_final.pth")])
-    assert cfg.CAMERA_FOLDER.ROOT == str(root)
-    last = [row["mAP"] for row in metrics(run) if "mAP" in row][-1]
-    assert script.evaluate(cfg)["mAP"] == last
+    assert cfg.CAMERA_FOLDER.ROOT == str(tmp_path / "crops")
+    assert train_net.evaluate(cfg)["mAP"] == last_map(run) == map_on_market(run)
 
 
 @pytest.mark.parametrize("camera", ["folder", "none"])
 def test_a_shipped_config_is_evaluated_without_training_images(
-        train_as_script, script, script_keys, market, tmp_path, camera):
-    root = folders_per_camera(market, tmp_path / "crops")
+        on_own_data, script_keys, market, tmp_path, camera):
+    run = on_own_data(*labels(market), "CAMERA_FOLDER.CAMERA", camera)
     keys = [*script_keys, *OWN, *labels(market), "CAMERA_FOLDER.CAMERA", camera,
-            "MODEL.WEIGHTS", tmp_path / "run" / "model_final.pth"]
-    train_as_script(*OWN, *labels(market), "CAMERA_FOLDER.ROOT", root, "CAMERA_FOLDER.CAMERA",
-                    camera, config=CONFIG)
+            "MODEL.WEIGHTS", run / "model_final.pth"]
     found = []
-    for rest, training in ((["CAMERA_FOLDER.ROOT", root], True), ([], False)):
+    for rest, training in ((["CAMERA_FOLDER.ROOT", tmp_path / "crops"], True), ([], False)):
         cfg = load_config(CONFIG, [str(part) for part in [*keys, *rest]], training=training)
         assert (cfg.MODEL.HEADS.CAMSEP.NUM_CAMERAS == -1) != training
-        found.append(script.evaluate(cfg)["mAP"])
-    assert found[0] == found[1] == [row["mAP"] for row in metrics(tmp_path / "run")
-                                    if "mAP" in row][-1]
+        found.append(train_net.evaluate(cfg)["mAP"])
+    assert found[0] == found[1] == last_map(run)
 
 
 def test_a_single_folder_that_is_evaluated_without_it(
-        train_as_script, script, script_keys, market, tmp_path):
+        train_as_script, script_keys, market, tmp_path):
     """Its network has no attention, which no config tells."""
     shutil.copytree(market / "bounding_box_train", tmp_path / "crops" / "one")
-    train_as_script(*OWN, "CAMERA_FOLDER.ROOT", tmp_path / "crops", config=CONFIG)
-    keys = [*script_keys, *OWN, *labels(market), "MODEL.WEIGHTS", tmp_path / "run/model_final.pth"]
+    train_as_script(*OWN, "CAMERA_FOLDER.ROOT", tmp_path / "crops", "SOLVER.MAX_EPOCH", 1,
+                    config=CONFIG)
+    run = tmp_path / "run"
+    keys = [*script_keys, *OWN, *labels(market), "MODEL.WEIGHTS", run / "model_final.pth"]
     with pytest.raises(ValueError, match=r"trained on one camera has MODEL.HEADS.CAMSEP.ATTENTION"):
-        script.evaluate(load_config(CONFIG, [str(part) for part in keys], training=False))
-    keys += ["MODEL.HEADS.CAMSEP.ATTENTION", "none"]
-    cfg = load_config(CONFIG, [str(part) for part in keys], training=False)
-    assert script.evaluate(cfg)["mAP"] > 0
+        evaluate(CONFIG, *keys)
+    found = evaluate(CONFIG, *keys, "MODEL.HEADS.CAMSEP.ATTENTION", "none")["mAP"]
+    assert found == map_on_market(run) != map_on_market(run, "MODEL.WEIGHTS", "")
 
 
-def test_labels_given_after_training(train_as_script, script, market, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(REPOSITORY / "tools")  # as for a script there
-    root, run = folders_per_camera(market, tmp_path / "crops"), tmp_path / "run"
-    train_as_script(*OWN, "CAMERA_FOLDER.ROOT", root, config=CONFIG)
+def test_labels_given_after_training(on_own_data, market):
+    run = on_own_data()
     assert not yaml.safe_load((run / "config.yaml").read_text())["DATASETS"]["TESTS"]
     keys = [str(part) for part in labels(market)]
-    weights = ["MODEL.WEIGHTS", str(run / "model_final.pth")]
-    cfg = load_config(str(run / "config.yaml"), [*keys, *weights], training=False)
-    assert script.evaluate(cfg)["mAP"] > 0
-    name, query, gallery = tool("report_ranks").find_test_set(
-        tool("report_data").read_config(run, keys, training=True))
+    weights = ["MODEL.WEIGHTS", run / "model_final.pth"]
+    found = evaluate(str(run / "config.yaml"), *keys, *weights)["mAP"]
+    assert found == map_on_market(run) != map_on_market(run, "MODEL.WEIGHTS", "")
+    name, query, gallery = report_ranks.find_test_set(
+        report_data.read_config(run, keys, training=True))
     assert (name, len(query), len(gallery)) == ("CameraFolder", 16, 33)
 
 
-def test_a_run_of_other_cameras_is_not_gone_on_with(train_as_script, script, market, tmp_path):
-    root = folders_per_camera(market, tmp_path / "crops")
-    train_as_script(*OWN, "CAMERA_FOLDER.ROOT", root, config=CONFIG)
+def test_a_run_of_other_cameras_is_not_gone_on_with(on_own_data, tmp_path):
+    run, root = on_own_data(), tmp_path / "crops"
     (root / "camera 1").rename(root / "camera 3")
     shutil.copytree(root / "camera 2", root / "camera 4")
     with pytest.raises(ValueError, match=rf"{CAMERAS} is 2.*come from 3 cameras"):
-        script.build_trainer(load_config(str(tmp_path / "run" / "config.yaml")))
+        train_net.build_trainer(load_config(str(run / "config.yaml")))
 
 
-def test_nothing_to_evaluate_is_said(script, market):
+def test_nothing_to_evaluate_is_said(market):
     cfg = load_config(CONFIG, ["CAMERA_FOLDER.ROOT", str(market), "CAMERA_FOLDER.CAMERA", "none"])
     with pytest.raises(ValueError, match=r"DATASETS.TESTS is empty.*CAMERA_FOLDER.QUERY"):
-        script.evaluate(cfg)
+        train_net.evaluate(cfg)
 
 
 @pytest.mark.parametrize("keys, says", [
@@ -346,10 +354,10 @@ def test_nothing_to_evaluate_is_said(script, market):
     (["MODEL.LOSSES.NAME", "('CrossEntropyLoss', 'CameraSeparationLoss')"],
      "Supervised training .*CAUReID.*CrossEntropyLoss"),
     (["CAUREID.DIAGNOSTICS", "True"], "CAUREID.DIAGNOSTICS True")])
-def test_what_needs_identities_is_refused(script, market, keys, says):
+def test_what_needs_identities_is_refused(market, keys, says):
     cfg = load_config(CONFIG, ["CAMERA_FOLDER.ROOT", str(market), "CAMERA_FOLDER.LEVEL", -1, *keys])
     with pytest.raises(ValueError, match=f"{says}.*CameraFolder.*have none"):
-        script.build_trainer(cfg)
+        train_net.build_trainer(cfg)
 
 
 @pytest.fixture
@@ -362,7 +370,6 @@ def keys_of_own_data(script_keys, market, tmp_path):
 
 def test_eps_is_chosen_on_own_data(keys_of_own_data, capsys):
     config, keys = keys_of_own_data
-    choose_eps = tool("choose_eps")
     choose_eps.main([*config, "--eps", "0.4,0.6", *keys])
     assert "48 images, 2 cameras; plain neighbours" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"--diagnostics needs the identities.*CameraFolder"):
@@ -372,15 +379,14 @@ def test_eps_is_chosen_on_own_data(keys_of_own_data, capsys):
 def test_camera_bias_of_own_data(keys_of_own_data, capsys, monkeypatch):
     config, keys = keys_of_own_data
     monkeypatch.setattr(sys, "argv", ["camera_bias.py", *config, *keys])
-    tool("camera_bias").main()
+    camera_bias.main()
     assert "48 images, 2 cameras, seed 1" in capsys.readouterr().out
 
 
 def test_attention_is_drawn_on_own_data(keys_of_own_data):
     config, keys = keys_of_own_data
-    draw = tool("visualize_attention")
-    args = draw.parse_args([*config, "--per-camera", "2", *keys])
-    choices = draw.choose(args, draw.configure(args))
+    args = visualize_attention.parse_args([*config, "--per-camera", "2", *keys])
+    choices = visualize_attention.choose(args, visualize_attention.configure(args))
     assert [choice.group for choice in choices if choice.drawn] == (
         2 * ["camerafolder_camera 1"] + 2 * ["camerafolder_camera 2"])
 
@@ -395,13 +401,10 @@ def test_one_image(train_as_script, tmp_path):
 
 def test_several_processes_say_it_once(market, tmp_path, script_keys):
     root = folders_per_camera(market, tmp_path / "crops")
-    command = [sys.executable, REPOSITORY / "tools/train_net.py", "--config-file", CONFIG,
-               "--num-gpus", 2, "--dist-url", "auto", *script_keys, *OWN, "CAMERA_FOLDER.ROOT",
-               root, "SOLVER.MAX_EPOCH", 1, "OUTPUT_DIR", tmp_path / "run"]
-    done = subprocess.run(
-        [str(part) for part in command], check=False, capture_output=True, text=True, timeout=240,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH":
-             f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"})
+    done = warm.run(
+        [train_net.__file__, "--config-file", CONFIG, "--num-gpus", 2, "--dist-url", "auto",
+         *script_keys, *OWN, "CAMERA_FOLDER.ROOT", root, "SOLVER.MAX_EPOCH", 1, "OUTPUT_DIR",
+         tmp_path / "run"], tmp_path, prepare=warm.FORKED_RANKS)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     for text in ("NUM_CAMERAS -1 becomes 2", "nothing is evaluated on it", "without identities"):
         assert (done.stdout + done.stderr).count(text) == 1, text

@@ -1,7 +1,6 @@
 """The hook on FastReID's DefaultTrainer: clusters, labels, bank, loader, scalars, errors."""
 
 import io
-import logging
 import multiprocessing
 import os
 import sys
@@ -11,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 from caureid_plugin import clustering
+from caureid_plugin.engine import hooks
+from fastreid.data.datasets.market1501 import Market1501
 from fastreid.engine.train_loop import HookBase
 from fastreid.utils.events import EventStorage
+from PIL import Image
 from torch.nn.functional import normalize
 
 
@@ -52,8 +54,6 @@ def test_the_bank_starts_from_one_pass_of_the_network(start):
     with EventStorage():
         hook.before_train()
     model = trainer.model.eval()
-    from PIL import Image
-
     paths = sorted(path for path, *_ in trainer.data_loader.dataset.img_items)
     for row in (0, 17, 47):
         image = Image.open(paths[row]).convert("RGB")
@@ -86,23 +86,21 @@ def test_batches_carry_the_labels_of_the_last_clustering(start, preset, monkeypa
 
 def test_extract_clusters_new_features_and_bank_clusters_the_bank(start, monkeypatch):
     passes = []
-    from caureid_plugin.engine import hooks
-
     extract = hooks.extract_features
     monkeypatch.setattr(hooks, "extract_features",
                         lambda *a, **k: passes.append(1) or extract(*a, **k))
-    start("CAUREID.LABELS", "extract").train()
+    short = "SOLVER.ITERS_PER_EPOCH", 1, "DATASETS.TESTS", (), "CAUREID.LABELS"
+    start(*short, "extract").train()
     assert len(passes) == 2  # the first fills the bank
     passes.clear()
-    start("CAUREID.LABELS", "bank").train()
+    start(*short, "bank").train()
     assert len(passes) == 1
 
 
 def test_a_camera_label_does_reach_training(start, monkeypatch):
     """The counterpart of tests/engine/test_label_blind.py: other cameras give other weights."""
-    from fastreid.data.datasets.market1501 import Market1501
-
-    first = start("DATASETS.TESTS", ())
+    short = "SOLVER.MAX_EPOCH", 1, "DATASETS.TESTS", ()
+    first = start(*short)
     first.train()
     process = Market1501.process_dir
 
@@ -111,37 +109,28 @@ def test_a_camera_label_does_reach_training(start, monkeypatch):
         return [(p, who, f"c{i % 2}") for i, (p, who, _) in enumerate(items)]
 
     monkeypatch.setattr(Market1501, "process_dir", swapped)
-    second = start("DATASETS.TESTS", ())
+    second = start(*short)
     second.train()
     pairs = zip(first.model.parameters(), second.model.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in pairs)
 
 
-def test_two_runs_are_equal_bit_for_bit_whatever_the_number_of_workers(start):
+def test_a_seed_is_one_run_whatever_the_number_of_workers(start):
     states = []
-    for workers in (0, 2, 2):
-        trainer = start("DATALOADER.NUM_WORKERS", workers)
+    for seed, workers in ((3, 0), (3, 2), (4, 0)):
+        trainer = start("SEED", seed, "DATALOADER.NUM_WORKERS", workers, "DATASETS.TESTS", ())
         trainer.train()
         states.append({**trainer.model.state_dict(), **_bank(trainer).state_dict()})
-    for other in states[1:]:
-        assert all(torch.equal(value, other[name]) for name, value in states[0].items())
+    first, same, other = states
+    assert all(torch.equal(value, same[name]) for name, value in first.items())
+    assert not all(torch.equal(value, other[name]) for name, value in first.items())
 
 
-def test_another_seed_gives_another_run(start):
-    one, other = start("SEED", 3), start("SEED", 4)
-    one.train()
-    other.train()
-    assert any(not torch.equal(a, b)
-               for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True))
-
-
-def test_scalars_and_log_line_say_what_the_clustering_found(start, monkeypatch, caplog):
+def test_scalars_and_log_line_say_what_the_clustering_found(start, monkeypatch, messages):
     labels = np.array([0] * 8 + [1] * 3 + [-1] * 37)
     monkeypatch.setattr(clustering, "assign_pseudo_labels", lambda *a, **k: labels)
     trainer = start("SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1)
-    logging.getLogger("fastreid").propagate = True
-    with caplog.at_level(logging.INFO, logger="fastreid.caureid"):
-        trainer.train()
+    trainer.train()
     latest = {name: value for name, (value, _) in trainer.storage.latest().items()}
     cameras = trainer._hooks[-1]._extraction.dataset.camids
     spans = np.mean([len(set(cameras[:8])) > 1, len(set(cameras[8:11])) > 1])
@@ -150,7 +139,7 @@ def test_scalars_and_log_line_say_what_the_clustering_found(start, monkeypatch, 
     assert latest["cluster_seconds"] >= 0
     assert {"loss_infonce", "loss_camsep", "loss_cacc", "mAP", "Rank-1"} <= set(latest)
     assert not [name for name in latest if "diagnostic" in name]
-    assert "epoch 0: 2 clusters, 37 outliers" in caplog.text
+    assert any("epoch 0: 2 clusters, 37 outliers" in text for text in messages)
 
 
 def test_diagnostics_are_marked_and_right(start, monkeypatch):
@@ -163,8 +152,8 @@ def test_diagnostics_are_marked_and_right(start, monkeypatch):
 
 
 def test_a_hook_that_comes_after_resume_is_an_error(start):
-    start("SOLVER.MAX_EPOCH", 1).train()
-    late = start("SOLVER.MAX_EPOCH", 2, hook=False)
+    start("SOLVER.MAX_EPOCH", 1, "SOLVER.ITERS_PER_EPOCH", 1).train()
+    late = start("SOLVER.MAX_EPOCH", 2, "SOLVER.ITERS_PER_EPOCH", 1, hook=False)
     late.resume_or_load(resume=True)
     late.register_hooks([caureid_plugin.UnsupervisedHook(late.cfg)])
     with pytest.raises(RuntimeError, match="before trainer.resume_or_load"):
@@ -181,7 +170,8 @@ def test_clustering_every_second_epoch(start, monkeypatch):
     assign = clustering.assign_pseudo_labels
     monkeypatch.setattr(clustering, "assign_pseudo_labels",
                         lambda *a, **k: calls.append(1) or assign(*a, **k))
-    trainer = start("SOLVER.MAX_EPOCH", 4, "CAUREID.CLUSTER_PERIOD", 2)
+    trainer = start("SOLVER.MAX_EPOCH", 4, "CAUREID.CLUSTER_PERIOD", 2, "DATASETS.TESTS", (),
+                    "SOLVER.ITERS_PER_EPOCH", 1)
     relabelled = []
     relabel = _bank(trainer).relabel
     _bank(trainer).relabel = lambda labels: relabelled.append(trainer.epoch) or relabel(labels)
@@ -203,7 +193,8 @@ def _watch_clustering(monkeypatch):
 def test_the_options_of_the_clustering_come_from_the_config(start, monkeypatch):
     calls = _watch_clustering(monkeypatch)
     start("CAUREID.CLUSTER.SEARCH", "faiss-flat", "CAUREID.CLUSTER.RECALL", 0.9,
-          "CAUREID.CLUSTER.MAX_MEMORY", 7.0).train()
+          "CAUREID.CLUSTER.MAX_MEMORY", 7.0, "SOLVER.ITERS_PER_EPOCH", 1).train()
+    assert len(calls) == 2
     for call in calls:
         assert call["search"] == clustering.Search("faiss-flat", recall=0.9, max_memory=7.0)
         assert (call["k1"], call["k2"], call["eps"], call["min_samples"]) == (6, 2, 0.6, 2)
@@ -214,7 +205,7 @@ def test_camera_aware_neighbours_with_the_cameras_of_the_bank(start, monkeypatch
     calls = _watch_clustering(monkeypatch)
     trainer = start("CAUREID.CLUSTER.CAMERA_AWARE", True, "CAUREID.CLUSTER.K1_INTRA", 3,
                     "CAUREID.CLUSTER.K1_INTER", 7, "CAUREID.CLUSTER.K2_INTER", 5,
-                    "CAUREID.CLUSTER.EPS", 0.4)
+                    "CAUREID.CLUSTER.EPS", 0.4, "SOLVER.ITERS_PER_EPOCH", 1)
     trainer.train()
     assert len(calls) == 2
     for call in calls:
@@ -242,33 +233,6 @@ def test_frozen_layers_stay_frozen_while_features_are_extracted(start):
 # ------------------------------------------------------------------------- bad input ----
 
 
-def test_every_image_an_outlier(start, monkeypatch):
-    monkeypatch.setattr(clustering, "assign_pseudo_labels", lambda f, **k: np.full(len(f), -1))
-    with pytest.raises(ValueError, match=r"every one of the 48 images is an outlier.*EPS"):
-        start().train()
-
-
-def test_every_image_an_outlier_later_keeps_the_last_labels(start, monkeypatch, caplog):
-    answers = [np.arange(48) // 6, np.full(48, -1)]
-    monkeypatch.setattr(clustering, "assign_pseudo_labels", lambda *a, **k: answers.pop(0))
-    trainer = start()
-    logging.getLogger("fastreid").propagate = True
-    with caplog.at_level(logging.WARNING, logger="fastreid.caureid"):
-        trainer.train()
-    assert "stay in use" in caplog.text
-    assert _bank(trainer).num_clusters == 8
-
-
-def test_fewer_clusters_than_a_batch_needs(start, monkeypatch, caplog):
-    monkeypatch.setattr(clustering, "assign_pseudo_labels",
-                        lambda *a, **k: np.arange(48) // 24)
-    trainer = start("CAUREID.LABELS", "extract", "SOLVER.MAX_EPOCH", 1)
-    logging.getLogger("fastreid").propagate = True
-    with caplog.at_level(logging.WARNING, logger="fastreid.caureid"):
-        trainer.train()
-    assert "2 clusters are fewer than the 4 of a batch" in caplog.text
-
-
 @pytest.mark.parametrize("options, message", [
     (["MODEL.HEADS.CAMSEP.NUM_CAMERAS", 5], "NUM_CAMERAS is 5, but .* 2 cameras"),
     (["CAUREID.LABELS", "both"], "CAUREID.LABELS 'both' is unknown"),
@@ -276,16 +240,12 @@ def test_fewer_clusters_than_a_batch_needs(start, monkeypatch, caplog):
     (["CAUREID.CLUSTER.SEARCH", "annoy"], "CAUREID.CLUSTER.SEARCH"),
     (["CAUREID.CLUSTER.RECALL", 1.5], "CAUREID.CLUSTER.RECALL"),
     (["MODEL.HEADS.NUM_CLASSES", 0], "NUM_CLASSES 0 .* set it to -1"),
-    (["MODEL.HEADS.NUM_CLASSES", 8], "NUM_CLASSES 8 .* set it to -1"),
     (["TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.DATASET", "Market1501"], "PRECISE_BN"),
     (["MODEL.BN_GROUP_SIZE", 1], "BN_GROUP_SIZE"),
     (["MODEL.LOSSES.INFONCE.TEMPERATURE", 0.0], "INFONCE.TEMPERATURE 0.0"),
     (["MODEL.LOSSES.CACC.NUM_NEGATIVES", -1], "NUM_NEGATIVES -1"),
     (["SOLVER.ITERS_PER_EPOCH", -5], "ITERS_PER_EPOCH -5"),
-    (["SOLVER.IMS_PER_BATCH", 18], "IMS_PER_BATCH 18 .*NUM_INSTANCE 4"),
-    (["CAUREID.CLUSTER.EPS", 1.5], "CAUREID.CLUSTER.EPS"),
     (["CAUREID.MEMORY.MOMENTUM", 1.0], "MOMENTUM 1.0"),
-    (["MODEL.LOSSES.NAME", ("InfoNCELos",)], r"Unknown loss 'InfoNCELos'.*InfoNCELoss"),
     (["MODEL.HEADS.NECK_FEAT", "before"], "NECK_FEAT after"),
 ])
 def test_wrong_options(start, options, message):
@@ -316,16 +276,7 @@ def test_an_image_that_cannot_be_read_is_named(start, tiny_market):
         start().train()
 
 
-def test_a_batch_that_is_no_multiple_of_the_norm_groups_is_warned_about(start, caplog):
-    logging.getLogger("fastreid").propagate = True
-    with caplog.at_level(logging.WARNING, logger="fastreid.caureid"):
-        start("MODEL.BN_GROUP_SIZE", 12)
-    assert "MODEL.BN_GROUP_SIZE 12" in caplog.text
-
-
 def test_camera_missing_on_one_image(start, monkeypatch):
-    from fastreid.data.datasets.market1501 import Market1501
-
     process = Market1501.process_dir
 
     def broken(self, folder, is_train=True):
@@ -340,7 +291,7 @@ def test_camera_missing_on_one_image(start, monkeypatch):
 # --------------------------------------------------------------------- what runs leave ----
 
 
-def test_processes_and_threads_stay_flat_over_twenty_epochs(start):
+def test_processes_and_threads_stay_flat_over_ten_epochs(start):
     """New loaders for every epoch, for features and for training, leave nothing behind."""
     counts = []
 
@@ -349,7 +300,7 @@ def test_processes_and_threads_stay_flat_over_twenty_epochs(start):
             counts.append((len(multiprocessing.active_children()),
                            len(os.listdir("/proc/self/task"))))
 
-    trainer = start("SOLVER.MAX_EPOCH", 20, "SOLVER.ITERS_PER_EPOCH", 1, "CAUREID.LABELS",
+    trainer = start("SOLVER.MAX_EPOCH", 10, "SOLVER.ITERS_PER_EPOCH", 1, "CAUREID.LABELS",
                     "extract", "DATALOADER.NUM_WORKERS", 1, "DATASETS.TESTS", ())
     trainer.register_hooks([Count()])
     trainer.train()
@@ -366,7 +317,7 @@ def test_bars_are_for_terminals(start, monkeypatch, terminal):
             return terminal
 
     stream = Stream()
-    trainer = start("SOLVER.MAX_EPOCH", 1, "DATASETS.TESTS", ())
+    trainer = start("SOLVER.MAX_EPOCH", 1, "SOLVER.ITERS_PER_EPOCH", 1, "DATASETS.TESTS", ())
     monkeypatch.setattr(sys, "stderr", stream)
     trainer.train()
     for name in ("features", "clustering"):
