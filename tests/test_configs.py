@@ -1,7 +1,7 @@
 """Every shipped config builds; the keys hold the paper's values; installed configs are found."""
 
-import ast
 import itertools
+import re
 from pathlib import Path
 
 import caureid_plugin
@@ -129,14 +129,13 @@ def test_options_with_which_training_starts(configs, path):
 # ------------------------------------------------------------------------ table 2, the paper ----
 
 
-def test_every_family_has_every_row():
+def test_no_family_is_forgotten():
     assert sorted(map(str, CONFIGS.glob("*/ablation*"))) == [str(CONFIGS / f) for f in FAMILIES]
-    for family in FAMILIES:
-        assert {path.stem for path in (CONFIGS / family).iterdir()} == set(ROWS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_differ_from_the_full_method_in_their_own_keys_alone(configs, family):
+    assert {path.stem for path in (CONFIGS / family).iterdir()} == set(ROWS)
     full = configs[family.replace("ablation", "caureid") + ".yml"]
     for row, keys in ROWS.items():
         assert difference(configs[f"{family}/{row}.yml"], full) == {
@@ -148,18 +147,17 @@ def test_rows_differ_from_the_full_method_in_their_own_keys_alone(configs, famil
 def test_values_of_the_paper(configs, folder, cameras, momentum, eps):
     cfg = configs[f"{folder}/caureid_paper.yml"]
     losses, solver = cfg.MODEL.LOSSES, cfg.SOLVER
-    assert cfg.MODEL.HEADS.CAMSEP.NUM_CAMERAS == cameras
-    assert cfg.CAUREID.MEMORY.MOMENTUM == momentum
+    assert (cfg.CAUREID.MEMORY.MOMENTUM, cfg.CAUREID.LABELS) == (momentum, "bank")
     node = cfg.CAUREID.CLUSTER
     assert (node.CAMERA_AWARE, node.EPS, node.K1, node.K2) == (False, eps, 30, 6)
-    assert cfg.CAUREID.LABELS == "bank"
     node = cfg.MODEL.HEADS.CAMSEP
-    assert (node.RANGE, node.UNIFORM_START, node.DETACH) == ("half", False, False)
+    assert (node.NUM_CAMERAS, node.RANGE, node.UNIFORM_START, node.DETACH) == (
+        cameras, "half", False, False)
     assert (losses.CAMSEP.SCALE, losses.CACC.SCALE) == (0.4, 1.0)
     assert (losses.CACC.TEMPERATURE, losses.CACC.NUM_NEGATIVES) == (0.07, 50)
     assert (solver.OPT, solver.BASE_LR, solver.IMS_PER_BATCH) == ("Adam", 3.5e-4, 64)
-    assert (list(solver.STEPS), solver.GAMMA, solver.MAX_EPOCH) == ([20, 40], 0.1, 50)
-    assert solver.ITERS_PER_EPOCH == 400
+    assert (list(solver.STEPS), solver.GAMMA) == ([20, 40], 0.1)
+    assert (solver.MAX_EPOCH, solver.ITERS_PER_EPOCH) == (50, 400)
     assert list(cfg.INPUT.SIZE_TRAIN) == [256, 128]
     assert (cfg.MODEL.BACKBONE.DEPTH, cfg.MODEL.BACKBONE.LAST_STRIDE) == ("50x", 1)
 
@@ -178,25 +176,14 @@ def test_what_the_defaults_do_otherwise_than_the_paper(configs, folder):
 
 
 def test_every_key_has_a_comment():
-    """The line above each key of config.py, or that of the group it opens, is a comment."""
-    path = Path(caureid_plugin.__file__).with_name("config.py")
-    lines = path.read_text().splitlines()
-    keys = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Assign)
-            and not isinstance(node.value, ast.Call)]
+    """Above each key of config.py, or the keys that it follows, is a comment."""
+    lines = Path(caureid_plugin.__file__).with_name("config.py").read_text().splitlines()
+    keys = [number for number, line in enumerate(lines)
+            if re.match(r" +[\w.]+\.[A-Z_0-9]+ = (?!.*CN\(\))", line)]
     assert len(keys) > 25
-    bare = []
-    for node in keys:
-        above = node.lineno - 2
-        while lines[above].strip() and not lines[above].strip().startswith(("#", "def", '"""')):
-            above -= 1  # keys that share a comment follow each other
-        if not lines[above].strip().startswith("#"):
-            bare.append(lines[node.lineno - 1].strip())
-    assert not bare
-
-
-def test_unknown_key_is_an_error(cfg):
-    with pytest.raises(KeyError, match="did you mean MODEL.HEADS.CAMSEP.NUM_CAMERAS"):
-        cfg.merge_from_list(["MODEL.HEADS.CAMSEP.NUM_CAMERA", 6])
+    for number in keys:
+        above = next(line for line in reversed(lines[:number]) if " = " not in line.split("#")[0])
+        assert above.strip().startswith("#"), lines[number]
 
 
 def test_unknown_config_lists_the_known_ones():

@@ -37,25 +37,18 @@ def test_every_repair_is_listed_as_the_code_describes_it():
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
-def test_links_lead_somewhere(path):
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text())
-    assert [link for link in links if not (path.parent / link).exists()] == []
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
-def test_config_keys_exist(path, cfg):
+def test_links_files_and_config_keys_exist(path, cfg):
     """A key written in capitals, as in `CAUREID.CLUSTER.EPS`, is one of the config."""
-    for key in set(re.findall(r"`((?:[A-Z][A-Z0-9_]+\.)+[A-Z][A-Z0-9_]+)", path.read_text())):
+    text = path.read_text()
+    files = re.findall(r"(?:^|\s)((?:tools|configs)/[\w/.-]+\.(?:py|yml))", text)
+    assert [name for name in files if not (ROOT / name).is_file()] == []
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", text)
+    assert [link for link in links if not (path.parent / link).exists()] == []
+    for key in set(re.findall(r"`((?:[A-Z][A-Z0-9_]+\.)+[A-Z][A-Z0-9_]+)", text)):
         node = cfg
         for part in key.split("."):
             assert part in node, key
             node = node[part]
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
-def test_commands_name_files_that_exist(path):
-    for name in re.findall(r"(?:^|\s)((?:tools|configs)/[\w/.-]+\.(?:py|yml))", path.read_text()):
-        assert (ROOT / name).is_file(), name
 
 
 # ---------------------------------------------------------------- what the documents hold ----
@@ -212,14 +205,10 @@ TRAIN = "tools/train_net.py --config-file configs/Market/caureid.yml "
 
 
 @pytest.mark.parametrize("command, error", [
-    (TRAIN + "--gpus 2", SystemExit),
     (TRAIN + "--num-gpu 2", SystemExit),  # a part of the name
-    (TRAIN + "--num-gpus two", SystemExit),
     (TRAIN + "SOLVER.MAX_EPOCHS 2", KeyError),
     (TRAIN + "SOLVER.MAX_EPOCH many", ValueError),
-    (TRAIN + "SOLVER.MAX_EPOCH", (AssertionError, ValueError)),
     (TRAIN.replace("caureid", "caureids"), FileNotFoundError),
-    ("tools/ablation.py --family market --seed 1", SystemExit),
     ("tools/ablation.py --family market SOLVER.MAX_EPOCHS 1", KeyError),
     ("tools/train.py", AssertionError),
     ("tools/ablation_runs.py", AssertionError),
@@ -233,14 +222,6 @@ TRAIN = "tools/train_net.py --config-file configs/Market/caureid.yml "
 def test_a_wrong_command_is_found(command, error, monkeypatch):
     with pytest.raises(error):
         check_command(shlex.split(command), monkeypatch)
-
-
-@pytest.mark.parametrize("command", [
-    TRAIN + "--num-gpus 2 SOLVER.MAX_EPOCH 2", "make SEED=2 demo", "pip install .[faiss-cpu,test]",
-    "torchrun --nproc-per-node 2 " + TRAIN + "--resume", "pip install -e .",
-])
-def test_a_right_command_is_none_of_them(command, monkeypatch):
-    check_command(shlex.split(command), monkeypatch)
 
 
 def test_what_a_command_line_is():
@@ -306,14 +287,12 @@ def test_python_blocks_run(path, tiny_market, tmp_path):
         assert "UnsupervisedHook" in hooks and len(session.names["labels"]) == 120
 
 
-@pytest.mark.parametrize("block, error", [
-    ("from caureid_plugin.clustering import jaccard_tree\n", ImportError),
-    ("import caureid_plugin\ncaureid_plugin.clustering.jaccard_graph(features, k3=1)\n", TypeError),
-    ("print(embeddings)\n", NameError),
-])
-def test_a_wrong_python_block_is_found(block, error, tmp_path):
-    with pytest.raises(error):
-        Session(tmp_path).run(block)
+def test_a_wrong_python_block_is_found(tmp_path):
+    with pytest.raises(TypeError):
+        Session(tmp_path).run("import caureid_plugin\n"
+                              "caureid_plugin.clustering.jaccard_graph(features, k3=1)\n")
+    with pytest.raises(NameError):
+        Session(tmp_path).run("print(embeddings)\n")
 
 
 def test_blocks_and_marks():

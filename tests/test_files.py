@@ -1,15 +1,12 @@
 """A file is there whole or not at all, at whatever moment its writer is killed."""
 
-import ast
 import errno
 import os
 import random
 import resource
 import signal
 import stat
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -129,14 +126,3 @@ def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_kept(tmp_path
         path.touch()
     assert sorted(files.remove_leftovers(tmp_path)) == sorted(dead)
     assert sorted(tmp_path.iterdir()) == sorted([alive, *others])
-
-
-def test_the_module_needs_nothing_but_python():
-    imported = []
-    for node in ast.walk(ast.parse(Path(files.__file__).read_text())):
-        if isinstance(node, ast.Import):
-            imported += [name.name for name in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            imported.append("." * node.level + (node.module or ""))
-    assert "errno" in imported
-    assert not [name for name in imported if name.split(".")[0] not in sys.stdlib_module_names]

@@ -3,6 +3,7 @@
 import ast
 import functools
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,13 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != FACE)
 
 
 def test_import_direction():
+    assert {_part(path) for path in FILES} == set(ALLOWED)
     assert _found(FILES, lambda path: forbidden(_part(path), _imports(path))) == {}
+
+
+def test_files_can_be_written_without_anything_but_python():
+    tops = {name.split(".")[0] for name in _imports(PACKAGE / "files.py")}
+    assert "errno" in tops and tops <= sys.stdlib_module_names
 
 
 def forbidden(part, names):
@@ -94,19 +101,13 @@ def forbidden(part, names):
 
 
 @pytest.mark.parametrize("part, line", [
-    ("losses", "import fastreid"),
-    ("layers", "from fastreid.layers import get_norm"),
-    ("clustering", "from ..modeling import MemoryBank"),
+    ("losses", "import fastreid.layers"),
     ("clustering", "from .. import compat"),
     ("modeling", "import caureid_plugin.engine"),
     ("data", "def later():\n    from ..engine import hooks"),
 ])
 def test_a_wrong_direction_is_found(part, line):
     assert list(forbidden(part, names_imported(ast.parse(line), ("caureid_plugin", part)))) != []
-
-
-def test_every_part_is_listed():
-    assert {_part(path) for path in FILES} == set(ALLOWED)
 
 
 def _root(node):
@@ -153,12 +154,10 @@ def test_only_compat_touches_the_internals_of_the_toolbox():
     "build.build_reid_train_loader = None",
     "del comm.get_rank",
     "setattr(Checkpointer, 'load', None)",
-    "fastreid.config.defaults.X = 1",
     "REGISTRY['x'].y = 1",
 ])
 def test_what_only_compat_may_do_is_found(line):
-    imports = ("import fastreid.config\nfrom fastreid.data import build\n"
-               "from fastreid.utils import comm\n"
+    imports = ("from fastreid.data import build\nfrom fastreid.utils import comm\n"
                "from fastreid.utils.checkpoint import Checkpointer\n"
                "from fastreid.data.datasets import DATASET_REGISTRY as REGISTRY\n")
     assert list(internals(ast.parse(imports + line))) != []
@@ -206,20 +205,12 @@ def test_no_file_is_read_such_that_its_code_runs():
 
 
 @pytest.mark.parametrize("line, found", [
-    ("torch.load(path)", "torch.load"),
-    ("torch.load(path, weights_only=False)", "torch.load"),
     ("torch.load(path, weights_only=safe)", "torch.load"),
     ("torch.load(path, **options)", "torch.load"),
     ("use(torch.load, weights_only=True)", "torch.load"),
-    ("import torch as t\nt.load(path)", "torch.load"),
     ("def f():\n    from torch import load\n    return load(path)", "torch.load"),
-    ("np.load(path, allow_pickle=True)", "allow_pickle"),
     ("np.load(path, allow_pickle=wanted)", "allow_pickle"),
-    ("yaml.load(text, Loader=yaml.SafeLoader)", "yaml.load"),
-    ("yaml.unsafe_load(text)", "yaml.unsafe_load"),
     ("from yaml import unsafe_load as safe_load\nsafe_load(text)", "yaml.unsafe_load"),
-    ("pickle.load(file)", "pickle.load"),
-    ("pickle.loads(content)", "pickle.loads"),
     ("import pickle as p\nmap(p.loads, contents)", "pickle.loads"),
     ("pickle.Unpickler(file).load()", "pickle.Unpickler"),
 ])
@@ -227,12 +218,11 @@ def test_unsafe_reading_is_found(line, found):
     assert list(unsafe_reading(ast.parse(line))) == [found]
 
 
-@pytest.mark.parametrize("line", [
-    "torch.load(path, map_location='cpu', weights_only=True)", "np.load(path, allow_pickle=False)",
-    "np.load(path)", "yaml.safe_load(text)", "pickle.dumps(1)", "json.load(file)",
-    "checkpointer.load(path)", "from .safe_load import load_tensors\nload_tensors(path)"])
-def test_safe_reading_is_none_of_it(line):
-    assert list(unsafe_reading(ast.parse(line))) == []
+def test_safe_reading_is_none_of_it():
+    assert list(unsafe_reading(ast.parse(
+        "torch.load(path, map_location='cpu', weights_only=True)\nnp.load(path)\n"
+        "np.load(path, allow_pickle=False)\nyaml.safe_load(text)\npickle.dumps(1)\n"
+        "from .safe_load import load_tensors\ncheckpointer.load(load_tensors(path))"))) == []
 
 
 def test_tools_import_the_plugin_before_the_toolbox_and_no_tests():
@@ -247,16 +237,11 @@ def test_tools_import_the_plugin_before_the_toolbox_and_no_tests():
 
 def test_the_package_imports_no_tool_and_no_test():
     others = {path.stem for path in TOOLS} | {"tests", "tools", "pytest", "hypothesis"}
-    assert _found([*FILES, FACE], lambda path: (
-        name for name in _imports(path) if name.split(".")[0] in others)) == {}
+    assert _found([*FILES, FACE], lambda path: others & {
+        name.split(".")[0] for name in _imports(path)}) == {}
 
 
 def test_the_face_of_the_package_imports_compat_before_the_toolbox():
     names = [name for name in _imports(FACE) if name.startswith("caureid")]
     assert names[1] == "caureid_plugin.compat"
     assert not [name for name in _imports(FACE) if name.startswith("fastreid")]
-
-
-def test_the_tool_that_finds_imports_sees_relative_ones():
-    found = set(_imports(PACKAGE / "engine" / "hooks.py"))
-    assert "caureid_plugin.clustering" in found and "caureid_plugin.modeling" in found

@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score, roc_curve
 from torch import nn
 from torch.utils.data import DataLoader
 
-from helpers import warm
+from helpers import plain, warm
 
 CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="shows a defect without CUDA")
 QUERIES = 12
@@ -84,16 +84,11 @@ class Lookup(nn.Module):
         return inputs["images"]
 
 
-def loader_of(images, pids, camids):
-    rows = [{"images": image, "targets": int(p), "camids": int(c)}
-            for image, p, c in zip(images, pids, camids, strict=True)]
-    return DataLoader(rows, batch_size=7)
-
-
 def evaluate(cfg, data, model=None):
-    features, pids, camids = data
+    rows = [{"images": image, "targets": int(pid), "camids": int(camera)}
+            for image, pid, camera in zip(*data, strict=True)]
     return inference_on_dataset(
-        model or Lookup(), loader_of(features, pids, camids), ReidEvaluator(cfg, QUERIES),
+        model or Lookup(), DataLoader(rows, batch_size=7), ReidEvaluator(cfg, QUERIES),
         flip_test=cfg.TEST.FLIP.ENABLED)
 
 
@@ -102,13 +97,9 @@ def assert_metrics(results, expected):
         assert results[name] == pytest.approx(value, abs=1e-3), name
 
 
-# -------------------------------------------------------------------------- TEST options ----
-
-
 def test_metric_equals_plain_loops(cfg):
     data, precisions = people(), []
-    for name, metric in (("cosine", cosine), ("euclidean", squared_euclidean)):
-        cfg.TEST.METRIC = name
+    for cfg.TEST.METRIC, metric in (("cosine", cosine), ("euclidean", squared_euclidean)):
         expected = plain_metrics(distances(data[0], metric), *data[1:])
         assert_metrics(evaluate(cfg, data), expected)
         assert 20 < expected["mAP"] < 90 and expected["Rank-1"] < 100
@@ -139,43 +130,18 @@ def test_query_expansion_equals_plain_loops(cfg):
     assert expected["mAP"] != pytest.approx(plain["mAP"], abs=0.1)
 
 
-def plain_jaccard(features, k1, k2):
-    """Zhong et al. 2017 by loops; a neighbour list holds the image itself."""
-    n = len(features)
-    square = [[squared_euclidean(a, b) for b in features] for a in features]
-    lists = [sorted(range(n), key=lambda j: square[i][j])[:k1] for i in range(n)]
-
-    def reciprocal(i, size):
-        return {j for j in lists[i][:size] if i in lists[j][:size]}
-
-    encoding = np.zeros((n, n))
-    for i in range(n):
-        near = reciprocal(i, k1)
-        members = set(near)
-        for j in near:
-            candidates = reciprocal(j, round(k1 / 2) + 1)
-            if len(candidates & near) > 2 / 3 * len(candidates):
-                members |= candidates
-        weights = {j: math.exp(-square[i][j]) for j in members}
-        for j, weight in weights.items():
-            encoding[i, j] = weight / sum(weights.values())
-    encoding = np.array([np.mean([encoding[j] for j in lists[i][:k2]], axis=0) for i in range(n)])
-    shared = np.array([[np.minimum(a, b).sum() for b in encoding] for a in encoding])
-    return 1 - shared / (2 - shared)
-
-
 def test_reranking_equals_plain_loops(cfg):
     cfg.merge_from_list(["TEST.RERANK.ENABLED", True, "TEST.RERANK.K1", 8, "TEST.RERANK.K2", 3,
                          "TEST.RERANK.LAMBDA", 0.3])
     features, pids, camids = people()
     unit = features.astype(np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    jaccard = plain_jaccard(unit, 8, 3)[:QUERIES, QUERIES:]
+    jaccard = plain.jaccard_from_ranks(unit, plain.nearest_lists(unit, 8)[0], 3)
+    jaccard = jaccard[:QUERIES, QUERIES:]
     found = compute_dist.build_dist(
         *torch.from_numpy(unit.astype(np.float32)).split([QUERIES, len(unit) - QUERIES]),
         metric="jaccard", k1=8, k2=3)
     np.testing.assert_allclose(found, jaccard, atol=1e-5)
-
     expected = plain_metrics(0.7 * jaccard + 0.3 * distances(features, cosine), pids, camids)
     assert_metrics(evaluate(cfg, (features, pids, camids)), expected)
 
@@ -231,25 +197,21 @@ def test_flip_averages_both_views(tiny_cfg, model_and_images, monkeypatch):
     model, images, pids, camids = model_and_images
     views = plain_features(model, images), plain_features(model, images.flip(dims=[3]))
     expected = (views[0] + views[1]) / 2
-    seen = []
-    monkeypatch.setattr(ReidEvaluator, "process", _recording(ReidEvaluator.process, seen))
+    seen, process = [], ReidEvaluator.process
 
+    def watched(self, inputs, outputs):
+        seen.append(outputs.cpu().numpy().copy())
+        process(self, inputs, outputs)
+
+    monkeypatch.setattr(ReidEvaluator, "process", watched)
     results = evaluate(tiny_cfg, (images, pids, camids), model)
     np.testing.assert_allclose(np.concatenate(seen), expected, rtol=1e-4, atol=1e-4)
     assert_metrics(results, plain_metrics(distances(expected, cosine), pids, camids))
     assert np.abs(views[0] - views[1]).max() > 0.1
-
+    seen.clear()
     with compat.without("preprocess_in_place"):
-        seen.clear()
         evaluate(tiny_cfg, (images, pids, camids), model)
     assert np.abs(np.concatenate(seen) - expected).max() > 0.1
-
-
-def _recording(process, seen):
-    def recorded(self, inputs, outputs):
-        seen.append(outputs.cpu().numpy().copy())
-        process(self, inputs, outputs)
-    return recorded
 
 
 @pytest.mark.parametrize("wrap", [lambda images: {"images": images}, lambda images: images],
@@ -270,18 +232,15 @@ def test_the_callers_images_stay_as_they_were(model_and_images, wrap):
 # ------------------------------------------------------------------ compiled evaluation ----
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_compiled_evaluation_equals_the_python_code(seed):
+def test_compiled_evaluation_equals_the_python_code():
     from fastreid.evaluation.rank import evaluate_py
     from fastreid.evaluation.rank_cylib.rank_cy import evaluate_cy
     from fastreid.evaluation.rank_cylib.roc_cy import evaluate_roc_cy
     from fastreid.evaluation.roc import evaluate_roc_py
 
-    rng = np.random.default_rng(seed)
-    queries, gallery = int(rng.integers(5, 20)), int(rng.integers(30, 80))
-    dist = rng.random((queries, gallery)).astype(np.float32)
-    labels = [rng.integers(0, 5, size) for size in (queries, gallery)]
-    labels += [rng.integers(0, 3, size) for size in (queries, gallery)]
+    rng, sizes = np.random.default_rng(0), (15, 60)
+    dist = rng.random(sizes).astype(np.float32)
+    labels = [rng.integers(0, kinds, size) for kinds in (5, 3) for size in sizes]
     labels[0][0] = 9  # a query whose identity is not in the gallery does not count
     for in_c, in_python, options in ((evaluate_cy, evaluate_py, (20, False)),
                                      (evaluate_roc_cy, evaluate_roc_py, ())):
@@ -293,9 +252,7 @@ def test_compiled_evaluation_equals_the_python_code(seed):
 def test_the_compiled_modules_lie_in_the_cache():
     from fastreid.evaluation.rank_cylib import rank_cy
 
-    cache = compat._cython_cache()
-    assert str(cache) in rank_cylib.__path__
-    assert Path(rank_cy.__file__).parent == cache
+    assert Path(rank_cy.__file__).parent == compat._cython_cache()
     toolbox = Path(rank_cylib.__file__).parent
     assert not [p for p in toolbox.iterdir() if p.suffix in (".so", ".c", ".pyd")]
 
@@ -310,17 +267,21 @@ def test_the_evaluator_is_prepared_before_anything_else(make_trainer, monkeypatc
     assert order == ["evaluator", "data"]
 
 
-def test_a_failing_compiler_never_ends_the_run(tmp_path, monkeypatch):
-    """The toolbox calls `make`; here one that fails, so that nothing is written beside it."""
-    make = tmp_path / "bin" / "make"
-    make.parent.mkdir()
-    make.write_text("#!/bin/sh\nexit 2\n")
-    make.chmod(0o755)
-    monkeypatch.setenv("PATH", str(make.parent))
+def test_a_failing_compiler_is_tried_and_reported_once_and_never_ends_the_run(
+        tmp_path, monkeypatch, messages):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(compat, "_CYTHON_BUILD", "raise SystemExit('no compiler here')")
-    for module in (rank_cylib, reid_evaluation):
+    tries, run = [], subprocess.run
+    monkeypatch.setattr(compat.subprocess, "run", lambda *a, **k: tries.append(1) or run(*a, **k))
+    for module in (rank_cylib, reid_evaluation):  # every evaluation asks for it
         module.compile_helper()
+    warning, = [m for m in messages if "compiled evaluation is not available" in m]
+    assert "no compiler here" in warning and len(tries) == 1
+    # the toolbox calls `make`; here one that fails, so that nothing is written beside it
+    make = tmp_path / "make"
+    make.write_text("#!/bin/sh\nexit 2\n")
+    make.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
     with compat.without("evaluator_build"):
         for module in (rank_cylib, reid_evaluation):
             with pytest.raises(SystemExit):
@@ -341,21 +302,8 @@ def test_who_imported_the_ranking_early_gets_the_compiled_one(tmp_path):
     assert done.stdout.startswith("False False True True <"), done.stdout + done.stderr
 
 
-def test_a_failed_compilation_is_tried_and_reported_once(tmp_path, monkeypatch, messages):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(compat, "_CYTHON_BUILD", "raise SystemExit('no compiler here')")
-    tries, run = [], subprocess.run
-    monkeypatch.setattr(compat.subprocess, "run", lambda *a, **k: tries.append(1) or run(*a, **k))
-    for _ in range(3):  # every evaluation asks for it
-        rank_cylib.compile_helper()
-    warnings = [m for m in messages if "compiled evaluation is not available" in m]
-    assert len(warnings) == 1 and "no compiler here" in warnings[0]
-    assert len(tries) == 1
-
-
 @pytest.mark.parametrize("compiled, total, fails", [
-    (False, 200, False), (False, 30, True), (False, 20, True), (True, 30, False),
-    (True, 20, True)])
+    (False, 200, False), (False, 30, True), (True, 30, False), (True, 20, True)])
 def test_a_gallery_of_any_size_is_evaluated(cfg, monkeypatch, compiled, total, fails):
     """Fewer than 50 images, or fewer than the 10 of Rank-10, may count for a query."""
     from fastreid.evaluation import rank
@@ -365,31 +313,26 @@ def test_a_gallery_of_any_size_is_evaluated(cfg, monkeypatch, compiled, total, f
     data = people(total=total)
     assert_metrics(evaluate(cfg, data), plain_metrics(distances(data[0], cosine), *data[1:]))
     if fails:
-        with compat.without("small_gallery"):
-            with pytest.raises((ValueError, IndexError)):
-                evaluate(cfg, data)
+        with compat.without("small_gallery"), pytest.raises((ValueError, IndexError)):
+            evaluate(cfg, data)
 
 
 _WITHOUT_COMPILER = """
 import logging, sys
-import caureid_plugin
-import numpy as np, torch
+import caureid_plugin, numpy as np, torch
 from caureid_plugin import compat
 from fastreid.config import get_cfg
-from fastreid.evaluation import ReidEvaluator
+from fastreid.evaluation import ReidEvaluator, rank, roc
 
 logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
-assert not compat._evaluator_is_compiled()
 compat.prepare_evaluation()
-assert not compat._evaluator_is_compiled()
+assert not (compat._evaluator_is_compiled() or rank.IS_CYTHON_AVAI or roc.IS_CYTHON_AVAI)
 cfg = get_cfg()
 cfg.TEST.ROC.ENABLED = True
 evaluator = ReidEvaluator(cfg, 12)
 features, pids, camids = (torch.from_numpy(a) for a in np.load(sys.argv[1]).values())
 evaluator.process({"targets": pids, "camids": camids}, features)
 results = evaluator.evaluate()
-from fastreid.evaluation import rank, roc
-assert not rank.IS_CYTHON_AVAI and not roc.IS_CYTHON_AVAI
 print("RESULTS", *(f"{results[k]:.6f}" for k in ("mAP", "Rank-1", "mINP")))
 """
 

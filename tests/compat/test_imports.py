@@ -67,15 +67,13 @@ def legacy():
 
 
 def test_legacy_names_exist_inside_the_block_alone():
-    assert legacy() == (None, None)
     with compat.legacy_names():
         assert legacy() == (collections.abc.Mapping, (str, bytes))
         from torch._six import string_classes
         assert isinstance("text", string_classes)
     assert legacy() == (None, None)
-    with pytest.raises(OSError):
-        with compat.legacy_names():
-            raise OSError
+    with pytest.raises(OSError), compat.legacy_names():
+        raise OSError
     assert legacy() == (None, None)
     with pytest.raises(ImportError):
         import torch._six  # noqa: F401

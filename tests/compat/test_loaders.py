@@ -54,17 +54,14 @@ def alive():
     return len(multiprocessing.active_children()), len(os.listdir("/proc/self/task"))
 
 
-def back_to(before):
-    """Whether no worker and no thread is left over; a queue's thread takes a moment to end."""
+def assert_ended(before):
+    """No worker and no thread is left over; a queue's thread takes a moment to end."""
+    assert alive()[0] == before[0]
     for _ in range(500):
-        processes, threads = alive()
-        if processes == before[0] and threads <= before[1]:
-            return True
+        if alive()[1] <= before[1]:
+            return
         time.sleep(0.02)
-    return False
-
-
-# ------------------------------------------------------------------------------ loader ----
+    pytest.fail("a thread is left over")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -80,9 +77,9 @@ def test_batches_are_the_datasets_items_in_the_samplers_order(workers):
 
 @CPU_ONLY
 def test_without_the_repair_a_loader_needs_cuda():
-    with compat.without("train_loader"):
-        with pytest.raises((RuntimeError, AssertionError), match="(?i)cuda|nvidia"):
-            endless(0)
+    with compat.without("train_loader"), pytest.raises((RuntimeError, AssertionError),
+                                                       match="(?i)cuda|nvidia"):
+        endless(0)
 
 
 def test_a_test_loader_ends_and_starts_again():
@@ -90,21 +87,19 @@ def test_a_test_loader_ends_and_starts_again():
     assert (queries, len(loader)) == (3, 3)
     for _ in range(2):
         assert [indexes(batch) for batch in loader] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    iterator = iter(loader)
-    list(iterator)
-    with pytest.raises(StopIteration):
+
+
+def test_workers_start_at_the_first_batch_and_end_at_shutdown_or_with_their_loader():
+    for end in (lambda loader: loader.shutdown(), lambda loader: None):
+        before = alive()
+        loader = endless(2)
+        iterator = iter(loader)
+        assert_ended(before)  # nor begun
         next(iterator)
-
-
-def test_workers_start_at_the_first_batch_and_end_at_shutdown():
-    before = alive()
-    loader = endless(2)
-    unused = iter(loader)
-    assert alive() == before
-    next(unused)
-    assert alive()[0] == before[0] + 2
-    loader.shutdown()
-    assert alive()[0] == before[0] and back_to(before)
+        assert alive()[0] == before[0] + 2
+        end(loader)
+        del loader, iterator  # no reference cycle waits for the garbage collector
+        assert_ended(before)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -123,15 +118,6 @@ def test_a_loader_can_be_used_again_after_shutdown(workers):
         next(again)
 
 
-def test_a_forgotten_loader_ends_its_workers():
-    before = alive()
-    loader = endless(2)
-    next(iter(loader))
-    assert alive()[0] == before[0] + 2
-    del loader  # no reference cycle waits for the garbage collector
-    assert alive()[0] == before[0] and back_to(before)
-
-
 def test_an_error_in_a_worker_surfaces_and_leaves_no_process():
     before = alive()
     loader = endless(2, broken=5)
@@ -139,30 +125,22 @@ def test_an_error_in_a_worker_surfaces_and_leaves_no_process():
     next(iterator)
     with pytest.raises(ValueError, match="item 5 is broken"):
         next(iterator)
-    assert alive()[0] == before[0] and back_to(before)
+    assert_ended(before)
     loader.shutdown()
 
 
-def trainer_with(loader):
-    inner = types.SimpleNamespace(data_loader=loader, _data_loader_iter=iter(loader))
-    return types.SimpleNamespace(_trainer=inner)
-
-
 def test_processes_and_threads_stay_flat_over_swaps():
-    trainer = trainer_with(endless(2))
-    counts = []
+    loader, counts = endless(2), []
+    inner = types.SimpleNamespace(data_loader=loader, _data_loader_iter=iter(loader))
     for _ in range(6):
-        compat.swap_train_loader(trainer, endless(2))
-        next(trainer._trainer._data_loader_iter)
+        compat.swap_train_loader(types.SimpleNamespace(_trainer=inner), endless(2))
+        next(inner._data_loader_iter)
         counts.append(alive())
     assert {processes for processes, _ in counts} == {counts[0][0]}
     # a leak would add two threads or more with each swap; the last loader's may still be ending
     assert max(threads for _, threads in counts) <= counts[0][1] + 4
-    trainer._trainer.data_loader.shutdown()
+    inner.data_loader.shutdown()
     assert alive()[0] == counts[0][0] - 2
-
-
-# ------------------------------------------------------------------------- test workers ----
 
 
 def test_the_workers_key_reaches_the_test_loader(tiny_cfg):
@@ -217,10 +195,9 @@ def test_samplers_keep_numpys_global_state(name):
     numbers, indices = drawn_around(MAKERS[name])
     assert numbers == undisturbed
     with compat.without("sampler_state"):
-        disturbed, _ = drawn_around(MAKERS[name])
+        assert drawn_around(MAKERS[name])[0] != undisturbed
         torch.manual_seed(1)
         alone = [int(i) for i in itertools.islice(iter(MAKERS[name]()), 70)]
-    assert disturbed != undisturbed
     assert indices == alone  # what the toolbox's sampler draws when nobody else does
     assert len(set(indices)) > 8
 
@@ -232,40 +209,32 @@ class Spins(Exception):
 @pytest.fixture
 def bounded(monkeypatch):
     """Ends what would be an endless loop: each of these is called in every round of one."""
-    def limit(owner, name):
-        original, calls = getattr(owner, name), itertools.count()
+    def limited(original):
+        calls = itertools.count()
 
-        def limited(*args, **kwargs):
+        def call(*args, **kwargs):
             if next(calls) > 1000:
                 raise Spins
             return original(*args, **kwargs)
 
-        monkeypatch.setattr(owner, name, limited)
+        return call
 
-    limit(np.random, "permutation")
-    limit(copy, "deepcopy")
+    monkeypatch.setattr(np.random, "permutation", limited(np.random.permutation))
+    monkeypatch.setattr(copy, "deepcopy", limited(copy.deepcopy))
 
 
 IDENTITY_SAMPLERS = [samplers.NaiveIdentitySampler, samplers.BalancedIdentitySampler]
 
 
+@pytest.mark.parametrize("identities, batch, says", [
+    (3, 64, r"needs 16 identities.* has 3: .*SOLVER\.IMS_PER_BATCH.*DATALOADER\.NUM_INSTANCE"),
+    (8, 10, "batch of 10 images.*NUM_INSTANCE 4")], ids=["too few identities", "no multiple"])
 @pytest.mark.parametrize("sampler", IDENTITY_SAMPLERS)
-def test_too_few_identities_are_an_error_that_names_the_keys(sampler, bounded):
-    with pytest.raises(ValueError, match=r"needs 16 identities.* has 3: .*SOLVER\.IMS_PER_BATCH"
-                                         r".*DATALOADER\.NUM_INSTANCE"):
-        sampler(people(3), 64, 4)
-    with compat.without("sampler_hang"):
-        with pytest.raises(Spins):
-            next(iter(sampler(people(3), 64, 4)))
-
-
-@pytest.mark.parametrize("sampler", IDENTITY_SAMPLERS)
-def test_a_batch_that_k_does_not_divide_is_an_error(sampler, bounded):
-    with pytest.raises(ValueError, match="batch of 10 images.*NUM_INSTANCE 4"):
-        sampler(people(8), 10, 4)
-    with compat.without("sampler_hang"):
-        with pytest.raises(Spins):
-            next(iter(sampler(people(8), 10, 4)))
+def test_a_batch_that_cannot_be_filled_is_an_error(sampler, identities, batch, says, bounded):
+    with pytest.raises(ValueError, match=says):
+        sampler(people(identities), batch, 4)
+    with compat.without("sampler_hang"), pytest.raises(Spins):
+        next(iter(sampler(people(identities), batch, 4)))
 
 
 @pytest.mark.parametrize("images", [1, 9])

@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,44 +14,39 @@ from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from fastreid.modeling.meta_arch import MGN
 from fastreid.utils.events import EventStorage
 
-# -------------------------------------------------------------------------------- keys ----
-
 
 def test_a_mistyped_key_names_close_ones(cfg):
-    mistyped = ["SOLVER.BASE_LRR", 0.1]
-    with pytest.raises(KeyError, match=r"'SOLVER\.BASE_LRR', did you mean SOLVER\.BASE_LR"):
-        cfg.merge_from_list(mistyped)
     with pytest.raises(KeyError, match=r"did you mean CAUREID\.CLUSTER\.K1"):
         cfg.merge_from_list(["CAUREID.CLUSTR.K1", 20])
     with pytest.raises(KeyError, match=r"no config key 'qqqqqqqq'\.\"$"):
         cfg.merge_from_list(["qqqqqqqq", 1])
-    with compat.without("unknown_key"):
-        with pytest.raises(AssertionError):
-            cfg.merge_from_list(mistyped)
+    says = r"'SOLVER\.BASE_LRR', did you mean SOLVER\.BASE_LR"
+    with pytest.raises(KeyError, match=says):
+        cfg.merge_from_other_cfg(CfgNode({"SOLVER": {"BASE_LRR": 0.1}}))
+    mistyped = ["SOLVER.BASE_LRR", 0.1]
+    with pytest.raises(KeyError, match=says):
+        cfg.merge_from_list(mistyped)
+    with compat.without("unknown_key"), pytest.raises(AssertionError):
+        cfg.merge_from_list(mistyped)
 
 
 def test_base_files_stay_reserved_for_files(cfg):
-    with pytest.raises(ValueError, match="'_BASE_' can only be used in files"):
-        cfg.merge_from_list(["_BASE_", "other.yml"])
-    with pytest.raises(ValueError, match="'_BASE_' can only be used in files"):
-        cfg.merge_from_other_cfg(CfgNode({"_BASE_": "other.yml"}))
+    for merge, given in ((cfg.merge_from_list, ["_BASE_", "other.yml"]),
+                         (cfg.merge_from_other_cfg, CfgNode({"_BASE_": "other.yml"}))):
+        with pytest.raises(ValueError, match="'_BASE_' can only be used in files"):
+            merge(given)
 
 
-def test_another_config_is_merged_with_hints_for_its_keys(cfg):
-    with pytest.raises(KeyError, match=r"'SOLVER\.BASE_LRR', did you mean SOLVER\.BASE_LR"):
-        cfg.merge_from_other_cfg(CfgNode({"SOLVER": {"BASE_LRR": 0.1}}))
+def test_sections_and_values_are_not_mistaken_for_each_other(cfg):
     with pytest.raises(TypeError, match="CfgNode, got dict"):
         cfg.merge_from_other_cfg({"SEED": 1})
-    with pytest.raises(ValueError, match="SOLVER"):  # a value for a section, and the other way
+    with pytest.raises(ValueError, match="SOLVER"):
         cfg.merge_from_other_cfg(CfgNode({"SOLVER": 3}))
     with pytest.raises((KeyError, ValueError), match="SEED"):
         cfg.merge_from_other_cfg(CfgNode({"SEED": {"X": 1}}))
     open_for_more = CfgNode({"A": 1}, new_allowed=True)
     open_for_more.merge_from_other_cfg(CfgNode({"B": {"C": 2}}))
     assert open_for_more.B.C == 2
-
-
-# ------------------------------------------------------------------------------- values ----
 
 
 def test_a_section_is_not_replaced_by_a_dict(cfg):
@@ -81,19 +77,17 @@ def test_values_are_literals_and_nothing_is_called(cfg, tmp_path):
 def test_text_that_reads_as_something_else_is_quoted_twice(cfg, given, held):
     says = (rf"^Type mismatch: config key OUTPUT_DIR takes text, and {re.escape(str(given))} is "
             rf"{held}.*: put it in quotes twice, as in (.*)\.$")
-    with pytest.raises(ValueError, match=says) as caught:
-        cfg.merge_from_list(["OUTPUT_DIR", given])
     with pytest.raises(ValueError, match=says):
         cfg.merge_from_other_cfg(CfgNode({"OUTPUT_DIR": given}))
+    with pytest.raises(ValueError, match=says) as caught:
+        cfg.merge_from_list(["OUTPUT_DIR", given])
     # what a shell and YAML make of the advice
     advice = re.match(says, str(caught.value))[1]
-    (from_shell,) = shlex.split(advice)
-    for merge in (lambda: cfg.merge_from_list(["OUTPUT_DIR", from_shell]),
-                  lambda: cfg.merge_from_other_cfg(
-                      CfgNode(yaml.safe_load(f"OUTPUT_DIR: {advice}")))):
-        cfg.OUTPUT_DIR = ""
-        merge()
-        assert cfg.OUTPUT_DIR == str(given)
+    cfg.merge_from_list(["OUTPUT_DIR", *shlex.split(advice)])
+    other = cfg.clone()
+    other.OUTPUT_DIR = ""
+    other.merge_from_other_cfg(CfgNode(yaml.safe_load(f"OUTPUT_DIR: {advice}")))
+    assert cfg.OUTPUT_DIR == other.OUTPUT_DIR == str(given)
     with compat.without("config_value"), pytest.raises(ValueError) as caught:
         cfg.merge_from_list(["OUTPUT_DIR", given])
     assert "quotes" not in str(caught.value)
@@ -110,13 +104,9 @@ def test_what_a_key_takes_is_said_in_words(cfg):
     assert (cfg.DATASETS.NAMES, cfg.SOLVER.STEPS, cfg.OUTPUT_DIR) == (("a",), [1, 2], "5x")
 
 
-# --------------------------------------------------------------------------- half-merged ----
-
-
 def test_a_merge_that_fails_changes_nothing(cfg):
     before = cfg.dump()
-    wrong = [["SEED", 5, "SOLVER.BASE_LR", "fast"], ["SEED", 5, "SOLVER.BASE_LRR", 0.1]]
-    for pairs in wrong:
+    for pairs in (["SEED", 5, "SOLVER.BASE_LR", "fast"], ["SEED", 5, "SOLVER.BASE_LRR", 0.1]):
         with pytest.raises((KeyError, ValueError)):
             cfg.merge_from_list(pairs)
     other = CfgNode({"SEED": 5, "SOLVER": {"MAX_EPOCH": 7, "BASE_LR": "fast"}})
@@ -162,12 +152,11 @@ def test_a_config_file_over_its_bases(cfg, write, tmp_path):
 
 
 def test_every_shipped_config_is_read_as_the_toolbox_reads_it():
-    folder = Path(compat.__file__).parents[1] / "configs"
-    files = sorted(folder.rglob("*.yml"))
+    files = list(map(str, (Path(compat.__file__).parents[1] / "configs").rglob("*.yml")))
     assert len(files) > 20
-    mended = [CfgNode.load_yaml_with_base(str(path)) for path in files]
+    mended = list(map(CfgNode.load_yaml_with_base, files))
     with compat.without("config_file"):
-        assert [CfgNode.load_yaml_with_base(str(path)) for path in files] == mended
+        assert list(map(CfgNode.load_yaml_with_base, files)) == mended
 
 
 ALIASES = "a0: &a0 {x: 1, y: 2}\n" + "".join(
@@ -176,7 +165,6 @@ ALIASES = "a0: &a0 {x: 1, y: 2}\n" + "".join(
 BAD_FILES = {
     "empty": ("# SEED: 1", "is empty: it must map config keys"),
     "latin-1": (b"OUTPUT_DIR: l\xe4ufe", "not readable as YAML in UTF-8"),
-    "damaged": ("SOLVER: {BASE_LR: 0.1", "not readable as YAML"),
     "brackets": ("SEED: " + "[" * 1_000, "not readable as YAML"),
     "deep": ("SEED: " + "[" * 40 + "]" * 40, "SEED.* contains itself, or is nested more than"),
     "itself": ("SOLVER: &a {X: *a}", "SOLVER.X contains itself"),
@@ -189,46 +177,30 @@ BAD_FILES = {
     "no such base": ("_BASE_: no/such.yml", "its _BASE_ 'no/such.yml' is no file .*/no/such.yml"),
     "its own base": ("_BASE_: run.yml", "is its own _BASE_: .*run.yml -> .*run.yml"),
     "a base on the web": ("_BASE_: https://x.org/a.yml", "'https://x.org/a.yml' as _BASE_ of"),
+    "a section for a value": ("_BASE_: root.yml\nSEED: {X: 1}",
+                              "SEED is a section, but a value in its _BASE_"),
 }
 
 
 @pytest.mark.parametrize("content, message", BAD_FILES.values(), ids=BAD_FILES.keys())
 def test_a_bad_config_file_is_named(cfg, write, content, message, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    write("SEED: 1", "root.yml")
     path, before = write(content), cfg.dump()
     with pytest.raises((KeyError, ValueError, FileNotFoundError),
                        match=re.compile(message, re.DOTALL)) as caught:
         cfg.merge_from_file(path)
     assert path in str(caught.value)
-    assert cfg.dump() == before
-    assert not (tmp_path / "called").exists()
+    assert cfg.dump() == before and not (tmp_path / "called").exists()
 
 
-def test_without_the_repair_bad_files_are_not_named(cfg, write):
-    empty, circle = write("", "empty.yml"), write("_BASE_: circle.yml", "circle.yml")
-    missing = write("_BASE_: nowhere.yml", "missing.yml")
-    with compat.without("config_file"):
-        with pytest.raises(TypeError, match="NoneType"):
-            cfg.merge_from_file(empty)
-        with pytest.raises(RecursionError):
-            cfg.merge_from_file(circle)
-        with pytest.raises(FileNotFoundError) as caught:
-            cfg.merge_from_file(missing)
-    assert "missing.yml" not in str(caught.value)
+def test_without_the_repair_a_bad_file_is_not_named(cfg, write):
+    with compat.without("config_file"), pytest.raises(TypeError, match="NoneType"):
+        cfg.merge_from_file(write(""))
 
 
-def test_a_value_is_no_section_to_its_base(cfg, write):
-    write("SEED: 1", "root.yml")
-    with pytest.raises(ValueError, match=r"run\.yml: SEED is a section, but a value in its _BASE_"):
-        cfg.merge_from_file(write("_BASE_: root.yml\nSEED: {X: 1}"))
-
-
-def test_code_in_yaml_runs_only_where_the_caller_asks_for_it(cfg, write, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    path = write("SEED: !!python/object/apply:int ['7']")
-    with pytest.raises(ValueError, match="python/object/apply"):
-        cfg.merge_from_file(path)
-    cfg.merge_from_file(path, allow_unsafe=True)
+def test_code_in_yaml_runs_where_the_caller_asks_for_it(cfg, write):
+    cfg.merge_from_file(write("SEED: !!python/object/apply:int ['7']"), allow_unsafe=True)
     assert cfg.SEED == 7
 
 
@@ -239,27 +211,20 @@ def test_a_config_that_is_not_there_or_not_local(cfg, tmp_path):
         cfg.merge_from_file("https://x.org/a.yml")
 
 
-# --------------------------------------------------------------------------- registries ----
+# --------------------------------------------------------------- names in registries, losses ----
 
 
-def test_an_unknown_name_lists_the_known_ones():
+def test_an_unknown_name_lists_the_known_ones(make_model):
     known = compat.registered_names(BACKBONE_REGISTRY)
     assert "build_resnet_backbone" in known and known == sorted(known)
     assert BACKBONE_REGISTRY.get("build_resnet_backbone").__name__ == "build_resnet_backbone"
     with pytest.raises(KeyError, match=r"'Nonsense' in the BACKBONE registry.*'build_resnet_back"):
         BACKBONE_REGISTRY.get("Nonsense")
-    with compat.without("unknown_name"):
-        with pytest.raises(KeyError) as caught:
-            BACKBONE_REGISTRY.get("Nonsense")
-    assert "build_resnet_backbone" not in str(caught.value)
-
-
-def test_a_mistyped_config_lists_the_known_names(make_model):
     with pytest.raises(KeyError, match="'Nonsense'.*known are"):
         make_model("MODEL.HEADS.NAME", "Nonsense")
-
-
-# ------------------------------------------------------------------------------- losses ----
+    with compat.without("unknown_name"), pytest.raises(KeyError) as caught:
+        BACKBONE_REGISTRY.get("Nonsense")
+    assert "build_resnet_backbone" not in str(caught.value)
 
 
 def losses(model):
@@ -272,6 +237,8 @@ def losses(model):
 
 @pytest.mark.parametrize("architecture", ["Baseline", "MoCo"])
 def test_an_unknown_loss_lists_the_known_ones(make_model, architecture):
+    known = losses(make_model("MODEL.LOSSES.NAME", compat.TOOLBOX_LOSSES))
+    assert set(known) == {"loss_cls", "loss_triplet", "loss_circle", "loss_cosface"}
     mistyped = ("MODEL.LOSSES.NAME", ("CrossEntropyLoss", "TripletLos"),
                 "MODEL.META_ARCHITECTURE", architecture)
     with pytest.raises(ValueError, match=r"\['TripletLos'\] of MODEL\.LOSSES\.NAME.*'TripletLoss'"):
@@ -282,15 +249,8 @@ def test_an_unknown_loss_lists_the_known_ones(make_model, architecture):
 
 def test_mgn_does_not_know_the_pairwise_losses_either():
     """Its network is large; the check looks at the names alone, before the nine arguments."""
-    model = MGN.__new__(MGN)
-    torch.nn.Module.__init__(model)
-    model.loss_kwargs = {"loss_names": ("CrossEntropyLoss", "CircleLoss")}
-    with pytest.raises(ValueError, match=r"MGN does not know the losses \['CircleLoss'\]"):
-        model.losses(*[None] * 9)
+    model = SimpleNamespace(loss_kwargs={"loss_names": ("CrossEntropyLoss", "CircleLoss")})
+    with pytest.raises(ValueError, match=r"does not know the losses \['CircleLoss'\]"):
+        MGN.losses(model, *[None] * 9)
     with compat.without("unknown_loss"), pytest.raises(TypeError, match="not subscriptable"):
-        model.losses(*[None] * 9)  # it went on to the outputs
-
-
-def test_the_toolboxs_losses_are_known(make_model):
-    found = losses(make_model("MODEL.LOSSES.NAME", compat.TOOLBOX_LOSSES))
-    assert set(found) == {"loss_cls", "loss_triplet", "loss_circle", "loss_cosface"}
+        MGN.losses(model, *[None] * 9)  # it went on to the outputs

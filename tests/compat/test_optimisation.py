@@ -55,8 +55,8 @@ def run_toolbox(model, batches, cfg, trainer_type=SimpleTrainer, **options):
             trainer.run_step()
 
 
-def plain_groups(model, cfg):
-    """Every trainable parameter with the learning rate and decay that the config gives it."""
+def plain_optimizer(model, cfg):
+    """Every trainable parameter has the learning rate and decay that the config gives it."""
     solver, groups = cfg.SOLVER, []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -69,14 +69,9 @@ def plain_groups(model, cfg):
         if name.startswith("heads"):
             lr *= solver.HEADS_LR_FACTOR
         groups.append({"params": [parameter], "lr": lr, "weight_decay": decay})
-    return groups
-
-
-def plain_optimizer(model, cfg):
-    groups = plain_groups(model, cfg)
-    if cfg.SOLVER.OPT == "SGD":
-        return torch.optim.SGD(groups, momentum=cfg.SOLVER.MOMENTUM)
-    return getattr(torch.optim, cfg.SOLVER.OPT)(groups)
+    if solver.OPT == "SGD":
+        return torch.optim.SGD(groups, momentum=solver.MOMENTUM)
+    return getattr(torch.optim, solver.OPT)(groups)
 
 
 def run_plain(model, batches, cfg, before_step=lambda model, step: None):
@@ -89,57 +84,48 @@ def run_plain(model, batches, cfg, before_step=lambda model, step: None):
 
 
 def assert_same(one, other, atol=1e-6):
-    other = dict(other.named_parameters())
-    for name, parameter in one.named_parameters():
-        torch.testing.assert_close(parameter, other[name], rtol=0, atol=atol, msg=lambda m: (
-            f"{name}: {m}"))  # noqa: B023
+    for (name, value), expected in zip(one.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(value, expected, rtol=0, atol=atol, msg=name)
 
 
 def moved(model, start):
-    start = dict(start.named_parameters())
-    return {name for name, p in model.named_parameters() if not torch.equal(p, start[name])}
+    return {name for (name, value), before in zip(model.named_parameters(), start.parameters(),
+                                                  strict=True) if not torch.equal(value, before)}
 
 
 TRAINABLE = {"conv.weight", "bn.weight", "bn.bias", "neck.weight", "heads.weight", "heads.bias"}
 
 
-SEVERAL = ["SOLVER.WEIGHT_DECAY_NORM", 0.0, "SOLVER.WEIGHT_DECAY_BIAS", 0.01,
-           "SOLVER.BIAS_LR_FACTOR", 2.0, "SOLVER.HEADS_LR_FACTOR", 5.0]
-
-
-@pytest.mark.parametrize("groups", [[], SEVERAL], ids=["one-group", "several-groups"])
+@pytest.mark.parametrize("groups", [[], [
+    "SOLVER.WEIGHT_DECAY_NORM", 0.0, "SOLVER.WEIGHT_DECAY_BIAS", 0.01,
+    "SOLVER.BIAS_LR_FACTOR", 2.0, "SOLVER.HEADS_LR_FACTOR", 5.0]], ids=["one", "several"])
 @pytest.mark.parametrize("optimizer", ["Adam", "SGD"])
 def test_steps_equal_plain_pytorch(cfg, optimizer, groups):
     cfg.merge_from_list(["SOLVER.OPT", optimizer, "SOLVER.BASE_LR", 0.01, *groups])
     toolbox, batches = net_and_batches()
-    start, plain = copy.deepcopy(toolbox), copy.deepcopy(toolbox)
+    start, plain, broken = (copy.deepcopy(toolbox) for _ in range(3))
     run_toolbox(toolbox, batches, cfg)
     run_plain(plain, batches, cfg)
     assert_same(toolbox, plain)
     assert moved(toolbox, start) == TRAINABLE
-    broken = copy.deepcopy(start)
     with compat.without("contiguous_zero_grad"):
         run_toolbox(broken, batches, cfg)  # the toolbox's own check of its buffer passes
     assert moved(broken, start) == set()
 
 
-@pytest.mark.parametrize("kind, value", [("norm", 0.05), ("value", 0.004)])
-def test_gradient_clipping_equals_plain_pytorch(cfg, kind, value):
+# parameters of one learning rate and decay share a buffer, hence a norm
+@pytest.mark.parametrize("kind, value, clip", [
+    ("norm", 0.05, nn.utils.clip_grad_norm_), ("value", 0.004, nn.utils.clip_grad_value_)],
+    ids=["norm", "value"])
+def test_gradient_clipping_equals_plain_pytorch(cfg, kind, value, clip):
     cfg.merge_from_list([
         "SOLVER.OPT", "SGD", "SOLVER.BASE_LR", 0.1, "SOLVER.CLIP_GRADIENTS.ENABLED", True,
         "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", kind, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", value])
     toolbox, batches = net_and_batches()
     plain, unclipped = copy.deepcopy(toolbox), copy.deepcopy(toolbox)
-
-    def clip(model, _):
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        if kind == "value":
-            nn.utils.clip_grad_value_(parameters, value)
-        else:  # parameters of one learning rate and decay share a buffer, hence a norm
-            nn.utils.clip_grad_norm_(parameters, value)
-
     run_toolbox(toolbox, batches, cfg)
-    run_plain(plain, batches, cfg, before_step=clip)
+    run_plain(plain, batches, cfg, before_step=lambda model, step: clip(
+        [p for p in model.parameters() if p.requires_grad], value))
     run_plain(unclipped, batches, cfg)
     assert_same(toolbox, plain)
     assert not torch.allclose(toolbox.conv.weight, unclipped.conv.weight, atol=1e-3)
@@ -210,17 +196,16 @@ def test_guard_lets_a_good_run_pass(make_trainer):
     assert sum(isinstance(hook, WeightsMovedGuard) for hook in trainer._hooks) == 1
     start = copy.deepcopy(trainer.model)
     trainer.train()
-    trainable = {n for n, p in start.named_parameters() if p.requires_grad}
-    assert moved(trainer.model, start) == trainable
+    assert moved(trainer.model, start) == {
+        name for name, parameter in start.named_parameters() if parameter.requires_grad}
 
 
-def guarded_run(length, moves_at, *, steps=10, start=0, frozen=False):
+def guarded_run(length, moves_at, *, start=0, frozen=False):
     """Calls the guard as a trainer of ``length`` steps does; a weight moves at one of them."""
     model = nn.Linear(2, 2)
     model.bias.requires_grad_(False)
-    if frozen:
-        model.weight.requires_grad_(False)
-    guard = WeightsMovedGuard(steps)
+    model.weight.requires_grad_(not frozen)
+    guard = WeightsMovedGuard(steps=10)
     guard.trainer = types.SimpleNamespace(
         model=model, start_iter=start, iter=start, max_iter=start + length)
     guard.before_train()
@@ -240,8 +225,5 @@ def test_guard_waits_ten_steps_or_to_the_end_of_a_shorter_run(start, length):
     guarded_run(length, moves_at=last, start=start)
     with pytest.raises(RuntimeError, match=f"after {last + 1} training steps"):
         guarded_run(length, moves_at=last + 1, start=start)
-
-
-def test_guard_stops_a_run_of_frozen_parameters():
     with pytest.raises(RuntimeError, match=r"MODEL\.FREEZE_LAYERS"):
-        guarded_run(10, moves_at=None, frozen=True)
+        guarded_run(length, moves_at=None, start=start, frozen=True)

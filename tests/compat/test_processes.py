@@ -1,11 +1,10 @@
 """Several processes on the CPU, started by the toolbox's launch or by torchrun.
 
-How they end is in tests/test_launcher.py; here they are started as a user does it.
+How they end is in tests/test_launcher.py, that they may be new interpreters in
+tests/tools/test_train_net.py; here they are started as a user does it.
 """
 
-import os
 import re
-import signal
 import socket
 import threading
 import time
@@ -28,9 +27,6 @@ def free_port():
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return str(found.getsockname()[1])
-
-
-# ------------------------------------------------------------------------ in this process ----
 
 
 @pytest.fixture
@@ -58,34 +54,22 @@ def test_the_toolboxs_launch_is_replaced():
     with compat.without("processes"):
         assert engine.launch.__module__ == "fastreid.engine.launch"
         # what each of its processes does
-        worker = compat._launch._distributed_worker
         with pytest.raises(AssertionError, match="cuda is not available"):
-            worker(0, print, 2, 2, 0, f"tcp://127.0.0.1:{free_port()}", ())
-    assert engine.launch is compat.launch
+            compat._launch._distributed_worker(
+                0, print, 2, 2, 0, f"tcp://127.0.0.1:{free_port()}", ())
 
 
 def test_one_process_runs_here():
     seen = []
     engine.launch(lambda *args: seen.append(args), 1, dist_url="auto", args=(1, 2))
-    assert seen == [(1, 2)]
-    assert not torch.distributed.is_initialized()
+    assert seen == [(1, 2)] and not torch.distributed.is_initialized()
 
 
-@pytest.fixture
-def under_torchrun(monkeypatch):
+def test_launch_joins_the_group_that_torchrun_describes(monkeypatch):
     described = {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1",
                  "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     for name, value in described.items():
         monkeypatch.setenv(name, value)
-
-    def renew():  # torchrun gives every run a port of its own
-        monkeypatch.setenv("MASTER_PORT", free_port())
-
-    renew()
-    return renew
-
-
-def test_launch_joins_the_group_that_torchrun_describes(under_torchrun):
     seen = []
 
     def main():
@@ -93,8 +77,8 @@ def test_launch_joins_the_group_that_torchrun_describes(under_torchrun):
         if seen[-1]:
             assert compat.comm.get_local_size() == 1 and compat.comm.get_local_rank() == 0
 
-    for _ in range(2):  # the second joins a group of its own
-        under_torchrun()
+    for _ in range(2):  # the second joins a group of its own; torchrun gives every run a port
+        monkeypatch.setenv("MASTER_PORT", free_port())
         engine.launch(main, 1)
         assert not torch.distributed.is_initialized()
     with compat.without("processes"):
@@ -114,21 +98,21 @@ def test_numbers_that_cannot_be(numbers, url, message):
 
 
 def meet(ranks, local_size, world_size, seconds):
-    """What processes of the ranks see that wait for each other: None, or the error's text."""
-    url, seen = f"tcp://127.0.0.1:{free_port()}", {}
+    """What processes of the ranks that wait for each other are told: errors, or None."""
+    url, seen = f"tcp://127.0.0.1:{free_port()}", [None] * len(ranks)
 
     def wait(position, rank):
         try:
-            seen[position] = None, compat._meet(rank, local_size, world_size, url, seconds)
+            compat._meet(rank, local_size, world_size, url, seconds)
         except RuntimeError as error:
-            seen[position] = str(error), None
+            seen[position] = str(error)
 
     threads = [threading.Thread(target=wait, args=pair) for pair in enumerate(ranks)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    return [seen[position][0] for position in range(len(ranks))]
+    return seen
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -144,24 +128,18 @@ def test_two_machines_of_one_rank():
     assert sum("There are two processes 1 of --num-machines 3" in text for text in errors) == 1
 
 
-# --------------------------------------------------------------------- several processes ----
-
-
 _TRAINING = '''
 import os
 import sys
 
 import caureid_plugin
 import torch
-from fastreid.config import get_cfg
 from fastreid.engine import DefaultTrainer, launch
 from fastreid.utils import comm
 
 
 def main(config):
-    cfg = get_cfg()
-    caureid_plugin.add_caureid_config(cfg)
-    cfg.merge_from_file(config)
+    cfg = caureid_plugin.load_config(config)
     torch.manual_seed(comm.get_rank())  # what must be equal is made equal by DDP
     trainer = DefaultTrainer(cfg)
     model, images = trainer.model.module, set()
@@ -202,6 +180,18 @@ def training(tiny_cfg, tmp_path):
     return script, config
 
 
+def is_gone_soon(pid):
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True  # in a container nobody may be there to reap it
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.05)
+    return False
+
+
 def assert_one_network_was_trained(done):
     """By two processes, which are gone."""
     assert done.returncode != 0
@@ -209,7 +199,7 @@ def assert_one_network_was_trained(done):
     # two steps of 24 are one pass over the 48 training images, half of it in each process
     assert lines == ["SIZE 2 2 2", "EQUAL True True", "MOVED True", "IMAGES 24 24 48",
                      "MEASURED True"], done.stderr  # each printed once
-    assert all(_is_gone_soon(int(pid)) for pid in pids.split()[1:])
+    assert all(is_gone_soon(int(pid)) for pid in pids.split()[1:])
 
 
 def test_two_processes_train_one_network_and_one_failure_ends_both(training, tmp_path):
@@ -227,10 +217,7 @@ def test_torchrun_starts_one_run_and_ends_all_when_one_fails(training, tmp_path)
     assert "OSError: the second process has failed" in cause
 
 
-# ------------------------------------------------------- without training: machines, ends ----
-
-
-_IDLE = '''
+_MACHINE = '''
 import os
 import sys
 
@@ -239,82 +226,34 @@ from fastreid.engine import launch
 from fastreid.utils import comm
 
 
-def main(folder, failing):
-    rank = comm.get_rank()
-    place = f"{rank} {comm.get_world_size()} {comm.get_local_rank()} {comm.get_local_size()}"
-    with open(f"{folder}/{os.getpid()}.part", "w") as file:
-        file.write(place)
-    os.rename(file.name, f"{folder}/{os.getpid()}.pid")
+def main():
+    print("PLACE", comm.get_rank(), comm.get_world_size(), comm.get_local_rank(),
+          comm.get_local_size(), "of", os.getpid(), flush=True)
     comm.synchronize()
-    if rank == failing:
+    if comm.get_rank() == 1:
         raise OSError("the second process has failed")
     comm.synchronize()  # never ends
 
 
 if __name__ == "__main__":
-    folder, failing, gpus, machines, rank, url = sys.argv[1:]
-    launch(main, int(gpus), int(machines), int(rank), url, (folder, int(failing)))
+    rank, url = sys.argv[1:]
+    launch(main, 1, 2, int(rank), url)
 '''
 
 
-@pytest.fixture
-def start(tmp_path):
-    """Starts the script above; sees to it that nothing stays of what was started."""
-    script, started = tmp_path / "idle.py", []
-    script.write_text(_IDLE)
-
-    def begin(failing=-1, gpus=2, machines=1, rank=0, url="auto", prepare=""):
-        started.append(warm.start(
-            [script, tmp_path, failing, gpus, machines, rank, url],
-            out=tmp_path / f"log{len(started)}", cwd=tmp_path, prepare=prepare))
-        return started[-1]
-
-    yield begin
-    pids = [int(path.stem) for path in tmp_path.glob("*.pid")]
-    left = [pid for pid in pids if not _is_gone_soon(pid)]
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    for process in started:
-        process.kill()
-        process.wait()
-    assert left == []
-
-
-def _is_gone_soon(pid):
-    end = time.monotonic() + 30
-    while time.monotonic() < end:
-        try:
-            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-                return True  # in a container nobody may be there to reap it
-        except psutil.NoSuchProcess:
-            return True
-        time.sleep(0.05)
-    return False
-
-
-def _wait_for_places(folder, count):
-    """What the processes say of their place in the run, once all are there."""
-    end = time.monotonic() + 120
-    while len(list(folder.glob("*.pid"))) < count:
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
-    return sorted(path.read_text() for path in folder.glob("*.pid"))
-
-
-def test_two_machines_are_one_run_and_one_failure_ends_both(start, tmp_path):
-    url = f"tcp://127.0.0.1:{free_port()}"
-    machines = [start(failing=1, gpus=1, machines=2, rank=rank, url=url, prepare=warm.FORKED_RANKS)
-                for rank in range(2)]
-    codes = [machine.wait() for machine in machines]
+def test_two_machines_are_one_run_and_one_failure_ends_both(tmp_path):
+    script, url = tmp_path / "script.py", f"tcp://127.0.0.1:{free_port()}"
+    script.write_text(_MACHINE)
+    machines = [warm.start([script, rank, url], out=tmp_path / f"log{rank}", cwd=tmp_path,
+                           prepare=warm.FORKED_RANKS) for rank in range(2)]
+    try:
+        assert [machine.wait() for machine in machines] == [1, 1]
+    finally:
+        for machine in machines:
+            machine.kill()
     outputs = [machine.log.read_text() for machine in machines]
-    assert _wait_for_places(tmp_path, 2) == ["0 2 0 1", "1 2 0 1"]
-    assert codes == [1, 1], outputs
-    assert "process 1 of 2 failed" in outputs[1]
+    for rank, output in enumerate(outputs):
+        pid, = re.findall(rf"PLACE {rank} 2 0 1 of (\d+)", output)
+        assert is_gone_soon(int(pid))
+        assert f"process {rank} of 2 failed" in output  # the first because its peer is gone
     assert outputs[1].rstrip().endswith("OSError: the second process has failed")
-    assert "process 0 of 2 failed" in outputs[0]  # its peer is gone
-
-
-def test_spawned_processes_end_when_their_launcher_is_killed(start, tmp_path):
-    run = start()  # new interpreters, as on a user's machine
-    assert _wait_for_places(tmp_path, 2) == ["0 2 0 2", "1 2 1 2"]
-    run.kill()  # `start` sees that they are gone, although they wait for each other

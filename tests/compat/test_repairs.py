@@ -17,7 +17,7 @@ CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="shows a defect 
 
 @pytest.fixture
 def bare_toolbox():
-    """The toolbox without any repair, as a function that applies those named."""
+    """The toolbox without any repair."""
     applied = [repair for repair in compat.REPAIRS.values() if repair.applied]
     for repair in reversed(applied):
         repair.revert()
@@ -51,17 +51,9 @@ def changed(before, after):
             if before.get(name, missing) is not after.get(name, missing)}
 
 
-def from_the_plugin(attributes):
-    return {name for name, value in attributes.items()
-            if str(getattr(value, "__module__", "")).startswith("caureid_plugin")}
-
-
-# ------------------------------------------------------------------------- description ----
-
 def test_every_repair_is_described():
     for name, repair in compat.REPAIRS.items():
-        assert repair.name == name
-        assert ".py" in repair.upstream and repair.versions
+        assert repair.name == name and ".py" in repair.upstream and repair.versions
         assert len(repair.symptom.split()) >= 5
 
 
@@ -92,22 +84,14 @@ def test_every_repair_has_a_test_that_switches_it_off():
     assert compat.REPAIRS.keys() - switched_off == set()
 
 
-# -------------------------------------------------------------------- applying, reverting ----
+def test_without_the_repairs_nothing_of_the_plugin_is_left(bare_toolbox):
+    # but what slow_imports_later has left, which no repair may take back
+    assert {name for name, value in toolbox_attributes().items()
+            if str(getattr(value, "__module__", "")).startswith("caureid_plugin")} == {
+        "fastreid.evaluation.reid_evaluation.metrics", "fastreid.solver.optim.lamb.SummaryWriter"}
 
 
-def test_all_repairs_leave_no_trace_when_taken_back(bare_toolbox):
-    before = toolbox_attributes()
-    # what slow_imports_later has left, which no repair may take back
-    assert from_the_plugin(before) == {"fastreid.evaluation.reid_evaluation.metrics",
-                                       "fastreid.solver.optim.lamb.SummaryWriter"}
-    compat.apply_all()
-    assert len(changed(before, toolbox_attributes())) >= len(compat.REPAIRS)
-    for repair in reversed(list(compat.REPAIRS.values())):
-        repair.revert()
-    assert changed(before, toolbox_attributes()) == set()
-
-
-def test_each_repair_changes_the_toolbox_and_takes_it_back(bare_toolbox):
+def test_repairs_change_the_toolbox_and_take_it_back(bare_toolbox):
     before = toolbox_attributes()
     for name, repair in compat.REPAIRS.items():
         needed = repair.is_broken()
@@ -119,8 +103,12 @@ def test_each_repair_changes_the_toolbox_and_takes_it_back(bare_toolbox):
         assert changed(during, toolbox_attributes()) == set(), name
         for _ in range(2):
             repair.revert()
-            assert not repair.applied
-            assert changed(before, toolbox_attributes()) == set(), name
+            assert not repair.applied and changed(before, toolbox_attributes()) == set(), name
+    compat.apply_all()
+    assert len(changed(before, toolbox_attributes())) >= len(compat.REPAIRS)
+    for repair in reversed(list(compat.REPAIRS.values())):
+        repair.revert()
+    assert changed(before, toolbox_attributes()) == set()
 
 
 @pytest.mark.parametrize("name", [next(iter(compat.REPAIRS)), "processes", [*compat.REPAIRS][-1]])
@@ -129,29 +117,17 @@ def test_without_switches_one_repair_off_and_on_again(name):
     applied = {name for name, repair in compat.REPAIRS.items() if repair.applied}
     with compat.without(name):
         assert {n for n, r in compat.REPAIRS.items() if r.applied} == applied - {name}
+    with pytest.raises(OSError), compat.without(name):
+        raise OSError
     assert {n for n, r in compat.REPAIRS.items() if r.applied} == applied
     assert toolbox_attributes().keys() == before
-
-
-def test_without_switches_on_again_after_an_error():
-    with pytest.raises(OSError):
-        with compat.without("seed"):
-            raise OSError
-    assert compat.REPAIRS["seed"].applied
-
-
-def test_an_unknown_repair_cannot_be_switched_off():
-    with pytest.raises(KeyError, match="no_such_repair"):
-        with compat.without("no_such_repair"):
-            pass
+    with pytest.raises(KeyError, match="no_such_repair"), compat.without("no_such_repair"):
+        pass
 
 
 def test_importing_the_plugin_applies_every_needed_repair():
     unneeded = {name for name, repair in compat.REPAIRS.items() if not repair.applied}
     assert unneeded == {"faiss_missing"}  # it is installed wherever the tests run
-
-
-# ----------------------------------------------------------------------------- probes ----
 
 
 def test_a_buffer_that_survives_zero_grad_is_left_alone(bare_toolbox, monkeypatch):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from caureid_plugin import compat
+from caureid_plugin.clustering import memory
 from fastreid.evaluation import ReidEvaluator, reid_evaluation
 from fastreid.utils import compute_dist
 
@@ -49,20 +50,14 @@ def test_the_distances_are_the_toolboxs(kind, queries, gallery, dim, k1, k2):
     assert found.min() < 0.9
 
 
-def test_more_neighbours_averaged_than_listed():
-    """K2 above K1: the toolbox averages over the list there is."""
-    features = features_of(80, 16)
-    found = rerank(features, 20, 5, 9)
-    np.testing.assert_allclose(found, dense(features, 20, 5, 9), rtol=0, atol=1e-5)
-    np.testing.assert_array_equal(found, rerank(features, 20, 5, 5))
-
-
-def test_more_neighbours_wanted_than_images():
-    """Lists then hold all images; the toolbox's are padded with the last one."""
+def test_more_neighbours_than_there_are():
+    """Lists are as long as K1, or hold all images; the toolbox's are padded with the last one."""
     features = features_of(30, 16)
-    found = rerank(features, 10, 100, 6)
-    np.testing.assert_allclose(found, dense(features, 10, 30, 6), rtol=0, atol=1e-5)
-    assert np.abs(found - dense(features, 10, 100, 6)).max() > 0.01
+    for k1, k2, listed, averaged in ((100, 6, 30, 6), (5, 9, 5, 5)):
+        found = rerank(features, 10, k1, k2)
+        np.testing.assert_array_equal(found, rerank(features, 10, listed, averaged))
+        np.testing.assert_allclose(found, dense(features, 10, listed, k2), rtol=0, atol=1e-5)
+    assert np.abs(rerank(features, 10, 100, 6) - dense(features, 10, 100, 6)).max() > 0.01
 
 
 def test_other_metrics_are_the_toolboxs():
@@ -76,32 +71,32 @@ def test_other_metrics_are_the_toolboxs():
         compute_dist.build_dist(features[:9], features[9:], "manhattan")
 
 
-def evaluate(cfg, features, queries):
-    evaluator = ReidEvaluator(cfg, queries)
-    labels = torch.arange(len(features))
-    evaluator.process({"targets": labels % PEOPLE, "camids": labels // PEOPLE % 3}, features)
-    return evaluator.evaluate()
-
-
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_the_evaluation_is_the_same(cfg, metric):
     cfg.merge_from_list(["TEST.METRIC", metric, "TEST.RERANK.ENABLED", True,
                          "TEST.RERANK.K1", 12, "TEST.RERANK.K2", 4, "TEST.RERANK.LAMBDA", 0.3])
     features = 0.5 * features_of(150, 16, normalise=metric == "euclidean", seed=4)
-    found = evaluate(cfg, features, 40)
+    labels = torch.arange(150)
+
+    def evaluate():
+        evaluator = ReidEvaluator(cfg, 40)
+        evaluator.process({"targets": labels % PEOPLE, "camids": labels // PEOPLE % 3}, features)
+        return evaluator.evaluate()
+
+    found = evaluate()
     with compat.without("rerank_memory"):
-        expected = evaluate(cfg, features, 40)
+        expected = evaluate()
     assert found.keys() == expected.keys() >= {"mAP", "mINP", "Rank-1", "Rank-5", "Rank-10"}
     assert found == pytest.approx(expected, abs=1e-3)
     cfg.TEST.RERANK.ENABLED = False
-    assert abs(found["mAP"] - evaluate(cfg, features, 40)["mAP"]) > 0.1
+    assert abs(found["mAP"] - evaluate()["mAP"]) > 0.1
 
 
 def test_the_evaluator_calls_the_repaired_function():
     assert reid_evaluation.build_dist is compute_dist.build_dist
     with compat.without("rerank_memory"):
-        assert reid_evaluation.build_dist is compute_dist.build_dist
         original = compute_dist.build_dist
+        assert reid_evaluation.build_dist is original
     assert compute_dist.build_dist.__wrapped__ is original
 
 
@@ -123,9 +118,6 @@ def test_memory_does_not_hold_all_pairs():
     assert peak_bytes(lambda: dense(few, 20, 20, 6)) > 2 * 4 * 150**2
 
 
-# ------------------------------------------------------------------------------- bad input ----
-
-
 def test_what_cannot_be_is_named():
     features = features_of(30, 8)
     for name, k1, k2 in (("K1", 0, 6), ("K2", 20, 0)):
@@ -137,14 +129,9 @@ def test_what_cannot_be_is_named():
 
 
 def test_too_little_memory_is_an_error_before_it_starts(monkeypatch):
-    from caureid_plugin.clustering import memory
-
     monkeypatch.setattr(memory, "available", lambda: 1e-6)
     with pytest.raises(MemoryError, match="10 queries against 20 images .*TEST.RERANK.K1 5"):
         rerank(features_of(30, 8), 10, 5, 2)
-
-
-# ------------------------------------------------- the toolbox's dense function, called directly
 
 
 def test_the_dense_function_works_without_cuda():

@@ -1,8 +1,6 @@
 """Bad files: every case ends in the right result or in an error with the file and the remedy.
 
-CASES holds the images, NAMES what they are called, OUTPUTS the folders to write to and CHECKPOINTS
-the damage that a run may find when it goes on. Transparency is dropped, as PIL's ``convert`` does;
-16-bit values keep their upper byte; of several frames the first is taken.
+Transparency is dropped, 16-bit values keep their upper byte, of several frames the first is taken.
 """
 
 import contextlib
@@ -25,7 +23,6 @@ import pytest
 import torch
 from caureid_plugin.data import UnlabelledImages, build_extraction_loader
 from fastreid.data.common import CommDataset
-from fastreid.data.datasets.dukemtmcreid import DukeMTMC
 from fastreid.data.datasets.market1501 import Market1501
 from fastreid.data.transforms import build_transforms
 from fastreid.engine import defaults
@@ -41,8 +38,7 @@ WIDE = RNG.integers(65536, size=(6, 4), dtype=np.uint16)
 WIDE_COLOURS = RNG.integers(65536, size=(6, 4, 3), dtype=np.uint16)
 ALPHA = RNG.integers(256, size=(6, 4), dtype=np.uint8)
 ALPHA[0] = 0
-CMYK = RNG.integers(256, size=(6, 4, 4), dtype=np.uint8)
-CMYK_BLOCKS = np.kron(RNG.integers(256, size=(2, 2, 4)), np.ones((8, 8, 1))).astype(np.uint8)
+CMYK = np.kron(RNG.integers(256, size=(2, 2, 4)), np.ones((8, 8, 1))).astype(np.uint8)
 BLOCKS = np.kron(RNG.integers(256, size=(2, 1, 3)), np.ones((8, 8, 1))).astype(np.uint8)
 BLOCKS = np.concatenate([BLOCKS, 255 - BLOCKS, BLOCKS // 2], axis=1)  # 16 x 24: JPEG keeps them
 LARGER = np.tile(COLOURS, (20, 20, 1))
@@ -77,9 +73,6 @@ def seen_cmyk(array):
     return np.round((255 - ink[:, :, :3]) * (255 - ink[:, :, 3:]) / 255).astype(np.uint8)
 
 
-# ----------------------------------------------------------------------- making the files ----
-
-
 def saved(image, **options):
     """Writes an array or an image; its format is taken from the name unless it is given."""
     made = Image.fromarray(image) if isinstance(image, np.ndarray) else image
@@ -88,10 +81,6 @@ def saved(image, **options):
 
 def holding(content):
     return lambda path: path.write_bytes(content)
-
-
-def cmyk(array):
-    return Image.frombytes("CMYK", (array.shape[1], array.shape[0]), array.tobytes())
 
 
 def encoded(array, **options):
@@ -106,8 +95,7 @@ def cut(array, format):
     return holding(content[:int(len(content) * 0.6)])
 
 
-def frames(**options):
-    """Two frames, the second one inverted."""
+def two_frames(**options):  # saving leaves its options in both images: each call has its own
     return saved(BLOCKS, save_all=True, append_images=[Image.fromarray(255 - BLOCKS)], **options)
 
 
@@ -131,13 +119,13 @@ STORED_TO_SEEN = {
 }
 
 
-def link(make_target):
-    return lambda path: path.symlink_to(make_target(path))
+def link(target):
+    return lambda path: path.symlink_to(target)
 
 
-def good_target(path):
+def link_to_an_image(path):
     Image.fromarray(COLOURS).save(path.with_name("target.png"))
-    return "target.png"
+    path.symlink_to("target.png")
 
 
 EXACT = Pixels(COLOURS)
@@ -152,20 +140,16 @@ HUGE_BMP[18:26] = struct.pack("<ii", 40_000, 60_000)  # width and height
 # (name of the file, case, how it is made, what must come out)
 CASES = [
     # formats; the name says nothing about what is inside
-    ("a.png", "png", saved(COLOURS), EXACT),
-    ("a.jpg", "png named jpg", saved(COLOURS, format="PNG"), EXACT),
     ("a.jpg", "tiff named jpg", saved(COLOURS, format="TIFF", compression="tiff_lzw"), EXACT),
     ("a.jpg", "webp named jpg", saved(COLOURS, format="WEBP", lossless=True), EXACT),
     ("a.gif", "gif", saved(PALETTE), EXACT),
     ("a.jpg", "jpeg", saved(BLOCKS, progressive=True, **JPEG), JPEG_BLOCKS),
-    ("a.png", "jpeg named png", saved(BLOCKS, **JPEG), JPEG_BLOCKS),
     ("a", "no extension", saved(COLOURS, format="BMP"), EXACT),
     # kinds of pixels
     ("a.png", "grey", saved(GREY), grey(GREY)),
     ("a.png", "grey and alpha", saved(np.dstack([GREY, ALPHA])), grey(GREY)),
     ("a.webp", "alpha", saved(np.dstack([COLOURS, ALPHA]), lossless=True, exact=True), EXACT),
-    *(("a.png", f"palette, {case} transparent", saved(PALETTE, transparency=alpha), EXACT)
-      for case, alpha in (("one colour", 3), ("all colours partly", bytes(range(24))))),
+    ("a.png", "palette with alpha", saved(PALETTE, transparency=bytes(range(24))), EXACT),
     ("a.png", "colour transparent by key",
      saved(COLOURS, transparency=tuple(map(int, COLOURS[0, 0]))), EXACT),
     ("a.png", "1 bit", saved(GREY > 127), grey(np.where(GREY > 127, 255, 0))),
@@ -173,14 +157,13 @@ CASES = [
     ("a.png", "16-bit colour png",
      lambda path: cv2.imwrite(str(path), WIDE_COLOURS[:, :, ::-1]),
      Pixels((WIDE_COLOURS // 256).astype(np.uint8))),
-    ("a.tif", "16-bit tiff", saved(WIDE), grey(WIDE // 256)),
     ("a.tif", "16-bit big-endian tiff",
      saved(Image.frombytes("I;16B", (4, 6), WIDE.astype(">u2").tobytes())), grey(WIDE // 256)),
     ("a.pgm", "16-bit pgm", holding(b"P5 4 6 65535\n" + WIDE.astype(">u2").tobytes()),
      grey(WIDE // 256)),
-    ("a.tif", "cmyk", saved(cmyk(CMYK)), Pixels(seen_cmyk(CMYK), within=1)),
-    ("a.jpg", "cmyk jpeg, inverted as Adobe does", saved(cmyk(CMYK_BLOCKS), quality=100),
-     Pixels(seen_cmyk(CMYK_BLOCKS), within=4)),
+    ("a.jpg", "cmyk jpeg, inverted as Adobe does",
+     saved(Image.frombytes("CMYK", (16, 16), CMYK.tobytes()), quality=100),
+     Pixels(seen_cmyk(CMYK), within=4)),
     *(("a.tif", f"pixels of {kind}", saved(WIDE.astype(kind)),
        Refused("32-bit numbers", "Convert it to 8 bits")) for kind in ("int32", "float32")),
     # EXIF
@@ -202,35 +185,30 @@ CASES = [
       for height, width in ((1, 1), (1, 500), (500, 1))),
     ("a.bmp", "header of 2 billion pixels", holding(HUGE_BMP),
      Refused(r"too large .*2400000000 pixels", "Scale it down")),
-    ("a.ppm", "no pixel", holding(b"P6 0 0 255\n"), Refused(UNKNOWN)),
     # several frames
     ("a.gif", "animated gif", saved(GREY, save_all=True, append_images=[Image.new("L", (4, 6), 7)]),
      grey(GREY)),
-    ("a.tif", "tiff of two pages", frames(), Pixels(BLOCKS)),
-    ("a.webp", "animated webp", frames(lossless=True), Pixels(BLOCKS)),
-    ("a.jpg", "mpo", frames(format="MPO", quality=100, subsampling=0), JPEG_BLOCKS),
+    ("a.tif", "tiff of two pages", two_frames(), Pixels(BLOCKS)),
+    ("a.jpg", "mpo", two_frames(**{**JPEG, "format": "MPO"}), JPEG_BLOCKS),
     # damaged
     ("a.jpg", "empty", holding(b""), Refused(r"empty \(0 bytes\)")),
     ("a.jpg", "html", holding(b"<html><body>404 Not Found</body></html>"), Refused(UNKNOWN)),
     *(("a.jpg", f"truncated {kind}", cut(array, kind), Refused(reason))
       for kind, array, reason in (
           ("JPEG", LARGER, "truncated"), ("PNG", COLOURS, "truncated|[Bb]roken"),
-          ("BMP", COLOURS, "truncated"), ("GIF", LARGER[:, :, 0], "truncated"),
           ("TIFF", LARGER, "."), ("WEBP", LARGER, "."))),
     ("a.png", "damaged within", holding(BROKEN_PNG), Refused("[Bb]roken|truncated")),
     ("a.jpg", "jpeg and garbage behind it",
      holding(encoded(BLOCKS, **JPEG) + b"garbage" * 100), JPEG_BLOCKS),
     ("a.jpg", "postscript", holding(POSTSCRIPT), Refused("PostScript")),
     # what is not a file, or cannot be opened
-    ("a.jpg", "missing", lambda path: None, Refused("No such file", "put it back")),
-    ("a.jpg", "link", link(good_target), EXACT),
-    ("a.jpg", "dangling link", link(lambda path: "gone"),
-     Refused("No such file", "symbolic link points")),
-    ("a.jpg", "link to itself", link(lambda path: path), Refused("symbolic link", "leads back")),
+    ("a.jpg", "link", link_to_an_image, EXACT),
+    ("a.jpg", "dangling link", link("gone"), Refused("No such file", "put it back.*link points")),
+    ("a.jpg", "link to itself", link("a.jpg"), Refused("symbolic link", "leads back")),
     ("a.jpg", "folder", Path.mkdir, Refused("it is a folder")),
     ("a.jpg", "fifo", os.mkfifo, Refused("it is a FIFO")),
     ("a.jpg", "socket", lambda path: os.mknod(path, stat.S_IFSOCK), Refused("it is a socket")),
-    ("a.jpg", "link to a device", link(lambda path: os.devnull), Refused("it is a device")),
+    ("a.jpg", "link to a device", link(os.devnull), Refused("it is a device")),
     ("n" * 300 + ".jpg", "long name", lambda path: None,
      Refused("name too long", "Shorten its name")),
     ("a\0.jpg", "zero byte in the name", lambda path: None, Refused("null byte")),
@@ -241,9 +219,6 @@ NAMES = [
     "\u202ea.jpg", "a\nb.jpg", "a\tb.jpg", "a\x07b.jpg", "a\"'`b.jpg", "-rf.jpg", "a*?[b].jpg",
     "100%s%d.jpg", "{0}.jpg", "a\\b.jpg", "$(HOME).jpg", "http:a.jpg", "n" * 246 + ".jpg",
     "a.jpg", "A.jpg", os.fsdecode(b"a\xff\xfe.jpg")]
-
-
-# -------------------------------------------------------------------------- reading them ----
 
 
 def shown(path):
@@ -310,7 +285,6 @@ def test_memory_that_runs_out(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number, expected", [
-    (errno.EACCES, Refused("Permission denied", r"chmod u\+r")),
     (errno.EIO, Refused("Input/output error", "The disk")),
     (errno.EMFILE, Refused("Too many open files", "ulimit -n.*DATALOADER.NUM_WORKERS")),
     (errno.ESTALE, Refused("[Ss]tale"))])
@@ -336,10 +310,10 @@ def test_images_of_any_name(tmp_path):
 
 
 @needs_linux
-@pytest.mark.parametrize("name", ["a\nb.jpg", os.fsdecode(b"a\xff.jpg")])
-def test_a_damaged_image_whose_name_cannot_be_printed(tmp_path, name):
-    (tmp_path / name).write_bytes(b"x")
-    assert_refused(tmp_path / name, Refused(UNKNOWN))
+def test_a_damaged_image_whose_name_cannot_be_printed(tmp_path):
+    for name in ("a\nb.jpg", os.fsdecode(b"a\xff.jpg")):
+        (tmp_path / name).write_bytes(b"x")
+        assert_refused(tmp_path / name, Refused(UNKNOWN))
 
 
 @contextlib.contextmanager
@@ -428,8 +402,10 @@ def test_all_that_ends_in_jpg_is_listed(tmp_path, train_folder, messages):
     assert not messages
 
 
-def test_images_with_another_ending_are_left_out_with_a_warning(tmp_path, train_folder, messages):
-    for name in ("0002_c1.JPG", "0002_c1.PNG", "0002_c1.jpeg", "0002_c1.png"):
+def test_images_with_another_ending_are_left_out_with_a_warning_and_junk_without(
+        tmp_path, train_folder, messages):
+    for name in ("0002_c1.JPG", "0002_c1.PNG", "0002_c1.jpeg", "0002_c1.png",
+                 ".0002_c1.jpg", "Thumbs.db", "0002_c1.jpg.part", "-1_c9.jpg"):
         (train_folder / name).touch()
     assert set(listed(tmp_path)) == {"0001_c1.jpg"}
     (warning,) = messages
@@ -437,17 +413,9 @@ def test_images_with_another_ending_are_left_out_with_a_warning(tmp_path, train_
                     r"first: 0002_c1\.JPG\)\. Rename", warning)
 
 
-def test_junk_and_what_is_no_image_are_left_out_without_a_word(tmp_path, train_folder, messages):
-    for name in (".0002_c1.jpg", "Thumbs.db", "0002_c1.jpg.part", "-1_c9.jpg"):
-        (train_folder / name).touch()
-    assert set(listed(tmp_path)) == {"0001_c1.jpg"} and not messages
-
-
 @pytest.mark.parametrize("name, reason", [
     ("a-0002_c1.jpg", "has identity -2"),
-    ("0002.jpg", "carries no camera label"),
     pytest.param(os.fsdecode(b"0002\xff.jpg"), "carries no camera label", marks=needs_linux),
-    ("0002_c0.jpg", "has camera 0, but Market1501 has 1 to 6"),
     ("0002_c7.jpg", "has camera 7, but Market1501 has 1 to 6"),
     ("1502_c1.jpg", "has identity 1502, but Market1501 has"),
     ("12-3_c1.jpg", "'12-3' before _c is no number")])
@@ -456,14 +424,6 @@ def test_a_name_without_the_labels_of_market1501_is_an_error(tmp_path, train_fol
     with pytest.raises(ValueError, match=rf"{re.escape(shown(train_folder / name))}.*{reason}.*"
                                          "Rename or remove the file"):
         listed(tmp_path)
-
-
-@pytest.mark.parametrize("name, expected", [("0002_c9_1.jpg", "camera 9"), ("0002_c8.jpg", None),
-                                            ("9999_c1.jpg", None)])
-def test_the_labels_of_the_other_dataset(tmp_path, name, expected):
-    (write_names(tmp_path / "DukeMTMC-reID") / name).touch()
-    with pytest.raises(ValueError, match=expected) if expected else contextlib.nullcontext():
-        assert len(DukeMTMC(root=str(tmp_path)).train) == 2
 
 
 @needs_linux
@@ -493,17 +453,14 @@ def test_a_subset_that_cannot_be_listed(open_folder, kind):
 
 # --------------------------------------------------------------------------------- outputs ----
 
-
 OUTPUTS = [
     # (case, OUTPUT_DIR, what is there, what the error says or None)
-    ("new folders", "a/b/c", lambda out: None, None),
-    ("a link to a folder", "out", lambda out: out.symlink_to("."), None),
-    ("an odd name", " a\nb \u884c\u4eba", lambda out: None, None),
+    ("new folders of odd names", " a\nb \u884c\u4eba/c/d", lambda out: None, None),
+    ("a link to a folder", "out", link("."), None),
     ("not UTF-8", os.fsdecode(b"a\xff"), lambda out: None, "no text in UTF-8"),
-    ("a file", "out", lambda out: out.write_text("a file"), "File exists.*is a file"),
     ("below a file", "file/out", lambda out: out.parent.write_text("a file"),
      "Not a directory.*is a file"),
-    ("a dangling link", "out", lambda out: out.symlink_to("gone"), "File exists.*broken link"),
+    ("a dangling link", "out", link("gone"), "File exists.*broken link"),
     ("a long name", "n" * 300, lambda out: None, "name too long"),
     ("not writable", "out", lambda out: out.mkdir(mode=0o555), r"Permission denied.*chmod u\+rwx"),
     ("config.yaml on a full disk", "out",
@@ -553,8 +510,7 @@ def test_output_folder(set_up, open_folder, case, name, prepare, expected):
 
 
 @pytest.mark.parametrize("number, expected", [
-    (errno.EROFS, "Read-only file system"), (errno.ENOSPC, "No space left.*Free space"),
-    (errno.EDQUOT, "quota exceeded.*Free space")])
+    (errno.EROFS, "Read-only file system"), (errno.EDQUOT, "quota exceeded.*Free space")])
 def test_an_output_folder_that_takes_no_file(set_up, tmp_path, monkeypatch, number, expected):
     def refuse(**where):
         raise OSError(number, os.strerror(number))
@@ -566,19 +522,10 @@ def test_an_output_folder_that_takes_no_file(set_up, tmp_path, monkeypatch, numb
 # ----------------------------------------------------------------------------- checkpoints ----
 
 
-class FullDiskFile(io.FileIO):
-    """A file that takes 1000 bytes."""
-
-    def write(self, data):
-        if self.tell() + memoryview(data).nbytes > 1000:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return super().write(data)
-
-
 @pytest.fixture
 def checkpointer(tmp_path):
-    """Of a model of 40 kB, with a good checkpoint whose weights are 1."""
-    model = torch.nn.Linear(100, 100)
+    """With a good checkpoint whose weights are 1."""
+    model = torch.nn.Linear(9, 9)
     torch.nn.init.ones_(model.weight)
     (tmp_path / "run").mkdir()
     made = Checkpointer(model, str(tmp_path / "run"))
@@ -586,44 +533,24 @@ def checkpointer(tmp_path):
     return made
 
 
-def resumed_weights(checkpointer):
-    torch.nn.init.zeros_(checkpointer.model.weight)
-    checkpointer.resume_or_load("", resume=True)
-    return checkpointer.model.weight.unique().tolist()
-
-
 @pytest.mark.parametrize("name", ["model_0001", "model_0000"])
 def test_a_full_disk_while_a_checkpoint_is_written(checkpointer, monkeypatch, name):
-    def limited_open(file, mode="r", *args, **kwargs):
-        if str(file).endswith(".part") and "w" in mode:
-            return FullDiskFile(file, "w")
-        return plain_open(file, mode, *args, **kwargs)
+    def full(data, file):
+        file.write(b"half of it")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    folder, plain_open = Path(checkpointer.save_dir), open
+    folder = Path(checkpointer.save_dir)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     torch.nn.init.constant_(checkpointer.model.weight, 2)
     with monkeypatch.context() as patch:
-        patch.setattr("builtins.open", limited_open)
+        patch.setattr(torch, "save", full)
         with pytest.raises(OSError, match=(
                 rf"{name}.pth could not be saved: No space left.*{folder}/model_0000.pth is still "
-                rf"good. Free space in {folder}")) as caught:
+                rf"good. Free space in {folder}")):
             checkpointer.save(name)
-    assert caught.value.errno == errno.ENOSPC
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert resumed_weights(checkpointer) == [1]
-
-
-def written(name, content):
-    return lambda folder: (folder / name).write_bytes(content)
-
-
-def changed(change):
-    """Another content of the good checkpoint's file."""
-    def damage(folder):
-        path = folder / "model_0000.pth"
-        path.write_bytes(change(path.read_bytes()))
-
-    return damage
+    checkpointer.resume_or_load("", resume=True)
+    assert checkpointer.model.weight.unique().tolist() == [1]
 
 
 def replaced_by(name, make):
@@ -634,46 +561,19 @@ def replaced_by(name, make):
     return damage
 
 
-def outside(folder):
-    shutil.copy(folder / "model_0000.pth", folder.parent / "other.pth")
-    (folder / "last_checkpoint").write_text("../other.pth")
-
-
-CHECKPOINTS = [
-    # (case, damage, how the error begins; None: it is loaded)
-    ("last_checkpoint ends a line", written("last_checkpoint", b"model_0000.pth\n"), None),
-    ("last_checkpoint is empty", written("last_checkpoint", b""), "last_checkpoint is empty"),
-    ("last_checkpoint names nothing", written("last_checkpoint", b"model_0007.pth"),
-     "last_checkpoint names 'model_0007.pth'"),
-    ("last_checkpoint is garbage", written("last_checkpoint", b"\xff\0\n\n"), "last_checkpoint"),
-    ("last_checkpoint leads outside", outside, "last_checkpoint names '../other.pth'"),
-    ("last_checkpoint is a folder", replaced_by("last_checkpoint", Path.mkdir), "last_checkpoint"),
-    ("last_checkpoint names a fifo", replaced_by("model_0000.pth", os.mkfifo),
-     "last_checkpoint names 'model_0000.pth'"),
-    ("empty", changed(lambda content: b""), "model_0000.pth"),
-    ("text", changed(lambda content: b"this is no checkpoint"), "model_0000.pth"),
-    ("truncated", changed(lambda content: content[:-5000]), "model_0000.pth"),
-    ("damaged within", changed(lambda content: content[:2000] + bytes(3000) + content[5000:]),
-     "model_0000.pth"),
-    ("a list", lambda folder: torch.save([1, 2], folder / "model_0000.pth"), "model_0000.pth"),
-    ("without a model", lambda folder: torch.save({"epoch": 1}, folder / "model_0000.pth"),
-     "model_0000.pth"),
-]
-
-
 @pytest.mark.parametrize("damage, named", [
-    pytest.param(damage, named, id=case) for case, damage, named in CHECKPOINTS])
-def test_resuming_from_a_damaged_checkpoint(checkpointer, damage, named):
+    (replaced_by("last_checkpoint", Path.mkdir), "last_checkpoint is a folder"),
+    (replaced_by("model_0000.pth", os.mkfifo), "last_checkpoint names 'model_0000.pth'"),
+    (replaced_by("model_0000.pth", holding(b"this is no checkpoint")), "model_0000.pth"),
+    (lambda folder: torch.save([1, 2], folder / "model_0000.pth"), "model_0000.pth"),
+], ids=["folder", "fifo", "text", "a list"])
+def test_resuming_from_what_is_no_checkpoint(checkpointer, damage, named):
     folder = Path(checkpointer.save_dir)
     damage(folder)
-    if not named:
-        assert resumed_weights(checkpointer) == [1]
-        return
-    with pytest.raises((ValueError, OSError)) as caught:
-        resumed_weights(checkpointer)
     remedy = r"\. .*(--resume|remove .*last_checkpoint|MODEL.WEIGHTS)"
-    expected = rf"{re.escape(str(folder / named))}.*{remedy}"
-    assert re.search(expected, str(caught.value)), caught.value
+    with pytest.raises((ValueError, OSError),
+                       match=rf"{re.escape(str(folder / named))}.*{remedy}"):
+        checkpointer.resume_or_load("", resume=True)
 
 
 @needs_linux

@@ -8,12 +8,13 @@ import re
 from pathlib import Path
 
 import pytest
-from caureid_plugin import CameraFolder, build_dataset, compat, training_images
+from caureid_plugin import build_dataset, compat, training_images
 from caureid_plugin.data import CAMERA_PREFIX
 from fastreid.data import build_reid_test_loader, build_reid_train_loader
 from PIL import Image
 
 NAME = "CameraFolder"
+IMAGES = ["north/door/01/c.jpeg", "north/gate/a.PNG", "north/gate/b.jpg", "south/gate/d.webp"]
 
 
 def touch(folder, *names):
@@ -34,8 +35,7 @@ def write_csv(path, *rows, encoding="utf-8"):
 @pytest.fixture
 def root(tmp_path):
     """Folder of three cameras' folders below two sites'."""
-    return touch(tmp_path / "crops", "north/gate/b.jpg", "north/gate/a.PNG", "north/door/01/c.jpeg",
-                 "south/gate/d.webp")
+    return touch(tmp_path / "crops", *IMAGES)
 
 
 @pytest.fixture
@@ -59,6 +59,16 @@ def logged(monkeypatch, caplog):
     return caplog
 
 
+@pytest.fixture
+def warning(logged):
+    """Text of the one warning that is logged."""
+    def find():
+        (text,) = [r.getMessage() for r in logged.records if r.levelno == logging.WARNING]
+        return text
+
+    return find
+
+
 def cameras(dataset, root):
     """{path below the root: camera}"""
     assert all(camera.startswith(CAMERA_PREFIX) for _, _, camera in dataset.train)
@@ -80,19 +90,23 @@ def refused(action, *parts, kind=ValueError):
 # ------------------------------------------------------------------------- the folder ----
 
 
-@pytest.mark.parametrize("level, expected", [
-    (1, ["north", "north", "north", "south"]), (2, ["door", "gate", "gate", "gate"]),
-    (-1, ["1", "gate", "gate", "gate"]), (-2, ["door", "north", "north", "south"])])
-def test_the_level_chooses_the_folder(own, root, level, expected):
-    names = ["north/door/01/c.jpeg", "north/gate/a.PNG", "north/gate/b.jpg", "south/gate/d.webp"]
-    found = cameras(own(LEVEL=level), root)
-    assert list(found) == names  # sorted by path
-    assert list(found.values()) == expected
+@pytest.mark.parametrize("keys, expected", [
+    ({"LEVEL": 1}, "north north north south"), ({"LEVEL": 2}, "door gate gate gate"),
+    ({"LEVEL": -1}, "1 gate gate gate"), ({"LEVEL": -2}, "door north north south"),
+    ({"CAMERA": "none"}, "one one one one"),
+    ({"PATTERN": "(so|no)(?P<camera>[a-z]+)/"}, "rth rth rth uth"),
+    ({"PATTERN": "^(north) ^(south)  /(nothing)/"}, "north north north south"),
+    ({"PATTERN": "/(gate)/ /(0*1)/ (x)?c.jpeg"}, "1 gate gate gate")], ids=str)
+def test_where_cameras_are_read_from(own, root, keys, expected):
+    if "PATTERN" in keys:
+        keys = {"CAMERA": "pattern", **keys}
+    found = cameras(own(**keys), root)
+    assert list(found) == IMAGES  # sorted by path
+    assert list(found.values()) == expected.split()
 
 
 def test_there_is_no_identity(own, cfg):
     dataset = own()
-    assert isinstance(dataset, CameraFolder)
     assert len({identity for _, identity, _ in dataset.train}) == 1
     assert dataset.query == [] == dataset.gallery and dataset.left_out == {}
     cfg.DATASETS.NAMES = (NAME,)
@@ -129,19 +143,16 @@ def test_home_and_relative_roots(own, root, monkeypatch):
     assert sorted(cameras(own(ROOT="."), ".").values()) == ["north", "north", "north", "south"]
 
 
-def test_links_are_followed_and_loops_are_not(own, root, tmp_path, logged):
+def test_links_are_followed_and_loops_are_not(own, root, tmp_path, warning):
     touch(tmp_path / "elsewhere", "e.jpg")
     (root / "west").symlink_to(tmp_path / "elsewhere")
     (root / "north" / "up").symlink_to(root)
     (root / "south" / "f.jpg").symlink_to(tmp_path / "elsewhere" / "e.jpg")
     (root / "itself").symlink_to(root / "itself")
     dataset = own()
-    assert sorted(cameras(dataset, root)) == [
-        "north/door/01/c.jpeg", "north/gate/a.PNG", "north/gate/b.jpg", "south/f.jpg",
-        "south/gate/d.webp", "west/e.jpg"]
+    assert sorted(cameras(dataset, root)) == sorted([*IMAGES, "south/f.jpg", "west/e.jpg"])
     dataset.show_train()
-    (warning,) = [r.getMessage() for r in logged.records if r.levelno == logging.WARNING]
-    assert str(root / "north" / "up") in warning and f"back to {root}" in warning
+    assert re.search(f"{root}/north/up .*back to {root}", warning())
 
 
 def test_a_folder_that_is_reached_twice(own, root):
@@ -196,7 +207,6 @@ def test_a_folder_without_images(own, tmp_path):
 
 @pytest.mark.parametrize("level, needs, count, first", [
     (-1, "1 folder(s) above the image", 1, "loose.jpg"),
-    (3, "3 folder(s) between it and the image", 4, "loose.jpg, north/gate/a.PNG, north/gate/b.jpg"),
     (5, "5 folder(s) between it and the image", 5, "loose.jpg, north/door/01/c.jpeg")])
 def test_images_that_lie_too_high(own, root, level, needs, count, first):
     touch(root, "loose.jpg")
@@ -205,39 +215,22 @@ def test_images_that_lie_too_high(own, root, level, needs, count, first):
     assert ("UNMATCHED skip" in text) == (count < 5)  # nothing would be left
 
 
-def test_level_zero(own):
-    refused(lambda: own(LEVEL=0), "CAMERA_FOLDER.LEVEL 0", "1 is the first")
+def test_not_all_images_may_be_skipped(own):
+    refused(lambda: own(UNMATCHED="skip", LEVEL=9).train, "LEVEL 9", "4 of the 4 images")
 
 
 @pytest.mark.parametrize("keys, kept, named", [
     ({"LEVEL": 2}, 4, ["CAMERA_FOLDER.UNMATCHED skip leaves out 1 of 5", "loose.jpg"]),
     ({"CAMERA": "pattern", "PATTERN": "^(no)"}, 3, ["leaves out 2 of 5", "loose"])])
-def test_images_without_camera_may_be_skipped(own, root, keys, kept, named, logged):
+def test_images_without_camera_may_be_skipped(own, root, keys, kept, named, warning):
     touch(root, "loose.jpg")
     dataset = own(UNMATCHED="skip", **keys)
     assert len(dataset.train) == kept and "loose.jpg" not in cameras(dataset, root)
     dataset.show_train()
-    (warning,) = [r.getMessage() for r in logged.records if r.levelno == logging.WARNING]
-    assert not [part for part in named if part not in warning]
-
-
-def test_not_all_images_may_be_skipped(own):
-    refused(lambda: own(UNMATCHED="skip", LEVEL=9).train, "LEVEL 9", "4 of the 4 images")
+    assert [part for part in named if part in warning()] == named
 
 
 # -------------------------------------------------------------------------- the pattern ----
-
-
-@pytest.mark.parametrize("pattern, expected", [
-    ("^([a-z]+)/", ["north", "north", "north", "south"]),
-    ("(so|no)(?P<camera>[a-z]+)/", ["rth", "rth", "rth", "uth"]),
-    ("^([a-z]+)/ /(nothing)/", ["north", "north", "north", "south"]),
-    ("^(north) ^(south)  ^(no(x)?(?P<camera>rth))/never",
-     ["north", "north", "north", "south"]),
-    ("/(gate)/ /(0*1)/ (x)?c.jpeg", ["1", "gate", "gate", "gate"])])
-def test_patterns(own, root, pattern, expected):
-    found = cameras(own(CAMERA="pattern", PATTERN=pattern), root)
-    assert list(found.values()) == expected
 
 
 def test_numbers_compare_as_numbers(own, root, tmp_path):
@@ -252,17 +245,13 @@ def test_two_patterns_that_disagree(own):
             "camera north", "reads gate")
 
 
-def test_patterns_that_match_nothing_show_what_they_are_matched_against(own):
+def test_patterns_that_match_nothing_or_only_some(own):
     text = refused(lambda: own(CAMERA="pattern", PATTERN="_c([0-9])").train,
                    "CAMERA_FOLDER.PATTERN '_c([0-9])'", "4 of the 4 images",
                    "north/door/01/c.jpeg, north/gate/a.PNG, north/gate/b.jpg and 1 more")
     assert "south" not in text and "skip" not in text
-
-
-def test_patterns_that_match_only_some(own):
     refused(lambda: own(CAMERA="pattern", PATTERN="(south)").train, "3 of the 4 images",
-            "north/door/01/c.jpeg, north/gate/a.PNG, north/gate/b.jpg",
-            "CAMERA_FOLDER.UNMATCHED skip")
+            ", ".join(IMAGES[:3]), "CAMERA_FOLDER.UNMATCHED skip")
 
 
 @pytest.mark.parametrize("pattern, says", [
@@ -274,35 +263,23 @@ def test_patterns_that_are_none(own, pattern, says):
     refused(lambda: own(CAMERA="pattern", PATTERN=pattern), "CAMERA_FOLDER.PATTERN", *says)
 
 
-def test_one_camera(own, root):
-    assert len(set(cameras(own(CAMERA="none"), root).values())) == 1
-
-
 # --------------------------------------------------------------------------- the options ----
 
 
-@pytest.mark.parametrize("keys, key, camera", [
-    ({"PATTERN": "(a)"}, "PATTERN '(a)'", "'folder'"),
-    ({"CAMERA": "none", "UNMATCHED": "skip"}, "UNMATCHED 'skip'", "'none'")])
-def test_a_key_that_is_not_used_is_an_error(own, keys, key, camera):
-    refused(lambda: own(**keys), f"CAMERA_FOLDER.{key}", f"CAMERA_FOLDER.CAMERA {camera}",
-            "set it back to")
-
-
-@pytest.mark.parametrize("key", ["CAMERA", "UNMATCHED"])
-def test_an_unknown_option(own, key):
-    refused(lambda: own(**{key: "fodler"}), f"CAMERA_FOLDER.{key} 'fodler'", "known are")
-
-
-@pytest.mark.parametrize("given, other", [("QUERY", "GALLERY"), ("GALLERY", "QUERY")])
-def test_query_and_gallery_belong_together(own, given, other):
-    refused(lambda: own(**{given: "x"}), f"CAMERA_FOLDER.{given} is x",
-            f"CAMERA_FOLDER.{other} is empty")
+@pytest.mark.parametrize("keys, says", [
+    ({"PATTERN": "(a)"}, ["PATTERN '(a)'", "CAMERA_FOLDER.CAMERA 'folder'", "set it back to"]),
+    ({"CAMERA": "none", "UNMATCHED": "skip"}, ["UNMATCHED 'skip'", "CAMERA 'none'"]),
+    ({"CAMERA": "fodler"}, ["CAMERA 'fodler'", "known are"]),
+    ({"UNMATCHED": "x"}, ["UNMATCHED 'x'", "known are"]),
+    ({"LEVEL": 0}, ["LEVEL 0", "1 is the first"]),
+    ({"CAMERA": "csv"}, ["CAMERA 'csv' needs CAMERA_FOLDER.CSV"]),
+    ({"QUERY": "x"}, ["QUERY is x", "CAMERA_FOLDER.GALLERY is empty"]),
+    ({"GALLERY": "x"}, ["GALLERY is x", "CAMERA_FOLDER.QUERY is empty"])], ids=str)
+def test_options_that_make_no_sense(own, keys, says):
+    refused(lambda: own(**keys), *(f"CAMERA_FOLDER.{says[0]}", *says[1:]))
 
 
 # ---------------------------------------------------------------------------- the table ----
-
-IMAGES = ["north/door/01/c.jpeg", "north/gate/a.PNG", "north/gate/b.jpg", "south/gate/d.webp"]
 
 
 def table(root, *rows, header=("path", "camera"), **options):
@@ -351,8 +328,7 @@ def test_tables_that_do_not_fit(own, root, rows, says):
     (b"path,camera,camera\na.jpg,1,2\n", ["column(s) camera once"]),
     (b"path,camera\n\xff.jpg,1\n", ["damaged", "UTF-8"]),
     (b'path,camera\n"a.jpg,1\n', ["damaged", "unexpected end of data"]),
-    (b"path,camera\na.jpg,\0\n", ["CAMERA_FOLDER.CSV"]),
-    (b"path,camera\n" + b"x" * 200_000 + b",1\n", ["field larger"])])
+    (b"path,camera\na.jpg,\0\n", [])])
 def test_tables_that_are_none(own, root, content, says):
     file = root.parent / "cameras.csv"
     file.write_bytes(content)
@@ -360,12 +336,10 @@ def test_tables_that_are_none(own, root, content, says):
 
 
 def test_no_table(own, root):
-    refused(lambda: own(CAMERA="csv"), "CAMERA_FOLDER.CAMERA 'csv' needs CAMERA_FOLDER.CSV")
-    refused(lambda: own(CSV="no.csv").train, "CAMERA_FOLDER.CSV no.csv is not a file", os.getcwd(),
-            kind=FileNotFoundError)
     os.mkfifo(root.parent / "waits.csv")
-    refused(lambda: own(CSV=root.parent / "waits.csv").train, "is not a file",
-            kind=FileNotFoundError)
+    for path in ("no.csv", str(root.parent / "waits.csv")):
+        refused(lambda path=path: own(CAMERA="csv", CSV=path).train,
+                f"CAMERA_FOLDER.CSV {path} is not a file", os.getcwd(), kind=FileNotFoundError)
 
 
 # ------------------------------------------------------------------------- labelled images ----
@@ -385,20 +359,15 @@ def by_name(items):
 
 
 def test_labels_from_names(own, labelled):
+    """Numbered over both, in the order of the names as texts, without the junk."""
     dataset = own(**labelled)
-    query, gallery = by_name(dataset.query), by_name(dataset.gallery)
-    assert len(query) == 3 and len(gallery) == 4 and "-1_c1s1_0.jpg" not in gallery
-    assert all(type(value) is int for labels in [*query.values(), *gallery.values()]
-               for value in labels)
-    # the same identity has the same number in both, and so has the same camera
-    same = [("0002_c1s1_0.jpg", "0002_c12s1_1.JPG", True, False),
-            ("0002_c1s1_0.jpg", "0002_c1s1_1.webp", True, True),
-            ("17_c1.jpg", "0017_c3.jpg", True, False),
-            ("17_c1.jpg", "0002_c1s1_1.webp", False, True),
-            ("17_c1.jpg", "0000_c2s1_0.jpg", False, False)]
-    for one, other, who, where in same:
-        assert (query[one][0] == gallery[other][0], query[one][1] == gallery[other][1]) == (
-            who, where), (one, other)
+    nobody, seventeen, two = range(3)  # 0, 17, 2
+    c1, c12, c2, c3 = range(4)
+    assert by_name(dataset.query) == {
+        "0002_c1s1_0.jpg": [two, c1], "0002_c12s1_0.png": [two, c12], "17_c1.jpg": [seventeen, c1]}
+    assert by_name(dataset.gallery) == {
+        "0002_c12s1_1.JPG": [two, c12], "0002_c1s1_1.webp": [two, c1],
+        "0017_c3.jpg": [seventeen, c3], "0000_c2s1_0.jpg": [nobody, c2]}
 
 
 def test_labels_from_tables(own, root, tmp_path, labelled):
@@ -433,7 +402,6 @@ def test_labelled_images_are_not_combined_with_those_to_train_on(own, labelled, 
     says = "DATASETS.COMBINEALL True", "CameraFolder have no identities", "set it to False"
     cfg.merge_from_list(["DATASETS.COMBINEALL", True, "DATASETS.NAMES", (NAME,)])
     refused(lambda: own(**labelled), *says)
-    refused(lambda: CameraFolder(combineall=True), *says)
     cfg.DATASETS.NAMES = ("Market1501",)  # another set is trained on
     assert len(own(**labelled).query) == 3
 
@@ -474,13 +442,13 @@ def test_names_without_labels(own, tmp_path, labelled):
             str(tmp_path / "gallery" / "c1_0002.jpg"), "photo.jpg", "0002_c1", ".csv")
 
 
-def test_no_labelled_images(own, tmp_path, labelled):
-    refused(lambda: own(QUERY=tmp_path / "no", GALLERY=labelled["GALLERY"]).query,
-            f"CAMERA_FOLDER.QUERY {tmp_path / 'no'} does not exist", kind=FileNotFoundError)
-    refused(lambda: own(QUERY=tmp_path / "no.csv").query,
-            f"CAMERA_FOLDER.QUERY {tmp_path / 'no.csv'} is not a file", kind=FileNotFoundError)
+@pytest.mark.parametrize("name, says, kind", [
+    ("no", "does not exist", FileNotFoundError), ("no.csv", "is not a file", FileNotFoundError),
+    ("bare", "holds no image", ValueError)])
+def test_no_labelled_images(own, tmp_path, labelled, name, says, kind):
     (tmp_path / "bare").mkdir()
-    refused(lambda: own(QUERY=tmp_path / "bare").query, "CAMERA_FOLDER.QUERY", "holds no image")
+    refused(lambda: own(QUERY=tmp_path / name, GALLERY=labelled["GALLERY"]).query,
+            f"CAMERA_FOLDER.QUERY {tmp_path / name} {says}", kind=kind)
 
 
 @pytest.mark.parametrize("query, shared", [
@@ -489,25 +457,21 @@ def test_no_labelled_images(own, tmp_path, labelled):
 def test_queries_that_nothing_answers(own, tmp_path, labelled, query, shared):
     dataset = own(QUERY=touch(tmp_path / "other", *query), GALLERY=labelled["GALLERY"])
     refused(lambda: dataset.train, f"None of the {len(query)} images of CAMERA_FOLDER.QUERY",
-            "CAMERA_FOLDER.GALLERY", "all query identities do not appear in gallery",
-            "the query's own camera", shared, "add images")
+            "CAMERA_FOLDER.GALLERY", shared, "add images")
 
 
-def test_queries_some_of_which_nothing_answers(own, tmp_path, labelled, logged):
+def test_queries_some_of_which_nothing_answers(own, tmp_path, labelled, logged, warning):
     query = touch(tmp_path / "other", "0002_c5.jpg", "0002_c6.jpg", "9_c1.jpg")
     dataset = own(QUERY=query, GALLERY=labelled["GALLERY"])
     for show in (dataset.show_test, dataset.show_train):
         logged.clear()
         show()
-        (warning,) = [r.getMessage() for r in logged.records if r.levelno == logging.WARNING]
-        assert "1 of the 3 images of CAMERA_FOLDER.QUERY" in warning
+        assert "1 of the 3 images of CAMERA_FOLDER.QUERY" in warning()
 
 
-def test_labelled_images_among_the_training_images(own, root, labelled, logged):
+def test_labelled_images_among_the_training_images(own, root, labelled, warning):
     own(**labelled, LEVEL=1, ROOT=root.parent).show_train()
-    (warning,) = [r.getMessage() for r in logged.records if r.levelno == logging.WARNING]
-    assert "7 of the 7 images of CAMERA_FOLDER.QUERY and GALLERY" in warning
-    assert "without their identities" in warning
+    assert "7 of the 7 images of CAMERA_FOLDER.QUERY and GALLERY" in warning()
 
 
 # ------------------------------------------------------------------------- odd file names ----

@@ -59,8 +59,7 @@ def test_outliers_are_never_drawn():
     ([0, 0, 0, 1, 1, 1], [2, 2]),
     ([0, 1, 2, 3, 4, 5], [1, 1, 1, 1]),
     ([0, 0, 0, 0, 0, 0, 1], [3, 1]),
-    ([5, 5, 5, 5], [4]),
-])
+    ([5, 5, 5, 5], [4])])
 def test_different_cameras_first(cameras, counts):
     seen = set()
     sampler = make(np.zeros(len(cameras), dtype=np.int64), cameras, batch_size=4)
@@ -82,42 +81,24 @@ def test_small_clusters_repeat_images_evenly(size, counts):
         assert sorted(collections.Counter(unit).values(), reverse=True) == counts
 
 
-def test_all_units_once_in_each_pass():
-    labels = np.repeat(np.arange(12), 5)
-    sampler = make(labels, np.arange(60) % 3)
-    assert sampler.num_units == 12
-    batches = batches_of(sampler, 30, 16)
-    orders = []
-    for start in range(0, 30, 3):  # twelve units are three batches of four
-        units = itertools.chain(*[units_of(batch, 4) for batch in batches[start:start + 3]])
-        orders.append([int(labels[unit[0]]) for unit in units])
-        assert sorted(orders[-1]) == list(range(12))
-    assert len({tuple(order) for order in orders}) == 10, "each pass in another order"
-
-
-def test_the_remainder_of_a_pass_is_dropped():
-    labels = np.repeat(np.arange(11), 4)
-    batches = batches_of(make(labels), 60, 16)
-    drawn = collections.Counter()
-    for start in range(0, 60, 2):  # eight of eleven units are two batches
-        units = [unit for batch in batches[start:start + 2] for unit in units_of(batch, 4)]
-        clusters = [int(labels[unit[0]]) for unit in units]
-        assert len(set(clusters)) == 8
-        drawn.update(clusters)
-    assert set(drawn) == set(range(11)), "which units are dropped changes from pass to pass"
-
-
-def test_single_image_clusters_share_a_unit():
-    sampler = make(np.arange(8), batch_size=8)
-    assert sampler.num_units == 2
-    for batch in batches_of(sampler, 20, 8):
-        assert sorted(batch) == list(range(8))
+@pytest.mark.parametrize("clusters, length", [(12, 3), (11, 2)])  # in batches of four units
+def test_a_pass_has_each_unit_once_and_its_remainder_is_dropped(clusters, length):
+    labels = np.repeat(np.arange(clusters), 5)
+    sampler = make(labels, np.arange(len(labels)) % 3)
+    assert sampler.num_units == clusters
+    batches, orders = batches_of(sampler, 20 * length, 16), set()
+    for start in range(0, len(batches), length):
+        units = [unit for batch in batches[start:start + length] for unit in units_of(batch, 4)]
+        orders.add(tuple(int(labels[unit[0]]) for unit in units))
+    assert len(orders) == 20, "each pass in another order"
+    assert {len(set(order)) for order in orders} == {4 * length}
+    assert set(itertools.chain(*orders)) == set(range(clusters)), "each time others are dropped"
 
 
 @pytest.mark.parametrize("singles, counts", [
     (5, [[1, 1, 1, 1], [4]]), (6, [[1, 1, 1, 1], [2, 2]]), (7, [[1, 1, 1, 1], [2, 1, 1]]),
-])
-def test_the_last_shared_unit_is_filled_up(singles, counts):
+    (8, [[1, 1, 1, 1]] * 2)])
+def test_single_image_clusters_share_units_and_the_last_one_is_filled_up(singles, counts):
     labels = np.append(np.arange(singles), [-1, -1])
     sampler = make(labels, batch_size=8)
     assert sampler.num_units == 2
@@ -146,8 +127,7 @@ def test_singletons_and_clusters_do_not_mix():
 @pytest.mark.parametrize("labels, cluster_images", [
     (np.repeat(np.arange(3), 8), 8),  # three clusters for sixteen places
     (np.repeat(np.arange(15), 4), 4),  # one too few
-    (np.zeros(2, dtype=np.int64), 2),
-])
+    (np.zeros(2, dtype=np.int64), 2)])
 def test_fewer_units_than_places_still_fill_batches(labels, cluster_images):
     sampler = make(labels, batch_size=64)
     count = sampler.num_units
@@ -167,32 +147,19 @@ def test_a_single_image_fills_batches():
     assert batches_of(make([-1, 0, -1], batch_size=64), 30, 64) == [[1] * 64] * 30
 
 
-@pytest.mark.parametrize("labels", [[-1, -1, -1], []])
-def test_no_cluster(labels):
-    with pytest.raises(ValueError) as error:
-        make(np.array(labels, dtype=np.int64))
-    assert "CAUREID.CLUSTER.EPS" in str(error.value)
-    assert "CAUREID.CLUSTER.MIN_SAMPLES" in str(error.value)
-
-
-@pytest.mark.parametrize("batch_size, num_instances, world_size", [
-    (10, 4, 1), (16, 3, 1), (12, 4, 2), (15, 5, 2), (4, 8, 1),
-])
-def test_indivisible_batch(batch_size, num_instances, world_size):
-    with pytest.raises(ValueError) as error:
-        make(np.arange(40) % 5, batch_size=batch_size, num_instances=num_instances,
-             world_size=world_size)
-    message = str(error.value)
-    assert f"SOLVER.IMS_PER_BATCH {batch_size}" in message
-    assert f"DATALOADER.NUM_INSTANCE {num_instances}" in message
-    assert f"{world_size} process" in message
-
-
-@pytest.mark.parametrize("batch_size, num_instances, key", [
-    (0, 4, "SOLVER.IMS_PER_BATCH 0"), (16, 0, "DATALOADER.NUM_INSTANCE 0")])
-def test_sizes_of_zero(batch_size, num_instances, key):
-    with pytest.raises(ValueError, match=key):
-        make([0, 0, 1, 1], batch_size=batch_size, num_instances=num_instances)
+@pytest.mark.parametrize("labels, options, says", [
+    ([-1, -1], {}, "CAUREID.CLUSTER.EPS .*CAUREID.CLUSTER.MIN_SAMPLES"),
+    ([], {}, "CAUREID.CLUSTER.EPS"),
+    ([0, 0], {"batch_size": 10},
+     r"SOLVER.IMS_PER_BATCH 10 over 1 process.*DATALOADER.NUM_INSTANCE 4"),
+    ([0, 0], {"batch_size": 12, "world_size": 2}, "SOLVER.IMS_PER_BATCH 12 over 2 process"),
+    ([0, 0], {"batch_size": 15, "world_size": 2}, "SOLVER.IMS_PER_BATCH 15 over 2 process"),
+    ([0, 0], {"batch_size": 0}, "SOLVER.IMS_PER_BATCH 0"),
+    ([0, 0], {"num_instances": 0}, "DATALOADER.NUM_INSTANCE 0"),
+    ([0, 0], {"camids": [0]}, "2 labels for 1 cameras")], ids=str)
+def test_what_gives_no_batches_is_refused(labels, options, says):
+    with pytest.raises(ValueError, match=says):
+        make(np.array(labels, dtype=np.int64), **options)
 
 
 def test_the_seed_decides_everything():

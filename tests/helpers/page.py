@@ -22,14 +22,13 @@ class Page(html.parser.HTMLParser):
         source: the page itself.
         elements: (tag, {attribute: value}) of each element, in the page's order.
         headings: texts of h1 to h6.
-        title: the page's.
     """
 
     def __init__(self, page):
         """``page``: path of a file, or HTML itself as ``str``."""
         super().__init__()
         self.source = Path(page).read_text("utf-8") if isinstance(page, os.PathLike) else page
-        self.elements, self.headings, self.title = [], [], ""
+        self.elements, self.headings = [], []
         self._words, self._open = [], []
         self.feed(self.source)
         self.close()
@@ -53,9 +52,7 @@ class Page(html.parser.HTMLParser):
 
     def handle_data(self, data):
         inside = self._open[-1] if self._open else None
-        if inside == "title":
-            self.title += data
-        elif inside not in UNSEEN:
+        if inside not in UNSEEN:
             self._words.append(data)
         if inside in HEADINGS:
             self.headings[-1] += data

@@ -1,7 +1,9 @@
-"""The clustering in the plainest way, for tests to compare with: dense, float64, row by row.
+"""Clustering and losses in the plainest way, for tests to compare with: dense, float64, by rows.
 
 Letters: N images, D embedding size. Encodings are (N, N): one row of weights per image.
 """
+
+import math
 
 import numpy as np
 
@@ -88,14 +90,11 @@ def jaccard_from_ranks(features, ranks, k2):
 def ca_jaccard_dense(features, camids, *, k1_intra, k1_inter, k2_intra, k2_inter):
     """Camera-aware Jaccard distances (N, N).
 
-    Chen et al., "CA-Jaccard: Camera-aware Jaccard Distance for Person Re-identification" (CVPR
-    2024, arXiv 2311.10605), as its authors' code counts: both kinds of list are cut after
-    k + 1 images. Within the camera these are the image itself and its k1_intra nearest, across
-    cameras k1_inter + 1 others. Reciprocity is asked for within each kind of list, the two sets
-    are united and not expanded. The encoding is then averaged, all rows alike, over the first
-    k2_intra images of the camera, the image itself among them, and the first k2_inter of the
-    other cameras: here no one is added to k2. Where there are too few images, lists are shorter
-    and the mean is over those there are; k2_intra >= 1 keeps at least one.
+    Chen et al. (CVPR 2024, arXiv 2311.10605), as their code counts. Both kinds of list are cut
+    after k + 1 images: the image itself and its k1_intra nearest within the camera, k1_inter + 1
+    others across. The two reciprocal sets are united and not expanded. The encoding is averaged
+    over the first k2_intra images of the camera, itself among them, and the first k2_inter of the
+    others: no one is added to k2. Where there are too few images, lists are shorter.
     """
     distances, camids = squared_distances(features), np.asarray(camids)
     own = camids[:, None] == camids
@@ -142,3 +141,22 @@ def statistics(labels, camids):
             "largest": max(map(len, members.values()), default=0),
             "cross_camera": sum(c > 1 for c in cameras) / len(cameras) if cameras else 0.0,
             "centres": sum(cameras)}
+
+
+def camera_centres(features, labels, camids, *, normalize=False):
+    """{(cluster, camera): mean feature}, in the order of the pairs; outliers have none."""
+    members = {}
+    for feature, label, camera in zip(np.asarray(features, dtype=np.float64), labels.tolist(),
+                                      camids.tolist(), strict=True):
+        if label != -1:
+            members.setdefault((label, camera), []).append(feature)
+    means = {pair: np.mean(members[pair], axis=0) for pair in sorted(members)}
+    return {pair: mean / np.linalg.norm(mean) if normalize else mean
+            for pair, mean in means.items()}
+
+
+def cross_entropy(scores, target):
+    """Minus the logarithm of the softmax of scores at the target."""
+    top = max(scores)
+    total = math.fsum(math.exp(score - top) for score in scores)
+    return math.log(total) + top - scores[target]

@@ -1,11 +1,12 @@
 """Fresh processes that do not pay for the imports.
 
 `import caureid_plugin` costs seconds of CPU, because of torch. The standard library's fork server
-imports it once; every process that a test starts here is a fork of it. Such a process is fresh: it
-shares nothing with the process that runs the tests. It has its own session, working directory,
-environment, output files and signal handlers, and ends as a script ends.
+imports it once; every process that a test starts here is a fork of it. It shares nothing with the
+process that runs the tests. It has its own session, working directory, environment, output files,
+signal handlers and random state, and ends as a script ends.
 
-Only a test of the imports themselves needs a new interpreter (``run_python`` in conftest.py).
+Three things are the server's, not its own: the imports with what they print, PYTHONWARNINGS, and
+the hash seed. A test of those needs a new interpreter (``run_python`` in conftest.py).
 """
 
 import atexit
@@ -13,6 +14,7 @@ import functools
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import random
 import runpy
 import signal
 import subprocess
@@ -22,13 +24,14 @@ import traceback
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+TESTS_ALONE = [str(REPOSITORY / "tests"), str(REPOSITORY / "tools")]  # on the tests' path
 
 FORKED_RANKS = """
 import multiprocessing
 import caureid_plugin.launcher as launcher
 launcher.torch.multiprocessing.get_context = lambda kind: multiprocessing.get_context("fork")
 """
-"""``prepare`` of a script that starts processes: they too are forks. One test spawns them."""
+"""``prepare`` of a script that starts processes: they too are forks."""
 
 _context = multiprocessing.get_context("forkserver")
 
@@ -134,6 +137,12 @@ def _run(arguments, out, err, cwd, env, prepare):
         build._root = env.get("FASTREID_DATASETS", "datasets")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    multiprocessing.set_start_method(None, force=True)  # the server's own is inherited
+    sys.path[:] = [path for path in sys.path if path not in TESTS_ALONE]
+    random.seed()
+    if "torch" in sys.modules:
+        sys.modules["numpy"].random.seed()
+        sys.modules["torch"].seed()
     try:
         if prepare:
             exec(compile(prepare, "<prepare>", "exec"), {"__name__": "prepare"})

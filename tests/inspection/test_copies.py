@@ -20,13 +20,6 @@ def picture(seed):
     return Image.fromarray((total / 4).astype(np.uint8)).convert("RGB")
 
 
-def test_groups_of_equal_hashes():
-    digests = [b"b", b"a", b"b", b"c", b"a", b"b"]
-    found = exact_copies(digests)
-    assert found == [[0, 2, 5], [1, 4]]
-    assert exact_copies([b"a", b"b"]) == [] and exact_copies([]) == []
-
-
 def nearest(bits, camids, row, same):
     """The others in the same camera, or in other cameras, that have the fewest different bits."""
     counts = {other: sum(x != y for x, y in zip(bits[row], bits[other], strict=True))
@@ -55,12 +48,6 @@ def test_nearest_by_loops(cameras):
     assert found.within_bits[10] == 0 or cameras > 1
 
 
-def test_a_single_image_has_no_other():
-    found = find_near_copies(np.zeros((1, 256), bool), np.zeros(1, int))
-    assert found.within.tolist() == found.across.tolist() == [-1]
-    assert found.within_bits.tolist() == found.across_bits.tolist() == [257]
-
-
 def test_the_threshold_parts_copies_from_others():
     pictures = [picture(seed) for seed in range(20)]
     hashes = [imagehash.phash(image, 16).hash.ravel() for image in pictures]
@@ -71,6 +58,14 @@ def test_the_threshold_parts_copies_from_others():
         copy = imagehash.phash(Image.open(file), 16).hash.ravel()
         assert (copy != bits).sum() <= COPY_DISTANCE / 2
         assert sum((copy != other).sum() <= COPY_DISTANCE for other in hashes) == 1
+
+
+def test_groups_of_equal_hashes_and_images_without_others():
+    assert exact_copies([b"b", b"a", b"b", b"c", b"a", b"b"]) == [[0, 2, 5], [1, 4]]
+    assert exact_copies([b"a", b"b"]) == exact_copies([]) == []
+    found = find_near_copies(np.zeros((1, 256), bool), np.zeros(1, int))
+    assert found.within.tolist() == found.across.tolist() == [-1]
+    assert found.within_bits.tolist() == found.across_bits.tolist() == [257]
 
 
 def test_runs_by_loops():

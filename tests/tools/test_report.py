@@ -6,11 +6,13 @@ import os
 import re
 import shutil
 from types import SimpleNamespace
+from unittest import mock
 
 import caureid_plugin
 import numpy as np
 import pytest
 import torch
+from caureid_plugin.clustering import silhouettes
 from caureid_plugin.data import training_images
 from caureid_plugin.engine import images_digest, load_config
 from fastreid.data import build as data_build
@@ -18,6 +20,7 @@ from fastreid.data.datasets.market1501 import Market1501
 from fastreid.evaluation.rank import evaluate_rank
 from fastreid.modeling import build_model
 from fastreid.utils.env import seed_all_rng
+from torch.nn.functional import normalize
 
 import report
 import report_clusters
@@ -25,6 +28,7 @@ import report_data
 import report_draw
 import report_network
 import report_ranks
+from camera_bias import camera_shares
 from helpers.page import Page, picture
 from helpers.run_folder import ROWS, change_checkpoint, draw_nothing, write_run
 from helpers.tiny import KEYS, write_crops, write_market
@@ -99,9 +103,6 @@ def people(root, folder="bounding_box_train"):
     return sorted((root / "Market-1501-v15.09.15" / folder).iterdir())
 
 
-# ------------------------------------------------------------------------------- the page ----
-
-
 def test_the_page_holds_every_section_and_no_other_file(drawn_file):
     page = Page(drawn_file)
     assert [text for text in page.headings if text in HEADINGS] == HEADINGS
@@ -135,24 +136,14 @@ def test_no_identity_of_a_training_image_changes_a_bit(drawn_file, kept_run, tmp
                         capsys.readouterr().out.splitlines()[-1])
 
 
-def test_names_that_hold_html_are_text(run_folder, tiny_market, page_of):
-    first = people(tiny_market)[0]
-    hostile = first.name.replace("00.jpg", "<img src=x onerror=alert(1)>&\"'.jpg")
-    first.rename(first.with_name(hostile))
-    page = page_of(run_folder, "--seed", "3")
-    assert hostile in page.attributes("alt") and "onerror=alert(1)>" not in page.source
-    assert not page.attributes("onerror")
-
-
 def test_the_verdict_is_asked_with_the_indicators_and_shown(run_folder, page_of, monkeypatch):
     asked = []
 
     def judge(indicators, *, num_cameras):
         asked.append((indicators, num_cameras))
-        finding = SimpleNamespace(name="silhouette", value=0.5, level="mixed",
-                                  sentence="Half way.")
         return SimpleNamespace(level="bad", summary="It <fell> apart.", advice=["Lower A.B."],
-                               findings=[finding])
+                               findings=[SimpleNamespace(name="silhouette", value=0.5,
+                                                         level="mixed", sentence="Half way.")])
 
     monkeypatch.setattr(report, "judge", judge)
     page = page_of(run_folder)
@@ -161,22 +152,13 @@ def test_the_verdict_is_asked_with_the_indicators_and_shown(run_folder, page_of,
                        "stability": [0.75]}, 2)]
     for text in ("It <fell> apart.", "Lower A.B.", "Half way.", "Verdict: bad"):
         assert text in page.text
-    assert "verdict bad" in page.attributes("class")
 
 
-# -------------------------------------------------------------------------------- reading ----
-
-
-def test_a_run_as_it_was_written(run, kept_run):
-    assert (run.steps, run.epoch_steps, run.epochs, run.is_finished) == (6, 3, 2.0, True)
-    assert run.names == ["0", "1"] and run.prefix == "market1501_"
-    for path, camid in zip(run.paths, run.camids, strict=True):
-        assert f"_c{camid + 1}s" in path
+def test_a_run_as_it_was_written_and_one_that_goes_on(run, run_folder, page_of):
+    assert run.names == ["0", "1"] and run.rows == ROWS
+    assert all(f"_c{camid + 1}s" in path
+               for path, camid in zip(run.paths, run.camids, strict=True))
     assert run.labels.tolist() == [0] * 12 + [1] * 15 + [2] * 2 + [-1] * 7 + [0] * 12
-    assert run.checkpoint == kept_run / "model_final.pth" and run.rows == ROWS
-
-
-def test_a_run_that_goes_on(run_folder, page_of):
     change_checkpoint(run_folder, epoch=0, run_state={"steps_done": 1, "iters_per_epoch": 3})
     (run_folder / "metrics.json").write_text(json.dumps(ROWS[0]) + '\n{"iterat')
     text = page_of(run_folder).text
@@ -221,9 +203,6 @@ def test_the_command_of_the_log(tmp_path):
     assert report_data.command(log) == ""
 
 
-# --------------------------------------------------------------------------------- curves ----
-
-
 def test_curves_are_those_of_the_figures(run, charts):
     assert report.curves(run)["missing"] == []
     assert charts["Losses"]["InfoNCE"] == [(1.0, 3.0), (2.0, 1.0)]
@@ -252,37 +231,12 @@ def test_a_loss_that_is_alone(run, charts):
     assert list(charts["Losses"]) == ["InfoNCE"], "the sum is not drawn beside its parts"
 
 
-def test_a_chart_is_drawn_in_the_colours_of_the_page():
+def test_a_chart_escapes_its_words_and_shares_no_name_with_another():
     chart = report_draw.Chart("A <title>", "%", {"one & two": [(0, 1.0), (1, 3.0)]})
     svg = report_draw.chart_svg(chart, 4)
-    assert "currentColor" in svg and report_draw.INK not in svg and "<metadata" not in svg
-    assert "A &lt;title&gt;: one &amp; two" in svg and "width=" not in svg.split(">")[0]
-    named = set(re.findall(r'\bid="([^"]*)"', svg))
+    assert "A &lt;title&gt;: one &amp; two" in svg
+    named = re.findall(r'\bid="([^"]*)"', svg)
     assert named and all(name.startswith("chart4-") for name in named)
-    assert set(re.findall(r'(?:url\(|href=")#([\w-]+)', svg)) <= named
-
-
-# ------------------------------------------------------------------------------- clusters ----
-
-
-def plain_silhouettes(features, labels):
-    """Mean of (b - a) / max(a, b) for each cluster, by loops over the images."""
-
-    def far(image, members):
-        mean = sum(features[i] for i in members)
-        return 1 - image @ mean / np.linalg.norm(mean)
-
-    found = {}
-    for cluster in range(labels.max() + 1):
-        scores = []
-        members = np.flatnonzero(labels == cluster)
-        for i in members:
-            a = far(features[i], [j for j in members if j != i])
-            b = min(far(features[i], np.flatnonzero(labels == other))
-                    for other in range(labels.max() + 1) if other != cluster)
-            scores.append((b - a) / max(a, b))
-        found[cluster] = float(np.mean(scores))
-    return found
 
 
 def test_which_clusters_are_shown(run, monkeypatch):
@@ -296,7 +250,8 @@ def test_which_clusters_are_shown(run, monkeypatch):
     by_size = sorted(size, key=lambda c: -size[c])
     by_cameras = [c for c in sorted(size, key=lambda c: (-cameras[c], -size[c]))
                   if c not in by_size[:3] and cameras[c] > 1]
-    values = plain_silhouettes(run.features.numpy(), labels)
+    one_by_one = silhouettes(run.features, labels, np.flatnonzero(labels >= 0)).numpy()
+    values = {c: one_by_one[labels[labels >= 0] == c].mean() for c in size}
     by_doubt = sorted(values, key=values.get)
     for sheet, clusters in ((largest, by_size), (crossing, by_cameras), (doubtful, by_doubt)):
         assert [re.match(r"Cluster (\d+): (\d+) images?, (\d+) cameras?", strip["title"]).groups()
@@ -347,11 +302,8 @@ def test_one_camera(tiny_market, tmp_path, page_of):
     text = page_of(write_run(tmp_path / "one", configure("MODEL.HEADS.CAMSEP.NUM_CAMERAS", "-1"))
                    ).text
     assert "All training images come from one camera" in text
-    for absent in ("from its own camera", "After training, by camera", "Cameras:"):
-        assert absent not in text
-
-
-# --------------------------------------------------------------------------- the network ----
+    assert not any(words in text for words in (
+        "from its own camera", "After training, by camera", "Cameras:"))
 
 
 def test_the_network_before_training_is_the_one_it_started_from(run):
@@ -385,31 +337,23 @@ def test_map_of_the_embeddings(run, monkeypatch):
     monkeypatch.setattr(report_network, "scatter", lambda *points: drawn.append(points))
     model = report_network.build_trained(run)
     found = report_network.embedding_maps(model, run, 30, 1)
-    assert found["count"] == 30 and found["total"] == 48 and found["problem"] == ""
+    assert (found["count"], found["total"], found["problem"]) == (30, 48, "")
     assert [m["title"] for m in found["maps"]] == [
         f"{name} training, by {kind}" for kind in ("camera", "cluster")
         for name in ("Before", "After")]
     rows = np.sort(np.random.default_rng([1, 2]).permutation(48)[:30])
-    by_camera, by_cluster = drawn[0][1], drawn[1][1]
+    camids, labels = run.camids[rows], run.labels[rows]
+    (before, by_camera, *_), (same, by_cluster, *_), (after, *_), _ = drawn
     for i, j in itertools.combinations(range(30), 2):
-        same = run.camids[rows[i]] == run.camids[rows[j]]
-        assert (by_camera[i] == by_camera[j]) == same
-        one, two = run.labels[rows[i]], run.labels[rows[j]]
-        assert (by_cluster[i] == by_cluster[j]) == (one == two)
-    grey = [by_cluster[i] for i in range(30) if run.labels[rows[i]] < 0]
-    assert set(grey) == {report_network.GREY}
-    assert np.array_equal(drawn[0][0], drawn[1][0]) and not np.array_equal(drawn[0][0], drawn[2][0])
-    # the share, by a loop over the images
-    after = report_network.embed(model, run.cfg, [run.paths[row] for row in rows]).numpy()
-    after /= np.linalg.norm(after, axis=1, keepdims=True)
-    assert drawn[2][0] == pytest.approx(after[:, :2], abs=1e-6)
-    shared = 0
-    for i in range(30):
-        others = sorted((((after[i] - after[j]) ** 2).sum(), j) for j in range(30) if j != i)
-        shared += sum(run.camids[rows[j]] == run.camids[rows[i]] for _, j in others[:10])
-    assert found["after"]["share"] == f"{100 * shared / 300:.0f} %"
-    assert found["chance"] == "{:.0f} %".format(100 * np.mean(
-        [run.camids[i] == run.camids[j] for i, j in itertools.permutations(rows, 2)]))
+        assert (by_camera[i] == by_camera[j]) == (camids[i] == camids[j])
+        assert (by_cluster[i] == by_cluster[j]) == (labels[i] == labels[j])
+    assert {by_cluster[i] for i in np.flatnonzero(labels < 0)} == {report_network.GREY}
+    features = normalize(report_network.embed(model, run.cfg, [run.paths[i] for i in rows]), dim=1)
+    assert np.array_equal(before, same) and not np.array_equal(before, after)
+    assert after == pytest.approx(features[:, :2].numpy(), abs=1e-6)
+    share, chance = camera_shares(features, camids, 10)
+    assert found["after"]["share"] == f"{100 * share:.0f} %"
+    assert found["chance"] == f"{100 * chance:.0f} %"
 
 
 def test_a_map_sets_apart_what_is_far_apart():
@@ -436,12 +380,9 @@ def test_a_scatter_is_drawn():
     pixels = np.asarray(picture(report_draw.scatter(
         np.array([[0.0, 0.0], [1.0, 1.0]]), ["#ff0000", "#0000ff"], np.array([40.0, 40.0]),
         np.array([1.0, 1.0]))))
-    height = len(pixels)
-    solid = pixels[..., 3] > 200
-    for half, colour in ((slice(height // 2, None), 0), (slice(0, height // 2), 2)):
-        found = pixels[half][solid[half]]
-        assert len(found) and (found[:, colour] > 200).all()
-    assert not solid[0].any()  # the ground is clear
+    for half, colour in ((pixels[len(pixels) // 2:], 0), (pixels[:len(pixels) // 2], 2)):
+        solid = half[half[..., 3] > 200]
+        assert len(solid) and (solid[:, colour] > 200).all()
 
 
 def test_without_attention_a_sentence_says_so(tmp_path, page_of):
@@ -450,9 +391,6 @@ def test_without_attention_a_sentence_says_so(tmp_path, page_of):
         "MODEL.HEADS.CAMSEP.NUM_CAMERAS", "0"))).text
     assert "The network has no attention to draw (MODEL.HEADS.CAMSEP.ATTENTION none" in text
     assert "After training, by camera" in text
-
-
-# ----------------------------------------------------------------------------- rank lists ----
 
 
 def identity(path):
@@ -465,8 +403,8 @@ def test_rank_lists_of_a_labelled_test_set(run):
     name, query, gallery = report_ranks.find_test_set(run.cfg)
     assert name == "Market1501" and found["queries"] == len(query) == 16
     assert found["gallery"] == found["gallery_total"] == len(gallery)
-    features = report_network.embed(model, run.cfg, [item[0] for item in query + gallery])
-    features = torch.nn.functional.normalize(features, dim=1).numpy()
+    features = normalize(report_network.embed(
+        model, run.cfg, [item[0] for item in query + gallery]), dim=1).numpy()
     distances = 1 - features[:16] @ features[16:].T
     ids, cameras = ([np.array([item[i] for item in part]) for part in (query, gallery)]
                     for i in (1, 2))
@@ -486,21 +424,9 @@ def test_rank_lists_of_a_labelled_test_set(run):
     assert {item["right"] for part in found["lists"] for item in part["found"]} == {True, False}
 
 
-def test_average_precision_by_hand():
-    same_identity = np.array([True, False, True, True, False])
-    same_camera = np.array([False, False, True, False, True])
-    distances = np.array([0.2, 0.1, 0.0, 0.4, 0.3])
-    precision, order, right = report_ranks.rank(distances, same_identity, same_camera)
-    assert order.tolist() == [1, 0, 4, 3] and right.tolist() == [False, True, False, True]
-    assert precision == pytest.approx((1 / 2 + 2 / 4) / 2)
-    assert report_ranks.rank(distances, same_identity & same_camera, same_camera)[0] is None
-
-
-def test_distances_by_either_metric():
-    query, gallery = torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 0.0], [0.8, 0.6]])
-    assert report_ranks.measure(query, gallery, "cosine")[0] == pytest.approx([0, 0.2], abs=1e-6)
-    assert report_ranks.measure(query, gallery, "euclidean")[0] == pytest.approx(
-        [2, 0.4 ** 0.5], abs=1e-6)
+def test_distances_may_be_euclidean():
+    found = report_ranks.measure(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]]), "euclidean")
+    assert found.tolist() == [[5.0]]
 
 
 def test_a_large_gallery_is_thinned_out(run_folder, page_of, monkeypatch):
@@ -540,32 +466,33 @@ def test_a_test_set_without_an_answer_or_gone_costs_one_section(run_folder, tiny
         assert said in text and "After training, by camera" in text
 
 
-# -------------------------------------------------------------------------------- bad input ----
-
-
-def cut(folder):
+def cut(folder, monkeypatch):
     path = folder / "model_final.pth"
     path.write_bytes(path.read_bytes()[:-400])
     (folder / "model_0000.pth").write_bytes(b"")
 
 
+def fill_the_disk(folder, monkeypatch):
+    monkeypatch.setattr(report, "make_page", lambda run, args: "the new one")
+    monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=OSError(28, "No space left on device")))
+
+
 @pytest.mark.parametrize("spoil, message", [
-    (lambda folder: (folder / "config.yaml").unlink(), "holds no config.yaml.*OUTPUT_DIR"),
-    (lambda folder: (folder / "config.yaml").write_text("SEED: [1]"), "SEED|seed"),
+    (lambda folder, _: (folder / "config.yaml").unlink(), "holds no config.yaml.*OUTPUT_DIR"),
+    (lambda folder, _: (folder / "config.yaml").write_text("SEED: [1]"), "a value in it"),
     (cut, "model_final.pth is damaged.*Name another with --checkpoint: model_0000.pth"),
-    (lambda folder: torch.save({"backbone.x": torch.zeros(2)}, folder / "model_final.pth"),
-     "holds no memory bank.*supervised run")])
-def test_bad_run_folders(run_folder, spoil, message):
+    (lambda folder, _: torch.save({"x": torch.zeros(2)}, folder / "model_final.pth"),
+     "holds no memory bank.*supervised run"),
+    (fill_the_disk, "report.html cannot be written: .*No space left")])
+def test_what_fails_keeps_the_old_report(run_folder, monkeypatch, spoil, message):
     (run_folder / "report.html").write_text("the old one")
-    spoil(run_folder)
+    spoil(run_folder, monkeypatch)
     with pytest.raises(SystemExit, match=f"(?s)^tools/report.py: .*{message}"):
         report.main([str(run_folder)])
     assert (run_folder / "report.html").read_text() == "the old one"
 
 
 def test_a_checkpoint_that_is_named(run_folder, page_of):
-    with pytest.raises(SystemExit, match="absent.pth is not a file: check --checkpoint"):
-        report.main([str(run_folder), "--checkpoint", str(run_folder / "absent.pth")])
     (run_folder / "model_final.pth").rename(run_folder / "model_0001.pth")
     assert "model_0001.pth, written" in page_of(run_folder, "--checkpoint", "model_0001.pth").text
 
@@ -603,8 +530,8 @@ def test_cameras_are_named_as_their_folders(folder_run, page_of):
     run = report_data.read_run(folder_run, None, [])
     assert run.names == ["gate", "yard"] and run.prefix == ""
     text = page_of(folder_run).text
-    assert "with which all begin" not in text and "The camera stands below" in text
-    assert "camerafolder_" not in text
+    assert "The camera stands below" in text
+    assert "with which all begin" not in text and "camerafolder_" not in text
 
 
 def test_a_folder_of_images_that_is_not_found(folder_run, tmp_path, monkeypatch):
@@ -667,27 +594,10 @@ def test_bad_options_are_said_before_the_work(options, message, tmp_path, monkey
     assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_bad_keys(kept_run):
-    for keys, message in (
-            (["SEEED", "1"], "On the command line: There is no config key 'SEEED', did you mean"),
-            (["MODEL.BACKBONE.FEAT_DIM", "24"],
-             "cannot take the weights of .*model_final.pth: .*take back the config")):
-        with pytest.raises(SystemExit, match=f"(?s){message}"):
-            report.main([str(kept_run), *keys])
-
-
-def test_a_full_disk_keeps_the_old_report(run_folder, monkeypatch):
-    (run_folder / "report.html").write_text("the old one")
-
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    monkeypatch.setattr(report, "make_page", lambda run, args: "the new one")
-    with pytest.raises(SystemExit, match="report.html cannot be written: .*No space left"):
-        report.main([str(run_folder)])
-    assert (run_folder / "report.html").read_text() == "the old one"
-    assert not list(run_folder.glob(".*.part"))
+def test_keys_that_do_not_fit_the_weights(kept_run):
+    with pytest.raises(SystemExit, match=r"(?s)cannot take the weights of .*model_final.pth: .*"
+                                         r"take back the config"):
+        report.main([str(kept_run), "MODEL.BACKBONE.FEAT_DIM", "24"])
 
 
 @pytest.mark.parametrize("words, expected", [

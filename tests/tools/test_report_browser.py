@@ -2,18 +2,17 @@
 
 import csv
 import re
+from pathlib import Path
 
 import pytest
 from caureid_plugin.engine import load_config
 from fastreid.data import build as data_build
 
 import report
-from helpers.browser import find_browser, open_browser, watch
+from helpers.browser import open_browser, watch
 from helpers.run_folder import draw_nothing, write_run
 from helpers.tiny import KEYS, write_market
 
-SECTIONS = ["Verdict", "Curves", "Clusters", "Outliers", "Where the network looks",
-            "Map of the embeddings", "Rank lists", "How this run was made"]
 SCREENS = [(390, "light"), (1280, "dark")]
 # runs, if it is taken for HTML
 HOSTILE = "<img src=x onerror=window.broken=1>'\"&"
@@ -28,23 +27,17 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def data(browser, tmp_path_factory):
-    """Folder of images whose names are hostile."""
+def page_file(browser, tmp_path_factory):
+    """The report of a run; names of its folder and images are hostile."""
     root = write_market(tmp_path_factory.mktemp("data"))
     for path in root.glob("*/*/*.jpg"):
         path.rename(path.with_name(f"{path.stem}_{HOSTILE}.jpg"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data_build, "_root", str(root))
-        yield root
-
-
-@pytest.fixture(scope="module")
-def page_file(data, tmp_path_factory):
-    """The report of a run, in a folder whose name is hostile too."""
-    folder = write_run(tmp_path_factory.mktemp("runs") / NAME,
-                       load_config("Synthetic/caureid.yml", KEYS))
-    report.main([str(folder), "--images", "30"])
-    return folder / "report.html"
+        folder = write_run(tmp_path_factory.mktemp("runs") / NAME,
+                           load_config("Synthetic/caureid.yml", KEYS))
+        report.main([str(folder), "--images", "30"])
+        yield folder / "report.html"
 
 
 @pytest.fixture(scope="module", params=SCREENS, ids=lambda param: f"{param[0]}-{param[1]}")
@@ -59,25 +52,21 @@ def opened(request, browser, page_file):
     page.close()
 
 
-@pytest.fixture
-def named_page(data, page_file, tmp_path, monkeypatch):
-    """A report of the same run, whose cameras have names of ten letters; nothing is drawn."""
-    images = sorted(data.glob("*/bounding_box_train/*.jpg"))
+def test_names_of_cameras_are_not_cut(browser, page_file, tmp_path, monkeypatch):
+    """Of ten letters, in a report of the same run."""
+    images = sorted(Path(data_build._root).glob("*/bounding_box_train/*.jpg"))
     with (tmp_path / "cameras.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["path", "camera"], *(
             [image, CAMERAS["_c2s" in image.name]] for image in images)])
     draw_nothing(monkeypatch)
-    options = ["--output", tmp_path / "report.html", "DATASETS.NAMES", "('CameraFolder',)",
-               "DATASETS.TESTS", "()", "CAMERA_FOLDER.ROOT", images[0].parent,
-               "CAMERA_FOLDER.CAMERA", "csv", "CAMERA_FOLDER.CSV", tmp_path / "cameras.csv"]
+    output = tmp_path / "report.html"
+    options = ["--output", output, "DATASETS.NAMES", "('CameraFolder',)", "DATASETS.TESTS", "()",
+               "CAMERA_FOLDER.ROOT", images[0].parent, "CAMERA_FOLDER.CAMERA", "csv",
+               "CAMERA_FOLDER.CSV", tmp_path / "cameras.csv"]
     report.main([str(word) for word in [page_file.parent, *options]])
-    return tmp_path / "report.html"
-
-
-def test_names_of_cameras_are_not_cut(browser, named_page):
     for width in (390, 1280):
         page = browser.new_page(viewport={"width": width, "height": 844})
-        page.goto(named_page.as_uri(), wait_until="load")
+        page.goto(output.as_uri(), wait_until="load")
         captions = page.evaluate("""[...document.querySelectorAll('.crop figcaption')].map(e => [
             e.textContent, e.scrollWidth <= e.clientWidth, e.scrollHeight <= e.clientHeight])""")
         page.close()
@@ -99,25 +88,14 @@ def contrast(one, two):
 
 def test_the_page_loads_whole_and_asks_for_nothing(opened):
     page, *_, wrong = opened
-    assert wrong == []
-    assert page.evaluate("window.broken") is None
+    assert wrong == [] and page.evaluate("window.broken") is None
+    assert page.locator("h1").inner_text() == NAME
     pictures = page.evaluate(
         "[...document.images].map(i => [i.complete, i.naturalWidth, i.naturalHeight, i.alt])")
-    assert len(pictures) > 50
+    assert len(pictures) > 50 and any(HOSTILE in alt for *_, alt in pictures)
     assert all(complete and wide > 0 and high > 0 for complete, wide, high, _ in pictures)
-    assert any(HOSTILE in alt for *_, alt in pictures)
     charts = page.evaluate("[...document.querySelectorAll('svg')].map(s => s.clientWidth)")
     assert len(charts) == 5 and min(charts) > 200
-
-
-def test_every_section_is_there(opened):
-    page, *_ = opened
-    headings = page.locator("h2").all_inner_texts()
-    assert len(headings) == len(SECTIONS)
-    assert all(name in heading for name, heading in zip(SECTIONS, headings, strict=True))
-    for link in page.locator("nav a").all():
-        assert page.locator(link.get_attribute("href")).count() == 1
-    assert page.locator("h1").inner_text() == NAME
 
 
 def test_nothing_is_wider_than_the_screen(opened):
@@ -128,13 +106,6 @@ def test_nothing_is_wider_than_the_screen(opened):
         e => !e.closest('.strip') && !e.closest('svg') && e.getBoundingClientRect().right > width
     ).map(e => e.tagName)""", width)
     assert outside == []
-
-
-def test_the_maps_stand_below_each_other_on_a_phone(opened):
-    page, width, *_ = opened
-    tops = page.evaluate("[...document.querySelectorAll('.maps img')].map("
-                         "i => Math.round(i.getBoundingClientRect().top))")
-    assert len(tops) == 4 and len(set(tops)) == (4 if width == 390 else 1)
 
 
 def test_text_stands_out_from_its_ground(opened):
@@ -155,13 +126,3 @@ def test_right_and_wrong_are_told_without_colour(opened):
              for kind in ("right", "wrong")}
     assert marks["right"] and all(text.startswith("✓") for text in marks["right"])
     assert marks["wrong"] and all(text.startswith("✗") for text in marks["wrong"])
-
-
-def test_a_missing_browser_is_an_error_in_ci(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CI", raising=False)
-    with pytest.raises(pytest.skip.Exception, match="no browser is installed"):
-        find_browser()
-    monkeypatch.setenv("CI", "1")
-    with pytest.raises(pytest.fail.Exception, match="no browser is installed"):
-        find_browser()

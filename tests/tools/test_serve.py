@@ -10,8 +10,9 @@ import re
 import signal
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import make_dataclass
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import psutil
@@ -35,15 +36,11 @@ IMAGE = {"Content-Type": "application/octet-stream"}
 HOSTILE = "<img src=x onerror=window.broken=1>"
 
 
-@dataclass(frozen=True)
-class Size:
-    size: tuple = (4, 2)
-
-
 class Shrunk:
     """Stands in for an embedder: 4 x 2 pixels, less their mean."""
 
-    name, dim, fingerprint, preprocessing = f"run {HOSTILE}", 24, "0" * 32, Size()
+    name, dim, fingerprint = f"run {HOSTILE}", 24, "0" * 32
+    preprocessing = make_dataclass("Size", [("size", tuple, (4, 2))])()
     statistics = PairStatistics(same=np.linspace(0.5, 1, 201, dtype=np.float32),
                                 different=np.linspace(-0.9, 0.6, 3001, dtype=np.float32))
     why_no_statistics = ""
@@ -69,13 +66,12 @@ def encoded(image, kind="PNG", **options):
     return buffer.getvalue()
 
 
-def make_index(folder, count=12, embedder=None):
-    """Index of ``count`` painted crops of three cameras, one of them not known."""
-    embedder = embedder or Shrunk()
-    crops = folder / "crops"
-    crops.mkdir(parents=True)
+def make_index(folder):
+    """Index of 12 painted crops of three cameras, one of them not known."""
+    embedder, crops = Shrunk(), folder / "crops"
+    crops.mkdir()
     features, entries = [], []
-    for row in range(count):
+    for row in range(12):
         name = f"{row:02d} {HOSTILE.replace('/', '')}.png"
         paint(row).save(crops / name)
         now = (crops / name).stat()
@@ -121,31 +117,26 @@ def said(response, code):
     return response.get_json()["error"]
 
 
-# ------------------------------------------------------------------------------ answers ----
-
-
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
 def test_an_upload_finds_what_numpy_finds(client, index, kind):
     data = encoded(paint(3), kind)
-    answer = client.post("/search", data=data, headers=IMAGE).get_json()
+    hits = client.post("/search", data=data, headers=IMAGE).get_json()["hits"]
     expected = plainly(index, Image.open(io.BytesIO(data)).convert("RGB"))[:5]
-    assert [hit["row"] for hit in answer["hits"]] == [row for row, _ in expected]
-    np.testing.assert_allclose([hit["score"] for hit in answer["hits"]],
-                               [score for _, score in expected], atol=1e-3)
-    assert [hit["rank"] for hit in answer["hits"]] == [1, 2, 3, 4, 5]
-    threshold = Shrunk.statistics.threshold().value
-    for hit in answer["hits"]:
-        assert hit["camera"] == (CAMERAS[hit["row"] % 3] or "unknown")
-        assert hit["name"].startswith(f"{hit['row']:02d} ")
-        assert hit["same"] == (hit["score"] >= threshold)
-    assert answer["hits"][0]["row"] == 3
+    assert expected[0][0] == 3
+    assert [(hit["row"], hit["rank"]) for hit in hits] == [
+        (row, rank) for rank, (row, _) in enumerate(expected, 1)]
+    for hit, (row, score) in zip(hits, expected, strict=True):
+        assert hit["score"] == pytest.approx(score, abs=1e-3)
+        assert hit["camera"] == (CAMERAS[row % 3] or "unknown")
+        assert hit["name"].startswith(f"{row:02d} ")
+        assert hit["same"] == (hit["score"] >= Shrunk.statistics.threshold().value)
 
 
 def test_a_crop_finds_others_and_not_itself(client, index):
     answer = client.post("/search?row=4&top=100").get_json()
-    expected = [row for row, _ in plainly(index, paint(4)) if row != 4]
-    assert [hit["row"] for hit in answer["hits"]] == expected and len(expected) == 11
-    assert answer["query"]["camera"] == "unknown"
+    assert [hit["row"] for hit in answer["hits"]] == [
+        row for row, _ in plainly(index, paint(4)) if row != 4]
+    assert len(answer["hits"]) == 11 and answer["query"]["camera"] == "unknown"
 
 
 def test_cameras_and_number_are_chosen(client, index):
@@ -157,17 +148,13 @@ def test_cameras_and_number_are_chosen(client, index):
         row for row, _ in plainly(index, paint(2), ["door", ""])[:3]]
 
 
-def test_the_rate_of_false_matches_moves_the_mark(index):
-    page = client_of(index, rate=0.3).get("/").text
-    assert f"{Shrunk.statistics.threshold(0.3).value:.3f}" in page
-
-
-def test_the_page_states_the_errors_and_escapes_names(client):
-    page = client.get("/").text
-    threshold = Shrunk.statistics.threshold()
-    for number in (f"{threshold.value:.3f}", f"{100 * threshold.false_match_rate:.3g} %",
-                   f"{100 * threshold.false_non_match_rate:.3g} %", "12 crops of 3 cameras"):
-        assert number in page
+def test_the_page_states_the_errors_and_escapes_names(index):
+    for rate in (None, 0.3):
+        page = client_of(index, rate=rate).get("/").text
+        threshold = Shrunk.statistics.threshold(rate)
+        for number in (f"{threshold.value:.3f}", f"{100 * threshold.false_match_rate:.3g} %",
+                       f"{100 * threshold.false_non_match_rate:.3g} %", "12 crops of 3 cameras"):
+            assert number in page
     assert HOSTILE not in page and "&lt;img src=x" in page
     assert not re.search(r"https?://|<style|style=|onload=", page)
 
@@ -202,84 +189,69 @@ def test_images_are_read_as_the_toolbox_reads_files(tmp_path):
         assert np.array_equal(np.asarray(serve_images.decode(data)), expected), name
 
 
-# ------------------------------------------------------------------------------- crops ----
-
-
 def test_a_thumbnail_is_the_pixels_alone(own_index):
     client, path = client_of(own_index), Path(own_index.paths[2])
     text = PngInfo()
     text.add_text("comment", "a secret")
     exif = Image.Exif()
     exif[0x010E] = "a secret"
+    large = paint(2).resize((300, 600))
     for options in ({"kind": "PNG", "pnginfo": text, "exif": exif},
-                    {"kind": "JPEG", "comment": b"a secret", "exif": exif}):
-        path.write_bytes(encoded(paint(2).resize((300, 600)), **options))
+                    {"kind": "JPEG", "comment": b"a secret", "exif": exif, "quality": 95}):
+        path.write_bytes(encoded(large, **options))
         own_index.entries = tuple(entry._replace(size=-1, mtime=-1) for entry in own_index.entries)
         response = client.get("/crops/2")
         assert response.mimetype == "image/jpeg" and b"secret" not in response.data
         image = Image.open(io.BytesIO(response.data))
         assert image.format == "JPEG" and image.size == (192, 384) and not image.getexif()
+        difference = np.asarray(image, float) - np.asarray(large.resize(image.size), float)
+        assert np.abs(difference).mean() < 3
 
 
-def test_nothing_but_rows_is_served(client):
-    for row in ("12", "-1", "1.0", "01", "x", "", "%00", "9" * 5000, "\u0663", "../serve.py",
-                "..%2f..%2fserve.py", "%2e%2e/%2e%2e/etc/passwd", "%2fetc%2fpasswd", "/etc/passwd",
-                "0/../../serve.py", "..\\serve.py", "0%00.jpg", "~"):
-        assert said(client.get(f"/crops/{row}"), 404), row
+@pytest.mark.parametrize("path", [
+    *(f"/crops/{row}" for row in ("12", "-1", "1.0", "01", "", "%00", "9" * 5000, "\u0663",
+                                  "../serve.py", "..%2f..%2fserve.py", "%2fetc%2fpasswd",
+                                  "0/../../serve.py", "..\\serve.py", "0%00.jpg")),
+    "/serve.py", "/static/serve.py", "/%2e%2e/serve.py", "/%2Fetc/passwd", "/serve.html.j2",
+    "/serve.css/../serve.py", "/crops.index/index.json"], ids=lambda path: ascii(path[:20]))
+def test_nothing_but_rows_is_served(client, path):
+    assert said(client.get(path), 404) in ("There is nothing at this address.",
+                                           "There is no such crop in the index.")
 
 
-def test_no_other_file_is_served(client):
-    for path in ("/serve.py", "/static/serve.py", "/../serve.py", "/%2e%2e/serve.py",
-                 "/%2Fetc/passwd", "/serve.html.j2", "/serve.css/../serve.py",
-                 "/crops.index/index.json"):
-        assert said(client.get(path), 404) == "There is nothing at this address."
+def replacements(entry, path, tmp_path):
+    def write_as_large_and_as_old():
+        path.write_bytes(b"x" * entry.size)
+        os.utime(path, ns=(entry.mtime, entry.mtime))
 
-
-def replacements(path, tmp_path):
     secret = tmp_path / "secret.txt"
     secret.write_text("root:x:0:0")
-    yield "gone", path.unlink
-    yield "link to a text", lambda: path.symlink_to(secret)
-    yield "link to itself", lambda: path.symlink_to(path)
-    yield "text", lambda: path.write_text("root:x:0:0")
-    yield "another image", lambda: paint(99).save(path)
-    yield "PostScript", lambda: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-    yield "FIFO", lambda: os.mkfifo(path)
-    yield "folder", path.mkdir
+    return {"gone": lambda: None, "link to a text": lambda: path.symlink_to(secret),
+            "link to itself": lambda: path.symlink_to(path),
+            "text": lambda: path.write_text("root:x:0:0"),
+            "text of the same size and time": write_as_large_and_as_old,
+            "another image": lambda: paint(99).save(path),
+            "FIFO": lambda: os.mkfifo(path), "folder": path.mkdir}
 
 
 def test_a_replaced_file_is_not_shown_nor_searched_with(own_index, tmp_path):
     client, path = client_of(own_index), Path(own_index.paths[1])
-    for name, replace in replacements(path, tmp_path):
+    for name, replace in replacements(own_index.entries[1], path, tmp_path).items():
         path.unlink(missing_ok=True)
-        if name == "gone":
-            path.touch()
         replace()
         for response in (client.get("/crops/1"), client.post("/search?row=1")):
             text = said(response, 404)
-            assert "crop" in text and str(tmp_path) not in text and "root" not in text, name
+            assert ("image" if "same size" in name else "crop") in text, name
+            assert str(tmp_path) not in text and "root" not in text, name
             assert name != "another image" or "tools/index.py" in text
     assert client.get("/crops/0").status_code == 200
-
-
-def test_a_text_of_the_right_size_and_time_is_no_image(own_index):
-    path = Path(own_index.paths[1])
-    entry = own_index.entries[1]
-    path.write_bytes(b"x" * entry.size)
-    os.utime(path, ns=(entry.mtime, entry.mtime))
-    assert "image" in said(client_of(own_index).get("/crops/1"), 404)
-
-
-# ----------------------------------------------------------------------------- refusals ----
 
 
 def test_what_is_no_image_is_refused(client, tmp_path):
     png = encoded(paint(0))
     cases = [(b"hello", 415, "no JPEG, PNG, WEBP or BMP"), (b"", 400, "empty"),
              (png[:60], 415, "damaged"), (png[:-200], 415, "damaged"),
-             (encoded(paint(0), "GIF"), 415, "no JPEG"),
-             (encoded(paint(0), "TIFF"), 415, "no JPEG"),
-             (b"%!PS-Adobe-3.0 EPSF-3.0\n", 415, "no JPEG"), (b"<svg/>", 415, "no JPEG"),
+             (encoded(paint(0), "GIF"), 415, "no JPEG"), (b"%!PS-Adobe-3.0\n", 415, "no JPEG"),
              (bytes(LIMIT + 1), 413, "--max-upload-mib"),
              (encoded(Image.new("1", (5001, 5000))), 413, "25 million pixels"),
              (encoded(Image.new("1", (14000, 14000))), 413, "25 million pixels"),
@@ -301,19 +273,19 @@ def test_damaged_images_never_break_it(client):
 
 
 def test_wrong_numbers_are_refused(client):
-    for query in ("top=0", "top=501", "top=x", "top=", "camera=3", "camera=-1", "camera=door",
-                  "row=-1", "row=0x1", "row=" + "9" * 5000):
+    for query in ("top=0", "top=501", "top=x", "top=", "camera=3", "camera=door", "row=-1",
+                  "row=0x1", "row=" + "9" * 5000):
         text = said(client.post(f"/search?{query}", data=encoded(paint(0)), headers=IMAGE), 400)
         assert text.startswith(query.split("=")[0]), query
     assert "no such crop" in said(client.post("/search?row=12"), 404)
 
 
-def test_what_a_form_elsewhere_can_send_is_refused(client):
-    for kind in ("", "text/plain", "multipart/form-data; boundary=x",
-                 "application/x-www-form-urlencoded"):
-        headers = {"Content-Type": kind} if kind else {}
-        answer = said(client.post("/search", data=encoded(paint(0)), headers=headers), 415)
-        assert "Content-Type" in answer
+@pytest.mark.parametrize("kind", ["", "text/plain", "multipart/form-data; boundary=x",
+                                  "application/x-www-form-urlencoded"])
+def test_what_a_form_elsewhere_can_send_is_refused(client, kind):
+    headers = {"Content-Type": kind} if kind else {}
+    answer = said(client.post("/search", data=encoded(paint(0)), headers=headers), 415)
+    assert "Content-Type" in answer
 
 
 def test_methods(client):
@@ -323,40 +295,39 @@ def test_methods(client):
 
 
 @pytest.mark.parametrize("host, code", [
-    ("localhost", 200), ("localhost:8000", 200), ("127.0.0.1:9", 200), ("[::1]:8000", 200),
-    ("LOCALHOST", 200), ("[0:0:0:0:0:0:0:1]", 200),
-    ("evil.example", 403), ("localhost.evil.example", 403), ("127.0.0.1.evil.example", 403),
+    ("localhost:8000", 200), ("LOCALHOST", 200), ("127.0.0.1:9", 200), ("[::1]:8000", 200),
+    ("[0:0:0:0:0:0:0:1]", 200), ("evil.example", 403), ("localhost.evil.example", 403),
     ("localhost@evil.example", 403), ("localhost:8000:1", 403), ("", 403), ("127.0.0.2", 403),
-    ("localhost, evil.example", 403), ("localhost/x", 403), ("[::1", 403),
-    ("localhost\u00e9", 403)])
+    ("localhost, evil.example", 403), ("[::1", 403), ("localhost\u00e9", 403)])
 def test_hosts(client, host, code):
     """A name that leads here (DNS rebinding) is not answered."""
     for path in ("/", "/crops/0"):
         response = client.get(path, headers={"Host": host.encode("utf-8").decode("latin-1")})
         assert response.status_code == code
-        if code == 403:
-            assert "--allow-host" in response.get_json()["error"]
+        assert code == 200 or "--allow-host" in response.get_json()["error"]
 
 
-def test_a_host_that_is_allowed(index):
+@pytest.mark.parametrize("host, code", [
+    ("reid.example", 200), ("[fe80::1]:80", 200), ("localhost", 403)])
+def test_hosts_that_were_given(index, host, code):
     client = client_of(index, ["Reid.Example", "fe80::1"])
-    assert client.get("/", headers={"Host": "reid.example"}).status_code == 200
-    assert client.get("/", headers={"Host": "[fe80::1]:80"}).status_code == 200
-    assert client.get("/", headers={"Host": "localhost"}).status_code == 403
+    assert client.get("/", headers={"Host": host}).status_code == code
 
 
 @pytest.mark.parametrize("headers, code", [
-    ({}, 200), ({"Origin": "http://localhost"}, 200), ({"Sec-Fetch-Site": "same-origin"}, 200),
-    ({"Origin": "https://localhost"}, 200),
-    ({"Origin": "null"}, 403), ({"Origin": "http://evil.example"}, 403),
+    ({"Origin": "http://localhost"}, 200), ({"Origin": "https://localhost"}, 200),
+    ({"Sec-Fetch-Site": "same-origin"}, 200), ({"Origin": "null"}, 403),
     ({"Origin": "http://localhost:81"}, 403), ({"Origin": "http://localhost.evil.example"}, 403),
     ({"Sec-Fetch-Site": "cross-site"}, 403), ({"Sec-Fetch-Site": "same-site"}, 403)])
-def test_another_page_cannot_search(client, headers, code):
-    response = client.post("/search?row=0", headers={"Host": "localhost", **headers})
-    assert response.status_code == code
+def test_another_page_may_link_here_and_neither_search_nor_show_crops(client, headers, code):
+    headers = {"Host": "localhost", **headers}
+    assert client.post("/search?row=0", headers=headers).status_code == code
+    assert client.get("/", headers=headers).status_code == 200
+    if "Sec-Fetch-Site" in headers:
+        assert client.get("/crops/0", headers=headers).status_code == code
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:8000", "reid.example", "reid.example:443"])
+@pytest.mark.parametrize("host", ["127.0.0.1:8000", "reid.example"])
 @pytest.mark.parametrize("origin, code", [
     ("https://reid.example", 200), ("https://Reid.Example:8443", 200),
     ("https://evil.example", 403), ("https://reid.example.evil.example", 403), ("null", 403),
@@ -365,12 +336,6 @@ def test_behind_a_proxy_whatever_host_it_sends(index, host, origin, code):
     client = client_of(index, ["127.0.0.1", "reid.example"], proxies=["Reid.example"])
     response = client.post("/search?row=0", headers={"Host": host, "Origin": origin})
     assert response.status_code == code
-
-
-def test_another_page_cannot_show_crops_and_may_link_here(client):
-    elsewhere = {"Sec-Fetch-Site": "cross-site"}
-    assert said(client.get("/crops/0", headers=elsewhere), 403)
-    assert client.get("/", headers=elsewhere).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/", "/serve.js", "/serve.css", "/icon.svg", "/crops/0", "/none"])
@@ -391,8 +356,6 @@ def test_an_error_of_the_program_is_not_told(client, monkeypatch, caplog):
     text = said(client.post("/search?row=0"), 500)
     assert "log" in text and "division" not in text and "division by zero" in caplog.text
 
-
-# ----------------------------------------------------------------------- the process ----
 
 STAND_IN = f"""
 import sys
@@ -454,21 +417,15 @@ def test_a_port_in_use(index, capsys):
 
 
 def test_hosts_and_ports_that_cannot_be(monkeypatch):
-    def unknown(*_, **__):
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-    def denied(*_):
-        raise PermissionError(13, "Permission denied")
-
-    with monkeypatch.context() as patch:  # no resolver is asked
-        patch.setattr(socket, "getaddrinfo", unknown)
-        with pytest.raises(serve.Mistake, match="--host not-a-host is no address of .*not known"):
-            serve.listen("not-a-host", 0)
     with pytest.raises(serve.Mistake, match="--host 192.0.2.1 is no address of this machine"):
         serve.listen("192.0.2.1", 0)  # kept for documents
-    monkeypatch.setattr(socket.socket, "bind", denied)
+    monkeypatch.setattr(socket.socket, "bind", mock.Mock(side_effect=PermissionError(13, "Denied")))
     with pytest.raises(serve.Mistake, match="port 80 is not allowed.*--port"):
         serve.listen("127.0.0.1", 80)
+    monkeypatch.setattr(socket, "getaddrinfo", mock.Mock(side_effect=socket.gaierror(
+        socket.EAI_NONAME, "Name or service not known")))  # no resolver is asked
+    with pytest.raises(serve.Mistake, match="--host not-a-host is no address of .*not known"):
+        serve.listen("not-a-host", 0)
 
 
 def test_a_wildcard_is_reached_by_the_addresses_of_the_machine():

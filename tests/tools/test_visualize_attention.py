@@ -1,6 +1,5 @@
 """The tool that draws attention maps: its choice of images, shares, pictures and errors."""
 
-import collections
 import os
 import re
 import shutil
@@ -24,38 +23,23 @@ SYNTHETIC = [*MARKET, "DATASETS.NAMES", "('SyntheticCameras',)"]
 
 
 @pytest.fixture(scope="module")
-def rendered(tmp_path_factory):
+def synthetic(tmp_path_factory):
+    """Folder of a tiny SyntheticCameras, which the toolbox's loader finds."""
     root = tmp_path_factory.mktemp("synthetic")
     render_dataset(str(root / "SyntheticCameras"), train_identities=3, test_identities=1,
                    cameras=3, size=(32, 16))
-    return root
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data_build, "_root", str(root))
+        yield root / "SyntheticCameras"
 
 
 @pytest.fixture
-def synthetic(rendered, monkeypatch):
-    """Folder of a tiny SyntheticCameras, which the toolbox's loader finds."""
-    monkeypatch.setattr(data_build, "_root", str(rendered))
-    return rendered / "SyntheticCameras"
-
-
-@pytest.fixture(scope="module")
-def weights(rendered, tmp_path_factory):
+def weights(small_run):
     """A checkpoint whose mask is far from uniform, as if it had been trained."""
-    cfg = tool.configure(tool.parse_args([*CONFIG, *SYNTHETIC]))
-    paths = sorted((rendered / "SyntheticCameras" / "bounding_box_train").iterdir())
-    samples, _ = tool.read([tool.Choice(str(path), "", True) for path in paths[:16]], cfg)
-    model = tool.build_network(cfg, "")
-    generator = torch.Generator().manual_seed(1)
-    backbone, attention = model.backbone.train(), model.heads.attention.train()
-    with torch.no_grad():
-        attention.combine[1].weight.normal_(1, 2, generator=generator)
-        for layer in (attention.spatial_reduce, attention.spatial_refine):
-            layer[1].bias.fill_(1)  # above the ReLU's zero
-        images = model.preprocess_image(torch.stack([sample.image for sample in samples]))
-        for _ in range(40):  # running statistics, without which what comes out is almost zero
-            attention(backbone(images))
-    path = tmp_path_factory.mktemp("weights") / "model_final.pth"
-    torch.save({"model": model.state_dict()}, path)
+    path = small_run() / "model_final.pth"
+    content = torch.load(path, weights_only=True)
+    content["model"]["heads.attention.combine.1.weight"] *= 10
+    torch.save(content, path)
     return path
 
 
@@ -79,19 +63,14 @@ def pictures(page):
 
 
 def plain_maps(model, path, kind):
-    """Both maps (h, w) of one image on its own, by loops over the channels."""
+    """Both maps (h, w) of one image on its own."""
     image = Image.open(path).convert("RGB").resize((16, 32), Image.BICUBIC)
     images = torch.from_numpy(np.asarray(image).astype(np.float32)).permute(2, 0, 1)[None]
     with torch.no_grad():
         features = model.backbone((images - model.pixel_mean) / model.pixel_std)
-        mask = model.heads.attention(features)[0].numpy()
-    features = features[0].numpy()
-    maps = [np.zeros(mask.shape[1:]), np.zeros(mask.shape[1:])]
-    for f, a in zip(features, mask, strict=True):
-        weight = np.abs(f) if kind == "feature" else 1.0
-        maps[0] += a * weight / len(mask)
-        maps[1] += (1.0 - a) * weight / len(mask)
-    return maps
+        mask = model.heads.attention(features)[0]
+    weight = features[0].abs() if kind == "feature" else 1
+    return [(part * weight).mean(dim=0).numpy() for part in (mask, 1 - mask)]
 
 
 def plain_share(heat, person):
@@ -157,38 +136,33 @@ def test_at_a_uniform_mask_the_picture_is_grey_and_else_it_is_not(synthetic, wei
     assert strongest > 80
 
 
-def test_colours_by_hand():
-    picture = np.zeros((1, 3, 3), np.uint8)
-    red, middle, blue = tool.overlay(picture, np.array([[1.2, 1.0, 0.8]]), 0.2)[0].astype(int)
-    assert red[0] > red[2] + 80 and blue[2] > blue[0] + 70
-    assert middle.max() - middle.min() <= 4
-    assert tool.overlay(picture + 255, np.ones((1, 3)), 0.2).mean() > middle.mean() + 90
+def test_the_range_of_the_colours():
     uniform, strong = torch.ones(1, 2, 2), torch.tensor([[[1.0, 1.0], [1.3, 0.7]]])
     assert tool.colour_range([uniform, uniform + 1e-4]) == 0.1  # rounding errors stay grey
     assert tool.colour_range([uniform, strong]) == pytest.approx(0.3)
     assert tool.colour_range([uniform, 5 * strong]) == 1.0
 
 
-def test_specific_and_agnostic_are_drawn_where_they_are_strong(tmp_path):
+def test_specific_and_agnostic_are_drawn_where_they_are_strong():
     """A mask that is strong in the upper half: above, the specific overlay is the redder one."""
     picture = np.full((20, 10, 3), 128, np.uint8)
     sample = tool.Sample(tool.Choice("x.png", "", True), torch.zeros(3, 4, 4), picture, None)
     specific = torch.tensor([[[0.8, 0.8], [0.2, 0.2]]])
     shares = (np.array([np.nan]), np.array([np.nan]))
     (panel,), spread = tool.draw_panels([sample], (specific, 1 - specific), shares)
-    assert spread == pytest.approx(0.6) and panel.note == "" and panel.name == "x.png"
-    original, left, right = (p.astype(int) for p in panel.pictures)
+    assert spread == pytest.approx(0.6) and (panel.note, panel.name) == ("", "x.png")
+    original, *overlays = (p.astype(int) for p in panel.pictures)
     assert np.array_equal(original, picture)
-    redness = [p[..., 0] - p[..., 2] for p in (left, right)]
-    assert (redness[0][:5] > 50).all() and (redness[0][-5:] < -50).all()
-    assert (redness[1][:5] < -50).all() and (redness[1][-5:] > 50).all()
+    for overlay, sign in zip(overlays, (1, -1), strict=True):
+        redness = sign * (overlay[..., 0] - overlay[..., 2])
+        assert (redness[:5] > 50).all() and (redness[-5:] < -50).all()
 
 
 @pytest.mark.parametrize("split, cameras", [
     ("train", ["market1501_0", "market1501_1"]),
-    ("query", ["Market1501 camera id 0", "Market1501 camera id 1"]),
-    ("gallery", ["Market1501 camera id 0", "Market1501 camera id 1"])])
-def test_images_of_a_dataset(tiny_market, split, cameras, tmp_path, capsys):
+    ("query", ["Market1501 camera id 0", "Market1501 camera id 1"])])
+def test_images_of_a_dataset(tiny_market, split, cameras, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tool, "MOST_ROWS", 1)  # of a PNG alone
     arguments = [*CONFIG, "--split", split, "--per-camera", "3", "--output",
                  str(tmp_path / "page.html"), *MARKET]
     tool.main(arguments)
@@ -198,17 +172,14 @@ def test_images_of_a_dataset(tiny_market, split, cameras, tmp_path, capsys):
     assert [alt for alt, _ in pictures(page)] == 6 * ["image", "camera-specific",
                                                      "camera-agnostic"]
     assert "Before training, SEED 1" in page.text and "on the person" not in page.text
-    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}
-            ) in page.elements
+    assert 'name="viewport"' in page.source
     args = tool.parse_args(arguments)
     choices = tool.choose(args, tool.configure(args))
-    assert list(dict.fromkeys(choice.group for choice in choices)) == cameras
+    assert [choice.group for choice in choices] == [camera for camera in cameras for _ in range(3)]
     for choice in choices:
         assert choice.drawn and choice.group in page.text
         assert os.path.basename(choice.path) in page.text
-        number = int(re.search(r"_c(\d)s", choice.path)[1])
-        assert choice.group == cameras[number - 1]
-    assert collections.Counter(choice.group for choice in choices) == dict.fromkeys(cameras, 3)
+        assert choice.group == cameras[int(re.search(r"_c(\d)s", choice.path)[1]) - 1]
 
 
 def test_cameras_of_personx_keep_their_numbers(cfg, tmp_path, monkeypatch):
@@ -231,15 +202,10 @@ def test_the_choice_follows_the_seed(tiny_market):
         args = tool.parse_args([*CONFIG, *options, *MARKET])
         return [choice.path for choice in tool.choose(args, tool.configure(args))]
 
-    assert choose("--seed", "1") == choose("--seed", "1") != choose("--seed", "2")
+    default = choose("--seed", "1")
+    assert default == choose() == choose("--dataset", "Market1501") != choose("--seed", "2")
     everything = choose("--per-camera", "1000")
     assert len(everything) == 48 and set(choose("--per-camera", "3")) < set(everything)
-    assert choose("--dataset", "Market1501") == choose()
-
-
-def test_cameras_are_ordered_by_number():
-    names = ["m_c10", "m_c2", "m_c1", "d_c3"]
-    assert sorted(names, key=tool._by_number) == ["d_c3", "m_c1", "m_c2", "m_c10"]
 
 
 def test_a_folder_and_names_that_need_escaping(folder, tmp_path, capsys):
@@ -257,20 +223,22 @@ def test_a_folder_and_names_that_need_escaping(folder, tmp_path, capsys):
 
 def test_config_keys_after_images(folder):
     paths = [str(folder / "b.png"), str(folder / "c.JPG")]
-    args = tool.parse_args([*CONFIG, "--images", *paths, "SEED", "7", "MODEL.DEVICE", "cpu"])
-    assert args.images == paths and tool.configure(args).SEED == 7
-    args = tool.parse_args([*CONFIG, "--images", *paths, "--seed", "4", "SEED", "7"])
-    assert args.images == paths and args.opts == ["SEED", "7"]
+    for options in ([], ["--seed", "4"]):
+        args = tool.parse_args([*CONFIG, "--images", *paths, *options, "SEED", "7"])
+        assert args.images == paths and args.opts == ["SEED", "7"]
 
 
-def test_bad_images_are_named_and_the_others_drawn(folder, tmp_path, capsys):
+def test_bad_images_are_named_and_the_others_drawn(synthetic, folder, tmp_path, capsys):
     good, cut, missing = folder / "b.png", tmp_path / "cut.png", tmp_path / "missing.png"
     cut.write_bytes(good.read_bytes()[:700])
-    images = [cut, good, missing, folder / "notes.txt", folder / "below"]
+    shutil.copytree(synthetic, tmp_path / "SyntheticCameras")
+    other = next((tmp_path / "SyntheticCameras" / "query").iterdir())  # it was rendered
+    Image.new("RGB", (30, 30)).save(other)
+    images = [cut, good, missing, folder / "notes.txt", folder / "below", other]
     arguments = [*CONFIG, "--output", str(tmp_path / "page.html"), "--images"]
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit, match=f"{other} is 30 pixels high.*it is another") as stopped:
         tool.main([*arguments, *map(str, images), *MARKET])
-    for path in images:
+    for path in images[:-1]:
         assert (f"Cannot read the image {path}" in stopped.value.code) == (path != good)
     assert "page.html: 1 images" in capsys.readouterr().out
     assert len(Page(tmp_path / "page.html").pictures) == 4
@@ -281,16 +249,6 @@ def test_bad_images_are_named_and_the_others_drawn(folder, tmp_path, capsys):
     assert not (tmp_path / "page.html").exists()
 
 
-def test_an_image_that_was_put_in_a_rendered_ones_place(synthetic, tmp_path):
-    shutil.copytree(synthetic, tmp_path / "SyntheticCameras")
-    first, second = sorted((tmp_path / "SyntheticCameras" / "query").iterdir())[:2]
-    Image.new("RGB", (30, 30)).save(first)
-    with pytest.raises(SystemExit, match=f"{first} is 30 pixels high.*it is another image"):
-        tool.main([*CONFIG, "--output", str(tmp_path / "a.png"), "--images", str(first),
-                   str(second), *MARKET])
-    assert (tmp_path / "a.png").is_file()
-
-
 @pytest.mark.parametrize("options, message", [
     (["--per-camera", "0"], "--per-camera 0 must be at least 1"),
     (["--measure", "-1"], "--measure -1 must not be negative"),
@@ -298,8 +256,7 @@ def test_an_image_that_was_put_in_a_rendered_ones_place(synthetic, tmp_path):
     (["--output", "absent/maps.png"], "the folder absent does not exist"),
     (["--output", "there.png"], "--output there.png cannot be written"),
     (["--images", "SEED", "1"], "--images needs at least one path"),
-    (["--folder", "b", "--split", "query"], "--split query is of a dataset"),
-])
+    (["--folder", "b", "--split", "query"], "--split query is of a dataset")])
 def test_bad_options(options, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there.png").mkdir()
@@ -318,33 +275,15 @@ def test_bad_options(options, message, tmp_path, monkeypatch, capsys):
     ([], ["MODEL.HEADS.NAME", "EmbeddingHead", "MODEL.HEADS.NUM_CLASSES", "4"],
      "MODEL.HEADS.NAME EmbeddingHead of .* CAUReID has no attention.*a single CamSepHead"),
     ([], ["MODEL.WEIGHTS", "absent.pth"], "MODEL.WEIGHTS absent.pth is not a file"),
-    ([], ["MODEL.WEIGHTS", "text.pth"], "text.pth is damaged or no file .*MODEL.WEIGHTS"),
     ([], ["MODEL.WEIGHTS", "other.pth"], "of another architecture"),
     ([], ["INPUT.CROP.ENABLED", "True"], "INPUT.CROP.ENABLED False"),
     ([], ["INPUT.SIZE_TEST", "[32]"], r"INPUT.SIZE_TEST \[32\] must be \[height, width\]"),
-])
+    (["--per-camera", "5"], [], r"fill 4 rows of a PNG, which holds 3.*\.html")])
 def test_bad_configs(tiny_market, options, keys, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    (tmp_path / "text.pth").write_text("not a checkpoint")
+    monkeypatch.setattr(tool, "MOST_ROWS", 3)
     torch.save({"model": {"backbone.x": torch.zeros(2)}}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=f"(?s){message}"):
         tool.main([*CONFIG, *options, *MARKET, *keys])
     assert not (tmp_path / "attention.png").exists()
-
-
-def test_more_rows_than_a_png_holds(tiny_market, tmp_path, monkeypatch):
-    monkeypatch.setattr(tool, "MOST_ROWS", 3)
-    arguments = [*CONFIG, "--per-camera", "5", *MARKET, "OUTPUT_DIR", str(tmp_path)]
-    arguments[2:2] = ["--output", str(tmp_path / "a.png")]
-    with pytest.raises(ValueError, match=r"fill 4 rows of a PNG, which holds 3.*\.html"):
-        tool.main(arguments)
-    arguments[3] = str(tmp_path / "a.html")
-    tool.main(arguments)
-    assert (tmp_path / "a.html").is_file()
-
-
-def test_rows_hold_one_group_each():
-    choices = [tool.Choice(str(i), group, True) for i, group in enumerate("aaaaabbc")]
-    rows = ["".join(choice.group for choice in row) for row in tool.rows_of(choices)]
-    assert rows == ["aaaa", "a", "bb", "c"]
