@@ -143,7 +143,8 @@ def slow_imports_later() -> Iterator[None]:
     Upstream: ``evaluation/reid_evaluation.py:15`` imports ``sklearn.metrics`` for the ROC curve
     alone, ``solver/optim/lamb.py:9`` TensorBoard's ``SummaryWriter`` for an annotation. Symptom:
     every program pays for both, a quarter of the import. Inside the block the two names are
-    stand-ins that import the real ones when they are used.
+    stand-ins that import the real ones when they are used. Another thread that imports them at the
+    same moment meets the stand-ins. What is not installed has none: its own error is shown.
     """
 
     def SummaryWriter(*args: object, **options: object) -> object:
@@ -151,10 +152,11 @@ def slow_imports_later() -> Iterator[None]:
 
     stand_ins = {"sklearn": {"metrics": _Later("sklearn.metrics")},
                  "torch.utils.tensorboard": {"SummaryWriter": SummaryWriter}}
-    added = [name for name in stand_ins if name not in sys.modules]
+    found = {name: importlib.util.find_spec(name) for name in stand_ins if name not in sys.modules}
+    added = [name for name, spec in found.items() if spec is not None]
     for name in added:
         stand_in = types.ModuleType(name)
-        stand_in.__spec__ = importlib.util.find_spec(name)  # torch asks what is installed
+        stand_in.__spec__ = found[name]  # torch asks what is installed
         vars(stand_in).update(stand_ins[name])
         sys.modules[name] = stand_in
     try:
@@ -190,11 +192,19 @@ def _import_toolbox() -> None:
     if len(both) > 1:
         warnings.warn(f"{' and '.join(both)} are both installed, and overwrite each other's files: "
                       "uninstall both, then install one of them.", stacklevel=2)
-    with legacy_names(), faiss_stand_in(), slow_imports_later():
-        for name in ("config", "data", "engine", "evaluation", "modeling", "solver", "utils"):
-            importlib.import_module(f"fastreid.{name}")
-        for name in ("compute_dist", "checkpoint", "comm", "events", "params"):
-            importlib.import_module(f"fastreid.utils.{name}")
+    with legacy_names(), faiss_stand_in():
+        try:
+            with slow_imports_later():
+                _import_parts()
+        except ImportError:  # a fork of the toolbox may import more of scikit-learn
+            _import_parts()
+
+
+def _import_parts() -> None:
+    for name in ("config", "data", "engine", "evaluation", "modeling", "solver", "utils"):
+        importlib.import_module(f"fastreid.{name}")
+    for name in ("compute_dist", "checkpoint", "comm", "events", "params"):
+        importlib.import_module(f"fastreid.utils.{name}")
 
 
 _import_toolbox()
@@ -703,24 +713,26 @@ def _preprocessing_changes_its_input() -> bool:
 
 
 @_repair(
-    upstream="modeling/meta_arch/baseline.py:130 (images.sub_().div_() in place)",
+    upstream="modeling/meta_arch/baseline.py:130 and mgn.py:256 (images.sub_().div_() in place)",
     symptom="TEST.FLIP.ENABLED normalises the flipped images twice, so half of every averaged "
     "feature comes from a wrong image; the caller's batch is changed as well",
     versions="all",
     broken=_preprocessing_changes_its_input,
 )
 def _preprocess_in_place(patch: _Patches) -> None:
-    original = _Baseline.preprocess_image
+    def on_a_copy(original):
+        @functools.wraps(original)
+        def preprocess_image(self, batched_inputs):
+            if isinstance(batched_inputs, dict):
+                batched_inputs = {**batched_inputs, "images": batched_inputs["images"].clone()}
+            elif isinstance(batched_inputs, torch.Tensor):
+                batched_inputs = batched_inputs.clone()
+            return original(self, batched_inputs)
 
-    @functools.wraps(original)
-    def preprocess_image(self, batched_inputs):
-        if isinstance(batched_inputs, dict):
-            batched_inputs = {**batched_inputs, "images": batched_inputs["images"].clone()}
-        elif isinstance(batched_inputs, torch.Tensor):
-            batched_inputs = batched_inputs.clone()
-        return original(self, batched_inputs)
+        return preprocess_image
 
-    patch.set(_Baseline, "preprocess_image", preprocess_image)
+    for architecture in (_Baseline, _MGN):
+        patch.set(architecture, "preprocess_image", on_a_copy(architecture.preprocess_image))
 
 
 # ------------------------------------------------------------------- several processes ----

@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: tiny images, a complete config, a tiny run.
 
-With ``CI`` in the environment, a test that is skipped fails the run unless EXPECTED_SKIPS has it.
+With ``CI`` in the environment, a test that is skipped, or fails as expected, fails the run unless
+EXPECTED_SKIPS has it.
 """
 
 import logging
@@ -31,8 +32,8 @@ _skipped = []
 
 
 def pytest_runtest_logreport(report):
-    if report.skipped and not hasattr(report, "wasxfail"):
-        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    if report.skipped:
+        reason = getattr(report, "wasxfail", None) or str(report.longrepr[2])
         _skipped.append((report.nodeid, reason.removeprefix("Skipped: ")))
 
 

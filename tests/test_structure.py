@@ -33,6 +33,7 @@ ALLOWED = {
 PUBLIC = ("os._exit",)  # documented, for all its underscore
 OF_NAMED_TUPLES = ("_asdict", "_replace")  # as well
 TOOLS = sorted((PACKAGE.parent / "tools").glob("*.py"))
+TESTS = sorted((PACKAGE.parent / "tests").rglob("test_*.py"))
 
 
 @functools.cache
@@ -239,6 +240,14 @@ def test_the_package_imports_no_tool_and_no_test():
     others = {path.stem for path in TOOLS} | {"tests", "tools", "pytest", "hypothesis"}
     assert _found([*FILES, FACE], lambda path: others & {
         name.split(".")[0] for name in _imports(path)}) == {}
+
+
+def test_every_file_of_tests_has_tests():
+    """pytest says nothing of a file in which it finds none."""
+    for path in TESTS:
+        functions = [node.name for node in ast.parse(path.read_text()).body
+                     if isinstance(node, ast.FunctionDef)]
+        assert any(name.startswith("test_") for name in functions), path
 
 
 def test_the_face_of_the_package_imports_compat_before_the_toolbox():

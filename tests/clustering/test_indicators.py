@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from caureid_plugin.clustering import label_indicators, silhouette, stability
+from caureid_plugin.clustering import indicators, label_indicators, silhouette, stability
 from sklearn.metrics import silhouette_score
 
 
@@ -40,7 +40,9 @@ def _plain_silhouettes(features, labels):
     return values
 
 
-def test_silhouette_against_a_loop_where_an_image_alone_counts_as_zero():
+@pytest.mark.parametrize("held", [indicators.HELD, 22])  # all images at once, a few at a time
+def test_silhouette_against_a_loop_where_an_image_alone_counts_as_zero(monkeypatch, held):
+    monkeypatch.setattr(indicators, "HELD", held)
     features, labels, _ = _data(4, clusters=3)
     labels = np.append(labels, 3)
     features = torch.cat((features, -features[:1]))
@@ -109,7 +111,6 @@ def test_shares_and_what_is_left_out_the_first_time():
         np.mean(_plain_silhouettes(features, labels)), abs=1e-5)
     assert found == {"outlier_share": 0.2, "largest_share": 0.4,
                      "cross_camera": pytest.approx(2 / 3)}
-    later = label_indicators(labels, camids, features, previous=np.full(10, -1))
-    assert "stability" not in later
-    later = label_indicators(labels, camids, features, previous=labels)
-    assert later["stability"] == 1.0
+    for previous, expected in ((np.full(10, -1), None), (labels, 1.0)):
+        later = label_indicators(labels, camids, features, previous=previous)
+        assert later.get("stability") == expected

@@ -28,11 +28,10 @@ def search(request, monkeypatch):
     if name == "faiss-flat":
         monkeypatch.setattr(faiss_search, "ROWS", 7)
         return Search(backend=name)
-    dtype = torch.bfloat16 if name in ("torch", "torch in tiles") else torch.float32
     if name == "torch as on a GPU":
-        best_scores = exact_search.BestScores
-        monkeypatch.setattr(exact_search, "BestScores",
-                            lambda *args: best_scores(*args, loop=False))
+        best = exact_search.BestScores
+        monkeypatch.setattr(exact_search, "BestScores", lambda *args: best(*args, loop=False))
+    dtype = torch.bfloat16 if name in ("torch", "torch in tiles") else torch.float32
     monkeypatch.setattr(exact_search, "fast_dtype", lambda device: dtype)
     if name == "torch in tiles":
         monkeypatch.setattr(exact_search, "TILE_ROWS", 7)
@@ -47,12 +46,13 @@ def assert_same_lists(found, expected):
     assert np.allclose(distances, expected[1], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("k, normalise, shift", [
-    (1, True, 0), (7, False, 30),  # far from the origin, where rounding costs most
-    (50, True, 30), (50, False, 0),
+@pytest.mark.parametrize("n, k, normalise, shift", [
+    (50, 1, True, 0), (50, 50, True, 30),
+    (50, 7, False, 30),  # far from the origin, where rounding costs most
+    (1100, 12, True, 0),  # most images are no candidates of each other
 ])
-def test_lists_hold_the_nearest_images_in_order(search, make_features, k, normalise, shift):
-    features, _ = make_features(50, normalise=normalise)
+def test_lists_hold_the_nearest_images_in_order(search, make_features, n, k, normalise, shift):
+    features, _ = make_features(n, normalise=normalise)
     features += np.float32(shift)
     before = features.copy()
     assert_same_lists(search_neighbors(features, k, search=search),
@@ -60,35 +60,17 @@ def test_lists_hold_the_nearest_images_in_order(search, make_features, k, normal
     assert np.array_equal(features, before), "the caller's features must not change"
 
 
-@pytest.fixture(scope="module", params=[(900, 3, 12), (1300, 64, 30)])
-def many(request, make_features):
-    """Features, k and the expected lists; most images are no candidates of each other."""
-    n, dim, k = request.param
-    features, _ = make_features(n, dim, per_identity=20, noise=0.8)
-    return features, k, plain.nearest_lists(features, k)
-
-
-def test_many_images_of_which_most_are_no_candidates(search, many):
-    features, k, expected = many
-    assert_same_lists(search_neighbors(features, k, search=search), expected)
-
-
-@pytest.mark.parametrize("cameras", [2, 5])
-def test_lists_by_camera(search, make_features, cameras):
+@pytest.mark.parametrize("cameras, few", [(1, 0), (2, 3), (5, 3)])
+def test_lists_by_camera(search, make_features, cameras, few):
     features, _ = make_features(90, cameras=cameras)
     camids = np.random.default_rng(0).integers(0, cameras, 90) * 4 - 3  # any integers will do
-    camids[:3] = 99  # a camera with fewer images than the list
+    camids[:few] = 99  # a camera with fewer images than the list
     same = camids[:, None] == camids
     intra, inter = search_by_camera(features, torch.from_numpy(camids), 6, 21, search=search)
     assert_same_lists(intra, plain.nearest_lists(features, 6, same))
     assert_same_lists(inter, plain.nearest_lists(features, 21, ~same))
-
-
-def test_one_camera_has_no_neighbours_across(search, make_features):
-    features, _ = make_features(30)
-    _, (ranks, distances) = search_by_camera(
-        features, np.zeros(30, dtype=np.int64), 3, 4, search=search)
-    assert (ranks == -1).all() and np.isinf(distances).all()
+    with pytest.raises(ValueError, match=r"90 images, got shape \(89,\)"):
+        search_by_camera(features, camids[1:], 6, 21, search=search)
 
 
 @pytest.mark.parametrize("spread, shift, decided", [
@@ -100,23 +82,21 @@ def test_images_that_cannot_be_proved_are_searched_again(
     features, _ = make_features(800, 16)
     features[:400] = features[0] + np.float32(spread) * features[:400]
     features += np.float32(shift)
-    again, compared = [], []
-    search_again, compare_all = exact_search._search_again, exact_search._compare_all
+    counts = {}
 
-    def count_again(*args):
-        again.extend(args[3])
-        return search_again(*args)
+    def count(name, rows, work):
+        def counted(*args):
+            counts[name] = counts.get(name, 0) + len(args[rows])
+            return work(*args)
 
-    def count_compared(*args):
-        compared.extend(args[4])
-        return compare_all(*args)
+        monkeypatch.setattr(exact_search, name, counted)
 
-    monkeypatch.setattr(exact_search, "_search_again", count_again)
-    monkeypatch.setattr(exact_search, "_compare_all", count_compared)
+    count("_search_again", 3, exact_search._search_again)
+    count("_compare_all", 4, exact_search._compare_all)
     found, = search_exact(features, lambda **kind: exact_search.Everyone(800, 20, **kind),
                           device=CPU, dtype=torch.bfloat16)
-    assert len(again) >= 400, "the case must be one that bfloat16 cannot decide"
-    assert (len(compared) < 100) == decided, "and this one that float32 products can, or not"
+    assert counts["_search_again"] >= 400, "the case must be one that bfloat16 cannot decide"
+    assert (counts["_compare_all"] < 100) == decided, "float32 products can decide it, or not"
     expected = plain.nearest_lists(features, 20)
     assert np.allclose(found[1], expected[1], rtol=1e-5, atol=1e-6)
     own = features.astype(np.float64)[:, None] - features.astype(np.float64)[found[0]]
@@ -169,33 +149,23 @@ def test_every_distance_is_between_its_bounds(make_features, dtype, scale):
     unit, lost, errors, rounding = rounded.slack(
         everything, rounded.norms.max(), rounded.errors.max())
     exact = plain.squared_distances(features)
-    low, high = np.empty((120, 120)), np.empty((120, 120))
-    for i, j in np.ndindex(120, 120):
-        low[i, j], high[i, j] = kernels.bounds_of(
-            scores[i, j], unit, lost[i], errors[i], rounding)
+    low, high = np.array([
+        [kernels.bounds_of(score, unit, lost[i], errors[i], rounding) for score in row]
+        for i, row in enumerate(scores)]).transpose(2, 0, 1)
     assert (low <= exact).all() and (exact <= high).all()
     apart = ~np.eye(120, dtype=bool)
     slack = (high - low)[apart] / low[apart]
     assert np.median(slack) < (0.2 if dtype == torch.bfloat16 else 1e-3), "they must say something"
 
 
-def test_duplicates_come_by_index(search, make_features):
-    features, _ = make_features(50)
-    copies = [3, 17, 18, 44]
-    features[copies] = features[3]
-    ranks, distances = search_neighbors(features, 6, search=search)
-    for i in copies:
-        assert ranks[i, :4].tolist() == copies and distances[i, :4].tolist() == [0] * 4
-
-
-def test_more_duplicates_than_places(search):
-    ranks, distances = search_neighbors(np.ones((50, 4), dtype=np.float32), 5, search=search)
-    assert ranks.tolist() == [[0, 1, 2, 3, 4]] * 50 and (distances == 0).all()
-
-
-def test_one_image(search):
-    ranks, distances = search_neighbors(np.ones((1, 4), dtype=np.float32), 1, search=search)
-    assert ranks.tolist() == [[0]] and distances.tolist() == [[0]]
+@pytest.mark.parametrize("images, copies, k", [
+    (50, [3, 17, 18, 44], 6), (50, range(50), 5), (1, [0], 1)],
+    ids=["few copies", "more copies than places", "one image"])
+def test_duplicates_come_by_index(search, make_features, images, copies, k):
+    features, _ = make_features(images)
+    features[list(copies)] = features[copies[0]]
+    assert_same_lists(search_neighbors(features, k, search=search),
+                      plain.nearest_lists(features, k))
 
 
 @pytest.mark.parametrize("backend", ["torch-pca", "faiss-ivf"])
@@ -235,12 +205,11 @@ def test_recall_by_hand():
     assert projected_search.measure_recall(found, exact) == 3 / 5
 
 
-def test_auto_chooses_by_size_and_device():
-    cuda = torch.device("cuda")
-    assert Search().resolve(200_000, CPU) == "torch"
-    assert Search().resolve(200_001, CPU) == "torch-pca"
-    assert Search().resolve(10**6, cuda) == "torch"
-    assert Search(backend="torch").resolve(10**6, CPU) == "torch"
+@pytest.mark.parametrize("given, images, device, chosen", [
+    ("auto", 200_000, "cpu", "torch"), ("auto", 200_001, "cpu", "torch-pca"),
+    ("auto", 10**6, "cuda", "torch"), ("torch", 10**6, "cpu", "torch")])
+def test_auto_chooses_by_size_and_device(given, images, device, chosen):
+    assert Search(given).resolve(images, torch.device(device)) == chosen
 
 
 def test_without_faiss(monkeypatch, make_features):
@@ -263,12 +232,6 @@ def test_bad_options_are_named(option, named):
         Search(**option)
 
 
-def test_cameras_that_do_not_match_are_named(make_features):
-    features, _ = make_features(50)
-    with pytest.raises(ValueError, match=r"50 images, got shape \(49,\)"):
-        search_by_camera(features, np.zeros(49, dtype=np.int64), 3, 3)
-
-
 @pytest.mark.parametrize("flags, mkldnn, device, expected", [
     ("fpu avx512f avx512_bf16", True, "cpu", torch.bfloat16),
     ("fpu amx_bf16", True, "cpu", torch.bfloat16),
@@ -283,4 +246,3 @@ def test_bfloat16_only_where_it_is_native(monkeypatch, tmp_path, flags, mkldnn, 
     monkeypatch.setattr(exact_search, "CPU_INFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: mkldnn)
     assert exact_search.fast_dtype(torch.device(device)) == expected
-

@@ -22,7 +22,7 @@ def mean_distances(features, identities, camids):
             for same in (True, False) for own in (True, False)}
 
 
-@pytest.mark.parametrize("n, dim", [(1, 1), (7, 3), (200, 64), (SPAN, 8), (2 * SPAN, 1)])
+@pytest.mark.parametrize("n, dim", [(1, 1), (200, 64), (2 * SPAN, 1)])
 def test_shapes_types_and_lengths(n, dim):
     features, identities, camids = simulate_features(n, dim, cameras=5)
     assert features.shape == (n, dim) and features.dtype == np.float32
@@ -72,7 +72,6 @@ def test_little_memory_beyond_the_result():
     ({"per_identity": math.inf}, "per_identity must be a number >= 1, got inf"),
     ({"seed": -1}, "seed must be an integer >= 0, got -1"),
     ({"noise": math.nan}, "noise must be a number >= 0, got nan"),
-    ({"isotropic": "much"}, "isotropic must be a number >= 0, got 'much'"),
 ])
 def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -2,6 +2,7 @@
 
 import math
 import subprocess
+import types
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +228,17 @@ def test_the_callers_images_stay_as_they_were(model_and_images, wrap):
         with compat.without("preprocess_in_place"):
             model(wrap(images))
     assert not torch.equal(images, original)
+
+
+def test_the_callers_images_stay_as_they_were_in_mgn():
+    model = types.SimpleNamespace(device="cpu", pixel_mean=torch.tensor(2.0),
+                                  pixel_std=torch.tensor(4.0))
+    images = torch.full((1, 3, 2, 2), 10.0)
+    assert (meta_arch.MGN.preprocess_image(model, {"images": images}) == 2).all()
+    assert (images == 10).all()
+    with compat.without("preprocess_in_place"):
+        meta_arch.MGN.preprocess_image(model, images)
+    assert (images == 2).all()
 
 
 # ------------------------------------------------------------------ compiled evaluation ----

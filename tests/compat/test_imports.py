@@ -1,6 +1,7 @@
 """The toolbox can be imported on today's stack."""
 
 import collections
+import importlib.util
 import json
 import sys
 import types
@@ -59,6 +60,29 @@ def test_the_plugin_makes_the_toolbox_importable(run_python):
     assert "No module named 'torch._six'" in found["six"]
     assert found["all"] and found["warnings"] == 0
     assert found["rarely used"] == [] and found["later"]  # they are imported when they are used
+
+
+def test_what_is_not_installed_has_no_stand_in(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec",
+                        lambda name: None if name == "sklearn" else find(name))
+    monkeypatch.delitem(sys.modules, "sklearn", raising=False)
+    with compat.slow_imports_later():
+        assert "sklearn" not in sys.modules
+
+
+def test_a_fork_of_the_toolbox_may_import_more_of_scikit_learn(monkeypatch):
+    stood_in = []
+
+    def import_parts():
+        stood_in.append("sklearn" in sys.modules)
+        if stood_in == [True]:
+            raise ModuleNotFoundError("No module named 'sklearn.cluster'; 'sklearn' is no package")
+
+    monkeypatch.setattr(compat, "_import_parts", import_parts)
+    monkeypatch.delitem(sys.modules, "sklearn", raising=False)
+    compat._import_toolbox()
+    assert stood_in == [True, False]
 
 
 def legacy():

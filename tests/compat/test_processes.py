@@ -5,6 +5,7 @@ tests/tools/test_train_net.py; here they are started as a user does it.
 """
 
 import re
+import signal
 import socket
 import threading
 import time
@@ -215,6 +216,42 @@ def test_torchrun_starts_one_run_and_ends_all_when_one_fails(training, tmp_path)
     assert_one_network_was_trained(done)
     cause = done.stderr[done.stderr.index("Root Cause"):]  # torchrun's summary
     assert "OSError: the second process has failed" in cause
+
+
+_IDLE = '''
+import os
+import time
+
+import caureid_plugin
+from fastreid.engine import launch
+
+
+def main():
+    print("PID", os.getpid(), flush=True)
+    time.sleep(600)
+
+
+if __name__ == "__main__":
+    launch(main, 2)
+'''
+
+
+@pytest.mark.slow
+def test_sigterm_to_torchrun_ends_all(tmp_path):
+    script, log = tmp_path / "idle.py", tmp_path / "log"
+    script.write_text(_IDLE)
+    run = warm.start(["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port",
+                      free_port(), script], out=log, cwd=tmp_path)
+    try:
+        end = time.monotonic() + 120
+        while len(pids := re.findall(r"PID (\d+)", log.read_text() if log.exists() else "")) < 2:
+            assert run.poll() is None and time.monotonic() < end, log.read_text()
+            time.sleep(0.05)
+        run.send_signal(signal.SIGTERM)
+        assert run.wait() == 1
+    finally:
+        run.kill()
+    assert all(is_gone_soon(int(pid)) for pid in pids)
 
 
 _MACHINE = '''

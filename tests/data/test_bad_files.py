@@ -309,6 +309,15 @@ def test_images_of_any_name(tmp_path):
             assert np.array_equal(dataset[0]["images"], COLOURS + np.uint8(i)), name
 
 
+def test_an_image_replaced_after_it_was_listed_is_read_as_it_is_now(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(COLOURS).save(path)
+    datasets = both_datasets(path)
+    for pixels in (COLOURS, 255 - COLOURS):
+        Image.fromarray(pixels).save(path)
+        assert all(np.array_equal(dataset[0]["images"], pixels) for dataset in datasets)
+
+
 @needs_linux
 def test_a_damaged_image_whose_name_cannot_be_printed(tmp_path):
     for name in ("a\nb.jpg", os.fsdecode(b"a\xff.jpg")):

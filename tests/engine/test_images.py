@@ -19,9 +19,6 @@ def test_the_digest_is_of_names_in_their_order_alone(monkeypatch):
                  images_digest(["/data/a/x.jpg", "/data/a/y.jpg", "/data/c/x.jpg"]),
                  images_digest(["/data/a/x.jpg", "/data/a/\udcff.jpg", "/data/b/x.jpg"])}
     assert len(different) == 7
-
-
-def test_one_image_and_one_folder():
     assert images_digest(["/a/x.jpg"]) == images_digest(["/b/c/x.jpg"])
     assert images_digest(["/a/x.jpg"]) != images_digest(["/a/y.jpg"])
 

@@ -10,6 +10,8 @@ from caureid_plugin.engine.verdict import judge
 from sklearn.metrics import adjusted_rand_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from helpers.metrics import read_rows
+
 
 def _alone(labels):
     """Outliers as clusters of their own, in a loop."""
@@ -19,21 +21,12 @@ def _alone(labels):
     return labels
 
 
-def test_indicators_of_each_clustering_are_in_metrics_json(start, monkeypatch, tmp_path):
-    trainer, found = start("CAUREID.LABELS", "extract", "SOLVER.MAX_EPOCH", 3), []
-    assign = clustering.assign_pseudo_labels
-
-    def watched(features, **options):
-        found.append((features.clone(), assign(features, **options)))
-        return found[-1][1]
-
-    monkeypatch.setattr(clustering, "assign_pseudo_labels", watched)
-    trainer.train()
-    rows = [json.loads(line) for line in (tmp_path / "out/metrics.json").read_text().splitlines()]
-    rows = [row for row in rows if "labels/clusters" in row]
-    assert len(rows) == len(found) == 3
+def test_indicators_of_each_clustering_are_in_metrics_json(start, clusterings, tmp_path):
+    start("CAUREID.LABELS", "extract", "SOLVER.MAX_EPOCH", 3).train()
+    rows = [row for row in read_rows(tmp_path / "out") if "labels/clusters" in row]
+    assert len(rows) == len(clusterings) == 3
     before = None
-    for row, (features, labels) in zip(rows, found, strict=True):
+    for row, (features, _, labels) in zip(rows, clusterings, strict=True):
         assert row["labels/outlier_share"] == pytest.approx((labels < 0).mean())
         assert row["labels/largest_share"] == pytest.approx(np.bincount(labels + 1)[1:].max() / 48)
         assert row["labels/silhouette"] == pytest.approx(
@@ -51,22 +44,17 @@ def test_tensorboard_has_every_figure_of_metrics_json(start, tmp_path):
     events.Reload()
     shown = {(name, event.step): event.value
              for name in events.Tags()["scalars"] for event in events.Scalars(name)}
-    rows = [json.loads(line) for line in (tmp_path / "out/metrics.json").read_text().splitlines()]
-    written = {(name, row["iteration"]): value for row in rows for name, value in row.items()
-               if name != "iteration"}
+    lines = (tmp_path / "out/metrics.json").read_text().splitlines()
+    written = {(name, row["iteration"]): value for row in map(json.loads, lines)
+               for name, value in row.items() if name != "iteration"}
     assert {("mAP", 2), ("mAP", 5), ("loss_cacc", 5), ("labels/silhouette", 3)} <= written.keys()
     assert shown == pytest.approx(written, rel=1e-6, nan_ok=True)  # TensorBoard keeps float32
 
 
-def test_the_images_of_each_camera_are_told_at_the_start(start, messages):
-    start()
-    found = [text for text in messages if "48 training images of 2 cameras" in text]
-    assert len(found) == 1 and "24" in found[0]
-
-
 def test_a_finished_run_ends_with_its_verdict(start, messages, tmp_path):
     start("SOLVER.MAX_EPOCH", 3).train()
-    rows = [json.loads(line) for line in (tmp_path / "out/metrics.json").read_text().splitlines()]
+    assert sum("48 training images of 2 cameras, 24 each" in text for text in messages) == 1
+    rows = read_rows(tmp_path / "out")
     names = ("silhouette", "outlier_share", "stability", "largest_share", "cross_camera")
     verdict = judge({name: [row[f"labels/{name}"] for row in rows if f"labels/{name}" in row]
                      for name in names}, num_cameras=2)

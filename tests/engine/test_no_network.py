@@ -59,8 +59,8 @@ def test_pretrained_weights_of_a_file_are_not_fetched(cfg, attempts, tmp_path, b
     cfg.merge_from_list(["MODEL.BACKBONE.PRETRAIN", True,
                          "MODEL.BACKBONE.PRETRAIN_PATH", str(tmp_path / "weights.pth")])
     loaded = build_backbone(cfg).state_dict()
-    assert torch.equal(loaded["conv1.weight" if "conv1.weight" in loaded else "conv1.conv.weight"],
-                       weights["conv1.weight" if "conv1.weight" in loaded else "conv1.conv.weight"])
+    name = "conv1.weight" if "conv1.weight" in loaded else "conv1.conv.weight"
+    assert torch.equal(loaded[name], weights[name])
     assert attempts == []
 
 
@@ -74,8 +74,8 @@ def test_only_pretrained_weights_without_a_file_are_fetched(cfg, attempts, backb
     assert attempts
 
 
-def test_a_checkpoint_is_a_local_file(cfg, attempts, train_as_script):
-    """A URL in MODEL.WEIGHTS is an error: the toolbox looks for a file of that name."""
-    with pytest.raises((AssertionError, OSError, ValueError), match="https://nowhere.invalid/weights.pth"):
-        train_as_script("MODEL.WEIGHTS", "https://nowhere.invalid/weights.pth")
+def test_a_checkpoint_is_a_local_file(attempts, train_as_script):
+    url = "https://nowhere.invalid/weights.pth"
+    with pytest.raises((AssertionError, OSError, ValueError), match=url):
+        train_as_script("MODEL.WEIGHTS", url)
     assert attempts == []

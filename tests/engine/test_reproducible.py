@@ -1,8 +1,8 @@
 """One SEED, one run: whatever the processes, workers, file system and hash seed."""
 
 import argparse
+import contextlib
 import glob
-import json
 import os
 import random
 from pathlib import Path
@@ -14,14 +14,7 @@ from caureid_plugin import compat
 from fastreid.engine import defaults
 
 import train_net
-
-TIMES = {"time", "data_time", "cluster_seconds", "eta_seconds"}
-
-
-def _rows(folder):
-    lines = (folder / "metrics.json").read_text().splitlines()
-    return [{name: value for name, value in json.loads(line).items() if name not in TIMES}
-            for line in lines]
+from helpers.metrics import read_rows
 
 
 def _tensors(value, name=""):
@@ -57,8 +50,8 @@ def test_an_interpreter_of_its_own_gives_the_same_run(train_as_script, run_pytho
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     one, other = (_saved(tmp_path / name) for name in ("one", "other"))
     assert len(one) > 60 and _equal(one, other)
-    rows = _rows(tmp_path / "one")
-    assert rows == _rows(tmp_path / "other")
+    rows = read_rows(tmp_path / "one")
+    assert rows == read_rows(tmp_path / "other")
     assert {"loss_infonce", "labels/clusters", "mAP"} <= set().union(*rows)
 
 
@@ -74,41 +67,26 @@ def _shuffled(listing):
     return listed
 
 
-def _shuffled_entries(scandir):
-    def entries(*args):
+class _ShuffledEntries(contextlib.AbstractContextManager):
+    """As os.scandir gives them: iterator and context manager."""
+
+    def __init__(self, *args, scandir=os.scandir):
         with scandir(*args) as listing:
-            found = list(listing)
-        random.Random(len(found)).shuffle(found)
-        return _Entries(found)
-
-    return entries
-
-
-class _Entries:
-    """A shuffled os.scandir: iterator and context manager."""
-
-    def __init__(self, entries):
-        self._entries = iter(entries)
+            self._entries = iter(_shuffled(list)(listing))
 
     def __iter__(self):
-        return self._entries
+        return self
 
     def __next__(self):
         return next(self._entries)
 
-    def __enter__(self):
-        return self
-
     def __exit__(self, *_):
-        self.close()
-
-    def close(self):
         pass
 
 
 def _another_file_system(monkeypatch):
     monkeypatch.setattr(os, "listdir", _shuffled(os.listdir))
-    monkeypatch.setattr(os, "scandir", _shuffled_entries(os.scandir))
+    monkeypatch.setattr(os, "scandir", _ShuffledEntries)
     monkeypatch.setattr(glob, "glob", _shuffled(glob.glob))
     monkeypatch.setattr(Path, "glob", _shuffled(Path.glob))
     monkeypatch.setattr(Path, "iterdir", _shuffled(Path.iterdir))
@@ -132,7 +110,7 @@ def test_the_order_of_the_file_system_does_not_reach_the_run(train_as_script, tm
     for one, other in zip(before, after, strict=True):
         assert one != other and sorted(one) == sorted(other)
     assert _equal(_saved(tmp_path / "one"), _saved(tmp_path / "other"))
-    assert _rows(tmp_path / "one") == _rows(tmp_path / "other")
+    assert read_rows(tmp_path / "one") == read_rows(tmp_path / "other")
     assert not _equal(_saved(tmp_path / "one"), _saved(tmp_path / "as it was"))
 
 
@@ -148,25 +126,16 @@ def test_no_process_shares_its_seed_with_one_of_a_neighbouring_run():
     assert 0 <= compat.process_seed(2**70, 10**6) < 2**32  # of any size
 
 
-def _draws():
-    return random.random(), np.random.rand(), torch.rand(1).item()
-
-
-def _set_up(cfg):
-    defaults.default_setup(cfg, argparse.Namespace(eval_only=True))
-    return _draws()
-
-
 def test_every_generator_gets_the_seed_of_its_process(cfg, tmp_path, monkeypatch):
     monkeypatch.setattr(defaults, "collect_env_info", lambda: "")
-    cfg.merge_from_list(["OUTPUT_DIR", str(tmp_path), "SEED", 7])
-    rank_0 = _set_up(cfg)
-    monkeypatch.setattr(compat.comm, "get_rank", lambda: 1)
-    rank_1 = _set_up(cfg)
-    cfg.SEED = 8
-    monkeypatch.setattr(compat.comm, "get_rank", lambda: 0)
-    next_seed = _set_up(cfg)
-    assert all(len(set(numbers)) == 3 for numbers in zip(rank_0, rank_1, next_seed, strict=True))
+    cfg.OUTPUT_DIR = str(tmp_path)
+    drawn = []
+    for seed, rank in ((7, 0), (7, 1), (8, 0)):
+        cfg.SEED = seed
+        monkeypatch.setattr(compat.comm, "get_rank", lambda rank=rank: rank)
+        defaults.default_setup(cfg, argparse.Namespace(eval_only=True))
+        drawn.append((random.random(), np.random.rand(), torch.rand(1).item()))
+    assert all(len(set(numbers)) == 3 for numbers in zip(*drawn, strict=True))
 
 
 # -------------------------------------------------------------------- deterministic algorithms ----
@@ -188,7 +157,7 @@ def test_training_under_deterministic_algorithms(train_as_script, flags, tmp_pat
     train_as_script("DETERMINISTIC", True, "CUDNN_BENCHMARK", True, "SOLVER.MAX_EPOCH", 1,
                     watch=lambda trainer: seen.append(flags()))
     assert seen == [(True, True, False, ":4096:8")]
-    assert "mAP" in _rows(tmp_path / "run")[-1]
+    assert "mAP" in read_rows(tmp_path / "run")[-1]
 
 
 def test_a_workspace_of_the_users_own_stays(cfg, flags, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,16 +13,11 @@ import torch
 from caureid_plugin import EvalAtStart, clustering, compat, signals
 from fastreid.engine.train_loop import HookBase
 
-TIMES = {"time", "data_time", "eta_seconds", "cluster_seconds"}
+from helpers.metrics import read_rows
+
 # the keys that a run needs to have something of everything: warm-up, a drop, an evaluation
 OPTIONS = ("SOLVER.WARMUP_ITERS", 4, "SOLVER.STEPS", [2], "TEST.EVAL_PERIOD", 1, "SOLVER.OPT",
            "Adam", "SOLVER.ITERS_PER_EPOCH", 3)
-
-
-def rows(folder):
-    """Rows of metrics.json without the figures that are times."""
-    read = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in read]
 
 
 def best_metric(trainer):
@@ -38,34 +34,45 @@ def result(trainer):
         **{f"optimizer {i} {name}": torch.as_tensor(value).clone()
            for i, state in trainer.optimizer.state_dict()["state"].items()
            for name, value in state.items()},
-        "learning rate": torch.tensor([g["lr"] for g in trainer.optimizer.param_groups]),
-        "random": torch.tensor([random.random(), np.random.rand(), torch.rand(1).item()]),
-        "best": torch.tensor(best_metric(trainer)),
+        "learning rate": [group["lr"] for group in trainer.optimizer.param_groups],
+        "random": [random.random(), np.random.rand(), torch.rand(1).item()],
+        "best": best_metric(trainer),
+        "rows": read_rows(Path(trainer.cfg.OUTPUT_DIR)),
     }
 
 
-def differences(one, other):
-    assert one.keys() == other.keys()
-    return [name for name in one if not torch.equal(one[name], other[name])]
+def assert_ends_as(trainer, expected):
+    """Trains to the end, which is bit for bit as expected."""
+    trainer.train()
+    found = result(trainer)
+    assert found.keys() == expected.keys()
+    different = [name for name, value in found.items() if not (
+        torch.equal(value, expected[name]) if isinstance(value, torch.Tensor)
+        else value == expected[name])]
+    assert different == []
+
+
+def empty(folder):
+    for file in folder.iterdir():
+        file.unlink()
 
 
 @pytest.fixture(scope="module")
 def finished():
-    """Results and rows of runs without interruption, by their options."""
+    """Results of runs without interruption, by their options."""
     return {}
 
 
 @pytest.fixture
 def whole(start, finished, tmp_path):
-    """Result and rows of a run without interruption; its folder is emptied."""
+    """Result of a run without interruption; its folder is emptied."""
 
     def run(*options):
         if options not in finished:
             trainer = start(*OPTIONS, *options)
             trainer.train()
-            finished[options] = result(trainer), rows(tmp_path / "out")
-            for file in (tmp_path / "out").iterdir():
-                file.unlink()
+            finished[options] = result(trainer)
+            empty(tmp_path / "out")
         return finished[options]
 
     return run
@@ -100,6 +107,15 @@ def send(number=signal.SIGTERM):
     os.kill(os.getpid(), number)
 
 
+def stopped(trainer, step=None, number=signal.SIGTERM):
+    """Trains until a signal ends it, sent after a step (None: by what was patched); exit code."""
+    if step is not None:
+        trainer.register_hooks([At(step, lambda: send(number))])
+    with pytest.raises(SystemExit) as left:
+        trainer.train()
+    return left.value.code
+
+
 @pytest.fixture(autouse=True)
 def signals_are_not_ignored():
     """As a shell starts a program, whatever this test run was started with."""
@@ -111,18 +127,16 @@ def signals_are_not_ignored():
     ("bank", 2, 0), ("extract", 1, 0),  # a period of 2: the labels are those of the checkpoint
     pytest.param("bank", 1, 1, marks=pytest.mark.slow),
     pytest.param("extract", 2, 1, marks=pytest.mark.slow)])
-def test_one_and_two_epochs_are_three(start, whole, resumed, tmp_path, preset, period, workers):
+def test_one_and_two_epochs_are_three(start, whole, resumed, preset, period, workers):
     options = ("CAUREID.LABELS", preset, "CAUREID.CLUSTER_PERIOD", period,
                "DATALOADER.NUM_WORKERS", workers)
-    expected, expected_rows = whole("SOLVER.MAX_EPOCH", 3, *options)
+    expected = whole("SOLVER.MAX_EPOCH", 3, *options)
     first = start(*OPTIONS, "SOLVER.MAX_EPOCH", 1, *options)
     first.train()
     trainer = resumed("SOLVER.MAX_EPOCH", 3, *options)
     assert trainer.start_epoch == 1
     assert best_metric(trainer) == first.storage.latest()["metric"][0] > 0
-    trainer.train()
-    assert differences(result(trainer), expected) == []
-    assert rows(tmp_path / "out") == expected_rows
+    assert_ends_as(trainer, expected)
 
 
 FAST = ("bank", 0), ("extract", 2), ("bank", 4), ("extract", 5)
@@ -134,30 +148,25 @@ FAST = ("bank", 0), ("extract", 2), ("bank", 4), ("extract", 5)
 def test_a_run_that_is_stopped_behind_any_step_goes_on_there(start, whole, resumed, tmp_path,
                                                              preset, step):
     options = "CAUREID.LABELS", preset
-    expected, expected_rows = whole(*options)
+    expected = whole(*options)
     workers = "DATALOADER.NUM_WORKERS", step % 2
     trainer = start(*OPTIONS, *options, *workers)
-    trainer.register_hooks([At(step, send)])
-    with pytest.raises(SystemExit) as left:
-        trainer.train()
-    assert left.value.code == signals.EXIT_STOPPED == 75
+    assert stopped(trainer, step) == signals.EXIT_STOPPED == 75
     assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_stopped.pth"
     assert trainer.iter == step + 1
     trainer = resumed(*options, *workers)
-    trainer.train()
+    assert_ends_as(trainer, expected)
     assert trainer.start_iter == step + 1
-    assert differences(result(trainer), expected) == []
-    assert rows(tmp_path / "out") == expected_rows
 
 
 @pytest.mark.parametrize("preset, place", [
     ("bank", "before_epoch"), ("extract", "features"), ("bank", "clustering"),
     pytest.param("extract", "before_epoch", marks=pytest.mark.slow),
     pytest.param("extract", "clustering", marks=pytest.mark.slow)])
-def test_a_run_that_is_stopped_between_two_epochs(start, whole, resumed, tmp_path, monkeypatch,
-                                                  preset, place):
+def test_a_run_that_is_stopped_between_two_epochs(start, whole, resumed, monkeypatch, preset,
+                                                  place):
     options = "CAUREID.LABELS", preset
-    expected, expected_rows = whole(*options)
+    expected = whole(*options)
     trainer = start(*OPTIONS, *options)
 
     def in_the_second_epoch(original):
@@ -175,13 +184,9 @@ def test_a_run_that_is_stopped_between_two_epochs(start, whole, resumed, tmp_pat
         else:
             patch.setattr(clustering, "assign_pseudo_labels",
                           in_the_second_epoch(clustering.assign_pseudo_labels))
-        with pytest.raises(SystemExit):
-            trainer.train()
+        stopped(trainer)
     assert trainer.iter == 3
-    trainer = resumed(*options)
-    trainer.train()
-    assert differences(result(trainer), expected) == []
-    assert rows(tmp_path / "out") == expected_rows
+    assert_ends_as(resumed(*options), expected)
 
 
 def test_a_run_that_is_stopped_before_its_first_step(start, tmp_path, monkeypatch):
@@ -192,44 +197,31 @@ def test_a_run_that_is_stopped_before_its_first_step(start, tmp_path, monkeypatc
 
     whole = made()
     whole.train()
-    expected, expected_rows = result(whole), rows(tmp_path / "out")
-    assert "start/mAP" in expected_rows[0]
-    for file in (tmp_path / "out").iterdir():
-        file.unlink()
+    expected = result(whole)
+    assert "start/mAP" in expected["rows"][0]
+    empty(tmp_path / "out")
     assign = clustering.assign_pseudo_labels
-    monkeypatch.setattr(clustering, "assign_pseudo_labels",
-                        lambda *args, **kwargs: send() or assign(*args, **kwargs))
-    with pytest.raises(SystemExit):
-        made().train()
-    monkeypatch.setattr(clustering, "assign_pseudo_labels", assign)
+    with monkeypatch.context() as patch:
+        patch.setattr(clustering, "assign_pseudo_labels",
+                      lambda *args, **kwargs: send() or assign(*args, **kwargs))
+        stopped(made())
     trainer = made()
     trainer.resume_or_load(resume=True)
-    trainer.train()
+    assert_ends_as(trainer, expected)
     assert trainer.start_iter == 0
-    assert differences(result(trainer), expected) == []
-    assert rows(tmp_path / "out") == expected_rows
 
 
-def test_a_run_that_is_stopped_again_and_again(start, whole, resumed, tmp_path):
-    expected, expected_rows = whole()
+def test_a_run_that_is_stopped_again_and_again(start, whole, resumed):
+    expected = whole()
     for step in (0, 1, 4):
         trainer = resumed() if step else start(*OPTIONS)
-        trainer.register_hooks([At(step, send)])
-        with pytest.raises(SystemExit):
-            trainer.train()
+        stopped(trainer, step)
         assert trainer.iter == step + 1
-    trainer = resumed()
-    trainer.train()
-    assert differences(result(trainer), expected) == []
-    assert rows(tmp_path / "out") == expected_rows
+    assert_ends_as(resumed(), expected)
 
 
 def test_ctrl_c_saves_and_the_second_one_ends_at_once(start, resumed, tmp_path):
-    trainer = start(*OPTIONS)
-    trainer.register_hooks([At(1, lambda: send(signal.SIGINT))])
-    with pytest.raises(SystemExit) as left:
-        trainer.train()
-    assert left.value.code == signals.EXIT_INTERRUPTED == 130
+    assert stopped(start(*OPTIONS), 1, signal.SIGINT) == signals.EXIT_INTERRUPTED == 130
     saved = (tmp_path / "out" / "model_stopped.pth").read_bytes()
     trainer = resumed()
     trainer.register_hooks([At(3, lambda: (send(signal.SIGINT), send(signal.SIGINT)))])
@@ -261,18 +253,15 @@ def test_without_the_loop_a_signal_ends_the_run_where_it_is(start, tmp_path):
 
 
 def test_a_seed_that_was_drawn_is_kept(start, whole):
-    expected, _ = whole("SEED", -1)
+    expected = whole("SEED", -1)
     drawn = start(*OPTIONS, "SEED", -1)
     seed = drawn.run_state.seed
-    drawn.register_hooks([At(4, send)])
-    with pytest.raises(SystemExit):
-        drawn.train()
+    stopped(drawn, 4)
     trainer = start(*OPTIONS, "SEED", -1)
     trainer.run_state.seed = seed + 1  # another process draws another one
     trainer.resume_or_load(resume=True)
     assert trainer.run_state.seed == seed
-    trainer.train()
-    assert differences(result(trainer), expected) == []
+    assert_ends_as(trainer, expected)
 
 
 # ------------------------------------------------------- what does not belong together ----
@@ -294,10 +283,8 @@ def test_a_fresh_run_does_not_go_on_from_an_older_one(start, resumed, tmp_path, 
     """Stopped before its first checkpoint, it leaves none to resume from."""
     start(*OPTIONS, *SHORT, 1).train()
     fresh = start(*OPTIONS)
-    fresh.register_hooks([At(0, send)])
     fresh.checkpointer.save = lambda *_, **__: None  # as if killed before
-    with pytest.raises(SystemExit):
-        fresh.train()
+    stopped(fresh, 0)
     assert said(messages, "named 'model_final.pth', of a run before this one")
     assert not (tmp_path / "out" / "last_checkpoint").exists()
     assert resumed().start_epoch == 0
@@ -307,9 +294,7 @@ def test_a_run_that_is_stopped_while_it_fills_its_bank(start, tmp_path, messages
     trainer = start(*OPTIONS)
     forward = trainer.model.forward
     trainer.model.forward = lambda batch: (send(), forward(batch))[1]
-    with pytest.raises(SystemExit) as left:
-        trainer.train()
-    assert left.value.code == signals.EXIT_STOPPED
+    assert stopped(trainer) == signals.EXIT_STOPPED
     assert said(messages, "before the first step: there is nothing to save")
     assert not (tmp_path / "out" / "last_checkpoint").exists()
 
@@ -322,38 +307,26 @@ def test_a_checkpoint_without_the_state_of_a_run(start, resumed, tmp_path, messa
     torch.save(saved, path)
     resumed(*SHORT, 2).train()
     assert said(messages, "holds no state of a run")
-    del saved["memory_bank"]
-    torch.save(saved, path)
-    (tmp_path / "out" / "last_checkpoint").write_text(path.name)
-    with pytest.raises(RuntimeError, match="before trainer.resume_or_load"):
-        resumed(*SHORT, 2).train()
 
 
-def test_another_files_rows_are_left_alone(start, resumed, tmp_path, messages):
+@pytest.mark.parametrize("content, warning", [
+    (json.dumps({"iteration": 0, "other": "x" * 5000}) + "\n",
+     "is not the file that the checkpoint was saved with"),
+    ("", "metrics.json is shorter")])
+def test_rows_of_another_file_are_left_alone(start, resumed, tmp_path, messages, content, warning):
     start(*OPTIONS, *SHORT, 2).train()
     metrics = tmp_path / "out" / "metrics.json"
-    other = json.dumps({"iteration": 0, "other": "x" * 5000}) + "\n"
-    metrics.write_text(other)
+    metrics.write_text(content)
     resumed(*SHORT, 3).train()
-    assert said(messages, "is not the file that the checkpoint was saved with")
-    assert metrics.read_text().startswith(other)
-
-
-def test_rows_that_were_removed_by_hand_are_warned_about(start, resumed, tmp_path, messages):
-    start(*OPTIONS, *SHORT, 2).train()
-    metrics = tmp_path / "out" / "metrics.json"
-    metrics.write_text("")
-    resumed(*SHORT, 3).train()
-    assert said(messages, "metrics.json is shorter")
-    assert min(row["iteration"] for row in rows(tmp_path / "out")) > 0
+    assert said(messages, warning)
+    assert metrics.read_text().startswith(content)
+    added = metrics.read_text()[len(content):].splitlines()
+    assert added and all(json.loads(row)["iteration"] > 0 for row in added)
 
 
 @pytest.mark.parametrize("step", [1, 3])
 def test_epochs_of_another_length_do_not_go_on(start, resumed, step):
-    trainer = start(*OPTIONS, "DATASETS.TESTS", ())
-    trainer.register_hooks([At(step, send)])
-    with pytest.raises(SystemExit):
-        trainer.train()
+    stopped(start(*OPTIONS, "DATASETS.TESTS", ()), step)
     with pytest.raises(ValueError, match="3 steps an epoch, and this one has 5.*ITERS_PER_EPOCH 3"):
         resumed("SOLVER.ITERS_PER_EPOCH", 5)
 
@@ -365,20 +338,14 @@ def test_without_the_run_state_a_resumed_run_is_another_one(start):
                   "SOLVER.OPT", "SGD", "DATALOADER.SAMPLER_TRAIN", "TrainingSampler",
                   "INPUT.FLIP.ENABLED", True, "DATASETS.TESTS", ())
 
-    values = []
-
-    class Draw(HookBase):
-        def before_epoch(self):
-            if self.trainer.epoch == 1:
-                values.append(torch.rand(3))
-
     def drawn(*, resumed):
-        trainer = start(*OPTIONS, *supervised, hook=False)
+        """What the global generator gives behind the first step of the second epoch."""
+        trainer, values = start(*OPTIONS, *supervised, hook=False), []
         if resumed:
             trainer.resume_or_load(resume=True)
-        trainer.register_hooks([Draw()])
+        trainer.register_hooks([At(3, lambda: values.append(torch.rand(3)))])
         trainer.train()
-        return values.pop()
+        return values[0]
 
     def after_one_epoch():
         torch.manual_seed(7)

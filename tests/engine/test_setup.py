@@ -1,6 +1,5 @@
 """What a config leaves to the data, and trainings on images of one's own by config keys alone."""
 
-import json
 import logging
 import os
 import shutil
@@ -15,7 +14,6 @@ from caureid_plugin.engine import build_network
 from fastreid.config import get_cfg
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.modeling import build_model
-from PIL import Image
 
 import camera_bias
 import choose_eps
@@ -24,6 +22,7 @@ import report_ranks
 import train_net
 import visualize_attention
 from helpers import warm
+from helpers.metrics import read_rows
 
 CONFIG = "OwnData/caureid_plain.yml"
 CAMERAS = "MODEL.HEADS.CAMSEP.NUM_CAMERAS"
@@ -50,10 +49,6 @@ def folders_per_camera(market, root):
     return root
 
 
-def metrics(folder):
-    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
-
-
 def decided(cfg, *keys):
     """The fitted config and what was decided, (level, text)."""
     cfg.merge_from_list([str(part) for part in keys])
@@ -61,19 +56,19 @@ def decided(cfg, *keys):
     return fit_to_data(cfg, lambda *notice: found.append(notice)), found
 
 
-class NoDataset:
-    """In place of the registry: no dataset is to be listed."""
-
-    def get(self, name):
+@pytest.fixture
+def nothing_is_listed(monkeypatch):
+    def get(name):
         raise AssertionError(f"{name} was listed")
+
+    monkeypatch.setattr(DATASET_REGISTRY, "get", get)
 
 
 # ------------------------------------------------------------------- what is decided ----
 
 
-def test_nothing_left_to_the_data_is_nothing_changed(cfg, monkeypatch):
-    cfg.merge_from_file(caureid_plugin.get_config_file("Market/caureid.yml"))
-    monkeypatch.setattr(DATASET_REGISTRY, "get", NoDataset().get)
+def test_nothing_left_to_the_data_is_nothing_changed(cfg, nothing_is_listed):
+    cfg.merge_from_file(get_config_file("Market/caureid.yml"))
     fitted, found = decided(cfg)
     assert fitted == cfg and fitted is not cfg and found == []
 
@@ -102,7 +97,7 @@ def test_cameras_of_several_datasets_add_up(cfg, market):
 
 
 def test_one_camera_switches_off_what_needs_several(cfg, market):
-    cfg.merge_from_file(caureid_plugin.get_config_file("OwnData/caureid.yml"))
+    cfg.merge_from_file(get_config_file("OwnData/caureid.yml"))
     fitted, found = decided(cfg, "CAMERA_FOLDER.ROOT", market / "bounding_box_train",
                             "CAMERA_FOLDER.CAMERA", "none", *labels(market))
     expected = {"MODEL.LOSSES.NAME": ("InfoNCELoss",), "MODEL.HEADS.CAMSEP.ATTENTION": "none",
@@ -130,40 +125,37 @@ def test_one_camera_and_no_loss_left(cfg, market):
 
 @pytest.mark.parametrize("tests, left, at_start", [
     ("('CameraFolder',)", (), False), ("('CameraFolder', 'Market1501')", ("Market1501",), True)])
-def test_without_labels_nothing_is_evaluated(cfg, monkeypatch, tests, left, at_start):
-    monkeypatch.setattr(DATASET_REGISTRY, "get", NoDataset().get)
+def test_without_labels_nothing_is_evaluated(cfg, nothing_is_listed, tests, left, at_start):
     fitted, ((_, text),) = decided(cfg, "DATASETS.TESTS", tests, "TEST.EVAL_AT_START", True)
     assert fitted.DATASETS.TESTS == left and fitted.TEST.EVAL_AT_START == at_start
     assert "CAMERA_FOLDER.QUERY and GALLERY are empty" in text
     assert ("label-free indicators" in text) == (not left)
 
 
-def test_with_labels_tests_stay(cfg, monkeypatch):
-    monkeypatch.setattr(DATASET_REGISTRY, "get", NoDataset().get)
-    for key in ("QUERY", "GALLERY"):  # that one is missing is for the dataset to say
-        fitted, found = decided(cfg.clone(), "DATASETS.TESTS", "('CameraFolder',)",
-                                f"CAMERA_FOLDER.{key}", "there")
-        assert fitted.DATASETS.TESTS == ("CameraFolder",) and found == []
-
-
 LABELS = ["CAMERA_FOLDER.QUERY", "q", "CAMERA_FOLDER.GALLERY", "g"]
+LATER = ["DATASETS.NAMES", "('CameraFolder',)", "DATASETS.TESTS", "()", *LABELS]
 
 
-def test_labels_that_come_later_are_evaluated(cfg, monkeypatch):
-    monkeypatch.setattr(DATASET_REGISTRY, "get", NoDataset().get)
-    keys = ["DATASETS.NAMES", "('CameraFolder',)", "DATASETS.TESTS", "()", *LABELS]
-    fitted, ((level, text),) = decided(cfg.clone(), *keys)
+def test_labels_that_come_later_are_evaluated(cfg, nothing_is_listed):
+    fitted, ((level, text),) = decided(cfg, *LATER)
     assert fitted.DATASETS.TESTS == ("CameraFolder",) and level == logging.INFO
     assert "CAMERA_FOLDER.QUERY and GALLERY are set" in text and "DATASETS.TESTS" in text
-    for other in (["CAMERA_FOLDER.QUERY", "''"], ["DATASETS.NAMES", "('Market1501',)"],
-                  ["DATASETS.TESTS", "('Market1501',)"]):
-        fitted, found = decided(cfg.clone(), *keys, *other)
-        assert "CameraFolder" not in fitted.DATASETS.TESTS and not found
 
 
-def test_without_training_nothing_is_counted(cfg, monkeypatch):
-    monkeypatch.setattr(DATASET_REGISTRY, "get", NoDataset().get)
-    cfg.merge_from_file(caureid_plugin.get_config_file(CONFIG))
+@pytest.mark.parametrize("keys, tests", [
+    ([*LATER, "CAMERA_FOLDER.QUERY", "''"], ()),
+    ([*LATER, "DATASETS.NAMES", "('Market1501',)"], ()),
+    ([*LATER, "DATASETS.TESTS", "('Market1501',)"], ("Market1501",)),
+    # that one of the two is missing is for the dataset to say
+    (["DATASETS.TESTS", "('CameraFolder',)", *LABELS[:2]], ("CameraFolder",)),
+    (["DATASETS.TESTS", "('CameraFolder',)", *LABELS[2:]], ("CameraFolder",))])
+def test_other_tests_stay(cfg, nothing_is_listed, keys, tests):
+    fitted, found = decided(cfg, *keys)
+    assert fitted.DATASETS.TESTS == tests and found == []
+
+
+def test_without_training_nothing_is_counted(cfg, nothing_is_listed):
+    cfg.merge_from_file(get_config_file(CONFIG))
     cfg.merge_from_list(LABELS)
     assert load_config(CONFIG, LABELS, training=False) == cfg == fit_to_data(cfg, training=False)
     with pytest.raises(AssertionError, match="was listed"):
@@ -190,18 +182,14 @@ def test_load_config(cfg, tmp_path):
         load_config("Markt.yml")
     with pytest.raises(KeyError, match="did you mean CAMERA_FOLDER.ROOT"):
         load_config(CONFIG, ["CAMERA_FOLDER.ROOTS", "x"])
-
-
-def test_own_data_asks_for_its_folder():
     with pytest.raises(ValueError, match="CAMERA_FOLDER.ROOT is empty"):
         load_config("OwnData/caureid.yml")
 
 
-@pytest.mark.parametrize("losses", [("InfoNCELoss",), ("InfoNCELoss", "CameraSeparationLoss")])
-@pytest.mark.parametrize("number", [-1, -2])
-def test_a_number_that_was_left_open_builds_no_network(cfg, losses, number):
-    cfg.merge_from_file(caureid_plugin.get_config_file(CONFIG))
-    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.LOSSES.NAME", losses, CAMERAS, number])
+@pytest.mark.parametrize("number, loss", [(-1, "InfoNCELoss"), (-2, "CameraSeparationLoss")])
+def test_a_number_that_was_left_open_builds_no_network(cfg, number, loss):
+    cfg.merge_from_file(get_config_file(CONFIG))
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.LOSSES.NAME", (loss,), CAMERAS, number])
     with pytest.raises(ValueError, match=rf"{CAMERAS} is {number}.*caureid_plugin.fit_to_data"):
         build_model(cfg)
 
@@ -223,40 +211,34 @@ def test_the_same_folder_trains_bit_for_bit_as_market1501(train_as_script, marke
         assert list(theirs[part]) == list(ours[part])
         for name, value in theirs[part].items():
             assert torch.equal(value, ours[part][name]), name
-    rows = [metrics(tmp_path / name) for name in ("theirs", "ours")]
+    rows = [read_rows(tmp_path / name) for name in ("theirs", "ours")]
     for name in ("start/mAP", "mAP", "Rank-1", "loss_camsep", "labels/clusters"):
         theirs, ours = ([row[name] for row in part if name in row] for part in rows)
         assert theirs == ours and theirs, name
 
 
-@pytest.mark.parametrize("shape", ["folders", "pattern", "none"])
-def test_three_shapes_of_data_train_to_the_end(train_as_script, market, tmp_path, shape):
-    root, keys = market / "bounding_box_train", []
-    if shape == "folders":
-        root = folders_per_camera(market, tmp_path / "crops")
-    elif shape == "pattern":
-        keys = PATTERN
-    else:
-        keys = ["CAMERA_FOLDER.CAMERA", "none"]
+@pytest.mark.parametrize("camera", ["folder", "none"])
+def test_images_without_labels_train_to_the_end(train_as_script, market, tmp_path, camera):
+    root = folders_per_camera(market, tmp_path / "crops")
     (root / "notes.txt").touch()
-    trainer = train_as_script(*OWN, *keys, "CAMERA_FOLDER.ROOT", root, "SOLVER.MAX_EPOCH", 1,
-                              config=CONFIG)
+    trainer = train_as_script(*OWN, "CAMERA_FOLDER.CAMERA", camera, "CAMERA_FOLDER.ROOT", root,
+                              "SOLVER.MAX_EPOCH", 1, config=CONFIG)
     # the toolbox names each loss where there are several
-    losses = {"loss_infonce", "loss_camsep", "loss_cacc"} if shape != "none" else set()
-    found = set().union(*metrics(tmp_path / "run"))
+    losses = {"loss_infonce", "loss_camsep", "loss_cacc"} if camera != "none" else set()
+    found = set().union(*read_rows(tmp_path / "run"))
     assert {name for name in found if name.startswith("loss_")} == losses
     assert {"total_loss", "labels/clusters", "labels/outliers"} <= found
     assert not [name for name in found if "mAP" in name]
-    assert trainer.data_loader.dataset.num_cameras == (1 if shape == "none" else 2)
+    assert trainer.data_loader.dataset.num_cameras == (1 if camera == "none" else 2)
     log = (tmp_path / "run" / "log.txt").read_text()
     assert log.count("nothing is evaluated on it") == 1
     assert log.count("1 files below") == 1 and "1 .txt" in log
-    assert log.count("NUM_CAMERAS -1 becomes 2") == (shape != "none")
-    assert log.count("All training images come from one camera") == (shape == "none")
+    assert log.count("NUM_CAMERAS -1 becomes 2") == (camera != "none")
+    assert log.count("All training images come from one camera") == (camera == "none")
     state = torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)
     assert state["epoch"] == 0
     written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert written["MODEL"]["HEADS"]["CAMSEP"]["NUM_CAMERAS"] == (0 if shape == "none" else 2)
+    assert written["MODEL"]["HEADS"]["CAMSEP"]["NUM_CAMERAS"] == (0 if camera == "none" else 2)
 
 
 @pytest.fixture
@@ -273,7 +255,7 @@ def on_own_data(train_as_script, market, tmp_path):
 
 
 def last_map(run):
-    return [row["mAP"] for row in metrics(run) if "mAP" in row][-1]
+    return [row["mAP"] for row in read_rows(run) if "mAP" in row][-1]
 
 
 def evaluate(config, *keys):
@@ -286,35 +268,27 @@ def map_on_market(run, *keys):
                     "MODEL.WEIGHTS", run / "model_final.pth", *keys)["mAP"]
 
 
-def test_a_run_is_evaluated_without_its_training_images(on_own_data, market, tmp_path):
-    run = on_own_data(*labels(market))
-    shutil.rmtree(tmp_path / "crops")
-    cfg = load_config(str(run / "config.yaml"), ["MODEL.WEIGHTS", str(run / "model_final.pth")])
-    assert cfg.CAMERA_FOLDER.ROOT == str(tmp_path / "crops")
-    assert train_net.evaluate(cfg)["mAP"] == last_map(run) == map_on_market(run)
-
-
 @pytest.mark.parametrize("camera", ["folder", "none"])
-def test_a_shipped_config_is_evaluated_without_training_images(
-        on_own_data, script_keys, market, tmp_path, camera):
-    run = on_own_data(*labels(market), "CAMERA_FOLDER.CAMERA", camera)
-    keys = [*script_keys, *OWN, *labels(market), "CAMERA_FOLDER.CAMERA", camera,
-            "MODEL.WEIGHTS", run / "model_final.pth"]
-    found = []
-    for rest, training in ((["CAMERA_FOLDER.ROOT", tmp_path / "crops"], True), ([], False)):
-        cfg = load_config(CONFIG, [str(part) for part in [*keys, *rest]], training=training)
-        assert (cfg.MODEL.HEADS.CAMSEP.NUM_CAMERAS == -1) != training
-        found.append(train_net.evaluate(cfg)["mAP"])
-    assert found[0] == found[1] == last_map(run)
+def test_a_run_is_evaluated_without_its_training_images(on_own_data, script_keys, market, tmp_path,
+                                                        camera):
+    run, root = on_own_data(*labels(market), "CAMERA_FOLDER.CAMERA", camera), tmp_path / "crops"
+    weights = ["MODEL.WEIGHTS", str(run / "model_final.pth")]
+    keys = [*script_keys, *OWN, *labels(market), "CAMERA_FOLDER.CAMERA", camera, *weights]
+    expected = last_map(run)
+    cfg = load_config(CONFIG, [str(part) for part in [*keys, "CAMERA_FOLDER.ROOT", root]])
+    assert cfg.MODEL.HEADS.CAMSEP.NUM_CAMERAS != -1
+    assert train_net.evaluate(cfg)["mAP"] == expected
+    shutil.rmtree(root)
+    assert evaluate(CONFIG, *keys)["mAP"] == expected
+    cfg = load_config(str(run / "config.yaml"), weights)
+    assert cfg.CAMERA_FOLDER.ROOT == str(root)
+    assert train_net.evaluate(cfg)["mAP"] == map_on_market(run) == expected
 
 
-def test_a_single_folder_that_is_evaluated_without_it(
-        train_as_script, script_keys, market, tmp_path):
+def test_a_single_folder_that_is_evaluated_without_it(on_own_data, script_keys, market, tmp_path):
     """Its network has no attention, which no config tells."""
-    shutil.copytree(market / "bounding_box_train", tmp_path / "crops" / "one")
-    train_as_script(*OWN, "CAMERA_FOLDER.ROOT", tmp_path / "crops", "SOLVER.MAX_EPOCH", 1,
-                    config=CONFIG)
-    run = tmp_path / "run"
+    shutil.copytree(market / "bounding_box_train", tmp_path / "other" / "one")
+    run = on_own_data("CAMERA_FOLDER.ROOT", tmp_path / "other")
     keys = [*script_keys, *OWN, *labels(market), "MODEL.WEIGHTS", run / "model_final.pth"]
     with pytest.raises(ValueError, match=r"trained on one camera has MODEL.HEADS.CAMSEP.ATTENTION"):
         evaluate(CONFIG, *keys)
@@ -332,14 +306,6 @@ def test_labels_given_after_training(on_own_data, market):
     name, query, gallery = report_ranks.find_test_set(
         report_data.read_config(run, keys, training=True))
     assert (name, len(query), len(gallery)) == ("CameraFolder", 16, 33)
-
-
-def test_a_run_of_other_cameras_is_not_gone_on_with(on_own_data, tmp_path):
-    run, root = on_own_data(), tmp_path / "crops"
-    (root / "camera 1").rename(root / "camera 3")
-    shutil.copytree(root / "camera 2", root / "camera 4")
-    with pytest.raises(ValueError, match=rf"{CAMERAS} is 2.*come from 3 cameras"):
-        train_net.build_trainer(load_config(str(run / "config.yaml")))
 
 
 def test_nothing_to_evaluate_is_said(market):
@@ -361,42 +327,31 @@ def test_what_needs_identities_is_refused(market, keys, says):
 
 
 @pytest.fixture
-def keys_of_own_data(script_keys, market, tmp_path):
+def own(script_keys, market, tmp_path):
     """A config and keys for the command line of any tool."""
     root = folders_per_camera(market, tmp_path / "crops")
     keys = [*script_keys, *OWN, "CAMERA_FOLDER.ROOT", root, "SEED", 1]
-    return ["--config-file", CONFIG], [str(part) for part in keys]
+    return lambda *options: ["--config-file", CONFIG, *options, *map(str, keys)]
 
 
-def test_eps_is_chosen_on_own_data(keys_of_own_data, capsys):
-    config, keys = keys_of_own_data
-    choose_eps.main([*config, "--eps", "0.4,0.6", *keys])
+def test_eps_is_chosen_on_own_data(own, capsys):
+    choose_eps.main(own("--eps", "0.4,0.6"))
     assert "48 images, 2 cameras; plain neighbours" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"--diagnostics needs the identities.*CameraFolder"):
-        choose_eps.main([*config, "--diagnostics", *keys])
+        choose_eps.main(own("--diagnostics"))
 
 
-def test_camera_bias_of_own_data(keys_of_own_data, capsys, monkeypatch):
-    config, keys = keys_of_own_data
-    monkeypatch.setattr(sys, "argv", ["camera_bias.py", *config, *keys])
+def test_camera_bias_of_own_data(own, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["camera_bias.py", *own()])
     camera_bias.main()
     assert "48 images, 2 cameras, seed 1" in capsys.readouterr().out
 
 
-def test_attention_is_drawn_on_own_data(keys_of_own_data):
-    config, keys = keys_of_own_data
-    args = visualize_attention.parse_args([*config, "--per-camera", "2", *keys])
+def test_attention_is_drawn_on_own_data(own):
+    args = visualize_attention.parse_args(own("--per-camera", "2"))
     choices = visualize_attention.choose(args, visualize_attention.configure(args))
     assert [choice.group for choice in choices if choice.drawn] == (
         2 * ["camerafolder_camera 1"] + 2 * ["camerafolder_camera 2"])
-
-
-def test_one_image(train_as_script, tmp_path):
-    (tmp_path / "crops").mkdir()
-    Image.new("RGB", (16, 32)).save(tmp_path / "crops" / "only.jpg")
-    with pytest.raises(ValueError, match="1 image.*at least two"):
-        train_as_script(*OWN, "CAMERA_FOLDER.CAMERA", "none", "CAMERA_FOLDER.ROOT",
-                        tmp_path / "crops", config=CONFIG)
 
 
 def test_several_processes_say_it_once(market, tmp_path, script_keys):

@@ -58,11 +58,6 @@ class Trainings:
             child.wait(20)
             pytest.fail(f"It did not end within {LIMIT} s:\n{self.log(folder)[-12_000:]}")
 
-    def train(self, folder, *arguments):
-        """To the end."""
-        code = self.code_of(self.start(folder, *arguments), folder)
-        assert code == 0, self.log(folder)[-3000:]
-
 
 @pytest.fixture
 def trainings(tmp_path):
@@ -88,6 +83,8 @@ SAVED, IN_STEPS = "model_0000.pth", "epoch 1: "  # between two epochs; the secon
     (1, signal.SIGINT, 130, True, SAVED, False),  # as a terminal does
     (2, signal.SIGTERM, 75, False, SAVED, True),
     (2, signal.SIGINT, 130, True, IN_STEPS, False),
+    pytest.param(1, signal.SIGTERM, 75, False, SAVED, False, marks=pytest.mark.slow),
+    pytest.param(2, signal.SIGTERM, 75, True, IN_STEPS, False, marks=pytest.mark.slow),
 ])
 def test_a_signal_saves_the_run_and_it_goes_on(trainings, processes, number, code, to_all, state,
                                                goes_on):
@@ -103,8 +100,9 @@ def test_a_signal_saves_the_run_and_it_goes_on(trainings, processes, number, cod
     assert (folder / "last_checkpoint").read_text() == "model_stopped.pth"
     assert f"Stopped by {number.name}" in trainings.log("a")
     if goes_on:
-        trainings.train("a", *arguments, "--resume")
-        trainings.train("whole", *arguments)
+        for name, more in (("a", ("--resume",)), ("whole", ())):
+            child = trainings.start(name, *arguments, *more)
+            assert trainings.code_of(child, name) == 0, trainings.log(name)[-3000:]
         assert tool.compare(trainings.home / "whole", folder) == []
 
 

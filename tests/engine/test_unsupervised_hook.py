@@ -18,65 +18,51 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 
-def _bank(trainer):
-    return trainer.model.memory
-
-
-def _step_by_step(trainer, seen):
-    """Keeps (bank before, features, indexes, bank after) of every update."""
-    bank = _bank(trainer)
+def test_each_step_updates_the_bank_by_equation_1(start):
+    trainer, seen = start(), []
+    bank = trainer.model.memory
     update = bank.update
 
     def watched(features, indexes):
         before = bank.features.clone()
         update(features, indexes)
-        seen.append((before, features.clone(), indexes.clone(), bank.features.clone()))
+        seen.append((before, features.clone(), indexes.tolist(), bank.features.clone()))
 
     bank.update = watched
-
-
-def test_each_step_updates_the_bank_by_equation_1(start):
-    trainer, seen = start(), []
-    _step_by_step(trainer, seen)
     trainer.train()
     assert len(seen) == 6
     for before, features, indexes, after in seen:
         expected = before.clone()
-        for feature, index in zip(features, indexes.tolist(), strict=True):
+        for feature, index in zip(features, indexes, strict=True):
             expected[index] = normalize(0.2 * expected[index] + 0.8 * feature, dim=0)
         torch.testing.assert_close(after, expected, atol=1e-6, rtol=0)
         assert not torch.equal(before, after)
 
 
 def test_the_bank_starts_from_one_pass_of_the_network(start):
-    trainer = start("SOLVER.MAX_EPOCH", 1)
-    hook = trainer._hooks[-1]
+    trainer = start()
     with EventStorage():
-        hook.before_train()
+        trainer._hooks[-1].before_train()
     model = trainer.model.eval()
+    assert not [name for name in model.state_dict() if "memory" in name]
     paths = sorted(path for path, *_ in trainer.data_loader.dataset.img_items)
     for row in (0, 17, 47):
         image = Image.open(paths[row]).convert("RGB")
         image = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float()
         with torch.no_grad():
             expected = normalize(model({"images": image[None]}), dim=1)[0]
-        torch.testing.assert_close(_bank(trainer).features[row], expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(model.memory.features[row], expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("preset", ["bank", "extract"])
-def test_batches_carry_the_labels_of_the_last_clustering(start, preset, monkeypatch):
-    trainer = start("CAUREID.LABELS", preset)
-    found, batches = [], []
-    assign = clustering.assign_pseudo_labels
-    monkeypatch.setattr(clustering, "assign_pseudo_labels",
-                        lambda *a, **k: found.append(assign(*a, **k)) or found[-1])
+def test_batches_carry_the_labels_of_the_last_clustering(start, clusterings, preset):
+    trainer, batches = start("CAUREID.LABELS", preset), []
     forward = trainer.model.losses
-    monkeypatch.setattr(trainer.model, "losses",
-                        lambda out, batch: batches.append(batch) or forward(out, batch))
+    trainer.model.losses = lambda out, batch: batches.append(batch) or forward(out, batch)
     trainer.train()
-    assert (len(found), len(batches)) == (2, 6)
+    assert (len(clusterings), len(batches)) == (2, 6)
     for number, batch in enumerate(batches):
-        labels, rows = found[number // 3].copy(), batch["indexes"].numpy()
+        labels, rows = clusterings[number // 3][2].copy(), batch["indexes"].numpy()
         if preset == "bank":  # outliers follow as clusters of their own
             for row in np.flatnonzero(labels < 0):
                 labels[row] = labels.max() + 1
@@ -89,19 +75,22 @@ def test_extract_clusters_new_features_and_bank_clusters_the_bank(start, monkeyp
     extract = hooks.extract_features
     monkeypatch.setattr(hooks, "extract_features",
                         lambda *a, **k: passes.append(1) or extract(*a, **k))
-    short = "SOLVER.ITERS_PER_EPOCH", 1, "DATASETS.TESTS", (), "CAUREID.LABELS"
-    start(*short, "extract").train()
-    assert len(passes) == 2  # the first fills the bank
-    passes.clear()
-    start(*short, "bank").train()
-    assert len(passes) == 1
+    for preset, expected in (("extract", 2), ("bank", 1)):  # the first one fills the bank
+        passes.clear()
+        start("SOLVER.ITERS_PER_EPOCH", 1, "DATASETS.TESTS", (), "CAUREID.LABELS", preset).train()
+        assert len(passes) == expected
 
 
-def test_a_camera_label_does_reach_training(start, monkeypatch):
-    """The counterpart of tests/engine/test_label_blind.py: other cameras give other weights."""
-    short = "SOLVER.MAX_EPOCH", 1, "DATASETS.TESTS", ()
-    first = start(*short)
-    first.train()
+def test_seed_and_cameras_reach_the_weights_and_workers_do_not(start, monkeypatch):
+    """The counterpart of tests/engine/test_label_blind.py."""
+    def trained(*options):
+        trainer = start("SOLVER.MAX_EPOCH", 1, "DATASETS.TESTS", (), *options)
+        trainer.train()
+        return torch.cat([value.flatten().double() for value in trainer.model.parameters()])
+
+    first = trained()
+    assert torch.equal(trained("DATALOADER.NUM_WORKERS", 2), first)
+    assert not torch.equal(trained("SEED", 4), first)
     process = Market1501.process_dir
 
     def swapped(self, folder, is_train=True):
@@ -109,26 +98,11 @@ def test_a_camera_label_does_reach_training(start, monkeypatch):
         return [(p, who, f"c{i % 2}") for i, (p, who, _) in enumerate(items)]
 
     monkeypatch.setattr(Market1501, "process_dir", swapped)
-    second = start(*short)
-    second.train()
-    pairs = zip(first.model.parameters(), second.model.parameters(), strict=True)
-    assert any(not torch.equal(a, b) for a, b in pairs)
+    assert not torch.equal(trained(), first)
 
 
-def test_a_seed_is_one_run_whatever_the_number_of_workers(start):
-    states = []
-    for seed, workers in ((3, 0), (3, 2), (4, 0)):
-        trainer = start("SEED", seed, "DATALOADER.NUM_WORKERS", workers, "DATASETS.TESTS", ())
-        trainer.train()
-        states.append({**trainer.model.state_dict(), **_bank(trainer).state_dict()})
-    first, same, other = states
-    assert all(torch.equal(value, same[name]) for name, value in first.items())
-    assert not all(torch.equal(value, other[name]) for name, value in first.items())
-
-
-def test_scalars_and_log_line_say_what_the_clustering_found(start, monkeypatch, messages):
-    labels = np.array([0] * 8 + [1] * 3 + [-1] * 37)
-    monkeypatch.setattr(clustering, "assign_pseudo_labels", lambda *a, **k: labels)
+def test_scalars_and_log_line_say_what_the_clustering_found(start, found, messages):
+    found([0] * 8 + [1] * 3 + [-1] * 37)
     trainer = start("SOLVER.MAX_EPOCH", 1, "TEST.EVAL_PERIOD", 1)
     trainer.train()
     latest = {name: value for name, (value, _) in trainer.storage.latest().items()}
@@ -142,77 +116,53 @@ def test_scalars_and_log_line_say_what_the_clustering_found(start, monkeypatch, 
     assert any("epoch 0: 2 clusters, 37 outliers" in text for text in messages)
 
 
-def test_diagnostics_are_marked_and_right(start, monkeypatch):
+def test_diagnostics_are_marked_and_right(start, found):
     trainer = start("SOLVER.MAX_EPOCH", 1, "CAUREID.DIAGNOSTICS", True)
     identities = np.array([i[1] for i in trainer.data_loader.dataset.img_items])
-    exact = np.unique(identities, return_inverse=True)[1]
-    monkeypatch.setattr(clustering, "assign_pseudo_labels", lambda *a, **k: exact.copy())
+    found(np.unique(identities, return_inverse=True)[1])
     trainer.train()
     assert trainer.storage.latest()["diagnostic_with_labels/ari"][0] == pytest.approx(1.0)
 
 
 def test_a_hook_that_comes_after_resume_is_an_error(start):
-    start("SOLVER.MAX_EPOCH", 1, "SOLVER.ITERS_PER_EPOCH", 1).train()
-    late = start("SOLVER.MAX_EPOCH", 2, "SOLVER.ITERS_PER_EPOCH", 1, hook=False)
+    start("SOLVER.MAX_EPOCH", 1).train()
+    late = start(hook=False)
     late.resume_or_load(resume=True)
     late.register_hooks([caureid_plugin.UnsupervisedHook(late.cfg)])
     with pytest.raises(RuntimeError, match="before trainer.resume_or_load"):
         late.train()
 
 
-def test_the_bank_is_no_weight_of_the_model(start):
-    trainer = start()
-    assert not [name for name in trainer.model.state_dict() if "memory" in name]
-
-
-def test_clustering_every_second_epoch(start, monkeypatch):
-    calls = []
-    assign = clustering.assign_pseudo_labels
-    monkeypatch.setattr(clustering, "assign_pseudo_labels",
-                        lambda *a, **k: calls.append(1) or assign(*a, **k))
+def test_clustering_every_second_epoch(start, clusterings):
     trainer = start("SOLVER.MAX_EPOCH", 4, "CAUREID.CLUSTER_PERIOD", 2, "DATASETS.TESTS", (),
                     "SOLVER.ITERS_PER_EPOCH", 1)
-    relabelled = []
-    relabel = _bank(trainer).relabel
-    _bank(trainer).relabel = lambda labels: relabelled.append(trainer.epoch) or relabel(labels)
+    bank, relabelled = trainer.model.memory, []
+    relabel = bank.relabel
+    bank.relabel = lambda labels: relabelled.append(trainer.epoch) or relabel(labels)
     trainer.train()
-    assert len(calls) == 2 and relabelled == [0, 2]
+    assert len(clusterings) == 2 and relabelled == [0, 2]
 
 
-def _watch_clustering(monkeypatch):
-    calls, assign = [], clustering.assign_pseudo_labels
-
-    def watched(features, **options):
-        calls.append(options)
-        return assign(features, **options)
-
-    monkeypatch.setattr(clustering, "assign_pseudo_labels", watched)
-    return calls
-
-
-def test_the_options_of_the_clustering_come_from_the_config(start, monkeypatch):
-    calls = _watch_clustering(monkeypatch)
+def test_the_options_of_the_clustering_come_from_the_config(start, clusterings):
     start("CAUREID.CLUSTER.SEARCH", "faiss-flat", "CAUREID.CLUSTER.RECALL", 0.9,
           "CAUREID.CLUSTER.MAX_MEMORY", 7.0, "SOLVER.ITERS_PER_EPOCH", 1).train()
-    assert len(calls) == 2
-    for call in calls:
-        assert call["search"] == clustering.Search("faiss-flat", recall=0.9, max_memory=7.0)
-        assert (call["k1"], call["k2"], call["eps"], call["min_samples"]) == (6, 2, 0.6, 2)
-        assert "camids" not in call
+    assert len(clusterings) == 2
+    for _, options, _ in clusterings:
+        assert options["search"] == clustering.Search("faiss-flat", recall=0.9, max_memory=7.0)
+        assert [options[name] for name in ("k1", "k2", "eps", "min_samples")] == [6, 2, 0.6, 2]
+        assert "camids" not in options
 
 
-def test_camera_aware_neighbours_with_the_cameras_of_the_bank(start, monkeypatch):
-    calls = _watch_clustering(monkeypatch)
+def test_camera_aware_neighbours_with_the_cameras_of_the_bank(start, clusterings):
     trainer = start("CAUREID.CLUSTER.CAMERA_AWARE", True, "CAUREID.CLUSTER.K1_INTRA", 3,
                     "CAUREID.CLUSTER.K1_INTER", 7, "CAUREID.CLUSTER.K2_INTER", 5,
                     "CAUREID.CLUSTER.EPS", 0.4, "SOLVER.ITERS_PER_EPOCH", 1)
     trainer.train()
-    assert len(calls) == 2
-    for call in calls:
-        assert torch.equal(call["camids"], _bank(trainer).camids)
-        assert (call["k1_intra"], call["k1_inter"]) == (3, 7) and "k1" not in call
+    for _, options, _ in clusterings:
+        assert torch.equal(options["camids"], trainer.model.memory.camids)
+        assert (options["k1_intra"], options["k1_inter"]) == (3, 7) and "k1" not in options
     # the first clustering has counts of its own
-    assert [(c["k2_intra"], c["k2_inter"]) for c in calls] == [(3, 3), (2, 5)]
+    assert [(o["k2_intra"], o["k2_inter"]) for _, o, _ in clusterings] == [(3, 3), (2, 5)]
 
 
 def test_memory_that_is_not_there_ends_the_run_before_it_clusters(start):
@@ -224,13 +174,16 @@ def test_frozen_layers_stay_frozen_while_features_are_extracted(start):
     trainer = start()
     trainer.model.train()
     trainer.model.backbone.eval()
-    hook = trainer._hooks[-1]
-    caureid_plugin.extract_features(trainer.model, hook._extraction)
+    caureid_plugin.extract_features(trainer.model, trainer._hooks[-1]._extraction)
     assert trainer.model.training and trainer.model.heads.training
     assert not any(module.training for module in trainer.model.backbone.modules())
 
 
 # ------------------------------------------------------------------------- bad input ----
+
+
+AWARE = ["CAUREID.CLUSTER.CAMERA_AWARE", True, "CAUREID.CLUSTER.K1_INTRA", 3,
+         "CAUREID.CLUSTER.K1_INTER", 6]
 
 
 @pytest.mark.parametrize("options, message", [
@@ -239,18 +192,25 @@ def test_frozen_layers_stay_frozen_while_features_are_extracted(start):
     (["CAUREID.CLUSTER_PERIOD", 0], "CLUSTER_PERIOD 0"),
     (["CAUREID.CLUSTER.SEARCH", "annoy"], "CAUREID.CLUSTER.SEARCH"),
     (["CAUREID.CLUSTER.RECALL", 1.5], "CAUREID.CLUSTER.RECALL"),
+    (["CAUREID.CLUSTER.EPS", 0.0], "CAUREID.CLUSTER.EPS"),
+    (["CAUREID.CLUSTER.MIN_SAMPLES", 0], "CAUREID.CLUSTER.MIN_SAMPLES"),
+    (["CAUREID.CLUSTER.K2", 9], "CAUREID.CLUSTER.K2.*k2=9 and k1=6"),
+    ([*AWARE, "CAUREID.CLUSTER.K2_INTRA_FIRST", 5], r"CLUSTER.K2_INTRA_FIRST\).*5 and 3"),
+    ([*AWARE, "CAUREID.CLUSTER.K2_INTER", 8], r"CLUSTER.K2_INTER\).*8 and 6"),  # used later only
+    (["SOLVER.IMS_PER_BATCH", 18], "SOLVER.IMS_PER_BATCH 18.*DATALOADER.NUM_INSTANCE 4"),
+    (["SOLVER.ITERS_PER_EPOCH", -5], "ITERS_PER_EPOCH -5"),
     (["MODEL.HEADS.NUM_CLASSES", 0], "NUM_CLASSES 0 .* set it to -1"),
     (["TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.DATASET", "Market1501"], "PRECISE_BN"),
     (["MODEL.BN_GROUP_SIZE", 1], "BN_GROUP_SIZE"),
     (["MODEL.LOSSES.INFONCE.TEMPERATURE", 0.0], "INFONCE.TEMPERATURE 0.0"),
     (["MODEL.LOSSES.CACC.NUM_NEGATIVES", -1], "NUM_NEGATIVES -1"),
-    (["SOLVER.ITERS_PER_EPOCH", -5], "ITERS_PER_EPOCH -5"),
     (["CAUREID.MEMORY.MOMENTUM", 1.0], "MOMENTUM 1.0"),
-    (["MODEL.HEADS.NECK_FEAT", "before"], "NECK_FEAT after"),
+    (["MODEL.META_ARCHITECTURE", "Baseline", "MODEL.HEADS.NUM_CLASSES", 8, "MODEL.LOSSES.NAME",
+      ("CrossEntropyLoss",)], "META_ARCHITECTURE CAUReID, the model is a Baseline"),
 ])
-def test_wrong_options(start, options, message):
+def test_wrong_options_are_found_before_anything_is_computed(start, options, message):
     with pytest.raises(ValueError, match=message):
-        start(*options).train()
+        start(*options)  # never trained
 
 
 def test_unknown_head_lists_the_known_ones(start):
@@ -261,31 +221,6 @@ def test_unknown_head_lists_the_known_ones(start):
 def test_losses_without_the_hook(start):
     with pytest.raises(RuntimeError, match="UnsupervisedHook"):
         start(hook=False).train()
-
-
-def test_hook_on_another_architecture(start):
-    with pytest.raises(ValueError, match="META_ARCHITECTURE CAUReID"):
-        start("MODEL.META_ARCHITECTURE", "Baseline", "MODEL.HEADS.NUM_CLASSES", 8,
-              "MODEL.LOSSES.NAME", ("CrossEntropyLoss",))
-
-
-def test_an_image_that_cannot_be_read_is_named(start, tiny_market):
-    broken = sorted((tiny_market / "Market-1501-v15.09.15" / "bounding_box_train").iterdir())[7]
-    broken.write_bytes(broken.read_bytes()[:200])
-    with pytest.raises(ValueError, match=broken.name):
-        start().train()
-
-
-def test_camera_missing_on_one_image(start, monkeypatch):
-    process = Market1501.process_dir
-
-    def broken(self, folder, is_train=True):
-        items = sorted(process(self, folder, is_train))
-        return [(items[0][0], items[0][1], ""), *items[1:]]
-
-    monkeypatch.setattr(Market1501, "process_dir", broken)
-    with pytest.raises(ValueError, match=r"0001_c1s1_000000_00.jpg has no camera label"):
-        start()
 
 
 # --------------------------------------------------------------------- what runs leave ----
@@ -312,11 +247,8 @@ def test_processes_and_threads_stay_flat_over_ten_epochs(start):
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_bars_are_for_terminals(start, monkeypatch, terminal):
-    class Stream(io.StringIO):
-        def isatty(self):
-            return terminal
-
-    stream = Stream()
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal
     trainer = start("SOLVER.MAX_EPOCH", 1, "SOLVER.ITERS_PER_EPOCH", 1, "DATASETS.TESTS", ())
     monkeypatch.setattr(sys, "stderr", stream)
     trainer.train()

@@ -63,8 +63,9 @@ def test_a_resumed_run_gets_the_verdict_of_a_whole_one():
 
 def test_many_outliers_ask_for_a_larger_eps():
     assert levels(FEW) == {"silhouette": "mixed", "outlier_share": "mixed", "stability": "good"}
-    assert judge(FEW).level == "mixed"
-    assert any(text.startswith("Raise CAUREID.CLUSTER.EPS") for text in judge(FEW).advice)
+    verdict = judge(FEW)
+    assert verdict.level == "mixed"
+    assert any(text.startswith("Raise CAUREID.CLUSTER.EPS") for text in verdict.advice)
 
 
 @pytest.mark.parametrize("name, good, bad", [

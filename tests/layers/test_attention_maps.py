@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from caureid_plugin.layers import branch_maps, mass_share, relative_maps, resize_maps
@@ -9,9 +10,7 @@ from caureid_plugin.layers import branch_maps, mass_share, relative_maps, resize
 
 @pytest.fixture
 def pair():
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(2, 5, 4, 3, generator=generator)
-    return features, torch.rand(2, 5, 4, 3, generator=generator)
+    return torch.randn(2, 5, 4, 3), torch.rand(2, 5, 4, 3)
 
 
 @pytest.mark.parametrize("kind", ["mask", "feature"])
@@ -19,24 +18,15 @@ def test_maps_against_loops(pair, kind):
     features, mask = pair
     specific, agnostic = branch_maps(features, mask, kind)
     assert specific.shape == agnostic.shape == (2, 4, 3)
-    for b in range(2):
-        for y in range(4):
-            for x in range(3):
-                sums = [0.0, 0.0]
-                for c in range(5):
-                    a = float(mask[b, c, y, x])
-                    weight = 1.0 if kind == "mask" else abs(float(features[b, c, y, x]))
-                    sums[0] += a * weight
-                    sums[1] += (1.0 - a) * weight
-                assert float(specific[b, y, x]) == pytest.approx(sums[0] / 5, abs=1e-6)
-                assert float(agnostic[b, y, x]) == pytest.approx(sums[1] / 5, abs=1e-6)
-
-
-def test_mask_maps_are_complements_and_do_not_look_at_the_features(pair):
-    features, mask = pair
-    specific, agnostic = branch_maps(features, mask)
-    torch.testing.assert_close(specific + agnostic, torch.ones(2, 4, 3))
-    assert torch.equal(branch_maps(100 * features, mask)[0], specific)
+    for b, y, x in np.ndindex(2, 4, 3):
+        sums = [0.0, 0.0]
+        for c in range(5):
+            a = float(mask[b, c, y, x])
+            weight = 1.0 if kind == "mask" else abs(float(features[b, c, y, x]))
+            sums[0] += a * weight
+            sums[1] += (1.0 - a) * weight
+        assert float(specific[b, y, x]) == pytest.approx(sums[0] / 5, abs=1e-6)
+        assert float(agnostic[b, y, x]) == pytest.approx(sums[1] / 5, abs=1e-6)
 
 
 def test_resizing_by_hand():
@@ -54,16 +44,11 @@ def test_relative_maps_by_hand():
 
 
 def test_share_by_hand():
-    maps = torch.tensor([[[1.0, 3.0], [2.0, 2.0]], [[0.3, 0.3], [0.3, 0.3]]])
-    region = torch.tensor([[[False, True], [False, False]], [[True, True], [True, False]]])
+    maps = torch.tensor([[[1.0, 3], [2, 2]], [[0.3, 0.3], [0.3, 0.3]], [[0, 0], [0, 0]]])
+    region = torch.tensor([[[0, 1], [0, 0]], [[1, 1], [1, 0]], [[1, 1], [1, 1]]]).bool()
     shares = mass_share(maps, region)
     assert shares.dtype == torch.float64
-    assert shares.tolist() == pytest.approx([3 / 8, 3 / 4])
-
-
-def test_a_map_of_zeros_has_no_share():
-    share = mass_share(torch.zeros(1, 2, 2), torch.ones(1, 2, 2, dtype=torch.bool))
-    assert math.isnan(float(share))
+    assert shares.tolist() == pytest.approx([3 / 8, 3 / 4, math.nan], nan_ok=True)
 
 
 def test_bad_input(pair):

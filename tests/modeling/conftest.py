@@ -47,14 +47,16 @@ def make_batch():
 
 @pytest.fixture
 def make_bank():
-    """Twenty random images of five clusters and three cameras."""
+    """A bank of random images, by default sixty of seven clusters and four cameras."""
 
-    def make(dim=16):
+    def make(dim=16, *, n=60, clusters=7, momentum=0.2, outliers=5):
         generator = torch.Generator().manual_seed(0)
         bank = caureid_plugin.MemoryBank(
-            torch.randint(3, (20,), generator=generator), dim, momentum=0.2)
-        bank.reset(torch.randn(20, dim, generator=generator))
-        bank.relabel(torch.arange(20) % 5)
+            torch.randint(4, (n,), generator=generator), dim, momentum=momentum)
+        bank.reset(torch.randn(n, dim, generator=generator))
+        labels = torch.arange(n) % clusters
+        labels[torch.randperm(n, generator=generator)[:outliers]] = -1
+        bank.relabel(labels)
         return bank
 
     return make

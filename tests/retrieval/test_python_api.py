@@ -23,6 +23,8 @@ def test_the_examples(small_run, tiny_market, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(home)
     blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     assert len(blocks) == 6
+    # "a result in ten lines"
+    assert len([line for line in blocks[0].splitlines() if line.strip()]) <= 10
     names = {}
     for block in blocks:
         exec(compile(block, "docs/python_api.md", "exec"), names)
@@ -42,9 +44,3 @@ def test_the_examples(small_run, tiny_market, tmp_path, monkeypatch, capsys):
     scores = dict(zip(map(str, names["paths"]), cosines, strict=True))
     for hit, path in zip(names["hits"], expected, strict=True):
         assert hit.camera == "yard" and abs(scores[hit.path] - scores[path]) < 1e-3
-
-
-def test_ten_lines():
-    """From import to result, blank lines aside."""
-    first = re.search(r"```python\n(.*?)```", TEXT, re.DOTALL)[1]
-    assert len([line for line in first.splitlines() if line.strip()]) <= 10

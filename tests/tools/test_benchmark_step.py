@@ -1,13 +1,10 @@
 """The benchmark of a step: that what it compares is the same work. No time is looked at."""
 
-import csv
 
-import numpy as np
-import pytest
 import torch
-from PIL import Image
 
 import benchmark_step as tool
+from helpers.tool_output import is_drawn, read_csv, refusal, table_rows
 
 
 def new_bank():
@@ -35,19 +32,14 @@ def test_each_step_learns_and_updates_the_bank_alike():
     assert (gradients[tool.BOTH] - gradients[tool.INFONCE]).abs().max() > 1e-3  # CACC is in it
 
 
-def cells(line):
-    return [cell.strip() for cell in line.strip("|").split("|")]
-
-
 def test_table_and_files(tmp_path, capsys):
     csv_path, picture_path = tmp_path / "step.csv", tmp_path / "step.png"
     tool.main(["--sizes", "240", "120", "--clusters", "10", "--dim", "8", "--batch", "16",
                "--repeats", "2", "--output", str(csv_path), "--plot", str(picture_path)])
-    tables = [cells(line) for line in capsys.readouterr().out.splitlines() if line[:1] == "|"]
+    tables = table_rows(capsys.readouterr().out)
     expected = [["120", "10", "60"], ["240", "10", "60"], ["120", "7", "42"], ["240", "15", "90"]]
     assert [row[:3] for row in tables[2:4] + tables[6:]] == expected  # without headings and rules
-    with csv_path.open() as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(csv_path)
     assert [[row["N"], row["K"], row["centres"]] for row in rows[::3]] == expected
     assert [row["step"] for row in rows] == ["InfoNCE + CACC", "InfoNCE", "SpCL's way"] * 4
     times = [float(row["median_ms"]) for row in rows]
@@ -57,10 +49,9 @@ def test_table_and_files(tmp_path, capsys):
     assert [cell.split()[0] for cell in line[3:9:2]] == [f"{time:.2f}" for time in times[3:6]]
     assert line[4:10:2] == [f"{times[3 + i] / times[i]:.2f}" for i in range(3)]
     assert line[9:] == [f"{times[5] / times[4]:.1f}", f"{times[5] / times[3]:.1f}"]
-    assert np.asarray(Image.open(picture_path).convert("RGB")).std() > 5
+    assert is_drawn(picture_path)
 
 
 def test_sizes_too_small_for_the_clusters(capsys):
-    with pytest.raises(SystemExit):
-        tool.main(["--sizes", "50", "480", "--clusters", "10"])
-    assert "--sizes 50 is too small for --clusters 10" in capsys.readouterr().err
+    said = refusal(tool.main, ["--sizes", "50", "480", "--clusters", "10"], capsys)
+    assert "--sizes 50 is too small for --clusters 10" in said

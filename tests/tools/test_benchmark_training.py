@@ -1,22 +1,17 @@
 """The benchmark of training steps: that both sides are what it says. No time is looked at."""
 
-import copy
-import csv
-import itertools
 
-import numpy as np
 import pytest
 import torch
 from caureid_plugin import CamSepHead, CAUReID
 from caureid_plugin.layers import GroupedBatchNorm2d
 from fastreid.engine.train_loop import AMPTrainer, SimpleTrainer
 from fastreid.modeling.heads import EmbeddingHead
-from fastreid.modeling.losses import cross_entropy_loss, triplet_loss
 from fastreid.modeling.meta_arch import Baseline
 from fastreid.utils.events import EventStorage
-from PIL import Image
 
 import benchmark_training as tool
+from helpers.tool_output import is_drawn, read_csv, refusal
 
 WORDS = """--steps 2 --warm-up 1 --images 61 --clusters 10 --classes 7 --threads 1 --device cpu
 --breakdown""".split()
@@ -40,12 +35,6 @@ def sides(parsed):
     return {(side.name, side.layout): side for side in tool.build_sides(cfg, args)}
 
 
-def step(side, times=1):
-    with EventStorage(0):
-        for side.trainer.iter in range(times):
-            side.step()
-
-
 def test_what_is_compared(parsed, sides):
     models = [sides[name, "default"].trainer.model
               for name in ("Baseline", "CAUReID", "plain BN", "plain BN, no attention")]
@@ -64,55 +53,36 @@ def test_what_is_compared(parsed, sides):
     args, cfg = parsed
     batches = tool.draw_batches(cfg, args, torch.device("cpu"))
     with pytest.warns():  # of names that torch is about to retire
-        assert type(tool.build_side(cfg, args, "CAUReID", "amp", "default", batches).trainer
-                    ) is AMPTrainer
+        mixed = tool.build_side(cfg, args, "CAUReID", "amp", "default", batches)
+    assert type(mixed.trainer) is AMPTrainer
 
 
-def test_layout_of_the_feature_maps(sides):
-    for name, layout in itertools.product(["Baseline", "CAUReID"], ["default", "channels_last"]):
-        maps = []
-        sides[name, layout].trainer.model.heads.register_forward_pre_hook(
-            lambda module, inputs, maps=maps: maps.append(inputs[0]))
-        step(sides[name, layout])
-        assert [maps[0].is_contiguous(), maps[0].is_contiguous(memory_format=torch.channels_last)
-                ] == [layout == "default", layout == "channels_last"]
-
-
-def test_a_step_of_baseline_is_a_step_by_hand(parsed, sides):
-    side = sides["Baseline", "default"]
-    model = copy.deepcopy(side.trainer.model)
-    model._forward_hooks.clear()
-    batch = tool.draw_batches(parsed[1], parsed[0], torch.device("cpu"))[0]
-    targets = batch["identities"]
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3.5e-4,
-                                 weight_decay=5e-4)
+@pytest.mark.parametrize("layout, contiguous", [
+    ("default", torch.contiguous_format), ("channels_last", torch.channels_last)])
+@pytest.mark.parametrize("name, losses", [
+    ("Baseline", ["loss_cls", "loss_triplet"]),
+    ("CAUReID", ["loss_cacc", "loss_camsep", "loss_infonce"])])
+def test_a_step_moves_weights_and_bank(sides, name, losses, layout, contiguous):
+    side, seen, maps = sides[name, layout], [], []
+    model = side.trainer.model
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    rows = None if side.bank is None else side.bank.features.clone()
+    model.register_forward_hook(
+        lambda module, inputs, found: seen.append((inputs[0], sorted(found))))
+    model.heads.register_forward_pre_hook(lambda module, inputs: maps.append(inputs[0]))
     with EventStorage(0):
-        images = (batch["images"] - model.pixel_mean) / model.pixel_std
-        outputs = model.heads(model.backbone(images), targets)
-        loss = (cross_entropy_loss(outputs["cls_outputs"], targets, 0.1, 0.2)
-                + triplet_loss(outputs["features"], targets, 0.3, False, True))
-        loss.backward()
-        optimizer.step()
-    step(side)
-    for (name, moved), expected in zip(side.trainer.model.named_parameters(), model.parameters(),
-                                       strict=True):
-        torch.testing.assert_close(moved, expected, rtol=0, atol=1e-6, msg=name)
-
-
-def test_a_step_of_caureid_moves_weights_and_bank(sides):
-    side, seen = sides["CAUReID", "default"], []
-    before = [parameter.detach().clone() for parameter in side.trainer.model.parameters()]
-    rows = side.bank.features.clone()
-    side.trainer.model.register_forward_hook(
-        lambda module, inputs, losses: seen.append((inputs[0], sorted(losses))))
-    step(side, times=2)
+        for side.trainer.iter in range(2):
+            side.step()
+    assert maps[0].is_contiguous(memory_format=contiguous)
     assert sum(not torch.equal(old, new) for old, new in zip(
-        before, side.trainer.model.parameters(), strict=True)) > 20
-    for batch, losses in seen:
-        assert losses == ["loss_cacc", "loss_camsep", "loss_infonce"]
-        assert torch.equal(side.bank.labels[batch["indexes"]], batch["targets"])
-    changed = (side.bank.features != rows).any(dim=1).nonzero().flatten()
-    assert changed.tolist() == sorted({i for batch, _ in seen for i in batch["indexes"].tolist()})
+        before, model.parameters(), strict=True)) >= 20
+    assert [found for _, found in seen] == [losses] * 2
+    if name == "CAUReID":
+        indexes = torch.cat([batch["indexes"] for batch, _ in seen])
+        assert torch.equal(side.bank.labels[indexes],
+                           torch.cat([batch["targets"] for batch, _ in seen]))
+        changed = (side.bank.features != rows).any(dim=1).nonzero().flatten()
+        assert changed.tolist() == sorted(set(indexes.tolist()))
 
 
 def test_figures_of_a_row(parsed):
@@ -138,24 +108,20 @@ def test_whole_command(capsys, tmp_path):
     tool.main([*WORDS, "--csv", str(found), "--plot", str(picture), *KEYS])
     printed = capsys.readouterr().out
     assert "amp is left out: FastReID trains in mixed precision on CUDA only" in printed
-    with found.open() as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(found)
     assert [(row["layout"], row["side"]) for row in rows] == [
         (layout, name) for layout in ("default", "channels_last")
         for name in ("Baseline", "CAUReID", "plain BN", "plain BN, no attention")]
     for row in rows:
         median = float(row["median_ms"])
-        assert 0 < float(row["p10_ms"]) <= median <= float(row["p90_ms"])
-        assert float(row["images_per_s"]) == pytest.approx(8000 / median)
         base = float(rows[0 if row["layout"] == "default" else 4]["median_ms"])
         assert float(row["ratio"]) == pytest.approx(median / base)
         assert (row["batch"], row["clusters"], row["peak_gib"]) == ("8", "10", "")
     for row in (rows[1], rows[5]):  # CAUReID's, in the table and in the verdict
         assert printed.count(f"{float(row['ratio']):.3f} ({float(row['ratio_low']):.3f}") == 3
-    assert np.asarray(Image.open(picture).convert("RGB")).std() > 5
+    assert is_drawn(picture)
 
 
 def test_a_key_that_would_change_what_is_compared(capsys):
-    with pytest.raises(SystemExit):
-        tool.main([*WORDS, *KEYS, "MODEL.CHANNELS_LAST", "True"])
-    assert "MODEL.CHANNELS_LAST is set by --layouts" in capsys.readouterr().err
+    said = refusal(tool.main, [*WORDS, *KEYS, "MODEL.CHANNELS_LAST", "True"], capsys)
+    assert "MODEL.CHANNELS_LAST is set by --layouts" in said

@@ -1,7 +1,6 @@
 """The tool that shows what each eps gives: its sources, its table and its files."""
 
 import argparse
-import csv
 import itertools
 import os
 import re
@@ -16,11 +15,11 @@ from caureid_plugin.clustering.simulated import simulate_features
 from fastreid.engine import DefaultTrainer
 from fastreid.utils.env import seed_all_rng
 from fastreid.utils.events import EventStorage
-from PIL import Image
 from sklearn.metrics import adjusted_rand_score
 
 import choose_eps as tool
 from helpers.tiny import KEYS
+from helpers.tool_output import is_drawn, read_csv, refusal, table_rows
 
 EPS = "0.3:0.9:0.1"
 VALUES = [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
@@ -28,23 +27,14 @@ VALUES = [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 
 @pytest.fixture(scope="module")
 def people():
-    features, identities, camids = simulate_features(200, 24, seed=2)
-    return {"features": features, "identities": identities, "camids": camids}
+    return dict(zip(("features", "identities", "camids"), simulate_features(200, 24, seed=2),
+                    strict=True))
 
 
 @pytest.fixture
 def stored(people, tmp_path):
     np.savez(tmp_path / "people.npz", **people)
     return tmp_path / "people.npz"
-
-
-def cells(line):
-    return [cell.strip() for cell in line.strip("|").split("|")]
-
-
-def read(path):
-    with path.open() as file:
-        return list(csv.DictReader(file))
 
 
 def test_table_file_and_picture(people, stored, tmp_path, capsys):
@@ -57,7 +47,7 @@ def test_table_file_and_picture(people, stored, tmp_path, capsys):
     assert suggested not in (0.3, 0.9)
     assert printed.startswith(
         "200 images, 6 cameras; plain neighbours, k1 15, k2 6, min_samples 4\n")
-    heading, _, *lines = [cells(line) for line in printed.splitlines() if line.startswith("|")]
+    heading, _, *lines = table_rows(printed)
     assert heading == ["", "eps", "clusters", "outliers", "largest", "span cameras", "centres"]
     for line, row in zip(lines, rows, strict=True):
         assert line == [
@@ -67,12 +57,22 @@ def test_table_file_and_picture(people, stored, tmp_path, capsys):
             f"{100 * row['cross_camera']:.1f}%", str(row["centres"])]
     assert f"suggested: CAUREID.CLUSTER.EPS {suggested:g}, the most camera centres" in printed
     assert "end of the values" not in printed and "diagnostic" not in printed
+    before = read_csv(tmp_path / "eps.csv")
+    for line, row in zip(before, rows, strict=True):
+        figures = {name: float(value) for name, value in line.items()}
+        assert figures == {**row, "suggested": row["eps"] == suggested}
+    assert is_drawn(tmp_path / "eps.png")
 
-    for line, row in zip(read(tmp_path / "eps.csv"), rows, strict=True):
-        assert int(line.pop("suggested")) == (row["eps"] == suggested)
-        assert {name: float(value) for name, value in line.items()} == row
-    picture = np.asarray(Image.open(tmp_path / "eps.png").convert("RGB"))
-    assert picture.shape[0] > 400 and picture.std() > 5
+    tool.main(["--features", str(stored), "--eps", EPS, "--k1", "15", "--output",
+               str(tmp_path / "eps.csv"), "--plot", str(tmp_path / "more.png"), "--diagnostics"])
+    printed = capsys.readouterr().out
+    assert "ARI*" in printed and "* diagnostic, uses identity labels" in printed
+    after = read_csv(tmp_path / "eps.csv")
+    names = ("ari", "ari_clustered", "precision", "recall")
+    found = [[float(line.pop(name)) for name in names] for line in after]
+    assert after == before, "identities must not change a figure or the suggestion"
+    assert len(set(map(tuple, found))) > 3
+    assert is_drawn(tmp_path / "more.png")
 
 
 def test_camera_aware_neighbours_by_options_and_keys(people, stored, tmp_path, capsys):
@@ -85,7 +85,7 @@ def test_camera_aware_neighbours_by_options_and_keys(people, stored, tmp_path, c
     camids = people["camids"]
     rows = sweep_eps(jaccard_encoding(people["features"], camids=camids, **counts), VALUES,
                      min_samples=2, camids=camids)
-    found = [int(line["centres"]) for line in read(tmp_path / "eps.csv")]
+    found = [int(line["centres"]) for line in read_csv(tmp_path / "eps.csv")]
     assert found == [row["centres"] for row in rows] and len(set(found)) > 3
 
 
@@ -97,21 +97,6 @@ def test_features_alone(people, tmp_path, capsys):
     assert "200 images, no cameras; plain" in printed and "span" not in printed
     assert re.search(r"EPS 0\.\d, the most clusters \(no cameras are known\)", printed)
     assert "It is at an end of the values tried" in printed
-    assert (tmp_path / "eps.png").is_file()
-
-
-def test_diagnostics_are_marked(people, stored, tmp_path, capsys):
-    arguments = ["--features", str(stored), "--eps", EPS, "--output", str(tmp_path / "eps.csv")]
-    tool.main(arguments)
-    before = read(tmp_path / "eps.csv")
-    tool.main([*arguments, "--diagnostics", "--plot", str(tmp_path / "eps.png")])
-    printed = capsys.readouterr().out
-    assert "ARI*" in printed and "* diagnostic, uses identity labels" in printed
-    after = read(tmp_path / "eps.csv")
-    names = ("ari", "ari_clustered", "precision", "recall")
-    found = [[float(line.pop(name)) for name in names] for line in after]
-    assert after == before, "identities must not change a figure or the suggestion"
-    assert len(set(map(tuple, found))) > 3
     assert (tmp_path / "eps.png").is_file()
 
 
@@ -152,7 +137,7 @@ def test_features_in_no_file(tmp_path, make):
 
 
 @pytest.mark.parametrize("labels", [
-    [0, 0, 1, -1, 1, -1, 0, 2, 2, -1], [-1] * 9 + [0]])
+    [0, 0, 1, -1, 1, -1, 0, 2, 2, -1], [-1] * 9 + [0], [-1] * 10])
 def test_comparison_by_loops(labels):
     identities = np.array([30, 30, 5, 5, 5, 30, 8, 8, 8, 8])
     labels = np.array(labels)
@@ -160,36 +145,13 @@ def test_comparison_by_loops(labels):
     for i, j in itertools.combinations(range(10), 2):
         together, same = labels[i] == labels[j] >= 0, identities[i] == identities[j]
         both, found, real = both + (together and same), found + together, real + same
-    result = tool.compare(labels, identities)
-    expected = both / found if found else float("nan")
-    assert result["precision"] == pytest.approx(expected, nan_ok=True)
-    assert result["recall"] == pytest.approx(both / real)
     alone = [label if label >= 0 else 100 + i for i, label in enumerate(labels.tolist())]
-    assert result["ari"] == pytest.approx(adjusted_rand_score(identities, alone))
     inlier = labels >= 0
-    assert result["ari_clustered"] == pytest.approx(
-        adjusted_rand_score(identities[inlier], labels[inlier]))
-
-
-def test_nothing_clustered_has_no_comparison():
-    result = tool.compare(np.array([-1, -1, -1]), np.array([1, 1, 2]))
-    assert np.isnan(result["ari_clustered"]) and np.isnan(result["precision"])
-    assert result["ari"] == 0 and result["recall"] == 0
-
-
-# ------------------------------------------------------------------- from a config ----
-
-@pytest.fixture
-def trainer(tiny_market, tmp_path):
-    """As tools/train_net.py builds it from the config of the demo and KEYS."""
-    cfg = caureid_plugin.load_config(
-        "Synthetic/caureid.yml", [*KEYS, "SEED", "7", "OUTPUT_DIR", str(tmp_path)])
-    seed_all_rng(caureid_plugin.compat.process_seed(cfg.SEED, 0))  # as default_setup does
-    trainer = DefaultTrainer(cfg)
-    trainer.register_hooks([caureid_plugin.UnsupervisedHook(cfg)])
-    with EventStorage():
-        trainer._hooks[-1].before_train()
-    return trainer
+    assert tool.compare(labels, identities) == pytest.approx({
+        "precision": both / found if found else float("nan"), "recall": both / real,
+        "ari": adjusted_rand_score(identities, alone),
+        "ari_clustered": adjusted_rand_score(identities[inlier], labels[inlier])
+        if inlier.any() else float("nan")}, nan_ok=True)
 
 
 def from_config(tmp_path, *arguments, keys=()):
@@ -198,29 +160,33 @@ def from_config(tmp_path, *arguments, keys=()):
     return dict(np.load(tmp_path / "found.npz"))
 
 
-def test_features_are_those_that_training_starts_from(trainer, tmp_path, capsys):
-    found = from_config(tmp_path)
+def test_features_are_those_that_training_starts_from(tiny_market, tmp_path, capsys):
+    """Of the config's first network, and of a checkpoint."""
+    # as tools/train_net.py builds it
+    cfg = caureid_plugin.load_config(
+        "Synthetic/caureid.yml", [*KEYS, "SEED", "7", "OUTPUT_DIR", str(tmp_path)])
+    seed_all_rng(caureid_plugin.compat.process_seed(cfg.SEED, 0))  # as default_setup does
+    trainer, hook = DefaultTrainer(cfg), caureid_plugin.UnsupervisedHook(cfg)
+    trainer.register_hooks([hook])
+    with EventStorage():
+        hook.before_train()
     bank = trainer.model.memory
+    found = from_config(tmp_path)
     assert np.array_equal(found["features"], bank.features.numpy())
     assert np.array_equal(found["camids"], bank.camids.numpy())
     assert set(found) == {"features", "camids"}, "identities were not asked for"
     assert "48 images, 2 cameras; plain neighbours, k1 6, k2 2, min_samples 2" in (
         capsys.readouterr().out)
 
-
-def test_features_of_a_checkpoint(trainer, tmp_path, capsys):
     with torch.no_grad():
         for weights in trainer.model.parameters():
-            weights.add_(
-                0.01 * torch.randn(weights.shape, generator=torch.Generator().manual_seed(0)))
+            weights.add_(0.01 * torch.randn(weights.shape))
     trainer.checkpointer.save("model_test")
-    trainer._hooks[-1].before_train()  # filled already: stays
-    before = trainer.model.memory.features.clone()
+    before = bank.features.clone()
     found = from_config(tmp_path, "--camera-aware", "--diagnostics",
                         keys=["MODEL.WEIGHTS", str(tmp_path / "model_test.pth")])
-    trainer.model.memory.reset(
-        caureid_plugin.extract_features(trainer.model, trainer._hooks[-1]._extraction))
-    assert np.array_equal(found["features"], trainer.model.memory.features.numpy())
+    bank.reset(caureid_plugin.extract_features(trainer.model, hook._extraction))
+    assert np.array_equal(found["features"], bank.features.numpy())
     assert not np.allclose(found["features"], before.numpy(), atol=1e-3)
     listed = trainer.data_loader.dataset.img_items
     for i, j in itertools.combinations(range(0, 48, 5), 2):
@@ -230,13 +196,9 @@ def test_features_of_a_checkpoint(trainer, tmp_path, capsys):
 
 
 def test_the_first_clustering_has_counts_of_its_own(tiny_market, tmp_path, capsys):
-    from_config(tmp_path, "--camera-aware")
-    assert "k2_intra 3, k2_inter 3" in capsys.readouterr().out
-    from_config(tmp_path, "--camera-aware", "--k2-inter", "2")
-    assert "k2_intra 3, k2_inter 2" in capsys.readouterr().out
-
-
-# ------------------------------------------------------------------------ bad input ----
+    for words, inter in (([], 3), (["--k2-inter", "2"], 2)):
+        from_config(tmp_path, "--camera-aware", *words)
+        assert f"k2_intra 3, k2_inter {inter}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text, values", [
@@ -255,30 +217,22 @@ def test_wrong_values_of_eps(text, message):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--features", "a.npz", "--output", "table.txt"], r"--output table.txt must end in \.csv"),
-    (["--features", "a.npz", "--plot", "nowhere/a.png"], "the folder nowhere does not exist"),
+    (["--output", "table.txt"], "--output table.txt must end in .csv"),
+    (["--plot", "nowhere/a.png"], "the folder nowhere does not exist"),
 ])
 def test_wrong_arguments(arguments, message, capsys):
-    with pytest.raises(SystemExit):
-        tool.main(arguments)
-    assert re.search(message, capsys.readouterr().err)
+    assert message in refusal(tool.main, ["--features", "a.npz", *arguments], capsys)
 
 
-def test_wrong_files(people, tmp_path):
-    def run(name, *arguments, **arrays):
-        np.savez(tmp_path / f"{name}.npz", **arrays)
-        tool.main(["--features", str(tmp_path / f"{name}.npz"), *arguments])
-
-    features = people["features"]
-    with pytest.raises(ValueError, match=r'holds no "features", only \[\'embeddings\'\]'):
-        run("a", embeddings=features)
-    with pytest.raises(ValueError, match='--camera-aware needs "camids"'):
-        run("b", "--camera-aware", features=features)
-    with pytest.raises(ValueError, match='--diagnostics needs "identities"'):
-        run("c", "--diagnostics", features=features)
-    with pytest.raises(ValueError, match="one integer for each of the 200 images"):
-        run("d", features=features, camids=people["camids"][:50])
-    with pytest.raises(ValueError, match=r"must end in \.npy or \.npz"):
-        tool.main(["--features", str(tmp_path / "features.pth")])
-    with pytest.raises(ValueError, match=r"0 < eps < 1, got 1\.5"):
-        run("e", "--eps", "0.5,1.5", features=features)
+@pytest.mark.parametrize("words, names, message", [
+    ([], {"features": "other"}, r'holds no "features", only \[\'camids\', \'other\'\]'),
+    (["--camera-aware"], {"camids": "other"}, '--camera-aware needs "camids"'),
+    (["--diagnostics"], {}, '--diagnostics needs "identities"'),
+    (["--eps", "0.5,1.5"], {}, r"0 < eps < 1, got 1\.5"),
+])
+def test_wrong_files(people, tmp_path, words, names, message):
+    """``names``: what the file calls an array instead."""
+    np.savez(tmp_path / "a.npz", **{
+        names.get(name, name): people[name] for name in ("features", "camids")})
+    with pytest.raises(ValueError, match=message):
+        tool.main(["--features", str(tmp_path / "a.npz"), *words])

@@ -247,6 +247,11 @@ def test_a_replaced_file_is_not_shown_nor_searched_with(own_index, tmp_path):
     assert client.get("/crops/0").status_code == 200
 
 
+def test_another_image_in_its_place_is_not_shown(own_index):
+    paint(99).save(own_index.paths[1])
+    assert "tools/index.py" in said(client_of(own_index).get("/crops/1"), 404)
+
+
 def test_what_is_no_image_is_refused(client, tmp_path):
     png = encoded(paint(0))
     cases = [(b"hello", 415, "no JPEG, PNG, WEBP or BMP"), (b"", 400, "empty"),

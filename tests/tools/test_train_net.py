@@ -2,6 +2,7 @@
 
 import json
 import traceback
+import types
 
 import pytest
 import torch
@@ -59,8 +60,7 @@ def test_train_resume_and_evaluate(script, tmp_path):
 def test_two_spawned_processes_equal_one(script, train_as_script, tmp_path):
     """With SGD: Adam makes a step of rounding errors where the true gradient is zero."""
     options = ("SOLVER.MAX_EPOCH", 1, "SOLVER.OPT", "SGD", "TEST.EVAL_AT_START", False)
-    log = script("two", "--num-gpus=2", "--dist-url=auto", *options)
-    assert "World size: 2" in log
+    assert "World size: 2" in script("two", "--num-gpus=2", "--dist-url=auto", *options)
     train_as_script(*options, folder="one")
     one, two = (torch.load(tmp_path / name / "model_final.pth", weights_only=True)
                 for name in ("one", "two"))
@@ -78,35 +78,23 @@ def test_torchrun(script, tmp_path):
     assert "World size: 2" in log and (tmp_path / "run" / "model_final.pth").is_file()
 
 
-# ------------------------------------------------------------------------------ mistakes ----
-
-
-@pytest.fixture
-def mistake(tiny_market, tmp_path, monkeypatch):
-    """What the script says of a command line, in this process."""
+@pytest.mark.parametrize("keys, says", [
+    (["SOLVER.MAX_EPOC", "6"], "no config key 'SOLVER.MAX_EPOC', did you mean SOLVER.MAX_EPOCH"),
+    (["SOLVER.AMP.ENABLED", "True"], "Set SOLVER.AMP.ENABLED False"),
+    (["DATASETS.NAMES", "('CameraFolder',)", "CAMERA_FOLDER.ROOT", "/none"],
+     "CAMERA_FOLDER.ROOT /none does not exist"),
+    (["MODEL.HEADS.CAMSEP.NUM_CAMERAS", "3"], "come from 2 cameras: set it to 2."),
+    ([], "Market/caureid.yml"),  # Markt.yml
+])
+def test_mistakes_are_one_sentence(tiny_market, tmp_path, monkeypatch, keys, says):
     monkeypatch.setattr("fastreid.engine.defaults.collect_env_info", lambda: "")  # slow
-
-    def run(*keys, config="Synthetic/caureid.yml"):
-        args = train_net.default_argument_parser().parse_args(
-            ["--config-file", config, *KEYS, "OUTPUT_DIR", str(tmp_path / "c"), *map(str, keys)])
-        args.join_timeout = 10.0
-        with pytest.raises(SystemExit, match="^train_net.py: ") as leaving:
-            train_net.run(args)
-        return leaving.value.code
-
-    return run
-
-
-def test_mistakes_are_one_sentence(mistake, tmp_path):
-    none = tmp_path / "none"
-    for keys, says in [
-            (["SOLVER.MAX_EPOC", 6], "no config key 'SOLVER.MAX_EPOC', did you mean SOLVER.MAX_E"),
-            (["SOLVER.AMP.ENABLED", True], "Set SOLVER.AMP.ENABLED False"),
-            (["DATASETS.NAMES", "('CameraFolder',)", "CAMERA_FOLDER.ROOT", none],
-             f"CAMERA_FOLDER.ROOT {none} does not exist"),
-            (["MODEL.HEADS.CAMSEP.NUM_CAMERAS", 3], "come from 2 cameras: set it to 2.")]:
-        assert says in mistake(*keys)
-    assert "Market/caureid.yml" in mistake(config="Markt.yml")
+    args = train_net.default_argument_parser().parse_args(
+        ["--config-file", "Synthetic/caureid.yml" if keys else "Markt.yml", *KEYS,
+         "OUTPUT_DIR", str(tmp_path / "c"), *keys])
+    args.join_timeout = 10.0
+    with pytest.raises(SystemExit, match="^train_net.py: ") as leaving:
+        train_net.run(args)
+    assert says in leaving.value.code
 
 
 def test_a_mistake_that_two_processes_find_is_one_sentence(script):
@@ -120,14 +108,8 @@ def test_a_mistake_that_two_processes_find_is_one_sentence(script):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_errors_of_training_keep_their_traceback(processes, monkeypatch):
     """A KeyError in the code is no key that the user got wrong."""
-
-    class Trainer:
-        def resume_or_load(self, resume):
-            if error is None:
-                raise KeyError("a key")
-
-        def train(self):
-            raise error
+    def train():
+        raise KeyError("x")
 
     def launch(main, count, args, **options):
         try:
@@ -139,9 +121,10 @@ def test_errors_of_training_keep_their_traceback(processes, monkeypatch):
             raise train_net.ProcessError(text) from None
 
     monkeypatch.setattr(train_net, "setup", lambda args: None)
-    monkeypatch.setattr(train_net, "build_trainer", lambda cfg: Trainer())
+    monkeypatch.setattr(train_net, "build_trainer", lambda cfg: types.SimpleNamespace(
+        resume_or_load=lambda resume: None, train=train))
     monkeypatch.setattr(train_net, "launch", launch)
     args = train_net.default_argument_parser().parse_args([])
-    args.join_timeout, error = 1.0, KeyError("x")
+    args.join_timeout = 1.0
     with pytest.raises(KeyError if processes == 1 else train_net.ProcessError, match="'x'"):
         train_net.run(args)
