@@ -32,6 +32,8 @@ NETWORKS = {
     "ours": ("MODEL.HEADS.CAMSEP.NUM_CAMERAS", "7", "SEED", "3"), "toolbox": BASELINE,
     "half range": ("MODEL.HEADS.CAMSEP.RANGE", "half", "MODEL.HEADS.CAMSEP.UNIFORM_START", "False"),
     "gem": ("MODEL.HEADS.POOL_LAYER", "GeneralizedMeanPooling"),
+    # instance norm of the image would hide what an input convention adds to it
+    "no instance norm": ("MODEL.BACKBONE.WITH_IBN", "False"),
     "osnet": ("MODEL.BACKBONE.NAME", "build_osnet_backbone", "MODEL.BACKBONE.DEPTH", "x0_25",
               "MODEL.BACKBONE.FEAT_DIM", "128", "INPUT.SIZE_TEST", "[128,64]"),
     "resnet": ("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.DEPTH", "18x",
@@ -102,7 +104,7 @@ def distances(a, b):
     return 1 - (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
 
 
-KINDS = [*((name, "rgb255") for name in NETWORKS), ("ours", "imagenet")]
+KINDS = [*((name, "rgb255") for name in NETWORKS), ("no instance norm", "imagenet")]
 
 
 @pytest.mark.parametrize("kind, name, convention", [
