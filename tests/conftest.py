@@ -42,6 +42,13 @@ def pytest_collectreport(report):
         _skipped.append((report.nodeid, str(report.longrepr[2])))
 
 
+def pytest_terminal_summary(terminalreporter, config):
+    """Says how to repeat the order, which `-q` hides."""
+    seed = config.getoption("randomly_seed", None)
+    if seed is not None:
+        terminalreporter.write_line(f"order and random numbers: --randomly-seed={seed}")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session):
     """Fails a run of CI in which something vanished."""
