@@ -84,6 +84,7 @@ def tab(run, find):
         page = browser.new_page()
         wrong, asked = watch(page)
         yield page, url
+        page.close()  # before the server: pictures may still be on their way
     # refusals are logged by the browser itself
     assert [text for text in wrong if "415" not in text] == []
     assert len(asked) > 10 and all(address.startswith((url, "blob:")) for address in asked)
