@@ -47,6 +47,14 @@ class Trainings:
             assert child.poll() is None and time.monotonic() < limit, self.log(folder)[-3000:]
             time.sleep(0.02)
 
+    def family_of(self, child, count):
+        """The processes it started, once there are that many: the log tells of none of them."""
+        limit = time.monotonic() + LIMIT
+        while len(family := tool.family_of(child)) < count:
+            assert child.poll() is None and time.monotonic() < limit, (family, child.poll())
+            time.sleep(0.01)
+        return family
+
     def code_of(self, child, folder):
         """Its exit code; of one that hangs, the log with the stack of every process."""
         try:
@@ -91,8 +99,7 @@ def test_a_signal_saves_the_run_and_it_goes_on(trainings, processes, number, cod
     arguments = TWO if processes == 2 else ()
     child = trainings.start("a", *arguments)
     trainings.wait_for(child, "a", state)
-    family = tool.family_of(child)
-    assert len(family) >= processes  # a loader's worker, or two processes
+    family = trainings.family_of(child, processes)  # a loader's worker, or two processes
     (os.killpg if to_all else os.kill)(child.pid, number)
     assert trainings.code_of(child, "a") == code, trainings.log("a")[-3000:]
     nobody_is_left(child, family)
