@@ -19,6 +19,11 @@ def add_caureid_config(cfg: CN) -> None:
     cfg.DETERMINISTIC = False
     # Training iterations per epoch. 0: FastReID's rule, number of images // SOLVER.IMS_PER_BATCH.
     cfg.SOLVER.ITERS_PER_EPOCH = 0
+    # Cameras of the NUM_INSTANCE images that are drawn of a cluster for a batch. Options:
+    #   "mixed": as many different ones as possible.
+    #   "one": one and the same; each pair of a cluster and a camera is drawn once in a pass (CAP,
+    #          arXiv 2012.10674).
+    cfg.DATALOADER.CAMERAS = "mixed"
     # Evaluate the network before its first step too (scalars start/...).
     cfg.TEST.EVAL_AT_START = False
     # Images per batch-norm group (contiguous in the batch), for the backbone and the head of
@@ -90,7 +95,8 @@ def _add_unsupervised(cfg: CN) -> None:
     # UnsupervisedHook: when to cluster and how to label.
     node = cfg.CAUREID = CN()
     # Where pseudo labels come from. Options:
-    #   "bank": cluster the memory bank; an outlier becomes a cluster of its own (SpCL).
+    #   "bank": cluster the memory bank; an outlier becomes a cluster of its own (SpCL, with its
+    #           criterion of reliable clusters, CLUSTER.EPS_GAP).
     #   "extract": extract all features anew at each clustering; outliers are not trained on
     #              (ClusterContrast).
     node.LABELS = "bank"
@@ -122,6 +128,17 @@ def _add_unsupervised(cfg: CN) -> None:
     node.CLUSTER.K2_INTER_FIRST = 3
     # DBSCAN: largest Jaccard distance (0..1) of neighbours. 0.5 for Market-1501, 0.6 for Duke.
     node.CLUSTER.EPS = 0.5
+    # Eps of the first clustering; it goes to EPS in equal steps, which it reaches at epoch
+    # EPS_FIRST_EPOCHS. A weak start needs a wider one, as few images agree on their neighbours
+    # yet. EPS_FIRST_EPOCHS 0: EPS throughout.
+    node.CLUSTER.EPS_FIRST = 0.6
+    node.CLUSTER.EPS_FIRST_EPOCHS = 0
+    # Search neighbours among features that are standardised within each camera (Song et al., ICLR
+    # 2025), so that what a camera adds to all of its images does not make them neighbours.
+    node.CLUSTER.STANDARDIZE = False
+    # SpCL's criterion, with LABELS "bank" alone: an image whose cluster changes too much between
+    # EPS - EPS_GAP, EPS and EPS + EPS_GAP becomes an outlier. 0: without.
+    node.CLUSTER.EPS_GAP = 0.02
     # DBSCAN: neighbours (itself included) that make a core point.
     node.CLUSTER.MIN_SAMPLES = 4
     # How neighbours are searched. Options: "torch" (exact, CPU or GPU), "torch-pca" (approximate,

@@ -3,12 +3,14 @@
 import itertools
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import caureid_plugin
 import pytest
 import torch
 from caureid_plugin import add_caureid_config
 from fastreid.config import get_cfg
+from fastreid.engine.hooks import LRScheduler
 from fastreid.modeling import build_model
 from fastreid.solver import build_lr_scheduler, build_optimizer
 from fastreid.utils.events import EventStorage
@@ -31,6 +33,7 @@ ROWS = {
 # those of the small network are here: how they differ from the full method is tested for all.
 NETWORKS = """
 Market/caureid.yml Market/caureid_paper.yml Market/caureid_osnet.yml Synthetic/caureid.yml
+Market/caureid_cap.yml Market/caureid_cajaccard.yml
 Synthetic/caureid_fine_map.yml Synthetic/ablation/baseline.yml Synthetic/ablation/cacc.yml
 Synthetic/ablation/css.yml Synthetic/ablation/sample.yml Mix/bagtricks_camsep.yml
 Mix/caureid_osnet.yml Mix/caureid_repvgg.yml Mix/caureid_resnest.yml Mix/caureid_vit.yml
@@ -150,6 +153,7 @@ def test_values_of_the_paper(configs, folder, cameras, momentum, eps):
     assert (cfg.CAUREID.MEMORY.MOMENTUM, cfg.CAUREID.LABELS) == (momentum, "bank")
     node = cfg.CAUREID.CLUSTER
     assert (node.CAMERA_AWARE, node.EPS, node.K1, node.K2) == (False, eps, 30, 6)
+    assert node.EPS_GAP == 0.02  # SpCL's
     node = cfg.MODEL.HEADS.CAMSEP
     assert (node.NUM_CAMERAS, node.RANGE, node.UNIFORM_START, node.DETACH) == (
         cameras, "half", False, False)
@@ -170,6 +174,57 @@ def test_what_the_defaults_do_otherwise_than_the_paper(configs, folder):
         f"{camsep}.RANGE": "full", f"{camsep}.UNIFORM_START": True, f"{camsep}.DETACH": True,
         "CAUREID.CLUSTER.CAMERA_AWARE": True, "CAUREID.LABELS": "extract",
         "OUTPUT_DIR": f"logs/{folder.lower()}/caureid"}
+
+
+# --------------------------------------------------------------------- recipes of others ----
+
+
+def test_what_the_recipe_of_cap_changes(configs):
+    cap, paper = configs["Market/caureid_cap.yml"], configs["Market/caureid_paper.yml"]
+    assert difference(cap, paper) == {
+        "MODEL.BN_GROUP_SIZE": 32, "MODEL.LOSSES.INFONCE.TEMPERATURE": 0.07,
+        "DATALOADER.CAMERAS": "one", "SOLVER.WARMUP_FACTOR": 0.01, "SOLVER.WARMUP_ITERS": 4000,
+        "SOLVER.STEPS": (10, 30), "CAUREID.LABELS": "extract", "CAUREID.CLUSTER.K1": 20,
+        "OUTPUT_DIR": "logs/market/caureid_cap"}
+    losses = cap.MODEL.LOSSES
+    assert (losses.CACC.TEMPERATURE, losses.CACC.NUM_NEGATIVES) == (0.07, 50)
+    assert (cap.CAUREID.CLUSTER.EPS, cap.CAUREID.MEMORY.MOMENTUM) == (0.5, 0.2)
+
+
+@pytest.mark.parametrize("name, warm_up", [("caureid_cap", 10), ("caureid_paper", 0)])
+def test_the_learning_rate_of_cap_and_of_the_paper_over_fifty_epochs(configs, name, warm_up):
+    """FastReID's schedule and hook, stepped without training: 0.00035, lower at 20 and 40."""
+    cfg = configs[f"Market/{name}.yml"]
+    optimizer, _ = build_optimizer(cfg, torch.nn.Linear(1, 1))
+    length = cfg.SOLVER.ITERS_PER_EPOCH
+    trainer = SimpleNamespace(warmup_iters=cfg.SOLVER.WARMUP_ITERS, delay_epochs=0,
+                              grad_scaler=None, storage=EventStorage())
+    hook = LRScheduler(optimizer, build_lr_scheduler(cfg, optimizer, length))
+    hook.trainer = trainer
+    optimizer.step()  # or PyTorch warns
+    for epoch in range(50):
+        expected = 0.00035 * 0.1 ** ((epoch >= 20) + (epoch >= 40))
+        if epoch < warm_up:
+            expected *= 0.01 + 0.99 * epoch / warm_up
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected, rel=1e-9), epoch
+        trainer.epoch = epoch
+        for trainer.iter in range(epoch * length, (epoch + 1) * length):
+            hook.after_step()
+        hook.after_epoch()
+
+
+def test_what_the_recipe_of_ca_jaccard_changes(configs):
+    theirs = configs["Market/caureid_cajaccard.yml"]
+    assert difference(theirs, configs["Market/caureid.yml"]) == {
+        "MODEL.BN_GROUP_SIZE": 64, "DATALOADER.NUM_INSTANCE": 16, "SOLVER.IMS_PER_BATCH": 256,
+        "SOLVER.ITERS_PER_EPOCH": 200, "CAUREID.MEMORY.MOMENTUM": 0.1,
+        "CAUREID.CLUSTER.EPS": 0.4, "OUTPUT_DIR": "logs/market/caureid_cajaccard"}
+    node = theirs.CAUREID.CLUSTER
+    assert (node.CAMERA_AWARE, node.K1_INTRA, node.K1_INTER, node.K2_INTRA, node.K2_INTER,
+            node.K2_INTRA_FIRST, node.K2_INTER_FIRST) == (True, 5, 20, 2, 4, 3, 3)
+    assert (theirs.SOLVER.OPT, theirs.SOLVER.BASE_LR, theirs.SOLVER.MAX_EPOCH) == (
+        "Adam", 3.5e-4, 50)
+    assert theirs.MODEL.LOSSES.INFONCE.TEMPERATURE == 0.05
 
 
 # ------------------------------------------------------------------------------------- keys ----

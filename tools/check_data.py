@@ -26,7 +26,7 @@ import numpy as np
 from caureid_plugin import check_cameras
 from caureid_plugin.data import UnlabelledImages, build_dataset, training_images
 from caureid_plugin.data.sampler import check_batch
-from caureid_plugin.engine.checks import check_clustering, check_size
+from caureid_plugin.engine.checks import check_clustering, check_size, eps_at
 from caureid_plugin.engine.setup import build_network, load_config
 from caureid_plugin.files import write_atomically
 from caureid_plugin.inspection import (
@@ -278,7 +278,8 @@ def check_options(report: Report, data: Data, cfg) -> None:
     """Whether training would start with these options: its own checks. Warnings go to the log."""
     checks = (partial(check_clustering, cfg), partial(check_size, cfg, data.camids),
               partial(check_cameras, cfg, len(data.paths), len(data.names)),
-              partial(check_batch, cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE))
+              partial(check_batch, cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE,
+                      cameras=cfg.DATALOADER.CAMERAS))
     for check in checks:
         try:
             check()
@@ -351,8 +352,8 @@ def centres_at(rows: list, eps: float) -> int:
 
 
 def say_clustering(report: Report, section: Section, figures: dict, cfg) -> None:
-    eps, suggested = cfg.CAUREID.CLUSTER.EPS, figures["eps"]
-    section.lines.append(f"First clustering, CAUREID.CLUSTER.EPS {eps:g}: {figures['clusters']} "
+    eps, suggested = eps_at(cfg, 0), figures["eps"]
+    section.lines.append(f"First clustering, {eps_key(cfg)} {eps:g}: {figures['clusters']} "
                          "clusters. No fault by themselves, but worth a look:")
     for name, value in figures["indicators"].items():
         if name == "cross_camera" and len(report.figures["cameras"]) == 1:
@@ -362,11 +363,18 @@ def say_clustering(report: Report, section: Section, figures: dict, cfg) -> None
     if figures["problem"]:  # says itself how to change the value
         report.fail(f"The first clustering leaves nothing to train on: {figures['problem']}")
     elif suggested is not None:
-        say_eps(report, section, figures["eps_sweep"], eps, suggested)
+        say_eps(report, section, figures["eps_sweep"], eps, suggested, eps_key(cfg))
 
 
-def say_eps(report: Report, section: Section, rows: list, eps: float, suggested: float) -> None:
-    line = f"Suggested by the camera centres at {len(rows)} values: CAUREID.CLUSTER.EPS "
+def eps_key(cfg) -> str:
+    """The key that the first clustering's eps comes from."""
+    first = "_FIRST" if cfg.CAUREID.CLUSTER.EPS_FIRST_EPOCHS else ""
+    return f"CAUREID.CLUSTER.EPS{first}"
+
+
+def say_eps(report: Report, section: Section, rows: list, eps: float, suggested: float,
+            key: str) -> None:
+    line = f"Suggested by the camera centres at {len(rows)} values: {key} "
     here, best = (centres_at(rows, value) for value in (eps, suggested))
     if suggested == eps:
         section.lines.append(f"{line}{suggested:g}, as configured.")
@@ -377,7 +385,7 @@ def say_eps(report: Report, section: Section, rows: list, eps: float, suggested:
             "many outliers. tools/choose_eps.py shows more.")
     else:
         section.lines.append(f"{line}{suggested:g} (configured: {eps:g}), see the advice.")
-        report.advise(f"CAUREID.CLUSTER.EPS {eps:g} finds less than half of the camera centres "
+        report.advise(f"{key} {eps:g} finds less than half of the camera centres "
                       f"that {suggested:g} finds ({here} of {best}): look at tools/choose_eps.py "
                       "before a long run.")
 

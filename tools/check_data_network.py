@@ -14,11 +14,12 @@ from caureid_plugin.clustering import (
     jaccard_encoding,
     label_indicators,
     outliers_to_singletons,
+    standardize_by_camera,
     suggest_eps,
     sweep_eps,
 )
 from caureid_plugin.data import build_extraction_loader, build_pseudo_label_loader
-from caureid_plugin.engine.checks import why_not_to_train
+from caureid_plugin.engine.checks import eps_at, why_not_to_train
 from caureid_plugin.inspection import clustering_seconds, neighbor_memory, training_cost
 from fastreid.engine.train_loop import AMPTrainer, SimpleTrainer
 from fastreid.solver import build_optimizer
@@ -65,7 +66,7 @@ def measure(cfg, model, items: list, camids: np.ndarray, images: int) -> dict:
     figures["indicators"] = label_indicators(found.labels, camids, features)
     figures["clusters"] = int(found.labels.max(initial=-1)) + 1
     figures["eps"], figures["eps_sweep"] = found.suggested, found.rows
-    figures["problem"] = why_not_to_train(cfg, features, found.labels)
+    figures["problem"] = why_not_to_train(cfg, features, found.labels, epoch=0)
     if figures["problem"] is None and isinstance(model, CAUReID):
         figures["seconds_per_step"] = step = time_step(cfg, model, items, camids, features,
                                                        found.labels)
@@ -84,7 +85,9 @@ def make_search(cfg) -> Search:
 
 def cluster(cfg, features: torch.Tensor, camids: np.ndarray, search: Search) -> Clustering:
     """Clusters as training does before its first step, timed, and at other values of eps."""
-    node = cfg.CAUREID.CLUSTER
+    node, eps = cfg.CAUREID.CLUSTER, eps_at(cfg, 0)
+    if node.STANDARDIZE:
+        features = standardize_by_camera(features, camids)
     counts = {"k1": node.K1, "k2": node.K2}
     if node.CAMERA_AWARE:
         counts = {"k1_intra": node.K1_INTRA, "k1_inter": node.K1_INTER,
@@ -95,7 +98,7 @@ def cluster(cfg, features: torch.Tensor, camids: np.ndarray, search: Search) -> 
         return {"small": True, "search": search, **counts, **cameras}
 
     few = slice(None, None, max(1, len(features) // 64))  # the first call compiles the loops
-    assign_pseudo_labels(features[few], eps=node.EPS, min_samples=node.MIN_SAMPLES,
+    assign_pseudo_labels(features[few], eps=eps, min_samples=node.MIN_SAMPLES,
                          **options(few))
     searched = start = time.perf_counter()
 
@@ -104,7 +107,7 @@ def cluster(cfg, features: torch.Tensor, camids: np.ndarray, search: Search) -> 
         if stage == "neighbours":
             searched = time.perf_counter()
 
-    labels = assign_pseudo_labels(features, eps=node.EPS, min_samples=node.MIN_SAMPLES,
+    labels = assign_pseudo_labels(features, eps=eps, min_samples=node.MIN_SAMPLES,
                                   progress=note, **options(slice(None)))
     end = time.perf_counter()
     rows = sweep_eps(jaccard_encoding(features, **options(slice(None))), EPS_VALUES,

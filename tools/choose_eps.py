@@ -22,10 +22,12 @@ from pathlib import Path
 
 import caureid_plugin  # first: it makes the toolbox importable
 import numpy as np
+import torch
 from caureid_plugin.clustering import (
     Search,
     jaccard_encoding,
     outliers_to_singletons,
+    standardize_by_camera,
     suggest_eps,
     sweep_eps,
 )
@@ -119,12 +121,17 @@ def encode(cfg, data: dict, untrained: bool):
         first = "_FIRST" if untrained else ""
         counts = {"k1_intra": node.K1_INTRA, "k1_inter": node.K1_INTER,
                   "k2_intra": node["K2_INTRA" + first], "k2_inter": node["K2_INTER" + first]}
+    features = data["features"]
+    if node.STANDARDIZE:
+        features = standardize_by_camera(torch.from_numpy(features), data["camids"])
     cameras = {"camids": data["camids"]} if node.CAMERA_AWARE else {}
     search = Search(backend=node.SEARCH, recall=node.RECALL, max_memory=node.MAX_MEMORY or None)
     text = ("camera-aware" if node.CAMERA_AWARE else "plain") + " neighbours, " + ", ".join(
         f"{name} {value}" for name, value in counts.items())
+    if node.STANDARDIZE:
+        text += ", features standardised by camera"
     # lists as long as there are images, as in training
-    return jaccard_encoding(data["features"], small=True, search=search, **counts, **cameras), text
+    return jaccard_encoding(features, small=True, search=search, **counts, **cameras), text
 
 
 def compare(labels: np.ndarray, identities: np.ndarray) -> dict:
@@ -270,8 +277,10 @@ def load(args: argparse.Namespace, cfg) -> dict:
         ValueError: it lacks cameras or identities.
     """
     data = extract(cfg, args.diagnostics) if args.config_file else read_features(args.features)
-    if cfg.CAUREID.CLUSTER.CAMERA_AWARE and "camids" not in data:
-        raise ValueError(f'--camera-aware needs "camids" (N,) in --features {args.features}')
+    node = cfg.CAUREID.CLUSTER
+    if (node.CAMERA_AWARE or node.STANDARDIZE) and "camids" not in data:
+        option = "--camera-aware" if node.CAMERA_AWARE else "CAUREID.CLUSTER.STANDARDIZE"
+        raise ValueError(f'{option} needs "camids" (N,) in --features {args.features}')
     if args.diagnostics and np.shape(data.get("identities")) != (len(data["features"]),):
         raise ValueError(f'--diagnostics needs "identities" (N,) in --features {args.features}')
     if args.save_features:

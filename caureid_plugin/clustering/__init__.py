@@ -3,6 +3,7 @@
 The stages:
 
 1. :mod:`.inputs`: features and parameters are checked, features become float32.
+   :mod:`.standardize` may take away before what a camera adds to them.
 2. :mod:`.neighbors`: nearest neighbours under squared L2, by :mod:`.exact_search`,
    :mod:`.projected_search` or :mod:`.faiss_search`, in one process or several;
    :mod:`.memory` says what it will need. :mod:`.lists` puts the lists together, plain or
@@ -10,7 +11,8 @@ The stages:
 3. :mod:`.encoding`: k-reciprocal sets, their weights and the query expansion.
 4. :mod:`.jaccard`: every pair within ``eps``.
 5. :mod:`.pseudo_labels`: DBSCAN on that graph, labels in order of first appearance.
-   :mod:`.eps` does 4 and 5 for several values of ``eps`` at once and suggests one.
+   :mod:`.eps` does 4 and 5 for several values of ``eps`` at once and suggests one,
+   :mod:`.reliability` drops images whose cluster changes too much from one to the next.
    :mod:`.indicators` tells without identities how good they may be.
 
 :mod:`.kernels` holds the compiled loops, :mod:`.threads` runs them.
@@ -23,11 +25,14 @@ from .indicators import label_indicators, silhouette, silhouettes, stability
 from .jaccard import jaccard_distances, jaccard_encoding, jaccard_graph, pairs_within
 from .labels import label_statistics, outliers_to_singletons
 from .neighbors import Search, search_by_camera, search_neighbors
-from .pseudo_labels import assign_pseudo_labels, cluster_graph
+from .pseudo_labels import assign_pseudo_labels, cluster_graph, labels_at
+from .reliability import reliable_labels
+from .standardize import standardize_by_camera
 
 __all__ = [
     "Search", "assign_pseudo_labels", "cluster_graph", "jaccard_distances", "jaccard_encoding",
-    "jaccard_graph", "label_indicators", "label_statistics", "outliers_to_singletons",
-    "pairs_within", "search_by_camera", "search_neighbors", "silhouette", "silhouettes",
-    "stability", "suggest_eps", "sweep_eps",
+    "jaccard_graph", "label_indicators", "label_statistics", "labels_at",
+    "outliers_to_singletons", "pairs_within", "reliable_labels", "search_by_camera",
+    "search_neighbors", "silhouette", "silhouettes", "stability",
+    "standardize_by_camera", "suggest_eps", "sweep_eps",
 ]

@@ -1,8 +1,6 @@
 """Choosing eps: what DBSCAN finds at each of several values, and which of them to take.
 
-The encoding does not depend on eps, and the pairs within a smaller eps are among those within a
-larger one. So the pairs are computed once, at the largest value, and thinned out from one value
-to the next.
+The encoding does not depend on eps, so that it is made once (:mod:`.pseudo_labels` does the rest).
 
 Letters: N images.
 """
@@ -17,10 +15,9 @@ import torch
 from scipy import sparse
 
 from .inputs import as_cameras, check_eps, check_min_samples
-from .jaccard import pairs_within
 from .labels import label_statistics
 from .neighbors import Progress
-from .pseudo_labels import cluster_graph, number_by_appearance
+from .pseudo_labels import labels_of_encoding
 
 
 def sweep_eps(encoding: sparse.csr_matrix, eps_values: Iterable[float], *, min_samples: int,
@@ -58,10 +55,10 @@ def sweep_eps(encoding: sparse.csr_matrix, eps_values: Iterable[float], *, min_s
     _check_encoding(encoding)
     if camids is not None:
         camids = as_cameras(camids, encoding.shape[0])
-    graph, rows = pairs_within(encoding, values[-1], progress), []
-    for eps in reversed(values):
-        graph = _thinned(graph, eps)
-        labels = number_by_appearance(cluster_graph(graph, eps, min_samples))
+    rows: list[dict[str, Any]] = []
+    descending = values[::-1]
+    for eps, labels in zip(descending, labels_of_encoding(
+            encoding, descending, min_samples, progress), strict=True):
         rows.append({"eps": eps, **_figures(labels, camids), **(extra(labels) if extra else {})})
         if progress:
             progress("eps", len(rows), len(values))
@@ -122,13 +119,6 @@ def _check_encoding(encoding: sparse.csr_matrix) -> None:
     if wrong.size or (encoding.data < 0).any():
         raise ValueError(what + (f"one whose row {wrong[0]} sums to {sums[wrong[0]]} (each row "
                                  "sums to 1, or to 0)" if wrong.size else "negative weights"))
-
-
-def _thinned(graph: sparse.csr_matrix, eps: float) -> sparse.csr_matrix:
-    """The pairs of a graph within a smaller eps. Stored zeros are distances, hence kept."""
-    kept = graph.data <= np.float32(eps)
-    bounds = np.concatenate([[0], np.cumsum(kept)])[graph.indptr]
-    return sparse.csr_matrix((graph.data[kept], graph.indices[kept], bounds), graph.shape)
 
 
 def _figures(labels: np.ndarray, camids: np.ndarray | None) -> dict[str, Any]:

@@ -108,13 +108,28 @@ def list_length(name: str, k1: int, n: int, small: bool) -> int:
     return min(int(k1), n)
 
 
-def check_eps(eps: float) -> None:
+def check_eps(eps: float, key: str = "EPS") -> None:
     """Check ``0 < eps < 1``; raises ValueError naming the argument and its config key."""
     # The graph is float32, so eps must keep its place between 0 and 1 after that rounding.
     if isinstance(eps, bool) or not isinstance(eps, Real) or not 0 < np.float32(eps) < 1:
         raise ValueError(
-            f"eps (CAUREID.CLUSTER.EPS) must be a number with 0 < eps < 1, got {eps!r}; "
+            f"eps (CAUREID.CLUSTER.{key}) must be a number with 0 < eps < 1, got {eps!r}; "
             "the Jaccard distance of strangers is 1, so eps >= 1 would link every image"
+        )
+
+
+def check_eps_gap(eps: float, gap: float, key: str = "EPS") -> None:
+    """Check ``gap >= 0`` and that ``eps`` less and plus ``gap`` are values of eps.
+
+    Raises:
+        ValueError: names the arguments, their config keys and values.
+    """
+    if (isinstance(gap, bool) or not isinstance(gap, Real) or not gap >= 0
+            or not 0 < np.float32(eps - gap) or not np.float32(eps + gap) < 1):
+        raise ValueError(
+            f"the gap (CAUREID.CLUSTER.EPS_GAP) must be a number >= 0 with which eps "
+            f"(CAUREID.CLUSTER.{key}) less and plus the gap stay between 0 and 1, got {gap!r} and "
+            f"eps={eps!r}"
         )
 
 

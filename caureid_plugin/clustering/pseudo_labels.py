@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,16 +39,62 @@ def assign_pseudo_labels(features: torch.Tensor | np.ndarray, *, eps: float, min
         ValueError: bad features (the first bad row is named) or a parameter out of its range.
         MemoryError: it would not fit (see :class:`.neighbors.Search`).
     """
-    check_min_samples(min_samples)
-    check_eps(eps)
-    lists = neighbor_lists(features, progress=progress, **encoding)
+    return labels_at(features, eps_values=[eps], min_samples=min_samples, progress=progress,
+                     **encoding)[0]
 
-    def label() -> np.ndarray:
-        graph = pairs_within(encode(lists), eps, progress)
-        return number_by_appearance(cluster_graph(graph, eps, min_samples))
+
+def labels_at(features: torch.Tensor | np.ndarray, *, eps_values: Sequence[float],
+              min_samples: int, progress: Progress | None = None,
+              **encoding: Any) -> list[np.ndarray]:
+    """The labels of :func:`assign_pseudo_labels` at several eps, for one search and encoding.
+
+    Args:
+        features: (N, D), any floating dtype.
+        eps_values: one eps or more, each 0 < eps < 1, in any order.
+        min_samples, progress, encoding: see :func:`assign_pseudo_labels`.
+
+    Returns:
+        (N,) int64 labels for each eps, in the order of ``eps_values``.
+
+    Raises:
+        ValueError, MemoryError: see :func:`assign_pseudo_labels`.
+    """
+    check_min_samples(min_samples)
+    for eps in eps_values:
+        check_eps(eps)
+    lists = neighbor_lists(features, progress=progress, **encoding)
+    descending = sorted(set(eps_values), reverse=True)
+
+    def label() -> list[np.ndarray]:
+        return list(labels_of_encoding(encode(lists), descending, min_samples, progress))
 
     # only the search is shared: the rest is quick, and would take its memory in every process
-    return Processes(encoding.get("search", Search()).group).from_first(label)
+    found = Processes(encoding.get("search", Search()).group).from_first(label)
+    at = dict(zip(descending, found, strict=True))
+    return [at[eps] for eps in eps_values]
+
+
+def labels_of_encoding(encoding: sparse.csr_matrix, descending: Sequence[float],
+                       min_samples: int, progress: Progress | None = None
+                       ) -> Iterator[np.ndarray]:
+    """Labels (N,) at each eps, from the largest down.
+
+    The pairs within a smaller eps are among those within a larger one, so that they are computed
+    once and thinned out from one value to the next.
+    """
+    graph = pairs_within(encoding, descending[0], progress)
+    for eps in descending:
+        graph = _thinned(graph, eps)
+        yield number_by_appearance(cluster_graph(graph, eps, min_samples))
+
+
+def _thinned(graph: sparse.csr_matrix, eps: float) -> sparse.csr_matrix:
+    """The pairs of a graph within a smaller eps. Stored zeros are distances, hence kept."""
+    kept = graph.data <= np.float32(eps)
+    if kept.all():
+        return graph
+    bounds = np.concatenate([[0], np.cumsum(kept)])[graph.indptr]
+    return sparse.csr_matrix((graph.data[kept], graph.indices[kept], bounds), graph.shape)
 
 
 def cluster_graph(graph: sparse.csr_matrix, eps: float, min_samples: int) -> np.ndarray:

@@ -95,7 +95,7 @@ def build_pseudo_label_loader(cfg: CfgNode, items: Sequence[tuple[str, Any]], la
     """Endless P x K training loader over pseudo labels, through the toolbox's builder.
 
     Args:
-        cfg: SOLVER.IMS_PER_BATCH, DATALOADER.NUM_INSTANCE, DATALOADER.NUM_WORKERS and INPUT.
+        cfg: SOLVER.IMS_PER_BATCH, INPUT and of DATALOADER: NUM_INSTANCE, CAMERAS, NUM_WORKERS.
         items: (path, camera).
         labels: (N,) pseudo labels, -1 is not drawn.
         seed: the same on every process.
@@ -105,8 +105,8 @@ def build_pseudo_label_loader(cfg: CfgNode, items: Sequence[tuple[str, Any]], la
         items, toolbox_transforms.build_transforms(cfg, is_train=True), labels)
     sampler = ClusterSampler(
         labels, train_set.camids, batch_size=cfg.SOLVER.IMS_PER_BATCH,
-        num_instances=cfg.DATALOADER.NUM_INSTANCE, seed=seed, rank=comm.get_rank(),
-        world_size=comm.get_world_size(), skip_batches=skip_batches)
+        num_instances=cfg.DATALOADER.NUM_INSTANCE, cameras=cfg.DATALOADER.CAMERAS, seed=seed,
+        rank=comm.get_rank(), world_size=comm.get_world_size(), skip_batches=skip_batches)
     return build_reid_train_loader(cfg, train_set=train_set, sampler=sampler)
 
 

@@ -11,9 +11,11 @@ from fastreid.config import CfgNode
 from ..clustering.inputs import (
     check_camera_parameters,
     check_eps,
+    check_eps_gap,
     check_graph_parameters,
     check_min_samples,
 )
+from ..clustering.standardize import check_cameras_to_standardize
 
 logger = logging.getLogger("fastreid.caureid")
 
@@ -28,7 +30,12 @@ def check_clustering(cfg: CfgNode) -> None:
         ValueError: one is out of its range; names the key.
     """
     node = cfg.CAUREID.CLUSTER
-    check_eps(node.EPS)
+    if node.EPS_FIRST_EPOCHS < 0:
+        raise ValueError(f"CAUREID.CLUSTER.EPS_FIRST_EPOCHS {node.EPS_FIRST_EPOCHS} must be 0 (EPS "
+                         "throughout) or more.")
+    for key, eps in (("EPS_FIRST", eps_at(cfg, 0)), ("EPS", node.EPS)):
+        check_eps(eps, key)
+        check_eps_gap(eps, eps_gap(cfg), key)
     check_min_samples(node.MIN_SAMPLES)
     if not node.CAMERA_AWARE:
         check_graph_parameters(node.K1, node.K2)
@@ -36,6 +43,19 @@ def check_clustering(cfg: CfgNode) -> None:
     for suffix in ("_FIRST", ""):
         check_camera_parameters(node.K1_INTRA, node.K1_INTER, node[f"K2_INTRA{suffix}"],
                                 node[f"K2_INTER{suffix}"], suffix=suffix)
+
+
+def eps_gap(cfg: CfgNode) -> float:
+    """CAUREID.CLUSTER.EPS_GAP where it counts, with CAUREID.LABELS bank; 0 elsewhere."""
+    return cfg.CAUREID.CLUSTER.EPS_GAP if cfg.CAUREID.LABELS == "bank" else 0.0
+
+
+def eps_at(cfg: CfgNode, epoch: int) -> float:
+    """The eps of an epoch's clustering: from CAUREID.CLUSTER.EPS_FIRST to EPS in equal steps."""
+    node = cfg.CAUREID.CLUSTER
+    if epoch >= node.EPS_FIRST_EPOCHS:
+        return node.EPS
+    return node.EPS_FIRST + (node.EPS - node.EPS_FIRST) * epoch / node.EPS_FIRST_EPOCHS
 
 
 def check_size(cfg: CfgNode, camids: np.ndarray) -> None:
@@ -49,9 +69,12 @@ def check_size(cfg: CfgNode, camids: np.ndarray) -> None:
         camids: (N,) cameras of the training images, numbered from 0.
 
     Raises:
-        ValueError: fewer than two images, or fewer than CAUREID.CLUSTER.MIN_SAMPLES.
+        ValueError: fewer than two images, or fewer than CAUREID.CLUSTER.MIN_SAMPLES; a camera of
+            one image that is to be standardised.
     """
     node, n = cfg.CAUREID.CLUSTER, len(camids)
+    if node.STANDARDIZE:
+        check_cameras_to_standardize(*np.unique(camids, return_counts=True))
     found = f"The training set of DATASETS.NAMES {list(cfg.DATASETS.NAMES)} has {n} image(s)"
     if n < 2:
         raise ValueError(f"{found}: at least two are needed, to tell one from the other.")
@@ -74,7 +97,8 @@ def check_size(cfg: CfgNode, camids: np.ndarray) -> None:
                        "repeats images.", cfg.SOLVER.IMS_PER_BATCH, n)
 
 
-def why_not_to_train(cfg: CfgNode, features: torch.Tensor, labels: np.ndarray) -> str | None:
+def why_not_to_train(cfg: CfgNode, features: torch.Tensor, labels: np.ndarray, *,
+                     epoch: int) -> str | None:
     """Why nothing is to be learnt from a clustering, and the key to change; None: something is.
 
     Learning is telling clusters apart, so that it takes two: outliers count as clusters of their
@@ -84,16 +108,21 @@ def why_not_to_train(cfg: CfgNode, features: torch.Tensor, labels: np.ndarray) -
         cfg: CAUREID, for the messages too.
         features: (N, D), L2-normalised, what was clustered.
         labels: (N,) clusters 0..K-1, -1 for outliers.
+        epoch: in which the clustering was made.
     """
     node, n = cfg.CAUREID.CLUSTER, len(labels)
     if alike := _alike(features):
         return alike
     clusters, outliers = int(labels.max(initial=-1)) + 1, int((labels < 0).sum())
     eps = f"CAUREID.CLUSTER.EPS (now {node.EPS})"
+    if epoch < node.EPS_FIRST_EPOCHS:
+        eps = f"CAUREID.CLUSTER.EPS_FIRST (now {node.EPS_FIRST})"
     min_samples = f"CAUREID.CLUSTER.MIN_SAMPLES (now {node.MIN_SAMPLES})"
     if not clusters:
+        gap = eps_gap(cfg)
+        unreliable = f", or set CAUREID.CLUSTER.EPS_GAP (now {gap}) to 0" if gap else ""
         return (f"every one of the {n} images is an outlier, there is no cluster to learn from. "
-                f"Raise {eps} or lower {min_samples}.")
+                f"Raise {eps} or lower {min_samples}{unreliable}.")
     if clusters == 1 and not outliers:
         names = ("K1_INTRA", "K1_INTER") if node.CAMERA_AWARE else ("K1",)
         counts = " or ".join(f"CAUREID.CLUSTER.{name} (now {node[name]})" for name in names)

@@ -19,12 +19,12 @@ from tqdm import tqdm
 
 from .. import clustering, compat
 from ..data import build_extraction_loader, build_pseudo_label_loader
-from ..data.sampler import check_batch
+from ..data.sampler import check_batch, why_only_copies
 from ..inspection import least_images, short_names, summarize_cameras
 from ..modeling import CAUReID, MemoryBank, needs_memory
 from ..modeling.gather import average_running_statistics, gather_batch
 from ..modeling.memory_bank import NotFiniteError
-from .checks import check_clustering, check_size, why_not_to_train
+from .checks import check_clustering, check_size, eps_at, eps_gap, why_not_to_train
 from .extraction import extract_features
 from .images import TrainingImages
 from .verdict import judge
@@ -133,7 +133,8 @@ class UnsupervisedHook(HookBase):
 
     def _check_batch(self) -> None:
         cfg = self._cfg
-        check_batch(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE, comm.get_world_size())
+        check_batch(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE, comm.get_world_size(),
+                    cfg.DATALOADER.CAMERAS)
         local = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
         if local == 1 and any(isinstance(m, nn.BatchNorm2d) for m in self._model.modules()):
             raise ValueError("A batch norm needs at least two images in each process's batch: "
@@ -192,8 +193,11 @@ class UnsupervisedHook(HookBase):
         batches: Any = loader.batch_sampler
         found = batches.sampler.num_units
         if found < wanted:
-            logger.warning("%d clusters are fewer than the %d of a batch (SOLVER.IMS_PER_BATCH / "
-                           "DATALOADER.NUM_INSTANCE): batches repeat clusters.", found, wanted)
+            drawn = ("clusters" if self._cfg.DATALOADER.CAMERAS == "mixed" else
+                     "pairs of a cluster and a camera")
+            logger.warning("%d %s are fewer than the %d of a batch (SOLVER.IMS_PER_BATCH / "
+                           "DATALOADER.NUM_INSTANCE): batches repeat %s.", found, drawn, wanted,
+                           drawn)
         compat.swap_train_loader(self.trainer, loader)
 
     def after_step(self) -> None:
@@ -225,12 +229,19 @@ class UnsupervisedHook(HookBase):
         found = self._cluster(epoch)
         seconds = time.perf_counter() - start
         self._report(epoch, found, seconds)
-        if problem := why_not_to_train(self._cfg, self._bank.features, found):
+        if problem := self._why_not_to_train(epoch, found):
             self._keep_labels(f"epoch {epoch}: {problem}")
             return
         if self._cfg.CAUREID.LABELS == "bank":
             found = clustering.outliers_to_singletons(found)
         self._bank.relabel(torch.from_numpy(found))
+
+    def _why_not_to_train(self, epoch: int, labels: np.ndarray) -> str | None:
+        problem = why_not_to_train(self._cfg, self._bank.features, labels, epoch=epoch)
+        loader = self._cfg.DATALOADER
+        if problem is None and loader.CAMERAS == "one":
+            return why_only_copies(labels, self._bank.camids.cpu().numpy(), loader.NUM_INSTANCE)
+        return problem
 
     def _extract(self) -> torch.Tensor:
         with self._not_finite_explained():
@@ -270,9 +281,26 @@ class UnsupervisedHook(HookBase):
                 bar.refresh()
                 compat.stop_point(self.trainer)
 
-            return clustering.assign_pseudo_labels(
-                self._bank.features, eps=node.EPS, min_samples=node.MIN_SAMPLES,
-                search=self._search(), small=True, progress=show, **self._neighbor_counts(epoch))
+            options = {"min_samples": node.MIN_SAMPLES, "search": self._search(), "small": True,
+                       "progress": show, **self._neighbor_counts(epoch)}
+            gap, eps = eps_gap(self._cfg), eps_at(self._cfg, epoch)
+            features = self._bank.features
+            if node.STANDARDIZE:
+                features = clustering.standardize_by_camera(features, self._bank.camids)
+            if not gap:
+                return clustering.assign_pseudo_labels(features, eps=eps, **options)
+            tighter, labels, looser = clustering.labels_at(
+                features, eps_values=(eps - gap, eps, eps + gap), **options)
+        return self._reliable(labels, tighter, looser)
+
+    def _reliable(self, labels: np.ndarray, tighter: np.ndarray, looser: np.ndarray) -> np.ndarray:
+        """The labels by SpCL's criterion, whose threshold the bank keeps for the whole run."""
+        kept, self._bank.threshold = clustering.reliable_labels(
+            labels, tighter=tighter, looser=looser, threshold=self._bank.threshold)
+        before, after = (labels >= 0).sum(), (kept >= 0).sum()
+        logger.info("%d of the %d clustered images are not reliably so and become outliers "
+                    "(CAUREID.CLUSTER.EPS_GAP)", before - after, before)
+        return kept
 
     def _search(self) -> clustering.Search:
         node = self._cfg.CAUREID.CLUSTER

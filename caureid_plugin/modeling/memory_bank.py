@@ -37,6 +37,8 @@ class MemoryBank:
         labels: (N,) int64 clusters 0..K-1, -1 for outliers.
         camids: (N,) int64.
         num_clusters: K.
+        threshold: of :func:`caureid_plugin.clustering.reliable_labels`, which the first clustering
+            sets for the whole run; None before it, or if the criterion is off.
         is_filled: whether it has been given features, by :meth:`reset` or from a checkpoint.
 
     Raises:
@@ -51,6 +53,7 @@ class MemoryBank:
         self.momentum = momentum
         self.features = torch.zeros(len(self.camids), dim, device=device)
         self.is_filled = False
+        self.threshold: float | None = None
         self.labels = torch.full_like(self.camids, -1)
         self.relabel(self.labels)
 
@@ -159,13 +162,16 @@ class MemoryBank:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Everything a resumed run needs; the sums as well, so that it goes on bit for bit."""
-        return {
+        state = {
             "features": self.features, "labels": self.labels, "camids": self.camids,
             "cluster_sums": self._cluster_sums, "centre_sums": self._centre_sums,
         }
+        if self.threshold is not None:
+            state["threshold"] = torch.tensor(self.threshold, dtype=torch.float64)
+        return state
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Restores :meth:`state_dict`.
+        """Restores :meth:`state_dict`, also one of before there were thresholds.
 
         Raises:
             ValueError: the saved bank belongs to other images, cameras or another dimension.
@@ -181,6 +187,7 @@ class MemoryBank:
         self.relabel(state["labels"])
         self._cluster_sums = state["cluster_sums"].to(self.features, copy=True)
         self._centre_sums = state["centre_sums"].to(self.features, copy=True)
+        self.threshold = float(state["threshold"]) if "threshold" in state else None
         self.is_filled = True
 
 

@@ -147,6 +147,86 @@ def test_a_single_image_fills_batches():
     assert batches_of(make([-1, 0, -1], batch_size=64), 30, 64) == [[1] * 64] * 30
 
 
+# ------------------------------------------------------------------------ one camera a draw ----
+
+
+def one_camera(labels, camids, **options):
+    return make(labels, camids, cameras="one", **options)
+
+
+@pytest.mark.parametrize("batch_size, num_instances", [(16, 4), (12, 2), (8, 8)])
+def test_a_pass_draws_each_pair_of_a_cluster_and_a_camera_once(batch_size, num_instances):
+    labels, camids = random_labels(1)
+    pairs = collections.defaultdict(set)
+    for index, (label, camera) in enumerate(zip(labels, camids, strict=True)):
+        if label >= 0:
+            pairs[int(label), int(camera)].add(index)
+    sampler = one_camera(labels, camids, batch_size=batch_size, num_instances=num_instances)
+    assert sampler.num_units == len(pairs) > 30
+    in_a_batch = batch_size // num_instances
+    length, drawn = len(pairs) // in_a_batch, set()
+    batches = batches_of(sampler, 60 * length, batch_size)
+    for start in range(0, len(batches), length):
+        units = [unit for batch in batches[start:start + length]
+                 for unit in units_of(batch, num_instances)]
+        found = [{(int(labels[index]), int(camids[index])) for index in unit} for unit in units]
+        assert all(len(pair) == 1 for pair in found)
+        assert len(set.union(*found)) == length * in_a_batch, "no pair twice in a pass"
+        for unit, (pair,) in zip(units, found, strict=True):
+            times = [unit.count(index) for index in pairs[pair]]
+            least = num_instances // len(pairs[pair])
+            assert set(times) <= {least, least + 1}, "repeated evenly, only if there are fewer"
+        drawn.update(itertools.chain(*units))
+    assert drawn == set().union(*pairs.values()), "every image has its turn"
+
+
+def test_a_cluster_comes_several_times_with_one_camera_each():
+    sampler = one_camera([0] * 9, [0] * 4 + [1] * 3 + [2] * 2, batch_size=12)
+    for batch in batches_of(sampler, 20, 12):
+        found = sorted(sorted(unit) for unit in units_of(batch, 4))
+        assert found[0] == [0, 1, 2, 3] and found[2] == [7, 7, 8, 8]
+        assert set(found[1]) == {4, 5, 6} and len(found[1]) == 4
+
+
+def test_a_pair_of_one_image_is_that_image_again_and_again():
+    for batch in batches_of(one_camera([0, 0, 0], [0, 0, 1], batch_size=8), 20, 8):
+        assert sorted(sorted(unit) for unit in units_of(batch, 4)) == [[0, 0, 1, 1], [2] * 4]
+
+
+def test_single_image_clusters_of_one_camera_share_a_unit():
+    labels = np.append([0, 0], np.arange(1, 8))  # five alone under camera 0, two under camera 1
+    sampler = one_camera(labels, [0, 0, 0, 0, 0, 0, 0, 1, 1], batch_size=16)
+    assert sampler.num_units == 4
+    together = set()
+    for batch in batches_of(sampler, 40, 16):
+        units = sorted(map(sorted, units_of(batch, 4)), key=lambda unit: (-len(set(unit)), unit))
+        assert len(set(units[0])) == 4 and set(units[0]) < {2, 3, 4, 5, 6}
+        left = {2, 3, 4, 5, 6} - set(units[0])
+        assert sorted(units[1:]) == sorted([[0, 0, 1, 1], [7, 7, 8, 8], [*left] * 4])
+        together.add(tuple(units[0]))
+    assert len(together) == 5
+
+
+@pytest.mark.parametrize("labels, camids", [
+    ([0, 0, 1, 1], [0, 1, 0, 1]), ([0, 1, 2], [0, 0, 0]), ([0, 0, -1, -1], [0, 1, 2, 2])])
+def test_one_camera_a_draw_needs_two_images_of_a_pair(labels, camids):
+    with pytest.raises(ValueError, match="with DATALOADER.CAMERAS one each draw would be 4 copies"):
+        one_camera(labels, camids)
+    inliers = {index for index, label in enumerate(labels) if label >= 0}
+    single = one_camera(labels, camids, batch_size=2, num_instances=1)
+    assert set(itertools.chain(*batches_of(single, 20, 2))) == inliers, "no copies, no error"
+    assert set(itertools.chain(*batches_of(make(labels, camids), 20, 16))) == inliers
+
+
+@pytest.mark.parametrize("cameras", ["mixed", "one"])
+def test_batches_that_are_left_out_are_those_of_the_start(cameras):
+    labels, camids = random_labels(8)
+    whole, rest = (list(itertools.islice(
+        make(labels, camids, cameras=cameras, skip_batches=skip), 16 * (20 - skip)))
+        for skip in (0, 13))
+    assert rest == whole[16 * 13:]
+
+
 @pytest.mark.parametrize("labels, options, says", [
     ([-1, -1], {}, "CAUREID.CLUSTER.EPS .*CAUREID.CLUSTER.MIN_SAMPLES"),
     ([], {}, "CAUREID.CLUSTER.EPS"),
@@ -156,24 +236,27 @@ def test_a_single_image_fills_batches():
     ([0, 0], {"batch_size": 15, "world_size": 2}, "SOLVER.IMS_PER_BATCH 15 over 2 process"),
     ([0, 0], {"batch_size": 0}, "SOLVER.IMS_PER_BATCH 0"),
     ([0, 0], {"num_instances": 0}, "DATALOADER.NUM_INSTANCE 0"),
+    ([0, 0], {"cameras": "two"}, r"DATALOADER.CAMERAS 'two' is unknown.*'mixed', 'one'"),
+    ([-1, -1], {"cameras": "one"}, "CAUREID.CLUSTER.EPS"),
     ([0, 0], {"camids": [0]}, "2 labels for 1 cameras")], ids=str)
 def test_what_gives_no_batches_is_refused(labels, options, says):
     with pytest.raises(ValueError, match=says):
         make(np.array(labels, dtype=np.int64), **options)
 
 
-def test_the_seed_decides_everything():
+@pytest.mark.parametrize("cameras", ["mixed", "one"])
+def test_the_seed_decides_everything(cameras):
     labels, camids = random_labels(5)
 
     def draws(seed):
-        return list(itertools.islice(make(labels, camids, seed=seed), 320))
+        return list(itertools.islice(make(labels, camids, seed=seed, cameras=cameras), 320))
 
     first = draws(4)
     np.random.seed(1)
     state = np.random.get_state()[1].copy()
     assert draws(4) == first
     assert np.array_equal(np.random.get_state()[1], state), "the global generator is not used"
-    sampler = make(labels, camids, seed=4)
+    sampler = make(labels, camids, seed=4, cameras=cameras)
     assert [list(itertools.islice(sampler, 320)) for _ in range(2)] == [first, first]
     assert [draw.index for draw in draws(5)] != [draw.index for draw in first]
 
@@ -191,10 +274,12 @@ def test_seeds_of_the_augmentations():
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-@pytest.mark.parametrize("labels", [np.arange(100) % 9, np.arange(12) % 3, np.arange(30)])
-def test_processes_share_the_batch_of_one(labels, world_size):
+@pytest.mark.parametrize("labels, cameras", [
+    (np.arange(100) % 9, "mixed"), (np.arange(12) % 3, "mixed"), (np.arange(30), "mixed"),
+    (np.arange(100) % 9, "one")])
+def test_processes_share_the_batch_of_one(labels, cameras, world_size):
     camids = np.arange(len(labels)) % 4
-    options = dict(batch_size=32, num_instances=4, seed=7)
+    options = dict(batch_size=32, num_instances=4, seed=7, cameras=cameras)
     whole = itertools.islice(make(labels, camids, **options), 32 * 20)
     parts = [iter(make(labels, camids, rank=rank, world_size=world_size, **options))
              for rank in range(world_size)]

@@ -29,6 +29,7 @@ NAN = float("nan")
 AWARE = ("CAUREID.CLUSTER.CAMERA_AWARE", True, "CAUREID.CLUSTER.K1_INTRA", 3,
          "CAUREID.CLUSTER.K1_INTER", 6, "CAUREID.CLUSTER.EPS", 0.5)
 BANK, EXTRACT = ("CAUREID.LABELS", "bank"), ("CAUREID.LABELS", "extract")
+ONE_CAMERA = ("DATALOADER.CAMERAS", "one")
 
 
 # ------------------------------------------------------------------------------- images ----
@@ -153,6 +154,7 @@ class Case:
     at_epoch_1: Callable | None = None  # done to it before the second epoch
 
 
+FEW_PAIRS = "^3 pairs of a cluster and a camera are fewer than the 4 of a batch"
 FEW = r"^\d clusters are fewer than the 4 of a batch"
 SMALL_CAMERA = r"so few images that they can hardly be learnt: c\d \(1\)"
 SMALL_BATCH = r"SOLVER.IMS_PER_BATCH 16 is more than the \d+ training images"
@@ -165,6 +167,7 @@ NONE = np.full(48, -1)
 ALL_IN_ONE = np.zeros(48, dtype=np.int64)
 ONE_AND_OUTLIERS = np.where(np.arange(48) < 8, 0, -1)
 TWO = np.arange(48) // 24
+NO_PAIR = np.where(np.arange(48) % 3 == 0, np.arange(48) // 6, -1)  # one image of each camera
 TWO_AND_OUTLIERS = np.where(np.arange(48) < 8, np.arange(48) // 4, -1)
 
 FIRST_CLUSTERING = {
@@ -183,6 +186,13 @@ FIRST_CLUSTERING = {
     "two clusters, bank": Case(people(), BANK, labels=[TWO], warned=(FEW, FEW)),
     "two clusters and outliers, extract": Case(
         people(), EXTRACT, labels=[TWO_AND_OUTLIERS], warned=(FEW, FEW)),
+    "single images, one camera a draw": Case(
+        people(images=1), (*EXTRACT, *ONE_CAMERA), labels=[np.arange(16) // 2],
+        error="epoch 0: no two images of a cluster come from one camera.*4 copies of an image. "
+        "Set DATALOADER.CAMERAS mixed"),
+    "few pairs, one camera a draw": Case(
+        people(), (*EXTRACT, *ONE_CAMERA), labels=[np.where(np.arange(48) < 9, GOOD, -1)],
+        warned=(FEW_PAIRS, FEW_PAIRS)),
     "hardly any link": Case(people(), (*BANK, "CAUREID.CLUSTER.EPS", 1e-4)),
 }
 LATER_CLUSTERING = {
@@ -190,6 +200,9 @@ LATER_CLUSTERING = {
         f"^epoch 1: every one of the 48 images is an outlier.*{KEPT}",)),
     "one cluster later, extract": Case(people(), EXTRACT, labels=[GOOD, ALL_IN_ONE], warned=(
         f"^epoch 1: all 48 images are in one cluster.*{KEPT}",)),
+    "single images later, one camera a draw": Case(
+        people(), (*BANK, *ONE_CAMERA), labels=[GOOD, NO_PAIR],
+        warned=(f"^epoch 1: no two images of a cluster come from one camera.*{KEPT}",)),
 }
 NETWORKS = {
     "48 copies of one image, camera-aware, extract": Case(

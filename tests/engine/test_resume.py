@@ -124,18 +124,22 @@ def signals_are_not_ignored():
 
 
 @pytest.mark.parametrize("preset, period, workers", [
-    ("bank", 2, 0), ("extract", 1, 0),  # a period of 2: the labels are those of the checkpoint
+    # a period of 2: the labels are those of the checkpoint; so is the threshold of reliability
+    ("bank", 2, 0), ("extract", 1, 0),
     pytest.param("bank", 1, 1, marks=pytest.mark.slow),
     pytest.param("extract", 2, 1, marks=pytest.mark.slow)])
 def test_one_and_two_epochs_are_three(start, whole, resumed, preset, period, workers):
     options = ("CAUREID.LABELS", preset, "CAUREID.CLUSTER_PERIOD", period,
-               "DATALOADER.NUM_WORKERS", workers)
+               "DATALOADER.NUM_WORKERS", workers, "CAUREID.CLUSTER.EPS_GAP", 0.15)
     expected = whole("SOLVER.MAX_EPOCH", 3, *options)
     first = start(*OPTIONS, "SOLVER.MAX_EPOCH", 1, *options)
     first.train()
     trainer = resumed("SOLVER.MAX_EPOCH", 3, *options)
     assert trainer.start_epoch == 1
     assert best_metric(trainer) == first.storage.latest()["metric"][0] > 0
+    threshold = trainer.model.memory.threshold
+    assert threshold == first.model.memory.threshold
+    assert (threshold is not None) == (preset == "bank")
     assert_ends_as(trainer, expected)
 
 

@@ -3,6 +3,7 @@
 import io
 import multiprocessing
 import os
+import shutil
 import sys
 
 import caureid_plugin
@@ -165,6 +166,108 @@ def test_camera_aware_neighbours_with_the_cameras_of_the_bank(start, clusterings
     assert [(o["k2_intra"], o["k2_inter"]) for _, o, _ in clusterings] == [(3, 3), (2, 5)]
 
 
+def test_eps_goes_from_that_of_the_first_clustering_to_that_of_the_others(start, clusterings):
+    start("CAUREID.CLUSTER.EPS_FIRST", 0.75, "CAUREID.CLUSTER.EPS_FIRST_EPOCHS", 2,
+          "SOLVER.MAX_EPOCH", 4, "DATASETS.TESTS", ()).train()
+    assert [options["eps"] for _, options, _ in clusterings] == pytest.approx(
+        [0.75, 0.675, 0.6, 0.6])
+
+
+def test_what_is_clustered_is_standardised_by_camera_and_the_bank_is_not(start, clusterings):
+    trainer = start("CAUREID.CLUSTER.STANDARDIZE", True, "SOLVER.MAX_EPOCH", 1,
+                    "DATASETS.TESTS", ())
+    filled, bank = [], trainer.model.memory
+    reset = bank.reset
+    bank.reset = lambda features: reset(features) or filled.append(bank.features.clone())
+    trainer.train()
+    (features, _, _), = clusterings
+    assert torch.equal(features, clustering.standardize_by_camera(filled[0], bank.camids))
+    assert not torch.allclose(features, filled[0], atol=0.1)
+
+
+def test_a_camera_of_one_image_is_not_standardised(start, tiny_market):
+    image = next((tiny_market / "Market-1501-v15.09.15/bounding_box_train").glob("*_c1*.jpg"))
+    shutil.copy(image, image.with_name("0001_c5s1_000001_01.jpg"))
+    with pytest.raises(ValueError, match=r"1 of the 3 cameras .*CAUREID.CLUSTER.STANDARDIZE"):
+        start("CAUREID.CLUSTER.STANDARDIZE", True, "MODEL.HEADS.CAMSEP.NUM_CAMERAS", 3)
+
+
+def test_bank_keeps_the_reliable_images_by_the_first_clusterings_threshold(
+        start, monkeypatch, messages):
+    """Of the bank at three eps; the threshold of the first epoch holds in all."""
+    seen, refine = [], clustering.reliable_labels
+
+    def watched(labels, **others):
+        found = refine(labels, **others)
+        seen.append((trainer.model.memory.features.clone(), labels, others, found))
+        return found
+
+    monkeypatch.setattr(clustering, "reliable_labels", watched)
+    trainer = start("CAUREID.CLUSTER.EPS_GAP", 0.15, "SOLVER.MAX_EPOCH", 3, "DATASETS.TESTS", ())
+    bank, relabelled = trainer.model.memory, []
+    relabel = bank.relabel
+    bank.relabel = lambda labels: relabelled.append(labels.numpy()) or relabel(labels)
+    trainer.train()
+    assert len(seen) == 3
+    first = seen[0][3][1]
+    assert 0 < first < 1 and bank.threshold == first
+    for number, (features, labels, others, (found, threshold)) in enumerate(seen):
+        assert others["threshold"] == (first if number else None) and threshold == first
+        at = [clustering.assign_pseudo_labels(features, eps=eps, min_samples=2, k1=6, k2=2)
+              for eps in (0.45, 0.6, 0.75)]
+        for expected, given in zip(at, (others["tighter"], labels, others["looser"]), strict=True):
+            assert np.array_equal(given, expected)
+        assert np.array_equal(relabelled[number], clustering.outliers_to_singletons(found))
+        became = (labels >= 0).sum() - (found >= 0).sum()
+        assert any(text.startswith(f"{became} of the {(labels >= 0).sum()} clustered images are "
+                                   "not reliably so") for text in messages)
+    assert any((found >= 0).sum() < (labels >= 0).sum() for _, labels, _, (found, _) in seen)
+
+
+def test_extract_and_a_gap_of_0_know_no_reliability(start, monkeypatch):
+    monkeypatch.setattr(clustering, "reliable_labels", lambda *_, **__: 1 / 0)
+    for options in (["CAUREID.LABELS", "extract", "CAUREID.CLUSTER.EPS_GAP", 0.02],
+                    ["CAUREID.LABELS", "bank", "CAUREID.CLUSTER.EPS_GAP", 0.0]):
+        trainer = start("SOLVER.MAX_EPOCH", 1, "SOLVER.ITERS_PER_EPOCH", 1, "DATASETS.TESTS", (),
+                        *options)
+        trainer.train()
+        assert trainer.model.memory.threshold is None
+
+
+def test_one_camera_a_draw_by_its_key(start, found):
+    found(np.arange(48) // 6)
+    trainer, batches = start("DATALOADER.CAMERAS", "one", "DATASETS.TESTS", ()), []
+    forward = trainer.model.losses
+    trainer.model.losses = lambda out, batch: batches.append(batch) or forward(out, batch)
+    trainer.train()
+    for batch in batches:
+        for name in ("targets", "camids"):
+            units = batch[name].view(4, 4)
+            assert (units == units[:, :1]).all(), name
+
+
+def test_the_learning_rate_warms_up_and_falls_as_the_config_says(start):
+    """FastReID's schedule on epochs of SOLVER.ITERS_PER_EPOCH.
+
+    The warm-up is counted in steps. SOLVER.STEPS are counted in epochs, from the first one that
+    ends behind the warm-up.
+    """
+    rates = []
+
+    class Watch(HookBase):
+        def before_step(self):
+            rates.append({group["lr"] for group in self.trainer.optimizer.param_groups})
+
+    trainer = start("SOLVER.BASE_LR", 0.002, "SOLVER.WARMUP_ITERS", 5, "SOLVER.WARMUP_FACTOR",
+                    0.01, "SOLVER.STEPS", [1, 3], "SOLVER.GAMMA", 0.1, "SOLVER.MAX_EPOCH", 6,
+                    "DATASETS.TESTS", (), "CAUREID.CLUSTER_PERIOD", 6)
+    trainer.register_hooks([Watch()])
+    trainer.train()
+    expected = [0.002 * (0.01 * (1 - step / 5) + step / 5) for step in range(5)]
+    expected += [0.002] + 2 * 3 * [0.0002] + 2 * 3 * [0.00002]  # epochs 2 and 4 begin lower
+    assert [rate for (rate,) in rates] == pytest.approx(expected, rel=1e-9)
+
+
 def test_memory_that_is_not_there_ends_the_run_before_it_clusters(start):
     with pytest.raises(MemoryError, match="CAUREID.CLUSTER.MAX_MEMORY"):
         start("CAUREID.CLUSTER.MAX_MEMORY", 1e-6).train()
@@ -193,7 +296,12 @@ AWARE = ["CAUREID.CLUSTER.CAMERA_AWARE", True, "CAUREID.CLUSTER.K1_INTRA", 3,
     (["CAUREID.CLUSTER.SEARCH", "annoy"], "CAUREID.CLUSTER.SEARCH"),
     (["CAUREID.CLUSTER.RECALL", 1.5], "CAUREID.CLUSTER.RECALL"),
     (["CAUREID.CLUSTER.EPS", 0.0], "CAUREID.CLUSTER.EPS"),
+    (["CAUREID.CLUSTER.EPS_FIRST_EPOCHS", -1], "EPS_FIRST_EPOCHS -1"),
+    (["CAUREID.CLUSTER.EPS_FIRST", 1.0, "CAUREID.CLUSTER.EPS_FIRST_EPOCHS", 1],
+     r"CAUREID.CLUSTER.EPS_FIRST\).*got 1\.0"),
+    (["CAUREID.CLUSTER.EPS_GAP", 0.4], r"CAUREID.CLUSTER.EPS_GAP.*got 0\.4 and eps=0\.6"),
     (["CAUREID.CLUSTER.MIN_SAMPLES", 0], "CAUREID.CLUSTER.MIN_SAMPLES"),
+    (["DATALOADER.CAMERAS", "single"], "DATALOADER.CAMERAS 'single' is unknown"),
     (["CAUREID.CLUSTER.K2", 9], "CAUREID.CLUSTER.K2.*k2=9 and k1=6"),
     ([*AWARE, "CAUREID.CLUSTER.K2_INTRA_FIRST", 5], r"CLUSTER.K2_INTRA_FIRST\).*5 and 3"),
     ([*AWARE, "CAUREID.CLUSTER.K2_INTER", 8], r"CLUSTER.K2_INTER\).*8 and 6"),  # used later only

@@ -177,6 +177,17 @@ def test_state_dict_round_trip_goes_on_bit_for_bit(make_bank):
     assert resumed.num_clusters == bank.num_clusters
 
 
+def test_the_threshold_is_restored_exactly_and_may_be_missing(make_bank):
+    bank, state = make_bank(), make_bank().state_dict()
+    assert bank.threshold is None and "threshold" not in state
+    bank.threshold = 2 / 3
+    resumed = make_bank()
+    resumed.load_state_dict(bank.state_dict())
+    assert resumed.threshold == 2 / 3 and type(resumed.threshold) is float
+    resumed.load_state_dict(state)  # of before there were thresholds
+    assert resumed.threshold is None
+
+
 @pytest.mark.parametrize("make_other", [
     lambda camids: MemoryBank(camids, 8, momentum=0.2),  # another dimension
     lambda camids: MemoryBank(camids[:-1], 16, momentum=0.2),  # fewer images

@@ -367,7 +367,8 @@ def test_an_eps_that_finds_little_is_advice(centres, eps, line, advised):
     rows = [{"eps": 0.4, "centres": 3}, {"eps": 0.5, "centres": centres},
             {"eps": 0.6, "centres": 20}]
     report = check_data_report.Report()
-    check_data.say_eps(report, report.section("start", ""), rows, eps, 0.6)
+    check_data.say_eps(report, report.section("start", ""), rows, eps, 0.6,
+                       "CAUREID.CLUSTER.EPS")
     said, = report.sections["start"].lines
     assert line in said and len(report.findings) == advised
     for _, text in report.findings:
