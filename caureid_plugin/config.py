@@ -24,6 +24,9 @@ def add_caureid_config(cfg: CN) -> None:
     #   "one": one and the same; each pair of a cluster and a camera is drawn once in a pass (CAP,
     #          arXiv 2012.10674).
     cfg.DATALOADER.CAMERAS = "mixed"
+    # Evaluate features that are standardised within each camera of query and gallery together (Song
+    # et al., ICLR 2025): for a network that was not trained on these cameras.
+    cfg.TEST.STANDARDIZE_BY_CAMERA = False
     # Evaluate the network before its first step too (scalars start/...).
     cfg.TEST.EVAL_AT_START = False
     # Images per batch-norm group (contiguous in the batch), for the backbone and the head of
