@@ -136,13 +136,17 @@ def runs_table(results: list[dict]) -> str:
         for r in results], 3)
 
 
+def caption(baseline: str) -> str:
+    """What has to be known to read the summary's table."""
+    return ("Last epoch; mean over the seeds (standard deviation, n - 1). Differences are to "
+            f"{baseline}, seed by seed. Minutes are those of a run.")
+
+
 def page(heads: dict[str, str], results: list[dict], summary: list[dict], baseline: str) -> str:
     """The whole Markdown page; ``heads``: what to say about the runs, by name."""
     return "\n".join([
         "# Ablation", "", *(f"- {name}: {text}" for name, text in heads.items()), "",
-        ("Last epoch; mean over the seeds (standard deviation, n - 1). Differences are to "
-         f"{baseline}, seed by seed. Minutes are those of a run."), "",
-        summary_table(summary), "", "## Runs", "", runs_table(results), "",
+        caption(baseline), "", summary_table(summary), "", "## Runs", "", runs_table(results), "",
         *(["![mAP and Rank-1](ablation.png)", ""] if any(row["runs"] for row in summary) else [])])
 
 

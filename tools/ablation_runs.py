@@ -118,10 +118,17 @@ class Run:
     def attempts(self) -> list[dict]:
         """What was noted of each process that worked on it, the last one last.
 
-        Of one whose end nobody saw, "status" and "seconds" are None.
+        Of one whose end nobody saw, "status" and "seconds" are None. "commit": of the code when it
+        began.
         """
         path = self.folder / "attempts.json"
         return load(path, list) if path.is_file() else []
+
+    def last_attempts(self) -> list[dict]:
+        """Those since it was last begun anew; none where that is not noted."""
+        attempts = self.attempts()
+        begun = [i for i, attempt in enumerate(attempts) if not attempt["resumed"]]
+        return attempts[begun[-1]:] if begun else []
 
     def resumable(self) -> bool:
         """Whether there is a checkpoint to go on from.
@@ -145,11 +152,10 @@ class Run:
 
         None if the last did not end well, or if the time of any of them is unknown.
         """
-        attempts = self.attempts()
-        begun = [i for i, attempt in enumerate(attempts) if not attempt["resumed"]]
-        if not begun or attempts[-1]["status"] != 0:
+        attempts = self.last_attempts()
+        if not attempts or attempts[-1]["status"] != 0:
             return None
-        spent = [attempt["seconds"] for attempt in attempts[begun[-1]:]]
+        spent = [attempt["seconds"] for attempt in attempts]
         return None if None in spent else sum(spent)
 
     def clashes(self) -> list[str]:
@@ -227,25 +233,55 @@ def share(runs: dict, wanted: list[str], seeds: list[int]) -> dict:
 
 
 def device_name(device: str) -> str:
-    """The GPU's name or the processor's, for a config's MODEL.DEVICE."""
+    """The GPU's name, or "CPU", for a config's MODEL.DEVICE."""
     # a GPU is asked only if the run was on one: the question occupies memory there
     if torch.device(device).type == "cuda" and torch.cuda.is_available():
         return torch.cuda.get_device_name(device)
+    return "CPU"
+
+
+def processor(path: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name, family, model, and the instructions that torch uses on it.
+
+    Rounding depends on them, and how far a training goes on rounding. A virtual machine may
+    name no more than the maker.
+    """
     try:
-        model = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+        known = dict(re.findall(r"^(\S.*?)\s*: (.+)$", path.read_text(), re.MULTILINE))
     except OSError:  # not Linux
-        model = None
-    name = model[1] if model else platform.processor() or platform.machine()
-    return f"{name}, {cores()} cores"
+        known = {}
+    parts = [f"{label} {known[key]}" for label, key in (("family", "cpu family"),
+                                                        ("model", "model")) if key in known]
+    parts.append(torch.backends.cpu.get_cpu_capability())
+    name = known.get("model name") or platform.processor() or platform.machine()
+    return f"{name} ({', '.join(parts)})"
+
+
+def code_commit() -> str:
+    """The commit of the clone that the plugin is imported from, "-dirty" if files differ from it.
+
+    "unknown" where it is imported from no clone, or git is not there.
+    """
+    clone = Path(caureid_plugin.__file__).resolve().parents[1]
+    if not (clone / ".git").exists():  # it may lie within a clone of something else
+        return "unknown"
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(clone), "describe", "--always", "--dirty", "--exclude", "*",
+             "--abbrev=12"], check=False, capture_output=True, text=True)
+    except FileNotFoundError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"
 
 
 def machine(device: str) -> dict:
-    """Versions and device, noted with each run; ``device``: its MODEL.DEVICE."""
+    """Versions, device and processor, noted with each run; ``device``: its MODEL.DEVICE."""
     toolbox = fastreid.__version__
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # a clone on the path
         toolbox = importlib.metadata.version("fastreid")  # the one above was not kept up to date
     return {"python": platform.python_version(), "torch": torch.__version__, "fastreid": toolbox,
-            "caureid-plugin": caureid_plugin.__version__, "device": device_name(device)}
+            "caureid-plugin": caureid_plugin.__version__, "device": device_name(device),
+            "processor": processor(), "cores": str(cores())}
 
 
 def cores() -> int:
@@ -262,7 +298,7 @@ class Attempt:
     """
 
     def __init__(self, run: Run, opts: list[str], threads: str) -> None:
-        self.run, self.start = run, time.perf_counter()
+        self.run, self.start, self.commit = run, time.perf_counter(), code_commit()
         run.folder.mkdir(parents=True, exist_ok=True)
         with run.log.open("ab") as log:
             # the process inherits it and holds it as long as it lives, longer than this tool if
@@ -297,7 +333,8 @@ class Attempt:
         self._note(self.run.attempts()[:-1], self.process.poll(), time.perf_counter() - self.start)
 
     def _note(self, attempts: list[dict], status: int | None, seconds: float | None) -> None:
-        attempts = [*attempts, {"resumed": self.resumed, "status": status, "seconds": seconds}]
+        attempts = [*attempts, {"resumed": self.resumed, "status": status, "seconds": seconds,
+                                "commit": self.commit}]
         report.replace(self.run.folder / "attempts.json", json.dumps(attempts, indent=1).encode())
 
     def send(self, number: int) -> None:
@@ -320,8 +357,11 @@ def finish(run: Run, threads: str) -> dict:
     Raises:
         ValueError: its figures are not complete.
     """
-    noted = {"figures": report.read_figures(run.folder, run.last_iteration),
-             "seconds": run.seconds(), "fingerprint": run.fingerprint,
-             "machine": {**machine(run.cfg.MODEL.DEVICE), "threads": threads}}
+    figures = report.read_figures(run.folder, run.last_iteration)
+    commits = dict.fromkeys(attempt.get("commit", "unknown") for attempt in run.last_attempts())
+    noted = {"figures": figures, "seconds": run.seconds(), "fingerprint": run.fingerprint,
+             "date": time.strftime("%Y-%m-%d"),
+             "machine": {**machine(run.cfg.MODEL.DEVICE), "threads": threads,
+                         "commit": ", ".join(commits) or "unknown"}}
     report.replace(run.folder / "finished.json", json.dumps(noted, indent=1).encode())
     return noted

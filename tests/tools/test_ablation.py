@@ -15,6 +15,7 @@ import yaml
 import ablation
 import ablation_report
 import ablation_runs
+import figures
 from helpers import warm
 from helpers.tiny import KEYS
 from helpers.tool_output import is_drawn, read_csv, refusal, table_rows
@@ -225,6 +226,79 @@ def test_a_run_that_ended_unseen_is_taken_as_finished(tool):
     assert minutes["baseline"] == "" and float(minutes["css"]) > 0 < float(minutes["cacc"])
 
 
+def test_code_and_machine_are_noted_for_the_figures(tool, monkeypatch):
+    """A resumed run notes the commit of each process; tools/figures.py reads it all."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    commits = iter(["aaaaaaa", "bbbbbbb", "bbbbbbb", "ccccccc"])
+    monkeypatch.setattr(ablation_runs, "code_commit", lambda: next(commits))
+    tool.todo = {"css-seed1": {"exit": 1, "checkpoint": "model_0000.pth"}}
+    tool("--rows", "css", "--seeds", 1)
+    tool.forget()
+    keys = [*SHORT, "MODEL.BACKBONE.PRETRAIN_PATH", "/data/w 1.pth"]
+    assert tool("--rows", "centre", "--seeds", 2, keys=keys) == 0
+    table = figures.read_folder("own", tool.folder, None, None)
+    machine = ablation_runs.machine("cpu")
+    assert table["made"] == {**machine, "commit": "bbbbbbb", "threads": "3",
+                             "date": table["made"]["date"]}
+    assert machine["device"] == "CPU" and machine["processor"] == ablation_runs.processor()
+    assert table["command"] == ("tools/ablation.py --family synthetic --rows full centre --seeds 2 "
+                                f"{' '.join(keys).replace('/data/w 1.pth', '') + repr('w 1.pth')}")
+    full, centre = table["rows"]["full"], table["rows"]["centre"]
+    assert full["seeds"]["2"]["mAP"] == 42 + len("centre-seed2") == centre["mean"]["mAP"]
+    assert (full["same_as"], centre["same_as"]) == ("centre", "")
+    assert table["baseline"] == "baseline" and table["keys"][-1] == "w 1.pth"
+
+    assert tool("--rows", "css", "--seeds", 1) == 0  # resumed, by other code
+    noted = json.loads((tool.folder / "css-seed1" / "finished.json").read_text())
+    assert noted["machine"]["commit"] == "aaaaaaa, bbbbbbb"
+    (tool.folder / "css-seed1" / "finished.json").unlink()
+    (tool.folder / "css-seed1" / "last_checkpoint").unlink()
+    (tool.folder / "css-seed1" / "metrics.json").unlink()
+    assert tool("--rows", "css", "--seeds", 1) == 0  # begun again: what was before does not count
+    noted = json.loads((tool.folder / "css-seed1" / "finished.json").read_text())
+    assert noted["machine"]["commit"] == "ccccccc"
+
+
+def test_the_commit_is_that_of_the_clone_and_says_what_differs_from_it(tmp_path, monkeypatch):
+    package = tmp_path / "clone" / "caureid_plugin"
+    package.mkdir(parents=True)
+    monkeypatch.setattr(ablation_runs.caureid_plugin, "__file__", str(package / "__init__.py"))
+    (package / "__init__.py").write_text("a = 1\n")
+
+    def git(*words):
+        done = subprocess.run(["git", "-c", "user.name=A", "-c", "user.email=a@b.org", "-C",
+                               str(package.parent), *words], check=True, capture_output=True)
+        return done.stdout.decode().strip()
+
+    git("-c", "init.defaultBranch=main", "init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    git("tag", "-a", "-m", "first", "v1")
+    commit = git("rev-parse", "HEAD")[:12]
+    assert ablation_runs.code_commit() == commit
+    (package.parent / "notes").touch()  # a file that git does not know is no code of the commit
+    assert ablation_runs.code_commit() == commit
+    (package / "__init__.py").write_text("a = 2\n")
+    assert ablation_runs.code_commit() == f"{commit}-dirty"
+    # installed into a folder of the clone
+    inner = package.parent / "lib" / "caureid_plugin" / "__init__.py"
+    monkeypatch.setattr(ablation_runs.caureid_plugin, "__file__", str(inner))
+    assert ablation_runs.code_commit() == "unknown"
+
+
+def test_the_processor_is_named_with_what_rounding_depends_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation_runs.torch.backends.cpu, "get_cpu_capability", lambda: "AVX9")
+    path = tmp_path / "cpuinfo"
+    path.write_text("processor\t: 0\ncpu family\t: 23\nmodel\t\t: 49\nmodel name\t: AMD EPYC\n"
+                    "flags\t\t: fpu\n\nprocessor\t: 1\n")
+    assert ablation_runs.processor(path) == "AMD EPYC (family 23, model 49, AVX9)"
+    path.write_text("processor\t: 0\nFeatures\t: fp\n")  # as ARM has it
+    monkeypatch.setattr(ablation_runs.platform, "processor", lambda: "")
+    monkeypatch.setattr(ablation_runs.platform, "machine", lambda: "aarch64")
+    assert ablation_runs.processor(path) == "aarch64 (AVX9)"
+    assert ablation_runs.processor(tmp_path / "not there") == "aarch64 (AVX9)"
+
+
 def test_side_by_side(tool, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(ablation, "cores", lambda: 7)
@@ -421,7 +495,7 @@ def test_two_rows_of_real_training(tiny_market, tmp_path, monkeypatch, capsys):
         return warm.start(command[1:], out=stdout.name, env=env)
 
     monkeypatch.setattr(ablation_runs, "subprocess", types.SimpleNamespace(
-        Popen=start, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT))
+        Popen=start, run=subprocess.run, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT))
     out = tmp_path / "out"
     words = ["--family", "synthetic", "--output", str(out), "--rows", "baseline", "centre",
              "--seeds", "2", "--jobs", "2", *KEYS, "CAUREID.DIAGNOSTICS", "True"]
