@@ -997,6 +997,51 @@ def _evaluator_build(patch: _Patches) -> None:
     patch.set(_defaults.DefaultTrainer, "__init__", init)
 
 
+# what is done to all features (N, D) with their cameras (N,) before they are ranked
+Ranked = Callable[[CfgNode, torch.Tensor, torch.Tensor], torch.Tensor]
+_before_ranking: list[Ranked] = []
+
+
+def before_ranking(change: Ranked) -> None:
+    """Has every evaluation of the toolbox rank changed features.
+
+    Args:
+        change: given the config, the features (N, D) of query and gallery, of all processes, and
+            their cameras (N,); returns features (N, D).
+    """
+    _before_ranking.append(change)
+
+
+@_repair(
+    upstream="evaluation/reid_evaluation.py:72-79 (ReidEvaluator.evaluate)",
+    symptom="the evaluator ranks features as the network gives them: what needs the statistics of "
+    "all of them, such as standardising by camera, has no place",
+    versions="all",
+)
+def _ranked_features(patch: _Patches) -> None:
+    original = _defaults.ReidEvaluator.evaluate
+
+    @functools.wraps(original)
+    def evaluate(self):
+        own = self._predictions
+        shares = comm.all_gather([(p["feats"], p["camids"]) for p in own])
+        features, camids = (torch.cat([batch[place] for share in shares for batch in share])
+                            for place in (0, 1))
+        for change in _before_ranking:
+            features = change(self.cfg, features, camids)
+        row = sum(len(batch[0]) for share in shares[:comm.get_rank()] for batch in share)
+        self._predictions = []
+        for prediction in own:
+            rows = slice(row, row := row + len(prediction["feats"]))
+            self._predictions.append({**prediction, "feats": features[rows]})
+        try:
+            return original(self)
+        finally:
+            self._predictions = own
+
+    patch.set(_defaults.ReidEvaluator, "evaluate", evaluate)
+
+
 @_repair(
     upstream="evaluation/rank.py:156 and evaluation/reid_evaluation.py:112",
     symptom="a small gallery cannot be evaluated: fewer than 10 images raise IndexError, and the "
@@ -1018,38 +1063,6 @@ def _small_gallery(patch: _Patches) -> None:
             padded.revert()
 
     patch.set(_defaults.ReidEvaluator, "evaluate", evaluate)
-
-
-# what is done to all features (N, D) with their cameras (N,) before they are ranked
-Ranked = Callable[[CfgNode, torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-def before_ranking(change: Ranked) -> None:
-    """Has every evaluation of the toolbox rank changed features, for which it has no place.
-
-    Args:
-        change: given the config, the features (N, D) of query and gallery, of all processes, and
-            their cameras (N,); returns features (N, D).
-    """
-    toolbox = _defaults.ReidEvaluator
-
-    class ReidEvaluator(toolbox):  # a class of its own: repairs replace methods of the toolbox's
-        def evaluate(self):
-            own = self._predictions
-            shares = comm.all_gather([(p["feats"], p["camids"]) for p in own])
-            features, camids = (torch.cat([batch[place] for share in shares for batch in share])
-                                for place in (0, 1))
-            row = sum(len(batch[0]) for share in shares[:comm.get_rank()] for batch in share)
-            changed, self._predictions = change(self.cfg, features, camids), []
-            for prediction in own:
-                rows = slice(row, row := row + len(prediction["feats"]))
-                self._predictions.append({**prediction, "feats": changed[rows]})
-            try:
-                return super().evaluate()
-            finally:
-                self._predictions = own
-
-    _Patches().everywhere(toolbox, ReidEvaluator)
 
 
 def _rank_small_gallery(original, distmat, q_pids, g_pids, q_camids, g_camids, max_rank=50,

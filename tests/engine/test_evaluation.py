@@ -1,5 +1,7 @@
 """TEST.STANDARDIZE_BY_CAMERA in the toolbox's evaluator."""
 
+import types
+
 import numpy as np
 import pytest
 import torch
@@ -57,8 +59,10 @@ def test_features_are_ranked_standardised_by_camera(evaluator):
     assert made.evaluate()["mAP"] == found  # what was collected stays as it was
 
 
-def test_a_repair_that_is_taken_back_and_applied_again_leaves_the_key_alone(evaluator):
-    found = evaluator(True).evaluate()["mAP"]
+def test_without_the_repair_the_evaluator_ranks_what_the_network_gave(evaluator):
+    plain, found = (evaluator(on).evaluate()["mAP"] for on in (False, True))
+    with compat.without("ranked_features"):
+        assert evaluator(True).evaluate()["mAP"] == plain
     with compat.without("small_gallery"):
         assert evaluator(True).evaluate()["mAP"] == found
     assert evaluator(True).evaluate()["mAP"] == found
@@ -77,13 +81,15 @@ def test_each_process_gets_its_rows_of_what_all_have_changed(evaluator, monkeypa
     whole = evaluator(True)
     batches = whole._predictions
     shares = [[(p["feats"], p["camids"]) for p in part] for part in (batches[:2], batches[2:])]
-    seen = {}
+    seen = []
     monkeypatch.setattr(compat.comm, "all_gather", lambda own: shares)
+    watched = types.SimpleNamespace(evaluate=lambda self: seen.append(self._predictions))
+    patches = compat._Patches()
+    monkeypatch.setattr(compat._defaults, "ReidEvaluator", watched)
+    compat.REPAIRS["ranked_features"]._change(patches)
     for rank, part in enumerate((batches[:2], batches[2:])):
         monkeypatch.setattr(compat.comm, "get_rank", lambda rank=rank: rank)
-        monkeypatch.setattr(ReidEvaluator.__mro__[1], "evaluate",
-                            lambda self, rank=rank: seen.update({rank: self._predictions}))
         whole._predictions = part
-        whole.evaluate()
-    ranked = torch.cat([p["feats"] for rank in (0, 1) for p in seen[rank]])
+        watched.evaluate(whole)
+    ranked = torch.cat([p["feats"] for share in seen for p in share])
     assert torch.equal(ranked, standardize_by_camera(features, camids))
