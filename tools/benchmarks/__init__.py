@@ -1,0 +1,1 @@
+"""Benchmarks of several parts, and what they are made of."""
