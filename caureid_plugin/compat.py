@@ -51,7 +51,7 @@ import yaml
 from PIL import Image, UnidentifiedImageError
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from .clustering import Search, jaccard_distances
+from .clustering import Search, jaccard_distances, standardize_by_camera
 from .files import remove_leftovers, write_atomically
 from .launcher import run_processes
 from .safe_load import (
@@ -997,21 +997,6 @@ def _evaluator_build(patch: _Patches) -> None:
     patch.set(_defaults.DefaultTrainer, "__init__", init)
 
 
-# what is done to all features (N, D) with their cameras (N,) before they are ranked
-Ranked = Callable[[CfgNode, torch.Tensor, torch.Tensor], torch.Tensor]
-_before_ranking: list[Ranked] = []
-
-
-def before_ranking(change: Ranked) -> None:
-    """Has every evaluation of the toolbox rank changed features.
-
-    Args:
-        change: given the config, the features (N, D) of query and gallery, of all processes, and
-            their cameras (N,); returns features (N, D).
-    """
-    _before_ranking.append(change)
-
-
 @_repair(
     upstream="evaluation/reid_evaluation.py:72-79 (ReidEvaluator.evaluate)",
     symptom="the evaluator ranks features as the network gives them: what needs the statistics of "
@@ -1023,12 +1008,14 @@ def _ranked_features(patch: _Patches) -> None:
 
     @functools.wraps(original)
     def evaluate(self):
+        # a config of the toolbox alone does not have the key
+        if not getattr(self.cfg.TEST, "STANDARDIZE_BY_CAMERA", False):
+            return original(self)
         own = self._predictions
         shares = comm.all_gather([(p["feats"], p["camids"]) for p in own])
         features, camids = (torch.cat([batch[place] for share in shares for batch in share])
                             for place in (0, 1))
-        for change in _before_ranking:
-            features = change(self.cfg, features, camids)
+        features = standardize_by_camera(features, camids)
         row = sum(len(batch[0]) for share in shares[:comm.get_rank()] for batch in share)
         self._predictions = []
         for prediction in own:

@@ -25,7 +25,8 @@ def add_caureid_config(cfg: CN) -> None:
     #          arXiv 2012.10674).
     cfg.DATALOADER.CAMERAS = "mixed"
     # Evaluate features that are standardised within each camera of query and gallery together (Song
-    # et al., ICLR 2025): for a network that was not trained on these cameras.
+    # et al., ICLR 2025): for a network that was not trained on these cameras. Evaluation alone:
+    # exported networks, Embedder and the index give the features as they are.
     cfg.TEST.STANDARDIZE_BY_CAMERA = False
     # Evaluate the network before its first step too (scalars start/...).
     cfg.TEST.EVAL_AT_START = False
@@ -133,8 +134,8 @@ def _add_unsupervised(cfg: CN) -> None:
     node.CLUSTER.EPS = 0.5
     # Eps of the first clustering; it goes to EPS in equal steps, which it reaches at epoch
     # EPS_FIRST_EPOCHS. A weak start needs a wider one, as few images agree on their neighbours
-    # yet. EPS_FIRST_EPOCHS 0: EPS throughout.
-    node.CLUSTER.EPS_FIRST = 0.6
+    # yet. Both 0: EPS throughout.
+    node.CLUSTER.EPS_FIRST = 0.0
     node.CLUSTER.EPS_FIRST_EPOCHS = 0
     # Search neighbours among features that are standardised within each camera (Song et al., ICLR
     # 2025), so that what a camera adds to all of its images does not make them neighbours.

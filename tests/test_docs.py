@@ -68,7 +68,7 @@ def inline_commands(text):
     for token in MarkdownIt().parse(text):
         for child in token.children or ():
             if child.type == "code_inline" and re.match(
-                    r"(tools/\w+\.py |pip |make )\S", child.content):
+                    r"(tools/[\w/]+\.py |pip |make )\S", child.content):
                 yield token.map[0] + 1, child.content
 
 

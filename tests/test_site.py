@@ -143,7 +143,7 @@ def test_the_reference_has_every_public_name(pages):
 
 def test_the_reference_has_every_tool_with_its_options(pages, site):
     text = pages[site / "reference" / "tools.html"].text
-    for path in (ROOT / "tools").glob("*.py"):
+    for path in (ROOT / "tools").rglob("*.py"):
         if os.access(path, os.X_OK):
             assert path.name in text
             for option in options(path):

@@ -32,7 +32,7 @@ ALLOWED = {
 }
 PUBLIC = ("os._exit",)  # documented, for all its underscore
 OF_NAMED_TUPLES = ("_asdict", "_replace")  # as well
-TOOLS = sorted((PACKAGE.parent / "tools").glob("*.py"))
+TOOLS = sorted((PACKAGE.parent / "tools").rglob("*.py"))
 TESTS = sorted((PACKAGE.parent / "tests").rglob("test_*.py"))
 
 

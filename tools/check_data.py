@@ -26,7 +26,7 @@ import numpy as np
 from caureid_plugin import check_cameras
 from caureid_plugin.data import UnlabelledImages, build_dataset, training_images
 from caureid_plugin.data.sampler import check_batch
-from caureid_plugin.engine.checks import check_clustering, check_size, eps_at
+from caureid_plugin.engine.checks import check_clustering, check_size, eps_at, eps_key
 from caureid_plugin.engine.setup import build_network, load_config
 from caureid_plugin.files import write_atomically
 from caureid_plugin.inspection import (
@@ -353,7 +353,8 @@ def centres_at(rows: list, eps: float) -> int:
 
 def say_clustering(report: Report, section: Section, figures: dict, cfg) -> None:
     eps, suggested = eps_at(cfg, 0), figures["eps"]
-    section.lines.append(f"First clustering, {eps_key(cfg)} {eps:g}: {figures['clusters']} "
+    key = f"CAUREID.CLUSTER.{eps_key(cfg, 0)}"
+    section.lines.append(f"First clustering, {key} {eps:g}: {figures['clusters']} "
                          "clusters. No fault by themselves, but worth a look:")
     for name, value in figures["indicators"].items():
         if name == "cross_camera" and len(report.figures["cameras"]) == 1:
@@ -363,13 +364,7 @@ def say_clustering(report: Report, section: Section, figures: dict, cfg) -> None
     if figures["problem"]:  # says itself how to change the value
         report.fail(f"The first clustering leaves nothing to train on: {figures['problem']}")
     elif suggested is not None:
-        say_eps(report, section, figures["eps_sweep"], eps, suggested, eps_key(cfg))
-
-
-def eps_key(cfg) -> str:
-    """The key that the first clustering's eps comes from."""
-    first = "_FIRST" if cfg.CAUREID.CLUSTER.EPS_FIRST_EPOCHS else ""
-    return f"CAUREID.CLUSTER.EPS{first}"
+        say_eps(report, section, figures["eps_sweep"], eps, suggested, key)
 
 
 def say_eps(report: Report, section: Section, rows: list, eps: float, suggested: float,

@@ -13,13 +13,15 @@ from caureid_plugin.clustering import (
     assign_pseudo_labels,
     jaccard_encoding,
     label_indicators,
+    labels_at,
     outliers_to_singletons,
+    reliable_labels,
     standardize_by_camera,
     suggest_eps,
     sweep_eps,
 )
 from caureid_plugin.data import build_extraction_loader, build_pseudo_label_loader
-from caureid_plugin.engine.checks import eps_at, why_not_to_train
+from caureid_plugin.engine.checks import eps_at, eps_gap, why_not_to_train
 from caureid_plugin.inspection import clustering_seconds, neighbor_memory, training_cost
 from fastreid.engine.train_loop import AMPTrainer, SimpleTrainer
 from fastreid.solver import build_optimizer
@@ -66,7 +68,7 @@ def measure(cfg, model, items: list, camids: np.ndarray, images: int) -> dict:
     figures["indicators"] = label_indicators(found.labels, camids, features)
     figures["clusters"] = int(found.labels.max(initial=-1)) + 1
     figures["eps"], figures["eps_sweep"] = found.suggested, found.rows
-    figures["problem"] = why_not_to_train(cfg, features, found.labels, epoch=0)
+    figures["problem"] = why_not_to_train(cfg, features, found.labels, camids, epoch=0)
     if figures["problem"] is None and isinstance(model, CAUReID):
         figures["seconds_per_step"] = step = time_step(cfg, model, items, camids, features,
                                                        found.labels)
@@ -107,8 +109,12 @@ def cluster(cfg, features: torch.Tensor, camids: np.ndarray, search: Search) -> 
         if stage == "neighbours":
             searched = time.perf_counter()
 
-    labels = assign_pseudo_labels(features, eps=eps, min_samples=node.MIN_SAMPLES,
-                                  progress=note, **options(slice(None)))
+    gap = eps_gap(cfg)
+    tighter, labels, looser = labels_at(
+        features, eps_values=(eps - gap, eps, eps + gap), min_samples=node.MIN_SAMPLES,
+        progress=note, **options(slice(None)))
+    if gap:
+        labels, _ = reliable_labels(labels, tighter=tighter, looser=looser)
     end = time.perf_counter()
     rows = sweep_eps(jaccard_encoding(features, **options(slice(None))), EPS_VALUES,
                      min_samples=node.MIN_SAMPLES, camids=camids)

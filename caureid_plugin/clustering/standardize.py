@@ -8,15 +8,13 @@ import torch.nn.functional as F
 
 from .inputs import as_cameras
 
-KEY = "CAUREID.CLUSTER.STANDARDIZE"
-
 # Added to a standard deviation: a dimension that is constant within a camera becomes 0 there.
 EPSILON = 1e-5
 
 
 @torch.no_grad()
-def standardize_by_camera(features: torch.Tensor, camids: torch.Tensor | np.ndarray, *,
-                          key: str = KEY) -> torch.Tensor:
+def standardize_by_camera(features: torch.Tensor, camids: torch.Tensor | np.ndarray
+                          ) -> torch.Tensor:
     """Each camera's features with mean 0 and standard deviation 1 in every dimension.
 
     A network that does not know a camera moves all of its images in one direction, so that they
@@ -27,7 +25,6 @@ def standardize_by_camera(features: torch.Tensor, camids: torch.Tensor | np.ndar
     Args:
         features: (N, D), any floating dtype.
         camids: (N,) integers, the camera of each image.
-        key: config key that asked for it, for the error.
 
     Returns:
         (N, D), of the features' dtype and device, L2-normalised. The standard deviation is that of
@@ -43,7 +40,7 @@ def standardize_by_camera(features: torch.Tensor, camids: torch.Tensor | np.ndar
     """
     known = as_cameras(camids, len(features))
     cameras, number, counts = np.unique(known, return_inverse=True, return_counts=True)
-    check_cameras_to_standardize(cameras, counts, key)
+    check_cameras_to_standardize(cameras, counts)
     group = torch.from_numpy(number).to(features.device)
     size = torch.from_numpy(counts).to(features)[:, None]
     standard = F.normalize(features, dim=1)
@@ -56,12 +53,11 @@ def standardize_by_camera(features: torch.Tensor, camids: torch.Tensor | np.ndar
     return F.normalize(standard / (spread + EPSILON)[group], dim=1)
 
 
-def check_cameras_to_standardize(cameras: np.ndarray, counts: np.ndarray, key: str = KEY) -> None:
+def check_cameras_to_standardize(cameras: np.ndarray, counts: np.ndarray) -> None:
     """Checks that each of the cameras has a spread.
 
     Args:
         cameras, counts: (C,) each, a camera and the number of its images.
-        key: see :func:`standardize_by_camera`.
 
     Raises:
         ValueError: one has a single image; names it.
@@ -70,4 +66,5 @@ def check_cameras_to_standardize(cameras: np.ndarray, counts: np.ndarray, key: s
         raise ValueError(
             f"{len(single)} of the {len(cameras)} cameras have a single image, the first is camera "
             f"{single[0]}: its features have no spread to standardise by. Leave its image out, or "
-            f"do not standardise ({key} False).")
+            "set the key that asks for it, CAUREID.CLUSTER.STANDARDIZE or "
+            "TEST.STANDARDIZE_BY_CAMERA False.")

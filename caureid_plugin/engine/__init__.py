@@ -1,6 +1,5 @@
 """Unsupervised training: the config, and the hook that clusters, labels and keeps the bank."""
 
-from . import evaluation  # noqa: F401  (the evaluator learns of the key)
 from .extraction import extract_features
 from .hooks import EvalAtStart, UnsupervisedHook, check_cameras
 from .images import images_digest

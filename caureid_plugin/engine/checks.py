@@ -16,6 +16,7 @@ from ..clustering.inputs import (
     check_min_samples,
 )
 from ..clustering.standardize import check_cameras_to_standardize
+from ..data.sampler import why_only_copies
 
 logger = logging.getLogger("fastreid.caureid")
 
@@ -30,10 +31,11 @@ def check_clustering(cfg: CfgNode) -> None:
         ValueError: one is out of its range; names the key.
     """
     node = cfg.CAUREID.CLUSTER
-    if node.EPS_FIRST_EPOCHS < 0:
-        raise ValueError(f"CAUREID.CLUSTER.EPS_FIRST_EPOCHS {node.EPS_FIRST_EPOCHS} must be 0 (EPS "
-                         "throughout) or more.")
-    for key, eps in (("EPS_FIRST", eps_at(cfg, 0)), ("EPS", node.EPS)):
+    if node.EPS_FIRST_EPOCHS < 0 or bool(node.EPS_FIRST) != bool(node.EPS_FIRST_EPOCHS):
+        raise ValueError(
+            f"CAUREID.CLUSTER.EPS_FIRST {node.EPS_FIRST:g} and CAUREID.CLUSTER.EPS_FIRST_EPOCHS "
+            f"{node.EPS_FIRST_EPOCHS} must both be positive, or both 0 (EPS throughout).")
+    for key, eps in ((eps_key(cfg, 0), eps_at(cfg, 0)), ("EPS", node.EPS)):
         check_eps(eps, key)
         check_eps_gap(eps, eps_gap(cfg), key)
     check_min_samples(node.MIN_SAMPLES)
@@ -56,6 +58,11 @@ def eps_at(cfg: CfgNode, epoch: int) -> float:
     if epoch >= node.EPS_FIRST_EPOCHS:
         return node.EPS
     return node.EPS_FIRST + (node.EPS - node.EPS_FIRST) * epoch / node.EPS_FIRST_EPOCHS
+
+
+def eps_key(cfg: CfgNode, epoch: int) -> str:
+    """The key of CAUREID.CLUSTER by which an epoch's eps is changed."""
+    return "EPS_FIRST" if epoch < cfg.CAUREID.CLUSTER.EPS_FIRST_EPOCHS else "EPS"
 
 
 def check_size(cfg: CfgNode, camids: np.ndarray) -> None:
@@ -97,26 +104,26 @@ def check_size(cfg: CfgNode, camids: np.ndarray) -> None:
                        "repeats images.", cfg.SOLVER.IMS_PER_BATCH, n)
 
 
-def why_not_to_train(cfg: CfgNode, features: torch.Tensor, labels: np.ndarray, *,
-                     epoch: int) -> str | None:
+def why_not_to_train(cfg: CfgNode, features: torch.Tensor, labels: np.ndarray,
+                     camids: np.ndarray, *, epoch: int) -> str | None:
     """Why nothing is to be learnt from a clustering, and the key to change; None: something is.
 
     Learning is telling clusters apart, so that it takes two: outliers count as clusters of their
     own where they become such (CAUREID.LABELS bank) and there is any other.
 
     Args:
-        cfg: CAUREID, for the messages too.
+        cfg: CAUREID and DATALOADER, for the messages too.
         features: (N, D), L2-normalised, what was clustered.
         labels: (N,) clusters 0..K-1, -1 for outliers.
+        camids: (N,) cameras.
         epoch: in which the clustering was made.
     """
     node, n = cfg.CAUREID.CLUSTER, len(labels)
     if alike := _alike(features):
         return alike
     clusters, outliers = int(labels.max(initial=-1)) + 1, int((labels < 0).sum())
-    eps = f"CAUREID.CLUSTER.EPS (now {node.EPS})"
-    if epoch < node.EPS_FIRST_EPOCHS:
-        eps = f"CAUREID.CLUSTER.EPS_FIRST (now {node.EPS_FIRST})"
+    key = eps_key(cfg, epoch)
+    eps = f"CAUREID.CLUSTER.{key} (now {node[key]})"
     min_samples = f"CAUREID.CLUSTER.MIN_SAMPLES (now {node.MIN_SAMPLES})"
     if not clusters:
         gap = eps_gap(cfg)
@@ -132,6 +139,8 @@ def why_not_to_train(cfg: CfgNode, features: torch.Tensor, labels: np.ndarray, *
         return (f"{n - outliers} of the {n} images are in one cluster and the others are outliers, "
                 f"which are not trained on: there is nothing to tell it from. Change {eps} or "
                 f"{min_samples}, or set CAUREID.LABELS bank, which makes clusters of outliers.")
+    if cfg.DATALOADER.CAMERAS == "one":
+        return why_only_copies(labels, camids, cfg.DATALOADER.NUM_INSTANCE)
     return None
 
 

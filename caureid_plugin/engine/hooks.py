@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from .. import clustering, compat
 from ..data import build_extraction_loader, build_pseudo_label_loader
-from ..data.sampler import check_batch, why_only_copies
+from ..data.sampler import check_batch
 from ..inspection import least_images, short_names, summarize_cameras
 from ..modeling import CAUReID, MemoryBank, needs_memory
 from ..modeling.gather import average_running_statistics, gather_batch
@@ -229,19 +229,14 @@ class UnsupervisedHook(HookBase):
         found = self._cluster(epoch)
         seconds = time.perf_counter() - start
         self._report(epoch, found, seconds)
-        if problem := self._why_not_to_train(epoch, found):
+        camids = self._bank.camids.cpu().numpy()
+        if problem := why_not_to_train(self._cfg, self._bank.features, found, camids,
+                                       epoch=epoch):
             self._keep_labels(f"epoch {epoch}: {problem}")
             return
         if self._cfg.CAUREID.LABELS == "bank":
             found = clustering.outliers_to_singletons(found)
         self._bank.relabel(torch.from_numpy(found))
-
-    def _why_not_to_train(self, epoch: int, labels: np.ndarray) -> str | None:
-        problem = why_not_to_train(self._cfg, self._bank.features, labels, epoch=epoch)
-        loader = self._cfg.DATALOADER
-        if problem is None and loader.CAMERAS == "one":
-            return why_only_copies(labels, self._bank.camids.cpu().numpy(), loader.NUM_INSTANCE)
-        return problem
 
     def _extract(self) -> torch.Tensor:
         with self._not_finite_explained():

@@ -188,7 +188,7 @@ def option_entries(parser):
 
 def scripts():
     """The tools that can be run; what lies beside them are parts of theirs."""
-    return sorted(path for path in (ROOT / "tools").glob("*.py") if os.access(path, os.X_OK))
+    return sorted(path for path in (ROOT / "tools").rglob("*.py") if os.access(path, os.X_OK))
 
 
 def tool_reference():

@@ -345,6 +345,14 @@ def test_a_start_that_fails(check, keys, message):
     assert done.status == 1 and any(message in text for text in texts(done, "FAIL"))
 
 
+@pytest.mark.parametrize("labels, refined", [("bank", True), ("extract", False)])
+def test_the_first_clustering_of_bank_is_refined_as_in_training(check, monkeypatch, labels, refined):
+    monkeypatch.setattr(check_data_network, "reliable_labels",
+                        lambda found, **_: (np.full_like(found, -1), None))
+    failed = texts(check(network=True, keys=["CAUREID.LABELS", labels]), "FAIL")
+    assert any("CAUREID.CLUSTER.EPS_GAP (now 0.02)" in text for text in failed) == refined
+
+
 def test_memory_for_all_images_where_a_sample_fits(check, monkeypatch):
     monkeypatch.setattr(check_data_network, "MOST_IMAGES", 16)
     monkeypatch.setattr(check_data_network, "neighbor_memory", lambda cfg, images, *_: (
