@@ -346,7 +346,7 @@ def test_a_start_that_fails(check, keys, message):
 
 
 @pytest.mark.parametrize("labels, refined", [("bank", True), ("extract", False)])
-def test_the_first_clustering_of_bank_is_refined_as_in_training(check, monkeypatch, labels, refined):
+def test_banks_first_clustering_is_refined_as_in_training(check, monkeypatch, labels, refined):
     monkeypatch.setattr(check_data_network, "reliable_labels",
                         lambda found, **_: (np.full_like(found, -1), None))
     failed = texts(check(network=True, keys=["CAUREID.LABELS", labels]), "FAIL")

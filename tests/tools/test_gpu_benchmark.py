@@ -298,6 +298,7 @@ def test_facts_and_marked_tests_in_processes_of_their_own(tmp_path, monkeypatch)
 
     monkeypatch.setattr(gpu, "subprocess", types.SimpleNamespace(
         Popen=start, DEVNULL=None, STDOUT=None, TimeoutExpired=subprocess.TimeoutExpired))
+    monkeypatch.setenv("PYTEST_ADDOPTS", "--randomly-seed=1")  # of a plugin that it turns off
     output = tmp_path / "out"
     assert gpu.main(["--stages", "tests", "--quick", "--device", "cpu", "--output",
                      str(output)]) == 0, (output / "log.txt").read_text()[-3000:]

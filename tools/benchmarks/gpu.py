@@ -183,10 +183,14 @@ class Measuring:
               f"{why and ', '}{why}", flush=True)
 
     def _environment(self) -> dict[str, str]:
-        """In which the plugin is found, installed or not, and the data are."""
+        """In which the plugin is found, installed or not, and the data are.
+
+        Without PYTEST_ADDOPTS: it may ask for plugins that the stage of tests turns off.
+        """
         paths = [str(ROOT), os.environ.get("PYTHONPATH")]
         threads = {"OMP_NUM_THREADS": "1"} if self.args.quick else {}  # more would only wait
-        return {**threads, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        own = {name: text for name, text in os.environ.items() if name != "PYTEST_ADDOPTS"}
+        return {**threads, **own, "PYTHONPATH": os.pathsep.join(filter(None, paths)),
                 "FASTREID_DATASETS": str(self.args.data or self.args.work / "images")}
 
     def _take_over(self, name: str, notes: Path) -> None:
