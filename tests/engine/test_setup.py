@@ -344,7 +344,10 @@ def test_eps_is_chosen_on_own_data(own, capsys):
 def test_camera_bias_of_own_data(own, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["camera_bias.py", *own()])
     camera_bias.main()
-    assert "48 images, 2 cameras, seed 1" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    for name in ("embedding", "camera-specific part"):
+        assert f"{name}, 48 images, 2 cameras, seed 1" in out
+    assert out.count("A linear probe tells the camera of ") == 2
 
 
 def test_attention_is_drawn_on_own_data(own):
