@@ -86,7 +86,7 @@ def test_camera_shares_against_a_loop(seed):
 
 
 def test_camera_accuracy_by_hand():
-    """Of 20 images a camera the last blocks of camera 1 look like camera 0: the probe misses them."""
+    """The probe misses the 4 of 80 images that look like another camera, and nothing else."""
     rng = np.random.default_rng(0)
     camids = rng.permutation(np.repeat([0, 1, 2], [20, 20, 40]))
     features = 10 * np.eye(3)[camids] + 0.01 * rng.normal(size=(80, 3))
