@@ -33,7 +33,8 @@ ROWS = {
 # those of the small network are here: how they differ from the full method is tested for all.
 NETWORKS = """
 Market/caureid.yml Market/caureid_paper.yml Market/caureid_osnet.yml Synthetic/caureid.yml
-Market/caureid_cap.yml Market/caureid_cajaccard.yml
+Market/caureid_cap.yml Market/caureid_cajaccard.yml Market/caureid_best.yml
+Market/infonce_best.yml
 Synthetic/caureid_fine_map.yml Synthetic/ablation/baseline.yml Synthetic/ablation/cacc.yml
 Synthetic/ablation/css.yml Synthetic/ablation/sample.yml Mix/bagtricks_camsep.yml
 Mix/caureid_osnet.yml Mix/caureid_repvgg.yml Mix/caureid_resnest.yml Mix/caureid_vit.yml
