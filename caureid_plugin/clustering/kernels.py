@@ -8,15 +8,39 @@ neighbours. Sparse results are three arrays: entries per row, columns, values.
 
 from __future__ import annotations
 
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
 import numba
 import numpy as np
 
-compiled = numba.njit(nogil=True, cache=True)
+logger = logging.getLogger(__name__)
 CHUNK = 32  # scores that are looked at together
 
 
+@functools.cache  # says it once
+def _say_uncached(reason: str) -> None:
+    logger.warning("What is compiled for the clustering cannot be kept, and is compiled anew by "
+                   "each process, which takes seconds: %s. Set NUMBA_CACHE_DIR to a folder that "
+                   "can be written.", reason)
+
+
+def compiled(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """numba's ``njit`` without the interpreter lock, kept on disk where a folder can be written."""
+    if function is None:
+        return functools.partial(compiled, **options)
+    try:
+        return numba.njit(nogil=True, cache=True, **options)(function)
+    except RuntimeError as error:  # neither the package's folder nor HOME, as in many containers
+        _say_uncached(str(error).partition(": ")[2])
+        return numba.njit(nogil=True, **options)(function)
+
+
+
 # Sums may be reordered, which is what lets the compiler use the vector units; nothing else.
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+@compiled(fastmath={"reassoc", "contract"})
 def squared_distance(x, y):
     """|x - y|^2 of two vectors, by differences: no digits are lost to large norms."""
     total = np.float32(0)
