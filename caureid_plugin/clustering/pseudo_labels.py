@@ -80,12 +80,34 @@ def labels_of_encoding(encoding: sparse.csr_matrix, descending: Sequence[float],
     """Labels (N,) at each eps, from the largest down.
 
     The pairs within a smaller eps are among those within a larger one, so that they are computed
-    once and thinned out from one value to the next.
+    once and thinned out from one value to the next. Rows that are equal, as those of copies of an
+    image, are one row that counts as many: each pair of them would be stored otherwise.
     """
-    graph = pairs_within(encoding, descending[0], progress)
+    twins = _first_equal(encoding)
+    kept, row, weights = np.unique(twins, return_inverse=True, return_counts=True)
+    graph = pairs_within(encoding[kept] if len(kept) < len(twins) else encoding, descending[0],
+                         progress)
     for eps in descending:
         graph = _thinned(graph, eps)
-        yield number_by_appearance(cluster_graph(graph, eps, min_samples))
+        yield number_by_appearance(cluster_graph(graph, eps, min_samples, weights)[row])
+
+
+def _first_equal(encoding: sparse.csr_matrix) -> np.ndarray:
+    """(N,), for each row the first one that is equal to it, mostly itself.
+
+    Empty rows stand for themselves: their distance to each other is 1.
+    """
+    bounds, columns, values = encoding.indptr, encoding.indices, encoding.data
+    # equal rows give equal sums; whether they are equal is looked at
+    sums = encoding @ np.random.default_rng(0).random(encoding.shape[1])
+    _, first, group = np.unique(sums, return_index=True, return_inverse=True)
+    twins, own = first[group], np.arange(len(sums))
+    for row in np.flatnonzero(twins != own):
+        one, other = (slice(bounds[r], bounds[r + 1]) for r in (row, twins[row]))
+        if not (np.array_equal(columns[one], columns[other]) and columns[one].size
+                and np.array_equal(values[one], values[other])):
+            twins[row] = row
+    return twins
 
 
 def _thinned(graph: sparse.csr_matrix, eps: float) -> sparse.csr_matrix:
@@ -97,10 +119,12 @@ def _thinned(graph: sparse.csr_matrix, eps: float) -> sparse.csr_matrix:
     return sparse.csr_matrix((graph.data[kept], graph.indices[kept], bounds), graph.shape)
 
 
-def cluster_graph(graph: sparse.csr_matrix, eps: float, min_samples: int) -> np.ndarray:
+def cluster_graph(graph: sparse.csr_matrix, eps: float, min_samples: int,
+                  weights: np.ndarray | None = None) -> np.ndarray:
     """scikit-learn's DBSCAN labels, shape (N,), of a graph of distances.
 
-    A stored zero is a distance of 0 and a missing entry a distance above ``eps``.
+    A stored zero is a distance of 0 and a missing entry a distance above ``eps``. ``weights``:
+    (N,), how many images each row stands for, 1 if not given.
     """
     # here: the import costs a second, which a program that does not cluster need not pay
     from sklearn.cluster import DBSCAN
@@ -110,7 +134,7 @@ def cluster_graph(graph: sparse.csr_matrix, eps: float, min_samples: int) -> np.
     graph = sort_graph_by_row_values(graph, copy=True, warn_when_not_sorted=False)
     # float32 like the graph, so a distance at the threshold counts on both sides alike.
     dbscan = DBSCAN(eps=float(np.float32(eps)), min_samples=min_samples, metric="precomputed")
-    return dbscan.fit(graph).labels_
+    return dbscan.fit(graph, sample_weight=weights).labels_
 
 
 def number_by_appearance(labels: np.ndarray) -> np.ndarray:
