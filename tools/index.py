@@ -10,6 +10,8 @@ that was interrupted goes on when it is given again, and further folders go into
 which has each image once. --prune removes what is gone from FOLDER, all of it if FOLDER is gone.
 Cameras are read as the CAMERA_FOLDER keys say; without any, as the run read those of its own
 folder, if it was trained on one; those that the index has already are not lost then.
+--standardize-by-camera lets searches compare features standardised within each camera, which helps
+a network that was not trained on these cameras; it can be given later, and taken back.
 
 Exit status: 0; 1 if something could not be read; 130 or 75 after Ctrl-C or SIGTERM.
 """
@@ -45,6 +47,7 @@ BLOCK = 500  # images that are embedded before the index is written: what an int
 SECTION = "CAMERA_FOLDER."
 KEYS = ("CAMERA", "LEVEL", "PATTERN", "CSV")  # of that section; the others are of training
 HINT = " (CAMERA_FOLDER keys say where to read it, see --help)."
+STANDARDIZED = "; searches standardise them by camera."
 NAMED = 5  # unreadable images that are named
 
 
@@ -258,10 +261,14 @@ def fill(args: argparse.Namespace) -> list[str]:
         refuse_overlap(index, entries)
         if not args.opts:  # nothing is said of cameras: those that are known stay
             entries = with_known_cameras(index, known, entries)
+        if args.standardize_by_camera is not None:
+            index.set_standardize_by_camera(args.standardize_by_camera)
         errors = update(args, index, embedder, known, entries)
     counts = index.camera_counts
     print(f"{shown(args.index)}: {len(index)} images of {len(counts) - ('' in counts)} cameras, "
-          f"embedded by {shown(index.model)}.")
+          f"embedded by {shown(index.model)}{STANDARDIZED if index.standardize_by_camera else '.'}")
+    if not errors:
+        index.prepare()  # says what a search would refuse
     return errors
 
 
@@ -304,9 +311,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--prune", action="store_true",
                         help="remove images from the index that are gone from FOLDER, all of them "
                              "if FOLDER is gone itself")
+    parser.add_argument("--standardize-by-camera", action=argparse.BooleanOptionalAction,
+                        help="let searches standardise features within each camera, or not "
+                             "(default: as the index was made; a new one does not)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="CAMERA_FOLDER keys and values")
     words = sys.argv[1:] if argv is None else argv
-    args = parser.parse_args(options_first(words, ("--prune",)))
+    args = parser.parse_args(options_first(words, (
+        "--prune", "--standardize-by-camera", "--no-standardize-by-camera")))
     if args.batch_size < 1:
         parser.error(f"--batch-size {args.batch_size} must be at least 1")
     if len(args.opts) % 2:

@@ -7,6 +7,8 @@
 The index is one that tools/index.py made with the same network. Each query gets a table: rank,
 score (the cosine of the two embeddings), whether that is above the threshold, camera and path. The
 threshold follows from pairs of images in the same and in different clusters of the training run.
+An index that standardises by camera does so with the queries, and has no threshold: --query-camera
+says which camera they are from.
 
 A query that cannot be read is named, the others are answered, and the exit status is 1.
 """
@@ -68,6 +70,7 @@ def check_query(path: Path) -> None:
 def answer(args: argparse.Namespace, embedder, index: Index) -> list[tuple[Path, list[Hit], str]]:
     """For each query its hits, or why it has none."""
     answers = []
+    camera = None if args.query_camera is None else [args.query_camera]
     for path in args.queries:
         try:
             check_query(path)
@@ -76,7 +79,7 @@ def answer(args: argparse.Namespace, embedder, index: Index) -> list[tuple[Path,
             answers.append((path, [], sentence(error)))
             continue
         hits = index.search(features, args.top, cameras=args.camera,
-                            without_cameras=args.without_camera)[0]
+                            without_cameras=args.without_camera, query_cameras=camera)[0]
         answers.append((path, hits, ""))
     return answers
 
@@ -106,6 +109,15 @@ def say_threshold(threshold, statistics, why: str) -> str:
     return said
 
 
+def say_standardized(index: Index, camera: str | None) -> str:
+    """By which statistics the queries were standardised; nothing of an index that does not."""
+    if not index.standardize_by_camera:
+        return ""
+    whose = f"those of camera {shown(camera)}" if camera else (
+        "those of all images, as no --query-camera was given")
+    return f"\nStandardised by camera; the queries by the statistics of the index: {whose}."
+
+
 def table(index: Index, hits: list[Hit], threshold) -> str:
     if not hits:
         return ("Nothing: the index is empty, tools/index.py fills it." if not len(index) else
@@ -118,10 +130,11 @@ def table(index: Index, hits: list[Hit], threshold) -> str:
                     disable_numparse=True)
 
 
-def as_json(index: Index, answers: list, threshold, why: str) -> bytes:
+def as_json(index: Index, answers: list, threshold, why: str, camera: str | None) -> bytes:
     content = {
         "made_by": MARK, "index": str(index.folder), "model": index.model,
         "fingerprint": index.fingerprint,
+        "standardize_by_camera": index.standardize_by_camera, "query_camera": camera,
         "threshold": None if threshold is None else threshold._asdict(),
         "why_no_threshold": why if threshold is None else "",
         "queries": [
@@ -205,7 +218,7 @@ def run(args: argparse.Namespace) -> list[str]:
     answers = answer(args, embedder, index)
     errors = [error for _, _, error in answers if error]
     if args.json:
-        content = as_json(index, answers, threshold, why)
+        content = as_json(index, answers, threshold, why, args.query_camera)
         write_atomically(args.json, lambda file: file.write(content))
     if args.picture and len(errors) < len(answers):
         picture = as_picture(answers, threshold)
@@ -213,7 +226,8 @@ def run(args: argparse.Namespace) -> list[str]:
     lines = [f"\n{shown(path)}\n{table(index, hits, threshold)}"
              for path, hits, error in answers if not error]
     if lines:
-        say("\n".join([*lines, f"\n{say_threshold(threshold, statistics, why)}"]))
+        say("\n".join([*lines, f"\n{say_threshold(threshold, statistics, why)}"])
+            + say_standardized(index, args.query_camera))
     return errors
 
 
@@ -236,6 +250,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--camera", nargs="+", metavar="NAME", help="only images of these cameras")
     parser.add_argument("--without-camera", nargs="+", default=(), metavar="NAME",
                         help="no images of these cameras, that of the query for example")
+    parser.add_argument("--query-camera", metavar="NAME",
+                        help="camera of the queries, for an index that standardises by camera "
+                             "(default: not known; by the statistics of all images)")
     parser.add_argument("--false-match-rate", type=rate, metavar="RATE",
                         help="share of pairs of different people that may be taken for one "
                              "(default: 0.001, or the lowest that the run's pairs can tell)")

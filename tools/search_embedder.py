@@ -25,8 +25,10 @@ def pair_statistics(embedder, index):
     """The pair statistics that tell most of a network and its index, and why there are none.
 
     Either may have been made before the run was measured (tools/threshold.py), and then has those
-    of the memory bank.
+    of the memory bank. None are of an index that standardises by camera.
     """
+    if index.standardize_by_camera:
+        return None, index.why_no_statistics
     known = [part for part in (embedder, index) if part.statistics is not None]
     measured = [part for part in known if part.statistics.source != "memory bank"]
     best = (measured or known or [index])[0]

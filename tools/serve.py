@@ -107,6 +107,7 @@ def make_server(args: argparse.Namespace, listening: socket.socket):
     index = Index.open(args.index, embedder)
     if not len(index):
         raise Mistake(f"{args.index} holds no images: add some with tools/index.py")
+    index.prepare()
     finder = app.Finder(embedder, index, args.false_match_rate)
     address = listening.getsockname()[0].split("%")[0]
     limit = int(args.max_upload_mib * 2 ** 20)

@@ -42,7 +42,8 @@ class Finder:
 
     Args:
         embedder: makes embeddings as the index holds them.
-        index: with ``entries``, ``cameras``, ``camera_counts`` and ``search``.
+        index: with ``entries``, ``cameras``, ``camera_counts`` and ``search``. If it standardises
+            by camera, a row is so by its camera, an image by the statistics of all crops.
         false_match_rate: share of different pairs that may be marked as the same; None: the one
             that is suggested.
     """
@@ -80,7 +81,10 @@ class Finder:
             start = time.perf_counter()
             features = self.embedder.embed(image)
             embedded = time.perf_counter()
-            hits = self.index.search(features, top + (without >= 0), cameras=cameras)[0]
+            own = self.index.standardize_by_camera and without >= 0
+            hits = self.index.search(
+                features, top + (without >= 0), cameras=cameras,
+                query_cameras=[self.index.cameras[without]] if own else None)[0]
             end = time.perf_counter()
         kept = [hit for hit in hits if hit.row != without][:top]
         return {"hits": [self._hit(rank, hit) for rank, hit in enumerate(kept, start=1)],
@@ -143,6 +147,7 @@ class Site:
                 "cameras": [(camera_name(name), finder.counts[name]) for name in finder.cameras],
                 "threshold": finder.threshold, "top": self.top, "most": MOST_RESULTS,
                 "statistics": finder.statistics, "why": shown(finder.why), "percent": percent,
+                "standardized": finder.index.standardize_by_camera,
                 "max_upload": self.max_upload, "formats": ", ".join(serve_images.UPLOADS)}
 
     # ------------------------------------------------------------------------- refusing ----

@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from caureid_plugin.compat import check_dimensions
 from PIL import Image, UnidentifiedImageError
 
 # by content: a name or a type that is claimed says nothing
@@ -48,12 +49,14 @@ def decode(data: bytes, formats: tuple[str, ...] = UPLOADS) -> Image.Image:
 
     Raises:
         NoImage: it is none, damaged, or of another format.
-        TooManyPixels: of more than 25 million pixels.
+        TooManyPixels: of more than 25 million pixels, or far too long
+            (:func:`caureid_plugin.compat.check_dimensions`).
     """
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
         if image.width * image.height > MOST_PIXELS:
             raise _too_many()
+        _check_length(image)
         image.load()
         return _upright_rgb(image)
     except NoImage:
@@ -69,6 +72,14 @@ def decode(data: bytes, formats: tuple[str, ...] = UPLOADS) -> Image.Image:
 def _too_many() -> TooManyPixels:
     return TooManyPixels(f"This image has more than {MOST_PIXELS // 10 ** 6} million pixels: cut "
                          "out the person, or make it smaller.")
+
+
+def _check_length(image: Image.Image) -> None:
+    try:
+        check_dimensions(image.width, image.height)
+    except Image.DecompressionBombError as error:
+        raise TooManyPixels(f"This image is too long: {error}. Cut out the person, or make it "
+                            "smaller.") from error
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:

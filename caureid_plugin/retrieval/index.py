@@ -3,7 +3,10 @@
 Vectors are kept as halves (16-bit floats) and compared one by one with the query: the search
 leaves nothing out. The score is the cosine of the query, which is not rounded, and the rounded
 vector; rounding changes it by less than 0.0006 (2^-11 of each number, and 2^-25 of those that are
-nearly 0).
+nearly 0). An index that standardises by camera keeps the vectors as they were embedded, takes the
+cameras' statistics from them, and standardises them in memory. So the statistics always are of all
+images that it has, whatever was added, removed or given another camera. Rounding changes such a
+score by more: by as much as a camera's mean is larger than its standard deviation.
 
 Letters: N images, Q queries, D embedding size.
 """
@@ -23,7 +26,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import filelock
 import numpy as np
+import torch
 
+from ..clustering.standardize import CameraStatistics, check_cameras_to_standardize
 from ..compat import shown
 from ..data.camera_source import plain_name
 from .index_files import (
@@ -35,6 +40,7 @@ from .index_files import (
     IndexRefused,
     Manifest,
     make_block,
+    make_vectors,
     only_writer,
     read_block,
     read_manifest,
@@ -89,24 +95,34 @@ class Index:
         dim: D.
         statistics: similarities of pairs of the training run, from which a threshold follows;
             None: not known, for the reason ``why_no_statistics``.
+        standardize_by_camera: whether a search compares features with mean 0 and standard
+            deviation 1 within each camera, see :meth:`create`.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, content: bytes,
                  blocks: Sequence[Block]) -> None:
         self.folder = folder
         self.fingerprint, self.model, self.dim = manifest.fingerprint, manifest.model, manifest.dim
-        self.statistics = (None if manifest.statistics is None
-                           else PairStatistics.from_json(manifest.statistics))
-        self.why_no_statistics = manifest.why_no_statistics
+        self._take_options(manifest)
         # not per thread: a server may open it in one and add in another
         self._lock = filelock.FileLock(folder / LOCK, thread_local=False)
         self._take(manifest, content, blocks)
         self._numbering  # noqa: B018  now, so that the first search is as fast as the others
 
+    def _take_options(self, manifest: Manifest) -> None:
+        self.standardize_by_camera = manifest.standardize_by_camera
+        self.statistics, self.why_no_statistics = None, manifest.why_no_statistics
+        if self.standardize_by_camera:
+            self.why_no_statistics = ("The index standardises by camera, and the pairs of the "
+                                      "training run are not standardised.")
+        elif manifest.statistics is not None:
+            self.statistics = PairStatistics.from_json(manifest.statistics)
+
     def _take(self, manifest: Manifest, content: bytes, blocks: Sequence[Block]) -> None:
         self._manifest, self._content, self._blocks = manifest, content, tuple(blocks)
         # made anew when they are asked for: adding to a large index shall not cost its size
-        for name in ("entries", "paths", "cameras", "_numbering"):
+        for name in ("entries", "paths", "cameras", "_numbering", "_groups", "_camera_statistics",
+                     "_searched"):
             self.__dict__.pop(name, None)
 
     @functools.cached_property
@@ -129,13 +145,50 @@ class Index:
         """(N,) numbers of the cameras, and the names that they number."""
         return _numbered(self.cameras)
 
+    @functools.cached_property
+    def _groups(self) -> np.ndarray:
+        """(N,) rows of the camera statistics; the last, of all images, without a known camera."""
+        codes, names = self._numbering
+        return np.array([code if name else len(names) for code, name in enumerate(names)],
+                        dtype=np.int64)[codes]
+
+    @functools.cached_property
+    def _camera_statistics(self) -> CameraStatistics:
+        """Of each camera by its number, and then of all images; there is one at least."""
+        codes, names = self._numbering
+        counts = np.bincount(codes)
+        known = np.array([bool(name) or len(names) == 1 for name in names])
+        check_cameras_to_standardize(np.array(names, dtype=object)[known], counts[known], (
+            "Add others of it, remove it, or let the index not standardise: "
+            "Index.set_standardize_by_camera(False), tools/index.py --no-standardize-by-camera."))
+        parts = (CameraStatistics.of(_tensor(block), torch.from_numpy(
+            codes[start:start + len(block.entries)]), len(names))
+            for start, block in self._starts())
+        return functools.reduce(CameraStatistics.merge, parts).with_all()
+
+    @functools.cached_property
+    def _searched(self) -> tuple[Block, ...]:
+        """The blocks with the vectors that queries are compared with."""
+        if not self.standardize_by_camera:
+            return self._blocks
+        return tuple(dataclasses.replace(block, vectors=make_vectors(
+            self._camera_statistics.standardize(_tensor(block), torch.from_numpy(
+                self._groups[start:start + len(block.entries)])).numpy()))
+            for start, block in self._starts())
+
     @classmethod
-    def create(cls, folder: str | os.PathLike[str], embedder: Embedder) -> Index:
+    def create(cls, folder: str | os.PathLike[str], embedder: Embedder, *,
+               standardize_by_camera: bool = False) -> Index:
         """Makes an empty index for the embeddings of a network.
 
         Args:
             folder: one that does not exist or is empty; the one above it exists.
             embedder: whose embeddings will be added.
+            standardize_by_camera: searches compare features with mean 0 and standard deviation 1
+                within each camera, which helps a network that was not trained on these cameras
+                (:func:`~caureid_plugin.clustering.standardize_by_camera` has the source). Images
+                without a known camera are standardised by the statistics of all images. No
+                threshold is known then: those of the run are of other similarities.
 
         Raises:
             IndexRefused: the folder holds an index already, or something else.
@@ -157,7 +210,8 @@ class Index:
                 preprocessing=dataclasses.asdict(embedder.preprocessing),
                 statistics=None if statistics is None else statistics.to_json(),
                 why_no_statistics=embedder.why_no_statistics,
-                plugin=caureid_plugin.__version__)
+                plugin=caureid_plugin.__version__,
+                standardize_by_camera=bool(standardize_by_camera))
             content = write_manifest(folder, manifest)
         return cls(folder, manifest, content, [])
 
@@ -199,9 +253,19 @@ class Index:
 
     # ---------------------------------------------------------------------------- searching ----
 
+    def prepare(self) -> None:
+        """Does what else the first search does: standardises all images, where that is asked for.
+
+        Raises:
+            ValueError: a camera of a single image, which has no spread to standardise by.
+        """
+        if len(self):
+            self._searched  # noqa: B018
+
     def search(self, features: np.ndarray, top: int = 10, *,
                cameras: Collection[str | int] | None = None,
-               without_cameras: Collection[str | int] = ()) -> list[list[Hit]]:
+               without_cameras: Collection[str | int] = (),
+               query_cameras: Sequence[str | int] | None = None) -> list[list[Hit]]:
         """The images that are most similar to each query.
 
         Args:
@@ -209,17 +273,22 @@ class Index:
             top: how many, at most.
             cameras: only images of these; "" is those without a known camera. None: all.
             without_cameras: no images of these.
+            query_cameras: Q, those that the queries were seen by, where the index standardises by
+                camera: a query by the statistics of its camera's images in the index. "", or None
+                for all queries: the camera is not known, and the statistics are those of all
+                images.
 
         Returns:
             for each query at most ``top`` hits by falling score; fewer if there are no more images.
 
         Raises:
             ValueError: ``top`` below 1, features of another shape, zero or not finite, a camera
-                that the index does not know.
+                that the index does not know; query cameras that are not one for each query, or are
+                given to an index that does not standardise; see :meth:`prepare`.
         """
         if top < 1:
             raise ValueError(f"top {top} must be at least 1.")
-        queries = self._unit(features, "query")
+        queries = self._queries(features, query_cameras)
         allowed = self._allowed(cameras, without_cameras)
         parts: list[list[_Found]] = [
             [_Found.none(len(queries[start:start + QUERIES]))]
@@ -227,6 +296,38 @@ class Index:
         for number, found in self._search_blocks(queries, top, allowed):
             parts[number].append(found)
         return [hits for found in parts for hits in self._hits(found, top)]
+
+    def _queries(self, features: np.ndarray, cameras: Sequence[str | int] | None) -> np.ndarray:
+        """(Q, D) float32 of length 1, standardised as the images are that they are compared with.
+        """
+        queries = self._unit(features, "query")
+        if not self.standardize_by_camera:
+            if cameras is not None:
+                raise ValueError(
+                    "query_cameras (--query-camera) are of use to an index that standardises by "
+                    "camera, and this one does not: leave them out, or let it, by "
+                    "Index.set_standardize_by_camera(True) or tools/index.py "
+                    "--standardize-by-camera.")
+            return queries
+        groups = self._query_groups(cameras, len(queries))
+        if not len(self):
+            return queries
+        return self._unit(self._camera_statistics.standardize(
+            torch.from_numpy(queries), torch.from_numpy(groups)).numpy(), "standardised query")
+
+    def _query_groups(self, cameras: Sequence[str | int] | None, count: int) -> np.ndarray:
+        """(Q,) rows of the camera statistics."""
+        if cameras is None:
+            cameras = [""] * count
+        if isinstance(cameras, str) or len(cameras) != count:
+            raise ValueError(f"query_cameras {cameras!r} must be a list of {count}, a camera for "
+                             "each query.")
+        names = [_camera(name) for name in cameras]
+        known = self._cameras_named(
+            (name for name in names if name), " Its statistics are needed for a query that it saw "
+            "(query_cameras, --query-camera); leave it out for those of all images.")
+        return np.array([known.get(name, len(self._numbering[1])) for name in names],
+                        dtype=np.int64)
 
     def _allowed(self, only: Collection[str | int] | None, without: Collection[str | int]
                  ) -> np.ndarray | None:
@@ -237,10 +338,11 @@ class Index:
             if isinstance(names, str):
                 raise ValueError(f"{option} {names!r} must be a list of cameras.")
         codes, names = self._numbering
-        chosen = self._cameras_named(names if only is None else only)
-        return np.isin(codes, sorted(chosen - self._cameras_named(without)))
+        chosen = set(self._cameras_named(names if only is None else only).values())
+        return np.isin(codes, sorted(chosen.difference(self._cameras_named(without).values())))
 
-    def _cameras_named(self, names: Iterable[str | int]) -> set[int]:
+    def _cameras_named(self, names: Iterable[str | int], hint: str = "") -> dict[str, int]:
+        """Plain name and number of each; ``hint`` ends the error of one that is not known."""
         number = {name: code for code, name in enumerate(self._numbering[1])}
         plain = [_camera(name) for name in names]
         unknown = [name for name in plain if name not in number]
@@ -248,14 +350,14 @@ class Index:
             known = ", ".join(repr(name) for name in sorted(number, key=_by_value)[:20])
             more = f" and {len(number) - 20} more" if len(number) > 20 else ""
             raise ValueError(f"The index has no image of camera {unknown[0]!r}; it has those of "
-                             f"{known or 'none'}{more}.")
-        return {number[name] for name in plain}
+                             f"{known or 'none'}{more}.{hint}")
+        return {name: number[name] for name in plain}
 
     def _search_blocks(self, queries: np.ndarray, top: int,
                        allowed: np.ndarray | None) -> Iterable[tuple[int, _Found]]:
         """Results by number of the chunk of queries, from all blocks and chunks side by side."""
         tasks = []
-        for start, block in self._starts():
+        for (start, _), block in zip(self._starts(), self._searched, strict=True):
             rows = slice(start, start + len(block.entries))
             part = None if allowed is None else allowed[rows]
             if part is None or part.any():
@@ -374,6 +476,17 @@ class Index:
         if names:
             with self.writing():
                 self._rewrite((), names, [], np.empty((0, self.dim), np.float16))
+
+    def set_standardize_by_camera(self, value: bool) -> None:
+        """Changes whether searches standardise by camera, see :meth:`create`; costs no embedding.
+
+        Raises:
+            IndexRefused, OSError: as for :meth:`add`.
+        """
+        with self.writing():
+            manifest = dataclasses.replace(self._manifest, standardize_by_camera=bool(value))
+            self._take(manifest, write_manifest(self.folder, manifest), self._blocks)
+            self._take_options(manifest)
 
     def _starts(self) -> Iterator[tuple[int, Block]]:
         """Each block with its first row."""
@@ -499,6 +612,11 @@ def _numbered(names: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     """(N,) the numbers of the names, and the names that they number."""
     number = {name: code for code, name in enumerate(dict.fromkeys(names))}
     return np.array([number[name] for name in names], dtype=np.int64), tuple(number)
+
+
+def _tensor(block: Block) -> torch.Tensor:
+    """(n, D) float32, the embeddings of a block."""
+    return torch.from_numpy(block.features().astype(np.float32))
 
 
 def _search_block(block: Block, first: int, queries: np.ndarray, top: int,

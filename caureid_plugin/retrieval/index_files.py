@@ -26,7 +26,8 @@ import numpy as np
 from ..compat import shown
 from ..files import remove_leftovers, write_atomically
 
-FORMAT = 1  # raised by whatever an older version would misread
+# A new one for whatever an older version would misread. 2: the search standardises by camera
+FORMATS = 1, 2
 BLOCK_IMAGES = 10_000  # of a full block
 MANIFEST = "index.json"
 LOCK = "index.lock"
@@ -83,7 +84,8 @@ class Manifest:
     """What ``index.json`` says; ``blocks``: number, images, digests of vectors and entries.
 
     ``statistics`` is what the network's pair statistics write of themselves, None if there are
-    none, for the reason ``why_no_statistics``.
+    none, for the reason ``why_no_statistics``. ``standardize_by_camera`` is of the search: the
+    vectors of the blocks are not standardised.
     """
 
     fingerprint: str
@@ -96,9 +98,12 @@ class Manifest:
     folders: tuple[str, ...] = ()
     next_block: int = 1
     blocks: tuple[tuple[int, int, str, str], ...] = ()
+    standardize_by_camera: bool = False
 
     def to_bytes(self) -> bytes:
-        content = {"format": FORMAT, **dataclasses.asdict(self)}
+        content = {"format": FORMATS[self.standardize_by_camera], **dataclasses.asdict(self)}
+        if not self.standardize_by_camera:  # older versions read it
+            del content["standardize_by_camera"]
         return _json({**content, "digest": digest(_json(content))})
 
 
@@ -151,6 +156,15 @@ def only_writer(folder: Path, lock: filelock.BaseFileLock) -> Iterator[None]:
 # ------------------------------------------------------------------------------- writing ----
 
 
+def make_vectors(features: np.ndarray) -> Any:
+    """A faiss index that keeps (n, D) features as halves."""
+    faiss = require_faiss()
+    vectors = faiss.IndexScalarQuantizer(
+        features.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+    vectors.add(np.ascontiguousarray(features, dtype=np.float32))
+    return vectors
+
+
 def make_block(folder: Path, number: int, entries: Sequence[Entry], features: np.ndarray,
                folders: Sequence[str]) -> Block:
     """Writes the two files of a block that no manifest names yet.
@@ -159,13 +173,10 @@ def make_block(folder: Path, number: int, entries: Sequence[Entry], features: np
         entries: n of them; their folders are among ``folders``.
         features: (n, D) float16.
     """
-    faiss = require_faiss()
-    vectors = faiss.IndexScalarQuantizer(
-        features.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
-    vectors.add(np.ascontiguousarray(features, dtype=np.float32))
+    vectors = make_vectors(features)
     place = {name: number for number, name in enumerate(folders)}
     rows = [(place.get(entry.folder, -1), *entry[1:]) for entry in entries]
-    contents = faiss.serialize_index(vectors).tobytes(), _json(rows)
+    contents = require_faiss().serialize_index(vectors).tobytes(), _json(rows)
     for kind, content in zip((VECTORS, ENTRIES), contents, strict=True):
         _write(block_file(folder, number, kind), content)
     return Block(number, tuple(entries), vectors, (digest(contents[0]), digest(contents[1])))
@@ -239,11 +250,12 @@ def _parse_manifest(path: Path, content: bytes) -> Manifest:
         raise damaged from error
     if not isinstance(fields, dict) or not isinstance(fields.get("format"), int):
         raise damaged
-    if fields["format"] != FORMAT:
+    if fields["format"] not in FORMATS:
         made = shown(fields.get("plugin", "another version"))
         raise IndexRefused(
             f"{shown(path)} has format {fields['format']}, made by caureid-plugin {made}, and this "
-            f"version reads format {FORMAT}: use that version, or make the index again.")
+            f"version reads formats {FORMATS[0]} to {FORMATS[-1]}: use that version, or make the "
+            "index again.")
     written = fields.pop("digest", None)
     if written != digest(_json(fields)):
         raise damaged

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from caureid_plugin.clustering import standardize_by_camera
+from caureid_plugin.clustering.standardize import CameraStatistics
 
 
 def by_loops(features, camids):
@@ -62,3 +63,28 @@ def test_a_camera_of_one_image_is_an_error_that_names_it():
         standardize_by_camera(torch.eye(3), np.array([2, 2, 7]))
     with pytest.raises(ValueError, match="camids"):
         standardize_by_camera(torch.eye(3), np.array([2, 2]))
+
+
+def test_statistics_of_parts_are_those_of_the_whole():
+    """Also where a part has none or one of a camera's images."""
+    rng = np.random.default_rng(1)
+    rows = rng.normal(1.0, 2.0, (30, 5))
+    cameras = np.array([0] * 12 + [1] * 10 + [0] + [2] * 7)
+    first, second, third = (
+        CameraStatistics.of(torch.from_numpy(rows[part]), torch.from_numpy(cameras[part]), 3)
+        for part in (slice(5), slice(5, 23), slice(23, 30)))
+    found = first.merge(second).merge(third).with_all()
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    for row, members in enumerate([cameras == 0, cameras == 1, cameras == 2, cameras >= 0]):
+        assert found.images[row] == members.sum()
+        np.testing.assert_allclose(found.mean[row], unit[members].mean(axis=0), atol=1e-12)
+        np.testing.assert_allclose(found.squares[row],
+                                   members.sum() * unit[members].var(axis=0), atol=1e-12)
+
+
+def test_a_dimension_without_spread_tells_nothing_of_other_images():
+    seen = torch.nn.functional.normalize(torch.tensor([[1.0, 1.0, 0.0], [1.0, -1.0, 0.0]]))
+    camera = torch.zeros(2, dtype=torch.int64)
+    query = torch.tensor([[0.6, 0.5, 0.6]])  # the first and third differ from all that was seen
+    found = CameraStatistics.of(seen, camera, 1).standardize(query, camera[:1])
+    assert found.tolist() == [[0, 1, 0]]

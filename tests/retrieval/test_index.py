@@ -13,6 +13,7 @@ from caureid_plugin.retrieval import index_files
 from caureid_plugin.retrieval.index import Index
 from caureid_plugin.retrieval.index_files import Entry, IndexRefused
 from caureid_plugin.retrieval.preprocessing import Preprocessing
+from caureid_plugin.retrieval.threshold import PairStatistics
 
 
 class FakeEmbedder:
@@ -288,7 +289,7 @@ def sign(path, **fields):
 
 
 @pytest.mark.parametrize("fields, said", [
-    ({"format": 2, "plugin": "9.0"}, r"format 2.*9\.0.*reads format 1"),
+    ({"format": 3, "plugin": "9.0"}, r"format 3.*9\.0.*reads formats 1 to 2"),
     ({"dim": 13}, "of 12 numbers.*of 13.*two indexes"), ({"extra": 1}, "damaged")])
 def test_a_newer_format_and_files_of_two_indexes_are_refused(filled, fields, said):
     sign(filled[0].folder / "index.json", **fields)
@@ -389,3 +390,111 @@ def test_a_killed_process_loses_no_block_that_was_written(empty):
     index.add(random_features(1), ["after"])  # the lock went with the process
     assert len(contents(index)) == 6 and not list(index.folder.glob(".*.part"))
     assert len(each_file(index)) == 3
+
+
+# ---------------------------------------------------------------- standardised by camera ----
+
+
+def cast_features(count, seed=0):
+    """(count, 12) of length 1, moved and stretched by camera (row % 3)."""
+    rows = np.random.default_rng(seed).standard_normal((count, 12))
+    camera = np.arange(count) % 3
+    rows = rows * (1 + camera[:, None] * np.linspace(0, 1, 12)) + 2 * np.eye(3, 12)[camera]
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def standardized(row, gallery):
+    """A row less the gallery's mean, by its deviation of n - 1, of length 1: number by number."""
+    values = []
+    for number, column in zip(row, np.transpose(gallery).tolist(), strict=True):
+        mean = sum(column) / len(column)
+        spread = (sum((x - mean) ** 2 for x in column) / (len(column) - 1)) ** 0.5
+        values.append((float(number) - mean) / (spread + 1e-5))
+    return np.array(values) / np.linalg.norm(values)
+
+
+def assert_standardized(index, features, query_cameras):
+    """``features`` are the index's by row; each hit has the score that a loop gives it."""
+    halves = features.astype(np.float16).astype(np.float64)
+    groups = {camera: halves[[camera in ("", other) for other in index.cameras]]
+              for camera in {"", *index.cameras}}
+    queries = cast_features(6, seed=9)
+    found = index.search(3 * queries, 100, query_cameras=query_cameras)
+    for query, camera, hits in zip(queries, query_cameras or [""] * 6, found, strict=True):
+        assert sorted(hit.row for hit in hits) == list(range(len(features)))
+        scores = [hit.score for hit in hits]
+        assert scores == sorted(scores, reverse=True)
+        expected_query = standardized(query, groups[camera])
+        for hit in hits:
+            row = standardized(halves[hit.row], groups[index.cameras[hit.row]])
+            assert hit.score == pytest.approx(expected_query @ row, abs=2e-3)
+
+
+@pytest.mark.parametrize("query_cameras", [None, ["0", "1", "", "2", "1", "0"]])
+def test_standardised_it_finds_what_loops_find(tmp_path, query_cameras):
+    """Also after images were added, removed, and given other cameras or none."""
+    features = cast_features(34)
+    index = Index.create(tmp_path / "x", FakeEmbedder(), standardize_by_camera=True)
+    index.add(features[:7], entries_of(7))
+    assert_standardized(index, features[:7], query_cameras)
+    index.add(features[7:], entries_of(27, 7))
+    assert_standardized(index, features, query_cameras)
+    index.remove([2, 8, 30])
+    index.set_cameras({0: "1", 5: "", 20: ""})
+    index = Index.open(index.folder)
+    left = features[[int(Path(path).stem) for path in index.paths]]
+    assert len(left) == 31 and index.cameras.count("") == 2
+    assert_standardized(index, left, query_cameras)
+
+
+def test_no_camera_known_all_images_are_one(tmp_path):
+    index = Index.create(tmp_path / "x", FakeEmbedder(), standardize_by_camera=True)
+    assert index.search(random_features(2), query_cameras=["", ""]) == [[], []]
+    index.add(cast_features(12), [str(row) for row in range(12)])
+    assert_standardized(index, cast_features(12), None)
+
+
+def test_standardising_is_turned_on_and_off(tmp_path):
+    embedder = FakeEmbedder()
+    embedder.statistics = PairStatistics(np.ones(5, np.float32), np.zeros(5, np.float32))
+    index = Index.create(tmp_path / "x", embedder)
+    index.add(cast_features(34), entries_of(34))
+    plain, before = index.search(random_features(3)), (index.folder / "index.json").read_bytes()
+    assert b'"format":1' in before and b"standardize" not in before  # older versions read it
+    index.set_standardize_by_camera(True)
+    assert b'"format":2' in (index.folder / "index.json").read_bytes()
+    for now in (index, Index.open(index.folder)):
+        assert now.standardize_by_camera and now.search(random_features(3)) != plain
+        assert now.statistics is None and "not standardised" in now.why_no_statistics
+        assert_standardized(now, cast_features(34), None)
+    index.set_standardize_by_camera(False)
+    assert (index.folder / "index.json").read_bytes() == before
+    for now in (index, Index.open(index.folder)):
+        assert now.search(random_features(3)) == plain and now.statistics is not None
+
+
+@pytest.mark.parametrize("cameras, said", [
+    (["9", "0"], r"no image of camera '9'; it has those of '0', '1', '2'\..*--query-camera"),
+    (["0"], "must be a list of 2"), ("01", "'01' must be a list of 2"),
+    ([None, "0"], "None is no name or number"),
+])
+def test_wrong_cameras_of_queries_are_refused(filled, cameras, said):
+    index = filled[0]
+    with pytest.raises(ValueError, match="this one does not.*set_standardize_by_camera"):
+        index.search(random_features(2), query_cameras=["0", "1"])
+    index.set_standardize_by_camera(True)
+    with pytest.raises(ValueError, match=said):
+        index.search(random_features(2), query_cameras=cameras)
+
+
+@pytest.mark.parametrize("camera", ["7", ""])
+def test_a_camera_of_one_image_is_named_until_it_has_more(tmp_path, camera):
+    index = Index.create(tmp_path / "x", FakeEmbedder(), standardize_by_camera=True)
+    index.add(random_features(1), [Entry("", "a", camera)])
+    for ask in (index.prepare, lambda: index.search(random_features(1))):
+        with pytest.raises(ValueError, match=f"1 of the 1 .* camera '{camera}'.*Add others of it"):
+            ask()
+    index = Index.open(index.folder)
+    index.add(random_features(3)[1:], [Entry("", name, camera) for name in "bc"])
+    index.prepare()
+    assert len(index.search(random_features(1))[0]) == 3

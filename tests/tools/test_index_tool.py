@@ -110,6 +110,21 @@ def test_cameras_that_are_known_stay_where_none_are_asked_for(build, small_run, 
     assert cameras_of(tmp_path / "y") == {**dict.fromkeys(before, ""), new: "2"}
 
 
+def test_searches_standardise_as_long_as_it_is_asked_for(build, run, crops, tmp_path):
+    """Of an index that was made before, and until it is taken back."""
+    assert "searches standardise" not in build(*PATTERN)
+    assert "16 images of 2 cameras" in build("--standardize-by-camera", *PATTERN)
+    said = build()
+    assert "0 new, 0 changed" in said and "; searches standardise them by camera." in said
+    assert Index.open(tmp_path / "x").standardize_by_camera
+    shutil.copy(next(crops.rglob("*.jpg")), crops / "new_c7.jpg")
+    with pytest.raises(SystemExit, match="camera '7'.*--no-standardize-by-camera"):
+        build("--standardize-by-camera", *PATTERN)
+    assert len(Index.open(tmp_path / "x")) == 17
+    assert "searches standardise" not in build("--no-standardize-by-camera").splitlines()[-1]
+    assert_holds(tmp_path / "x", run, crops.rglob("*.jpg"))
+
+
 def test_only_what_is_new_or_changed_is_embedded(build, run, crops, tmp_path, monkeypatch):
     build()
     paths = sorted(crops.rglob("*.jpg"))

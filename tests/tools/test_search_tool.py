@@ -95,6 +95,27 @@ def test_the_list_is_that_of_comparing_all(ask, run, market, queries, words, cam
     assert len(rows(ask(queries[3], "--top", "100", *words))) == len(paths)
 
 
+@pytest.mark.parametrize("camera", ["", "2"])
+def test_queries_are_standardised_by_their_camera(run, market, queries, tmp_path, capsys, camera):
+    """By that of all images, which is said, where it is not given."""
+    folder, found = tmp_path / "x", tmp_path / "found.json"
+    index.main([str(run), str(market / "bounding_box_test"), "--index", str(folder),
+                "--standardize-by-camera", *PATTERN])
+    capsys.readouterr()
+    search.main([str(run), str(queries[3]), "--index", str(folder), "--json", str(found),
+                 *(["--query-camera", camera] if camera else [])])
+    said = capsys.readouterr().out
+    whose = f"those of camera {camera}" if camera else "those of all images, as no --query-camera"
+    assert f"the queries by the statistics of the index: {whose}" in said
+    assert "No threshold for the same person is known: The index standardises by camera" in said
+    expected = Index.open(folder).search(load_once(run).embed([queries[3]]),
+                                         query_cameras=[camera])[0]
+    assert [(row[1], row[4]) for row in rows(said)] == [
+        (f"{hit.score:.3f}", hit.path) for hit in expected]
+    content = json.loads(found.read_text())
+    assert content["standardize_by_camera"] and content["query_camera"] == (camera or None)
+
+
 def test_several_queries_and_the_threshold(ask, run, queries, tmp_path):
     said = ask(*queries[:3], "--top", "4", "--false-match-rate", "0.15", "--json",
                tmp_path / "found.json")
@@ -259,6 +280,7 @@ def test_mistakes(ask, run, small_run, queries, home, tmp_path, capsys):
     other = small_run("INPUT.SIZE_TEST", "[64,32]", folder="other")
     for network, words, said in (
             (run, ["--camera", "7"], "no image of camera '7'; it has those of '1', '2'"),
+            (run, ["--query-camera", "1"], "(--query-camera) are of use to an index that"),
             (run, ["--false-match-rate", "0.0000001"], "is too low to be told from"),
             (run, ["--top", "0"], "--top 0 must be from 1 to 1000"),
             (run, ["--false-match-rate", "2"], "2 must lie between 0 and 1"),

@@ -168,6 +168,22 @@ def test_without_statistics_nothing_is_marked(own_index, monkeypatch):
     assert {hit["same"] for hit in hits} == {None}
 
 
+def test_a_crop_is_standardised_by_its_camera_and_an_upload_by_all(own_index):
+    own_index.set_standardize_by_camera(True)
+    client = client_of(own_index)
+    page = client.get("/").text
+    assert 'id="standardized"' in page and "The index standardises by camera" in page
+    uploaded = client.post("/search?top=12", data=encoded(paint(3)), headers=IMAGE).get_json()
+    crop = client.post("/search?row=3&top=12").get_json()
+    query = Shrunk().embed(Image.open(own_index.paths[3]).convert("RGB"))
+    for answer, camera in ((uploaded, ""), (crop, "door")):
+        expected = [(hit.row, pytest.approx(hit.score, abs=1e-5)) for hit in own_index.search(
+            query, 12, query_cameras=[camera])[0] if answer is uploaded or hit.row != 3]
+        assert [(hit["row"], hit["score"]) for hit in answer["hits"]] == expected
+        assert {hit["same"] for hit in answer["hits"]} == {None}
+    assert [hit["score"] for hit in crop["hits"]] != [hit["score"] for hit in uploaded["hits"]][1:]
+
+
 def test_a_turned_photo_is_taken_upright(client):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -260,6 +276,8 @@ def test_what_is_no_image_is_refused(client, tmp_path):
              (bytes(LIMIT + 1), 413, "--max-upload-mib"),
              (encoded(Image.new("1", (5001, 5000))), 413, "25 million pixels"),
              (encoded(Image.new("1", (14000, 14000))), 413, "25 million pixels"),
+             (encoded(Image.new("1", (1, 100_000))), 413, "too long: 1 x 100000 pixels"),
+             (encoded(Image.new("1", (2000, 19))), 413, "too long: 2000 x 19 pixels"),
              (encoded(Image.new("RGB", (8, 8))), 422, "no embedding")]
     for data, code, text in cases:
         answer = said(client.post("/search", data=data, headers=IMAGE), code)
@@ -469,3 +487,7 @@ def test_an_index_of_another_network_or_none_is_one_sentence(index, tmp_path, mo
     Index.create(tmp_path / "empty", other)
     with pytest.raises(SystemExit, match="holds no images.*tools/index.py"):
         serve.main(["run", "--index", str(tmp_path / "empty"), "--port", "0"])
+    single = Index.create(tmp_path / "single", other, standardize_by_camera=True)
+    single.add(np.eye(3, 24), [Entry("", name, name[0]) for name in ("a1", "a2", "b1")])
+    with pytest.raises(SystemExit, match="a single image, the first is camera 'b'"):
+        serve.main(["run", "--index", str(tmp_path / "single"), "--port", "0"])
