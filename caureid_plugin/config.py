@@ -39,10 +39,21 @@ def add_caureid_config(cfg: CN) -> None:
     # (tools/benchmark_training.py).
     cfg.MODEL.CHANNELS_LAST = False
 
+    _add_backbone(cfg)
     _add_head(cfg)
     _add_losses(cfg)
     _add_unsupervised(cfg)
     _add_camera_folder(cfg)
+
+
+def _add_backbone(cfg: CN) -> None:
+    # build_timm_backbone: a model of timm, which is an extra (pip install 'caureid-plugin[timm]').
+    cfg.MODEL.BACKBONE.TIMM = CN()
+    # Its name, as in timm.list_models(), with or without a tag that names its weights:
+    # "resnet18", "resnet18.a1_in1k". FEAT_DIM must be the channels of its map (an error names the
+    # number); LAST_STRIDE 1 asks for stride 16, 2 for the model's own; PRETRAIN True downloads its
+    # weights, or reads those of PRETRAIN_PATH.
+    cfg.MODEL.BACKBONE.TIMM.NAME = ""
 
 
 def _add_head(cfg: CN) -> None:
@@ -168,7 +179,7 @@ def _add_camera_folder(cfg: CN) -> None:
     #   "pattern": its path, by PATTERN.
     #   "csv": a table, CSV.
     #   "none": all images are of one camera.
-    # Names that are numbers compare as numbers: 01 is 1.
+    # Names that are whole numbers compare as numbers: 01 and 1.0 are 1.
     node.CAMERA = "folder"
     # For "folder": which one names the camera. 1: the first below ROOT, 2: the second, ...; -1: the
     # one that holds the image, -2: the one above it, ...
@@ -185,9 +196,14 @@ def _add_camera_folder(cfg: CN) -> None:
     # What to do with an image for which no camera is found. Options: "error"; "skip" (it is left
     # out; a warning counts them).
     node.UNMATCHED = "error"
+    # Folders below ROOT, QUERY and GALLERY in which NAS and desktop systems keep thumbnails and
+    # deleted files (@eaDir, #recycle, $RECYCLE.BIN, lost+found, __MACOSX, ...). Options: "skip"
+    # (the log says how many images that leaves out); "read": they are folders like others.
+    node.SYSTEM_FOLDERS = "skip"
     # Labelled images to evaluate with, both or neither; they are never trained on unless they lie
     # below ROOT. Each is a folder of images named as in Market-1501 (identity and camera first, as
     # in 0002_c1_000451.jpg), or a .csv file like that of CSV with the columns path, identity (any
-    # text) and camera. Identity -1 is left out.
+    # text) and camera. Identity -1 is left out. Where all are of one camera, the two are compared
+    # as sets; else gallery images of the query's own camera are left out.
     node.QUERY = ""
     node.GALLERY = ""

@@ -34,7 +34,7 @@ ROWS = {
 NETWORKS = """
 Market/caureid.yml Market/caureid_paper.yml Market/caureid_osnet.yml Synthetic/caureid.yml
 Market/caureid_cap.yml Market/caureid_cajaccard.yml Market/caureid_best.yml
-Market/infonce_best.yml
+Market/infonce_best.yml Market/caureid_ibn_gem.yml OwnData/caureid_cpu.yml
 Synthetic/caureid_fine_map.yml Synthetic/ablation/baseline.yml Synthetic/ablation/cacc.yml
 Synthetic/ablation/css.yml Synthetic/ablation/sample.yml Mix/bagtricks_camsep.yml
 Mix/caureid_osnet.yml Mix/caureid_repvgg.yml Mix/caureid_resnest.yml Mix/caureid_vit.yml
@@ -95,6 +95,7 @@ def test_the_network_takes_a_step(name):
     supervised = cfg.MODEL.HEADS.NUM_CLASSES == 0
     if supervised:
         cfg.MODEL.HEADS.NUM_CLASSES = 2
+    cfg.MODEL.HEADS.CAMSEP.NUM_CAMERAS = abs(cfg.MODEL.HEADS.CAMSEP.NUM_CAMERAS)  # -1: the data's
     # MGN cuts its last map into stripes, and needs six rows of it
     height = 96 if cfg.MODEL.META_ARCHITECTURE == "MGN" else 32
     cfg.INPUT.SIZE_TRAIN = cfg.INPUT.SIZE_TEST = [height, 16]  # a ViT takes no other

@@ -11,7 +11,7 @@ from caureid_plugin import compat
 
 # what a program that trains or searches may never use, and would pay for with seconds
 RARELY_USED = ["flask", "matplotlib", "onnx", "onnxruntime", "scipy.stats", "sklearn",
-               "tensorboard", "torch.utils.tensorboard"]
+               "tensorboard", "timm", "torch.utils.tensorboard"]
 
 _IMPORT = """
 import collections, importlib, json, sys, warnings

@@ -23,8 +23,9 @@ import train_net
 import visualize_attention
 from helpers import warm
 from helpers.metrics import read_rows
+from helpers.tiny import OWN_CONFIG
 
-CONFIG = "OwnData/caureid_plain.yml"
+CONFIG = OWN_CONFIG
 CAMERAS = "MODEL.HEADS.CAMSEP.NUM_CAMERAS"
 OWN = ["DATASETS.NAMES", "('CameraFolder',)", "DATASETS.TESTS", "('CameraFolder',)", CAMERAS, -1]
 PATTERN = ["CAMERA_FOLDER.CAMERA", "pattern", "CAMERA_FOLDER.PATTERN", r"_c(\d)"]

@@ -1,10 +1,13 @@
 """The tiny images and the config keys of a tiny training that the tests share."""
 
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 
 IDENTITIES = 8  # of the training set; as many others to test with
 
+OWN_CONFIG = str(Path(__file__).with_name("caureid_plain.yml"))
 KEYS = """
 MODEL.DEVICE cpu MODEL.BACKBONE.NAME build_plain_backbone MODEL.BACKBONE.PRETRAIN False
 MODEL.BACKBONE.FEAT_DIM 16 MODEL.BACKBONE.LAST_STRIDE 2 MODEL.BACKBONE.WITH_IBN True

@@ -1,0 +1,93 @@
+"""Weights of a file for a network: unwrapped, counted, and refused where they are another's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+logger = logging.getLogger("fastreid.caureid")
+
+LEAST_SHARE = 0.9  # of a network's tensors that a file must have
+# what checkpoints keep their weights under, the averaged ones first
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state", "model", "teacher", "net")
+NAMED = 3  # tensors of each side in an error
+
+
+def unwrap(content: Any) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint: of the first of ``WRAPPERS`` that it has, or its own.
+
+    Raises:
+        ValueError: there are none.
+    """
+    while isinstance(content, Mapping):
+        tensors = {str(name): value for name, value in content.items()
+                   if isinstance(value, torch.Tensor)}
+        if tensors:
+            return tensors
+        inner = [content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)]
+        content = inner[0] if inner else None
+    raise ValueError("it holds no tensors by their names")
+
+
+def strip(state: Mapping[str, torch.Tensor], names: Iterable[str]
+          ) -> tuple[dict[str, torch.Tensor], str]:
+    """The tensors below the prefix that gives most of a network's names, and that prefix.
+
+    Such as "module." of training in parallel, "backbone." of a whole model, or
+    "module.encoder_q.". The shortest of those that give as many.
+
+    Example:
+        >>> strip({"module.fc.bias": torch.ones(1), "t": torch.ones(1)}, ["fc.bias"])
+        ({'fc.bias': tensor([1.])}, 'module.')
+    """
+    own = set(names)
+    counts = {"": 0}
+    for name in state:
+        parts = name.split(".")
+        for start in range(len(parts)):
+            if ".".join(parts[start:]) in own:
+                prefix = "".join(f"{part}." for part in parts[:start])
+                counts[prefix] = counts.get(prefix, 0) + 1
+    best = min(counts, key=lambda prefix: (-counts[prefix], len(prefix)))
+    return {name[len(best):]: value for name, value in state.items()
+            if name.startswith(best)}, best
+
+
+def load_matching(network: nn.Module, state: Mapping[str, torch.Tensor], source: str,
+                  key: str) -> None:
+    """Loads the tensors of a network that a file has in the network's names and shapes.
+
+    Args:
+        network: changed in place.
+        state: from the file, with any prefix before the names.
+        source: the file, for the log and the error.
+        key: the config key or argument that names it.
+
+    Raises:
+        ValueError: less than ``LEAST_SHARE`` of the network's tensors; shows some of each side.
+    """
+    every = network.state_dict()
+    own = {name: value for name, value in every.items()
+           if not name.endswith("num_batches_tracked")}  # which old files do not have
+    found, prefix = strip(state, own)
+    matching = {name: value for name, value in found.items()
+                if name in every and value.shape == every[name].shape}
+    count = len(matching.keys() & own.keys())
+    if not own or count < LEAST_SHARE * len(own):
+        raise ValueError(
+            f"{source} has {count} of the {len(own)} tensors of the network. Missing, for "
+            f"example: {_examples(own, found)}. In the file instead: {_examples(found, own)}. Set "
+            f"{key} to weights of this network, or the network to that of the weights.")
+    network.load_state_dict(matching, strict=False)
+    without = f", without the prefix {prefix!r}" if prefix else ""
+    logger.info("%s: %d of %d tensors loaded%s.", source, count, len(own), without)
+
+
+def _examples(some: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> str:
+    found = [f"{name} {tuple(value.shape)}" for name, value in some.items()
+             if name not in other or other[name].shape != value.shape]
+    return ", ".join(found[:NAMED]) or "none"
