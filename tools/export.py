@@ -43,7 +43,7 @@ def work(args: argparse.Namespace) -> None:
     images = some_images(args.images)
     embedder = load_run(args.run, device="cpu", opts=args.opts)
     made = export_network(embedder, args.output, convention=args.input, precision=args.precision,
-                          images=images)
+                          images=images, despite_verdict=args.despite_verdict)
     size = args.output.stat().st_size / 2 ** 20
     height, width = made.shape
     what = "RGB 0..255" if made.convention == "rgb255" else "RGB 0..1 less ImageNet's mean"
@@ -68,9 +68,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=Path, metavar="FOLDER",
                         help=f"crops to compare with, and for int8 to calibrate by; {MOST_IMAGES} "
                              "of them are drawn")
+    parser.add_argument("--despite-verdict", action="store_true",
+                        help="write the suggested threshold into the sidecar although the run's "
+                             "verdict is bad")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE",
                         help="config keys in place of the run's")
-    args = parser.parse_args(options_first(sys.argv[1:] if argv is None else argv, ()))
+    args = parser.parse_args(options_first(sys.argv[1:] if argv is None else argv,
+                                           ("--despite-verdict",)))
     if len(args.opts) % 2:
         parser.error(f"config keys and values must come in pairs, got {' '.join(args.opts)}")
     return args

@@ -24,13 +24,14 @@ import caureid_plugin  # first: it makes the toolbox importable
 import torch
 from caureid_plugin.engine.verdict import judge
 from caureid_plugin.files import write_atomically
+from caureid_plugin.retrieval.run_folder import column, indicators
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import report_clusters
 import report_data
 import report_network
 import report_ranks
-from report_data import Missing, ReportError, Run, column
+from report_data import Missing, ReportError, Run
 from report_draw import Chart, chart_svg
 
 HERE = Path(__file__).resolve().parent
@@ -54,7 +55,7 @@ def attempt(make: Callable[..., dict], *arguments) -> dict:
 
 def headline(run: Run) -> dict:
     """Name, data, progress and verdict."""
-    verdict = judge(report_data.indicators(run.rows), num_cameras=len(run.names))
+    verdict = judge(indicators(run.rows), num_cameras=len(run.names))
     return {
         "name": report_data.printable(run.folder.resolve().name),
         "data": report_data.printable(", ".join(run.cfg.DATASETS.NAMES)),

@@ -4,9 +4,6 @@ Letters: N training images, D embedding size, K clusters.
 """
 
 import ast
-import json
-import math
-import operator
 import os
 import re
 import time
@@ -26,12 +23,12 @@ from caureid_plugin.retrieval.run_folder import (
     memory_bank,
     read_checkpoint,
     read_config,
+    read_rows,
     without_singletons,
 )
 
 from visualize_attention import printable
 
-INDICATORS = ("outlier_share", "largest_share", "cross_camera", "silhouette", "stability")
 FOLDER = "CameraFolder"  # the dataset whose folder is a config key
 
 
@@ -201,46 +198,6 @@ def sentence(text: object) -> str:
     """A text with a full stop at its end."""
     said = str(text).strip()
     return said if said.endswith((".", "!", "?")) else f"{said}."
-
-
-# ------------------------------------------------------------------------------- the figures ----
-
-
-def read_rows(path: Path) -> tuple[list[dict], str]:
-    """Rows of metrics.json; none, and why, where it cannot be read.
-
-    The last line may be cut off, in a run that is being written. Rows that a later one goes back
-    behind are dropped: the run was resumed or begun anew there.
-    """
-    if not path.is_file():
-        return [], f"{path.name} is missing from the run folder, which holds the curves' figures."
-    rows: list[dict] = []
-    lines = path.read_text(errors="replace").splitlines(keepends=True)
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            step = operator.index(row["iteration"])
-        except (KeyError, TypeError, ValueError):
-            if number == len(lines) and not line.endswith("\n"):
-                break
-            return [], (f"{path.name} is damaged, its line {number} is no row of figures: remove "
-                        "the line and make the report again.")
-        while rows and rows[-1]["iteration"] > step:
-            rows.pop()
-        rows.append(row)
-    return rows, "" if rows else f"{path.name} holds no figures yet: wait for the first epoch."
-
-
-def column(rows: list[dict], key: str) -> list[tuple[int, float]]:
-    """(iteration, finite value) of every row that has the key, the last of each iteration."""
-    found = {row["iteration"]: row[key] for row in rows
-             if isinstance(row.get(key), (int, float)) and math.isfinite(row[key])}
-    return sorted(found.items())
-
-
-def indicators(rows: list[dict]) -> dict[str, list[float]]:
-    """Values of each label-free indicator over the clusterings, in order."""
-    return {name: [value for _, value in column(rows, f"labels/{name}")] for name in INDICATORS}
 
 
 # ------------------------------------------------------------------------- how it was made ----

@@ -7,6 +7,7 @@
 The index is one that tools/index.py made with the same network. Each query gets a table: rank,
 score (the cosine of the two embeddings), whether that is above the threshold, camera and path. The
 threshold follows from pairs of images in the same and in different clusters of the training run.
+Where the run's verdict is bad, same or different is not told (--despite-verdict tells it).
 An index that standardises by camera does so with the queries, and has no threshold: --query-camera
 says which camera they are from.
 
@@ -27,7 +28,16 @@ from caureid_plugin.retrieval.index import Hit, Index
 from PIL import Image, PngImagePlugin
 from tabulate import tabulate
 
-from search_embedder import load_embedder, pair_statistics, percent, say, sentence
+from search_embedder import (
+    load_embedder,
+    pair_statistics,
+    percent,
+    say,
+    say_doubt,
+    say_expected,
+    sentence,
+    verdict_of,
+)
 from search_sheet import COLUMNS, Cell, draw_sheet
 
 MOST_BYTES = 64 * 2 ** 20  # of a query's file
@@ -94,7 +104,7 @@ def is_same(hit: Hit, threshold) -> bool | None:
 def say_threshold(threshold, statistics, why: str) -> str:
     """What the threshold is based on, and what is to be expected of it."""
     if threshold is None:
-        return f"No threshold for the same person is known: {why}"
+        return f"Same or different is not told: {why}"
     said = (
         f"Threshold for the same person: {threshold.value:.3f}. Expected: "
         f"{percent(threshold.false_match_rate, len(statistics.different))} of pairs of different "
@@ -130,13 +140,14 @@ def table(index: Index, hits: list[Hit], threshold) -> str:
                     disable_numparse=True)
 
 
-def as_json(index: Index, answers: list, threshold, why: str, camera: str | None) -> bytes:
+def as_json(index: Index, answers: list, threshold, why: str, camera: str | None,
+            more: dict) -> bytes:
     content = {
         "made_by": MARK, "index": str(index.folder), "model": index.model,
         "fingerprint": index.fingerprint,
         "standardize_by_camera": index.standardize_by_camera, "query_camera": camera,
         "threshold": None if threshold is None else threshold._asdict(),
-        "why_no_threshold": why if threshold is None else "",
+        "why_no_threshold": why if threshold is None else "", **more,
         "queries": [
             {"path": str(path), "error": error, "hits": [
                 {"rank": hit.rank, "score": round(hit.score, 6), "same": is_same(hit, threshold),
@@ -213,12 +224,17 @@ def run(args: argparse.Namespace) -> list[str]:
     index = Index.open(args.index, embedder)
     if args.picture:
         check_size(len(args.queries), min(args.top, len(index)))
-    statistics, why = pair_statistics(embedder, index)
+    statistics, why = pair_statistics(embedder, index, args.despite_verdict)
+    verdict = verdict_of(embedder, index)
     threshold = None if statistics is None else statistics.threshold(args.false_match_rate)
     answers = answer(args, embedder, index)
     errors = [error for _, _, error in answers if error]
     if args.json:
-        content = as_json(index, answers, threshold, why, args.query_camera)
+        expected = {} if threshold is None else statistics.expected(
+            threshold.value, index.camera_counts)
+        more = {"verdict": verdict._asdict(), "expected_same": {
+            name: part._asdict() for name, part in expected.items()}}
+        content = as_json(index, answers, threshold, why, args.query_camera, more)
         write_atomically(args.json, lambda file: file.write(content))
     if args.picture and len(errors) < len(answers):
         picture = as_picture(answers, threshold)
@@ -226,8 +242,11 @@ def run(args: argparse.Namespace) -> list[str]:
     lines = [f"\n{shown(path)}\n{table(index, hits, threshold)}"
              for path, hits, error in answers if not error]
     if lines:
-        say("\n".join([*lines, f"\n{say_threshold(threshold, statistics, why)}"])
-            + say_standardized(index, args.query_camera))
+        told = [say_threshold(threshold, statistics, why)]
+        if threshold is not None:
+            told[0] += say_doubt(verdict)
+            told.append(say_expected(statistics, threshold.value, index.camera_counts, '"yes"'))
+        say("\n".join([*lines, "", *told]) + say_standardized(index, args.query_camera))
     return errors
 
 
@@ -256,6 +275,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--false-match-rate", type=rate, metavar="RATE",
                         help="share of pairs of different people that may be taken for one "
                              "(default: 0.001, or the lowest that the run's pairs can tell)")
+    parser.add_argument("--despite-verdict", action="store_true",
+                        help="tell same and different although the run's verdict is bad")
     parser.add_argument("--json", type=Path, help=".json file to write")
     parser.add_argument("--picture", type=Path, help=".png file to write")
     args = parser.parse_args(argv)

@@ -2,8 +2,11 @@
 
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+
+import caureid_plugin  # noqa: F401  first: it makes the toolbox importable
+from caureid_plugin.compat import shown
 
 
 def load_embedder(path: Path):
@@ -21,18 +24,54 @@ def load_embedder(path: Path):
     return load_run(path)
 
 
-def pair_statistics(embedder, index):
+def verdict_of(embedder, index):
+    """The run's verdict: that of the index where that is known to be bad, else the network's.
+
+    Either may have been made by a version, or of a folder, that knew nothing of it.
+    """
+    return index.verdict if index.verdict.level == "bad" else embedder.verdict
+
+
+def pair_statistics(embedder, index, despite_verdict: bool = False):
     """The pair statistics that tell most of a network and its index, and why there are none.
 
     Either may have been made before the run was measured (tools/threshold.py), and then has those
-    of the memory bank. None are of an index that standardises by camera.
+    of the memory bank. None are of an index that standardises by camera, nor, unless
+    ``despite_verdict``, of a run that went wrong.
     """
     if index.standardize_by_camera:
         return None, index.why_no_statistics
+    if why := verdict_of(embedder, index).why_withheld(despite_verdict):
+        return None, shown(why)
     known = [part for part in (embedder, index) if part.statistics is not None]
     measured = [part for part in known if part.statistics.source != "memory bank"]
     best = (measured or known or [index])[0]
     return best.statistics, best.why_no_statistics
+
+
+def say_doubt(verdict) -> str:
+    """What else is to be said of a run that did not go well, where same or different is told."""
+    if verdict.level == "bad":
+        return f" This is told despite the verdict of the run. {shown(verdict.reason)}"
+    return f" {shown(verdict.reason)}" if verdict.level == "mixed" else ""
+
+
+def say_expected(statistics, value: float, camera_counts: Mapping[str, int], mark: str) -> str:
+    """How many of what is marked as the same person are right, in an index of this size."""
+    found = statistics.expected(value, camera_counts)
+    if not found:
+        return (f"How many of the {mark} are right is not known: measure the run anew "
+                "(tools/threshold.py), then it is.")
+    parts = [f"from {name} {short(part.right)} right and {short(part.wrong)} wrong "
+             f"({100 * part.share_right:.0f} % right)" for name, part in found.items()]
+    return (f"Of this index of {sum(camera_counts.values())} crops, a query of a person who has as "
+            f"many in it as people have in training expects as {mark}, by the clusters of "
+            f"training: {'; '.join(parts)}. For a person who is not in it all are wrong.")
+
+
+def short(number: float) -> str:
+    """Two digits of a mean number, or all before the point."""
+    return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
 
 
 def options_first(words: list[str], flags: Collection[str]) -> list[str]:

@@ -19,16 +19,19 @@ import re
 import signal
 import socket
 import sys
+from collections import Counter
 from pathlib import Path
 
 import caureid_plugin  # noqa: F401  (first: it makes the toolbox importable)
 import psutil
+from caureid_plugin.compat import shown
 from caureid_plugin.retrieval.index import Index
 
 from search_embedder import load_embedder
 
 LOCAL = "localhost", "127.0.0.1", "[::1]"
 THREADS = 4
+NAMED = 5  # folders that are named
 INTERRUPTED = 130  # before there is a page
 
 
@@ -101,14 +104,14 @@ def allowed_hosts(args: argparse.Namespace, address: str) -> list[str]:
 
 
 def make_server(args: argparse.Namespace, listening: socket.socket):
-    """The page's server, ready to run."""
+    """The page's server, ready to run, and the index."""
     app, waitress = web_module("serve_app"), web_module("waitress")
     embedder = load_embedder(args.model)
     index = Index.open(args.index, embedder)
     if not len(index):
         raise Mistake(f"{args.index} holds no images: add some with tools/index.py")
     index.prepare()
-    finder = app.Finder(embedder, index, args.false_match_rate)
+    finder = app.Finder(embedder, index, args.false_match_rate, args.despite_verdict)
     address = listening.getsockname()[0].split("%")[0]
     limit = int(args.max_upload_mib * 2 ** 20)
     site = app.Site(finder, allowed_hosts(args, address), limit, args.top, args.allow_host)
@@ -116,18 +119,30 @@ def make_server(args: argparse.Namespace, listening: socket.socket):
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a page asks for many crops
     return waitress.create_server(
         app.make_app(site), sockets=[listening], threads=THREADS, ident=None, channel_timeout=30,
-        connection_limit=50, max_request_body_size=2 * limit, inbuf_overflow=2 * limit + 1)
+        connection_limit=50, max_request_body_size=2 * limit, inbuf_overflow=2 * limit + 1), index
 
 
-def announce(listening: socket.socket) -> None:
-    """Says where the page is, and warns of what others see."""
+def sources(index: Index) -> str:
+    """From where pictures are read: an index of someone else's may name any folder."""
+    counts = Counter(entry.folder for entry in index.entries)
+    said = [f"{shown(folder)} ({count})" for folder, count in counts.most_common() if folder]
+    if len(said) > NAMED:
+        said[NAMED:] = [f"{len(said) - NAMED} other folders"]
+    if counts[""]:
+        first = next(entry.path for entry in index.entries if not entry.folder)
+        said.append(f"{counts['']} files by their names, the first {shown(first)}")
+    return f"Crops are read from {', '.join(said)}."
+
+
+def announce(listening: socket.socket, index: Index) -> None:
+    """Says where the page is and what it shows, and warns of what others see."""
     address, port = listening.getsockname()[:2]
     ip = ipaddress.ip_address(address.split("%")[0])
     if not ip.is_loopback:
         print(f"Warning: the page is open to all who reach port {port} of this machine: they see "
               "all crops of the index, without a login.", file=sys.stderr)
     name = "localhost" if ip.is_unspecified else f"[{address}]" if ip.version == 6 else address
-    print(f"http://{name}:{port} (Ctrl-C ends it)", flush=True)
+    print(f"http://{name}:{port} (Ctrl-C ends it)", sources(index), sep="\n", flush=True)
 
 
 def serve(args: argparse.Namespace) -> None:
@@ -135,8 +150,8 @@ def serve(args: argparse.Namespace) -> None:
     web_module("flask")
     listening = listen(args.host, args.port)  # a port in use is said before the network is loaded
     with listening:
-        server = make_server(args, listening)
-        announce(listening)
+        server, index = make_server(args, listening)
+        announce(listening, index)
         server.run()  # returns on Ctrl-C and SystemExit
         server.close()
 
@@ -161,6 +176,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--false-match-rate", type=float, metavar="SHARE",
                         help="of pairs of different people that may be marked as the same "
                              "(default: 0.001, or the lowest that the run's pairs can tell)")
+    parser.add_argument("--despite-verdict", action="store_true",
+                        help="mark same and different although the run's verdict is bad")
     args = parser.parse_args(argv)
     _check(args, parser)
     return args

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from werkzeug.exceptions import HTTPException
 
 import serve_images
-from search_embedder import pair_statistics, percent
+from search_embedder import pair_statistics, percent, say_doubt, say_expected, verdict_of
 from serve_images import NoImage, TooManyPixels
 
 logger = logging.getLogger("fastreid.caureid")
@@ -46,15 +46,20 @@ class Finder:
             by camera, a row is so by its camera, an image by the statistics of all crops.
         false_match_rate: share of different pairs that may be marked as the same; None: the one
             that is suggested.
+        despite_verdict: mark crops although the run's verdict is bad.
     """
 
-    def __init__(self, embedder, index, false_match_rate: float | None = None) -> None:
+    def __init__(self, embedder, index, false_match_rate: float | None = None,
+                 despite_verdict: bool = False) -> None:
         self.embedder, self.index = embedder, index
         self.counts = dict(index.camera_counts)
         self.cameras = list(self.counts)
-        self.statistics, self.why = pair_statistics(embedder, index)
+        self.statistics, self.why = pair_statistics(embedder, index, despite_verdict)
         self.threshold = (None if self.statistics is None
                           else self.statistics.threshold(false_match_rate))
+        self.expected = "" if self.threshold is None else say_expected(
+            self.statistics, self.threshold.value, self.counts, "✓ same") + say_doubt(
+                verdict_of(embedder, index))
         self._lock = threading.Lock()
 
     def read_row(self, row: int):
@@ -146,7 +151,8 @@ class Site:
         return {"model": shown(finder.embedder.name), "images": len(finder.index),
                 "cameras": [(camera_name(name), finder.counts[name]) for name in finder.cameras],
                 "threshold": finder.threshold, "top": self.top, "most": MOST_RESULTS,
-                "statistics": finder.statistics, "why": shown(finder.why), "percent": percent,
+                "statistics": finder.statistics, "why": shown(finder.why),
+                "expected": shown(finder.expected), "percent": percent,
                 "standardized": finder.index.standardize_by_camera,
                 "max_upload": self.max_upload, "formats": ", ".join(serve_images.UPLOADS)}
 

@@ -8,9 +8,13 @@ compares pairs of one cluster and of two. What comes out is kept in the run fold
 pair_statistics.json, where load_run, tools/index.py and tools/export.py find it. No label of an
 identity is read.
 
---true-labels is a diagnostic: the error rates of the thresholds, as the identities of the training
-images and of the labelled test set (DATASETS.TESTS) have them, where those are known. It changes
-nothing of what is kept.
+"Right" is the share of what a query finds above the threshold that is of its person, if that has as
+many images in the index as in training, in an index of as many images as the training set has, or
+--index-size, from other cameras and from the query's own.
+
+--true-labels is a diagnostic: the error rates of the thresholds and what is right, as the
+identities of the training images and of the labelled test set (DATASETS.TESTS) have them, where
+those are known. It changes nothing of what is kept.
 """
 
 import argparse
@@ -25,9 +29,9 @@ import numpy as np
 from caureid_plugin.compat import shown
 from caureid_plugin.data import build_dataset
 from caureid_plugin.files import write_atomically
-from caureid_plugin.retrieval import Embedder, PairStatistics, Threshold, load_run
+from caureid_plugin.retrieval import Embedder, PairStatistics, load_run
 from caureid_plugin.retrieval.run_folder import write_statistics
-from caureid_plugin.retrieval.threshold import DEFAULT_RATE
+from caureid_plugin.retrieval.threshold import ANY, DEFAULT_RATE, OTHER, OWN
 from tabulate import tabulate
 
 from report_data import Missing, Run, read_run
@@ -38,6 +42,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 RATES = (0.01, DEFAULT_RATE, 0.0001)  # of false matches
+CAMERAS = ", from other cameras than the query's, and from its own"
 
 
 def sample_clusters(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -97,14 +102,22 @@ def labelled_sets(cfg) -> dict[str, list]:
 # ---------------------------------------------------------------------------------- output ----
 
 
-def at(statistics: PairStatistics, value: float) -> Threshold:
-    """The error rates of a threshold."""
-    half = value - 0.0005  # similarities are in steps of 0.001
-    return Threshold(value, float(np.mean(statistics.different >= half)),
-                     float(np.mean(statistics.same < half)))
+def right(statistics: PairStatistics, value: float, counts: dict[str, int]) -> str:
+    """Shares of what is marked that are right: from other cameras, from the query's own."""
+    found = statistics.expected(value, counts)
+    return ", ".join(f"{100 * found[name].share_right:.0f} %" if name in found else "-"
+                     for name in ((OTHER, OWN) if statistics.across else (ANY,)))
 
 
-def table(measured: PairStatistics, true: dict[str, PairStatistics]) -> str:
+def sized(camids: np.ndarray, size: int | None) -> dict[str, int]:
+    """Images by camera of an index with the cameras' shares of the training set."""
+    counts = np.bincount(camids)
+    scale = 1 if size is None else size / len(camids)
+    return {f"camera {number}": round(scale * count) for number, count in enumerate(counts.tolist())
+            if count}
+
+
+def table(measured: PairStatistics, true: dict[str, PairStatistics], counts: dict[str, int]) -> str:
     """A line for each threshold, and for each set of images."""
     rows = []
     wanted = {"equal error rates": measured.equal_errors()}
@@ -114,13 +127,14 @@ def table(measured: PairStatistics, true: dict[str, PairStatistics]) -> str:
                for rate in RATES if rate >= measured.lowest_rate}
     for start, found in wanted.items():
         for name, statistics in {"expected": measured, **true}.items():
-            rates = at(statistics, found.value)
+            rates = statistics.at(found.value)
             first = ["", ""] if name != "expected" else [start, f"{found.value:.3f}"]
             rows.append([*first, name,
                          percent(rates.false_match_rate, len(statistics.different)),
-                         percent(rates.false_non_match_rate, len(statistics.same))])
+                         percent(rates.false_non_match_rate, len(statistics.same)),
+                         right(statistics, found.value, counts)])
     return tabulate(rows, headers=["wanted", "threshold", "of", "false matches",
-                                   "false non-matches"], disable_numparse=True)
+                                   "false non-matches", "right"], disable_numparse=True)
 
 
 def draw(measured: PairStatistics, true: dict[str, PairStatistics]) -> bytes:
@@ -131,7 +145,7 @@ def draw(measured: PairStatistics, true: dict[str, PairStatistics]) -> bytes:
     bins = np.arange(-1.0005, 1.02, 0.02)
     value = measured.threshold().value
     for axis, (name, statistics) in zip(axes[:, 0], kinds.items(), strict=True):
-        rates = at(statistics, value)
+        rates = statistics.at(value)
         one, two = (("cluster", "clusters") if statistics is measured else
                     ("identity", "identities"))
         for part, colour, label in ((statistics.different, "#d9761a", f"two {two}"),
@@ -169,10 +183,16 @@ def work(args: argparse.Namespace) -> None:
     write_atomically(picture, lambda file: file.write(content))
     kept = write_statistics(args.run_folder, embedder.fingerprint, measured)
     across = "of two cameras each" if measured.across else "of whatever camera"
-    say(f"{table(measured, true)}\n"
+    counts = sized(run.camids, args.index_size)
+    say(f"{table(measured, true, counts)}\n"
         f"{len(measured.same)} pairs of one cluster, {len(measured.different)} of two, {across}. "
         "Clusters are no identities: expect more of both errors, above all with people that the "
-        "run has not seen.")
+        f"run has not seen.\nRight: of what a query finds from the threshold on, in an index of "
+        f"{sum(counts.values())} images{CAMERAS if measured.across else ''}; none of it where the "
+        "person is not in the index.")
+    if embedder.verdict.level == "bad":
+        say(f"{embedder.verdict.reason} Its clusters are no people then, and searches tell same or "
+            "different with --despite-verdict alone.")
     if measured.lowest_rate > RATES[-1]:
         say("So few pairs of two clusters tell no false match rate below "
             f"{100 * measured.lowest_rate:.2g} %: take more images (--images), if there are any.")
@@ -189,12 +209,18 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
     parser.add_argument("--picture", type=Path, metavar="FILE.png",
                         help="histograms (default: threshold.png in the run folder)")
-    parser.add_argument("--true-labels", action="store_true",
-                        help="diagnostic: the error rates by identities, where those are known")
+    parser.add_argument("--index-size", type=int, metavar="N",
+                        help="images of the index of which it is said how much is right (default: "
+                             "as many as the training set has)")
+    parser.add_argument("--true-labels", "--truth", action="store_true",
+                        help="diagnostic: error rates and what is right by identities, where those "
+                             "are known")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE",
                         help="config keys in place of the run's: where its data lie")
     args = parser.parse_args(options_first(
-        sys.argv[1:] if argv is None else argv, ("--true-labels",)))
+        sys.argv[1:] if argv is None else argv, ("--true-labels", "--truth")))
+    if args.index_size is not None and args.index_size < 1:
+        parser.error(f"--index-size {args.index_size} must be at least 1")
     if args.images < 1:
         parser.error(f"--images {args.images} must be at least 1")
     if len(args.opts) % 2:

@@ -25,6 +25,7 @@ from .graph import (
     INPUTS,
     OUTPUT_NAME,
     ExportError,
+    external_files,
     prepare,
     require,
     suffix_of,
@@ -45,7 +46,7 @@ Program = Callable[[torch.Tensor], torch.Tensor]
 
 def export_network(embedder: Embedder, path: str | os.PathLike[str], *,
                    convention: str = "rgb255", precision: str = "fp32",
-                   images: Sequence[ImageLike] = ()) -> Sidecar:
+                   images: Sequence[ImageLike] = (), despite_verdict: bool = False) -> Sidecar:
     """Writes the network of a run as ONNX or TorchScript, with a sidecar that describes it.
 
     The file takes (B, 3, H, W) float32 for any B and gives (B, D) of length 1; what training alone
@@ -59,6 +60,7 @@ def export_network(embedder: Embedder, path: str | os.PathLike[str], *,
             by its deviation, as trackers give it.
         precision: "fp32"; "fp16" or "int8" (.onnx only).
         images: to compare with, and for int8 to calibrate by, 8 at least; none: noise.
+        despite_verdict: give the sidecar the suggested threshold although training went wrong.
 
     Returns:
         what the sidecar says.
@@ -88,6 +90,7 @@ def export_network(embedder: Embedder, path: str | os.PathLike[str], *,
             f" distance {found:.2g}, and {allowed:g} is allowed with {precision}) and was not kept:"
             f" {advice}")
     statistics = embedder.statistics
+    threshold = None if statistics is None else statistics.threshold()._asdict()
     sidecar = Sidecar(
         kind=kind, digest=digest(content),
         fingerprint=fingerprint_at(embedder.fingerprint, precision, content),
@@ -96,8 +99,8 @@ def export_network(embedder: Embedder, path: str | os.PathLike[str], *,
         crop=embedder.preprocessing.crop, precision=precision,
         statistics=None if statistics is None else statistics.to_json(),
         why_no_statistics=embedder.why_no_statistics,
-        threshold=None if statistics is None else statistics.threshold()._asdict(),
-        difference=found, plugin=_version(), torch=torch.__version__)
+        threshold=None if embedder.verdict.why_withheld(despite_verdict) else threshold,
+        difference=found, plugin=_version(), torch=torch.__version__, verdict=embedder.verdict)
     write_atomically(path, lambda file: file.write(content))
     sidecar.write(path)
     return sidecar
@@ -171,9 +174,14 @@ def onnx_program(content: bytes) -> Loaded:
 
     Raises:
         ImportError: onnxruntime is not installed.
-        ExportError: it cannot read the file.
+        ExportError: it cannot read the file, or would read others with it.
     """
     runtime = require("onnxruntime")
+    if others := external_files(content):
+        raise ExportError(
+            f"The file keeps weights in other files ({shown(', '.join(others)[:200])}), which "
+            "onnxruntime would take from the current directory and no digest covers: give one that "
+            "holds all of its weights, as tools/export.py writes it.")
     wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
     there = [name for name in wanted if name in runtime.get_available_providers()]
     options = runtime.SessionOptions()
@@ -230,7 +238,8 @@ def load_export(path: str | os.PathLike[str]) -> Embedder:
         path: of the file, whose sidecar lies beside it.
 
     Raises:
-        ExportError: no file, no sidecar, a damaged or foreign one; no ONNX file.
+        ExportError: no file, no sidecar, a damaged or foreign one; no ONNX file, or one that keeps
+            weights in other files.
         ImportError: onnxruntime is not installed.
     """
     path = Path(path)
@@ -245,7 +254,10 @@ def load_export(path: str | os.PathLike[str]) -> Embedder:
     if sidecar.kind != "onnx":
         raise ExportError(f"{shown(path)} is no ONNX file, as its sidecar says: it is "
                           f"{sidecar.kind}. {AGAIN}")
-    program, names, shapes = onnx_program(content)
+    try:
+        program, names, shapes = onnx_program(content)
+    except ExportError as error:
+        raise ExportError(f"{shown(path)}: {error}") from error
     try:
         statistics = (None if sidecar.statistics is None
                       else PairStatistics.from_json(sidecar.statistics))
@@ -265,4 +277,4 @@ def load_export(path: str | os.PathLike[str]) -> Embedder:
         lambda images: nn.functional.normalize(program(to_input(images, sidecar.convention))),
         name=f"{sidecar.name}, {path.name}", dim=sidecar.dim, fingerprint=sidecar.fingerprint,
         preprocessing=preprocessing, statistics=statistics,
-        why_no_statistics=sidecar.why_no_statistics)
+        why_no_statistics=sidecar.why_no_statistics, verdict=sidecar.verdict)

@@ -10,7 +10,7 @@ import inspect
 import io
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -182,6 +182,39 @@ def _strip(message: Any) -> None:
         elif field.type == field.TYPE_MESSAGE:  # several
             for part in value:
                 _strip(part)
+
+
+def external_files(content: bytes) -> list[str]:
+    """Names of the files in which an ONNX file keeps weights outside of itself.
+
+    onnxruntime reads them from the current directory, and no digest of the file covers them.
+
+    Raises:
+        ExportError: it is no ONNX file.
+        ImportError: onnx is not installed, and it takes that to tell.
+    """
+    if b"location" not in content:  # the key that names such a file, in all versions
+        return []
+    onnx = require("onnx")
+    try:
+        model = onnx.load_model_from_string(content)
+    except Exception as error:  # of protobuf, whose errors have moved
+        raise ExportError(f"The file is no ONNX: onnx {onnx.__version__} says {error}. Give one "
+                          "that tools/export.py has written.") from error
+    return sorted({entry.value for entries in _external_data(model) for entry in entries
+                   if entry.key == "location"})
+
+
+def _external_data(message: Any) -> Iterator[Any]:
+    """What tensors say of where their values are: of weights, attributes, subgraphs, functions."""
+    for field, value in message.ListFields():
+        if field.name == "external_data":
+            yield value
+        elif hasattr(value, "ListFields"):
+            yield from _external_data(value)
+        elif field.type == field.TYPE_MESSAGE:  # several
+            for part in value:
+                yield from _external_data(part)
 
 
 # --------------------------------------------------------------------------- TorchScript ----

@@ -16,10 +16,12 @@ from typing import Any
 
 from ..compat import shown
 from ..files import write_atomically
+from ..retrieval.threshold import LEVELS, NO_VERDICT, RunVerdict
 from .graph import IMAGENET_MEAN, IMAGENET_STD, INPUT_NAME, INPUTS, OUTPUT_NAME, ExportError
 from .precision import PRECISIONS
 
-FORMAT = 1  # raised by whatever an older version would misread
+# Raised by whatever an older version would misread. 2: training is known to have gone wrong
+FORMATS = 1, 2
 KIND = "caureid-plugin export"
 LARGEST = 16 * 2 ** 20  # bytes of a sidecar
 AGAIN = "Make it again (tools/export.py), or restore both files from a copy."
@@ -39,7 +41,8 @@ class Sidecar:
     preprocessing makes them. ``fingerprint`` is that of the file's embeddings, ``run`` that of the
     network that was exported: the two are one in float32. ``statistics`` is what the network's pair
     statistics write of themselves, None if there are none, for the reason ``why_no_statistics``;
-    ``threshold`` is the one that they suggest. ``difference`` is the largest cosine distance to
+    ``threshold`` is the one that they suggest. ``verdict`` is that of the run: where it is bad,
+    there is no threshold. ``difference`` is the largest cosine distance to
     PyTorch's embeddings that was found at export.
     """
 
@@ -60,6 +63,7 @@ class Sidecar:
     difference: float
     plugin: str
     torch: str
+    verdict: RunVerdict = NO_VERDICT
 
     def write(self, path: Path) -> None:
         """Writes it beside the exported file ``path``.
@@ -67,7 +71,9 @@ class Sidecar:
         Raises:
             OSError: it cannot be written.
         """
-        content = {"format": FORMAT, "what": KIND, **dataclasses.asdict(self),
+        number = FORMATS[self.verdict.level == "bad"]
+        content = {"format": number, "what": KIND, **dataclasses.asdict(self),
+                   "verdict": self.verdict._asdict(),
                    "input": {"name": INPUT_NAME, "type": "float32", "channels": "RGB",
                              "shape": ["batch", 3, *self.shape],
                              "resized_by": "bicubic (PIL), without keeping the proportions",
@@ -143,11 +149,12 @@ def read_sidecar(path: Path) -> Sidecar:
     number = found.get("format")
     if type(number) is not int or number < 1:
         raise ExportError(f"{shown(place)} is damaged: its format is {number!r}. {AGAIN}")
-    if number > FORMAT:
+    if number not in FORMATS:
         plugin = shown(str(found.get("plugin"))[:30])
         raise ExportError(
-            f"{shown(place)} has format {number}, and this version knows {FORMAT}: it was written "
-            f"by caureid-plugin {plugin}. Install that version, or export again with this one.")
+            f"{shown(place)} has format {number}, and this version knows {FORMATS[-1]}: it was "
+            f"written by caureid-plugin {plugin}. Install that version, or export again with this "
+            "one.")
     return _checked(found, place)
 
 
@@ -179,6 +186,11 @@ def _checked(found: dict[str, Any], place: Path) -> Sidecar:
         if name not in found or not is_good(found[name]):
             value = shown(repr(found[name])[:60]) if name in found else "missing"
             raise ExportError(f"{shown(place)} is damaged: its {name} is {value}. {AGAIN}")
-    values = {name: found[name] for name in good}
+    verdict = found.get("verdict", NO_VERDICT._asdict())  # older files have none
+    if (not isinstance(verdict, dict) or verdict.keys() != NO_VERDICT._asdict().keys()
+            or verdict["level"] not in LEVELS or not isinstance(verdict["reason"], str)):
+        raise ExportError(f"{shown(place)} is damaged: its verdict is {shown(repr(verdict)[:60])}. "
+                          f"{AGAIN}")
+    values = {name: found[name] for name in good} | {"verdict": RunVerdict(**verdict)}
     sizes = {name: tuple(found[name]) for name in ("shape", "size", "crop")}
     return Sidecar(**{**values, **sizes})

@@ -6,9 +6,10 @@ from .index_files import Entry, IndexRefused
 from .network import EmbeddingNetwork
 from .preprocessing import ImageLike, Preprocessing
 from .run_folder import RunError
-from .threshold import PairStatistics, Threshold
+from .threshold import Expected, PairStatistics, RunVerdict, Threshold
 
 __all__ = [
-    "Comparison", "Embedder", "EmbeddingNetwork", "Entry", "Hit", "ImageLike", "Index",
-    "IndexRefused", "PairStatistics", "Preprocessing", "RunError", "Threshold", "load_run",
+    "Comparison", "Embedder", "EmbeddingNetwork", "Entry", "Expected", "Hit", "ImageLike", "Index",
+    "IndexRefused", "PairStatistics", "Preprocessing", "RunError", "RunVerdict", "Threshold",
+    "load_run",
 ]

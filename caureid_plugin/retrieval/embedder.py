@@ -6,6 +6,7 @@ Letters: N images, B images of a batch, D embedding size.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,18 +30,22 @@ from .run_folder import (
     read_checkpoint,
     read_config,
     read_statistics,
+    read_verdict,
     without_singletons,
 )
-from .threshold import PairStatistics, Threshold
+from .threshold import NO_VERDICT, PairStatistics, RunVerdict, Threshold
 
 BATCH = 64
+
+logger = logging.getLogger("fastreid.caureid")
 
 
 class Comparison(NamedTuple):
     """Two images compared.
 
     ``similarity`` is the cosine of their embeddings; ``same`` whether it reaches the threshold,
-    None where none is known; ``threshold`` which one, with its expected error rates.
+    None where none is known or the run went wrong (the embedder's ``verdict``); ``threshold`` which
+    one, with its expected error rates.
     """
 
     similarity: float
@@ -64,17 +69,23 @@ class Embedder:
         statistics: similarities of pairs of the run, from which thresholds follow; None: not
             known.
         why_no_statistics: why not, a sentence; else "".
+        verdict: whether training went well; where it is bad, :meth:`compare` tells no same or
+            different.
         device: where the network is.
     """
 
     def __init__(self, network: Callable[[torch.Tensor], torch.Tensor], *, name: str, dim: int,
                  fingerprint: str, preprocessing: Preprocessing,
                  statistics: PairStatistics | None, why_no_statistics: str = "",
-                 device: torch.device | str = "cpu") -> None:
+                 device: torch.device | str = "cpu", verdict: RunVerdict = NO_VERDICT) -> None:
         self.network, self.device = network, torch.device(device)
         self.name, self.dim, self.fingerprint = name, dim, fingerprint
         self.preprocessing = preprocessing
         self.statistics, self.why_no_statistics = statistics, why_no_statistics
+        self.verdict = verdict
+        if verdict.level == "bad":
+            logger.warning("%s: %s Same or different is told on request alone (despite_verdict, "
+                           "--despite-verdict).", shown(name), shown(verdict.reason))
 
     def __repr__(self) -> str:
         height, width = self.preprocessing.shape
@@ -176,20 +187,22 @@ class Embedder:
                              "look at that image first.")
 
     def compare(self, a: ImageLike, b: ImageLike, *, bgr: bool = False,
-                false_match_rate: float | None = None) -> Comparison:
+                false_match_rate: float | None = None, despite_verdict: bool = False
+                ) -> Comparison:
         """How alike two images are, and whether that is taken for the same person.
 
         Args:
             a, b: images as :meth:`embed` takes them.
             bgr: see there.
             false_match_rate: see :meth:`PairStatistics.threshold`.
+            despite_verdict: tell same or different although training went wrong.
 
         Raises:
             ValueError: see :meth:`embed` and :meth:`PairStatistics.threshold`.
         """
         first, second = self.embed([a, b], bgr=bgr)
         similarity = float(np.clip(first @ second, -1, 1))
-        if self.statistics is None:
+        if self.statistics is None or self.verdict.why_withheld(despite_verdict):
             return Comparison(similarity, None, None)
         threshold = self.statistics.threshold(false_match_rate)
         return Comparison(similarity, similarity >= threshold.value, threshold)
@@ -208,7 +221,9 @@ def load_run(folder: str | os.PathLike[str], *, device: torch.device | str | Non
     """The network of a run folder, ready to embed images.
 
     Neither the training images nor the pretrained weights need be there. What tools/threshold.py
-    has measured for this network is taken for the pair statistics, else the memory bank.
+    has measured for this network is taken for the pair statistics, else the memory bank. Whether
+    training went well is read from the run's metrics.json; of a run that went wrong a warning says
+    that same or different is not told.
 
     Args:
         folder: of a run, its OUTPUT_DIR, whose last checkpoint is taken; or a checkpoint in one.
@@ -245,7 +260,8 @@ def load_run(folder: str | os.PathLike[str], *, device: torch.device | str | Non
     return Embedder(
         network, name=f"{home.resolve().name}/{path.name}", dim=dim,
         fingerprint=found, preprocessing=preprocessing,
-        statistics=statistics, why_no_statistics=why, device=network.pixel_mean.device)
+        statistics=statistics, why_no_statistics=why, device=network.pixel_mean.device,
+        verdict=read_verdict(home, content))
 
 
 def _known_device(device: torch.device | str) -> torch.device:

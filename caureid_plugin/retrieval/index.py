@@ -30,8 +30,8 @@ import torch
 
 from ..clustering.standardize import CameraStatistics, check_cameras_to_standardize
 from ..compat import shown
-from ..data.camera_source import plain_name
 from .index_files import (
+    AGAIN,
     BLOCK_IMAGES,
     LOCK,
     MANIFEST,
@@ -39,6 +39,8 @@ from .index_files import (
     Entry,
     IndexRefused,
     Manifest,
+    checked_camera,
+    checked_entry,
     make_block,
     make_vectors,
     only_writer,
@@ -48,7 +50,7 @@ from .index_files import (
     require_faiss,
     write_manifest,
 )
-from .threshold import PairStatistics
+from .threshold import NO_VERDICT, PairStatistics, RunVerdict
 
 if TYPE_CHECKING:
     from .embedder import Embedder
@@ -95,6 +97,7 @@ class Index:
         dim: D.
         statistics: similarities of pairs of the training run, from which a threshold follows;
             None: not known, for the reason ``why_no_statistics``.
+        verdict: "bad" if the training of the network is known to have gone wrong, else "unknown".
         standardize_by_camera: whether a search compares features with mean 0 and standard
             deviation 1 within each camera, see :meth:`create`.
     """
@@ -103,6 +106,8 @@ class Index:
                  blocks: Sequence[Block]) -> None:
         self.folder = folder
         self.fingerprint, self.model, self.dim = manifest.fingerprint, manifest.model, manifest.dim
+        self.verdict = (RunVerdict("bad", manifest.bad_verdict) if manifest.bad_verdict
+                        else NO_VERDICT)
         self._take_options(manifest)
         # not per thread: a server may open it in one and add in another
         self._lock = filelock.FileLock(folder / LOCK, thread_local=False)
@@ -205,13 +210,15 @@ class Index:
         with only_writer(folder, filelock.FileLock(folder / LOCK)):
             _check_empty(folder)
             statistics = embedder.statistics
+            verdict = getattr(embedder, "verdict", NO_VERDICT)  # stand-ins may have none
             manifest = Manifest(
                 fingerprint=embedder.fingerprint, model=embedder.name, dim=embedder.dim,
                 preprocessing=dataclasses.asdict(embedder.preprocessing),
                 statistics=None if statistics is None else statistics.to_json(),
                 why_no_statistics=embedder.why_no_statistics,
                 plugin=caureid_plugin.__version__,
-                standardize_by_camera=bool(standardize_by_camera))
+                standardize_by_camera=bool(standardize_by_camera),
+                bad_verdict=verdict.reason if verdict.level == "bad" else "")
             content = write_manifest(folder, manifest)
         return cls(folder, manifest, content, [])
 
@@ -240,6 +247,7 @@ class Index:
                 if read_manifest(folder)[1] == content:
                     raise
                 continue  # another process has replaced it meanwhile
+            _check_once(folder, blocks)
             return cls(folder, manifest, content, blocks)
 
     def __len__(self) -> int:
@@ -322,7 +330,7 @@ class Index:
         if isinstance(cameras, str) or len(cameras) != count:
             raise ValueError(f"query_cameras {cameras!r} must be a list of {count}, a camera for "
                              "each query.")
-        names = [_camera(name) for name in cameras]
+        names = [checked_camera(name) for name in cameras]
         known = self._cameras_named(
             (name for name in names if name), " Its statistics are needed for a query that it saw "
             "(query_cameras, --query-camera); leave it out for those of all images.")
@@ -344,7 +352,7 @@ class Index:
     def _cameras_named(self, names: Iterable[str | int], hint: str = "") -> dict[str, int]:
         """Plain name and number of each; ``hint`` ends the error of one that is not known."""
         number = {name: code for code, name in enumerate(self._numbering[1])}
-        plain = [_camera(name) for name in names]
+        plain = [checked_camera(name) for name in names]
         unknown = [name for name in plain if name not in number]
         if unknown:
             known = ", ".join(repr(name) for name in sorted(number, key=_by_value)[:20])
@@ -437,7 +445,7 @@ class Index:
             IndexRefused: see :meth:`writing`.
             OSError: it cannot be written; the index is as before.
         """
-        new = [_checked(entry) for entry in entries]
+        new = [checked_entry(entry) for entry in entries]
         halves = self._unit(features, "image").astype(np.float16)
         if len(new) != len(halves):
             raise ValueError(f"{len(halves)} embeddings and {len(new)} entries: give one for each.")
@@ -472,7 +480,7 @@ class Index:
             IndexRefused, OSError: as for :meth:`add`.
         """
         rows = self._checked_rows(cameras)
-        names = dict(zip(rows, map(_camera, cameras.values()), strict=True))
+        names = dict(zip(rows, map(checked_camera, cameras.values()), strict=True))
         if names:
             with self.writing():
                 self._rewrite((), names, [], np.empty((0, self.dim), np.float16))
@@ -564,6 +572,16 @@ def _check_empty(folder: Path) -> None:
                 "folder." if other[0].startswith("block-") else "."))
 
 
+def _check_once(folder: Path, blocks: Sequence[Block]) -> None:
+    """Refuses an index that has an image twice."""
+    known: set[tuple[str, str]] = set()
+    for entry in itertools.chain.from_iterable(block.entries for block in blocks):
+        if entry[:2] in known:
+            raise IndexRefused(f"{shown(folder)} has the image {shown(entry.name)} twice: it was "
+                               f"not written by this plugin. {AGAIN}")
+        known.add(entry[:2])
+
+
 def _check_network(folder: Path, manifest: Manifest, embedder: Embedder | str | None) -> None:
     if embedder is None:
         return
@@ -575,31 +593,6 @@ def _check_network(folder: Path, manifest: Manifest, embedder: Embedder | str | 
             f"cannot be compared: it was made with {shown(manifest.model)} (fingerprint "
             f"{manifest.fingerprint}), and this is {name} ({given}). Use the run it was made with, "
             "or make a new index.")
-
-
-def _checked(entry: Entry | str | os.PathLike[str]) -> Entry:
-    """An entry with its camera's plain name, whose path stays in its folder."""
-    if isinstance(entry, (str, os.PathLike)):
-        entry = Entry("", os.fspath(entry))
-    if not isinstance(entry, Entry):
-        raise ValueError(f"{entry!r} is no entry of an index: give a path, or an Entry with the "
-                         "camera.")
-    entry = entry._replace(folder=os.fspath(entry.folder), path=os.fspath(entry.path),
-                           camera=_camera(entry.camera))
-    if "\0" in entry.name:
-        raise ValueError(f"The path {shown(entry.name)} holds a zero byte, which no path does.")
-    if entry.folder and (os.path.isabs(entry.path) or ".." in entry.path.split("/")):
-        raise ValueError(f"The path {shown(entry.path)} leads out of its folder "
-                         f"{shown(entry.folder)}: give it as seen from there.")
-    return entry
-
-
-def _camera(camera: str | int) -> str:
-    """A camera's plain name; numbers are taken as they come."""
-    if not isinstance(camera, (str, int, np.integer)):
-        raise ValueError(f"The camera {camera!r} is no name or number: \"\" is one that is not "
-                         "known.")
-    return plain_name(str(camera))
 
 
 def _by_value(name: str) -> tuple[bool, int, str]:

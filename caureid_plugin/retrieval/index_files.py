@@ -14,8 +14,10 @@ import dataclasses
 import functools
 import hashlib
 import json
+import operator
 import os
-from collections.abc import Iterator, Sequence
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -24,15 +26,23 @@ import filelock
 import numpy as np
 
 from ..compat import shown
+from ..data.camera_source import plain_name
 from ..files import remove_leftovers, write_atomically
+from .threshold import PairStatistics
 
-# A new one for whatever an older version would misread. 2: the search standardises by camera
-FORMATS = 1, 2
+# A new one for whatever an older version would misread. 2: the search standardises by camera;
+# 3: the training of the network went wrong, so that same or different is not told
+FORMATS = 1, 2, 3
 BLOCK_IMAGES = 10_000  # of a full block
 MANIFEST = "index.json"
 LOCK = "index.lock"
 VECTORS, ENTRIES = ".faiss", ".json"  # the two files of a block
 AGAIN = "Restore the folder from a copy, or remove it and make the index again (tools/index.py)."
+# of faiss's file of an IndexScalarQuantizer: its kind, D, n, two numbers without use, whether it is
+# trained, metric, type of the numbers, range (two), D, bytes of a vector, of training, of all
+_HEADER = struct.Struct("=4siqqq?iiifQQQQ")
+_INNER_PRODUCT, _FP16 = 0, 4  # faiss's numbers of them in a file
+_LENGTHS = 0.01  # by which a vector's may differ from 1; rounding to halves takes less than 0.001
 
 
 class IndexRefused(ValueError):
@@ -85,7 +95,8 @@ class Manifest:
 
     ``statistics`` is what the network's pair statistics write of themselves, None if there are
     none, for the reason ``why_no_statistics``. ``standardize_by_camera`` is of the search: the
-    vectors of the blocks are not standardised.
+    vectors of the blocks are not standardised. ``bad_verdict`` is why the network's training is
+    known to have gone wrong, "" where it is not.
     """
 
     fingerprint: str
@@ -99,12 +110,64 @@ class Manifest:
     next_block: int = 1
     blocks: tuple[tuple[int, int, str, str], ...] = ()
     standardize_by_camera: bool = False
+    bad_verdict: str = ""
 
     def to_bytes(self) -> bytes:
-        content = {"format": FORMATS[self.standardize_by_camera], **dataclasses.asdict(self)}
-        if not self.standardize_by_camera:  # older versions read it
-            del content["standardize_by_camera"]
+        number = 3 if self.bad_verdict else 2 if self.standardize_by_camera else 1
+        content = {"format": number, **dataclasses.asdict(self)}
+        for name in ("standardize_by_camera", "bad_verdict"):
+            if not content[name]:  # older versions read it
+                del content[name]
         return _json({**content, "digest": digest(_json(content))})
+
+
+def checked_entry(entry: Entry | str | os.PathLike[str]) -> Entry:
+    """An entry of plain values, with its camera's plain name, whose path stays in its folder.
+
+    Raises:
+        ValueError: it is none, or its path leads out of its folder.
+    """
+    if isinstance(entry, (str, os.PathLike)):
+        entry = Entry("", os.fspath(entry))
+    if not isinstance(entry, Entry):
+        raise ValueError(f"{entry!r} is no entry of an index: give a path, or an Entry with the "
+                         "camera.")
+    try:
+        folder, path = os.fspath(entry.folder), os.fspath(entry.path)
+        size, mtime = operator.index(entry.size), operator.index(entry.mtime)
+        if not path or not isinstance(folder, str) or not isinstance(path, str):
+            raise TypeError("its path is empty or made of bytes")
+    except TypeError as error:
+        raise ValueError(f"{shown(repr(entry))} is no entry of an index ({error}): give folder and "
+                         "path as text, the size in bytes and the mtime in ns "
+                         "(os.stat(path).st_mtime_ns).") from error
+    checked = Entry(folder, path, checked_camera(entry.camera), size, mtime)
+    if "\0" in folder or "\0" in path:
+        raise ValueError(f"The path {shown(checked.name)} holds a zero byte, which no path does.")
+    if folder and _leads_out(path):
+        raise ValueError(f"The path {shown(path)} leads out of its folder {shown(folder)}: give it "
+                         "as seen from there.")
+    return checked
+
+
+def _leads_out(path: str) -> bool:
+    return (os.path.isabs(path) or bool(os.path.splitdrive(path)[0])
+            or (".." in path and ".." in path.replace(os.sep, "/").split("/")))
+
+
+def checked_camera(camera: str | int) -> str:
+    """A camera's plain name; numbers are taken as they come.
+
+    Raises:
+        ValueError: it is no name.
+    """
+    if not isinstance(camera, (str, int, np.integer)):
+        raise ValueError(f"The camera {camera!r} is no name or number: \"\" is one that is not "
+                         "known.")
+    return _plain(str(camera))
+
+
+_plain = functools.lru_cache(plain_name)  # an index has few cameras
 
 
 def require_faiss() -> ModuleType:
@@ -248,30 +311,76 @@ def _parse_manifest(path: Path, content: bytes) -> Manifest:
         fields = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise damaged from error
-    if not isinstance(fields, dict) or not isinstance(fields.get("format"), int):
+    if not isinstance(fields, dict) or type(fields.get("format")) is not int:
         raise damaged
     if fields["format"] not in FORMATS:
-        made = shown(fields.get("plugin", "another version"))
+        made = shown(str(fields.get("plugin", "another version"))[:30])
         raise IndexRefused(
             f"{shown(path)} has format {fields['format']}, made by caureid-plugin {made}, and this "
             f"version reads formats {FORMATS[0]} to {FORMATS[-1]}: use that version, or make the "
             "index again.")
     written = fields.pop("digest", None)
-    if written != digest(_json(fields)):
-        raise damaged
-    del fields["format"]
     try:
-        fields["blocks"] = tuple(map(tuple, fields["blocks"]))
-        return Manifest(**{**fields, "folders": tuple(fields["folders"])})
-    except (KeyError, TypeError) as error:
+        if written != digest(_json(fields)):
+            raise damaged
+    except (ValueError, RecursionError) as error:  # NaN, or lists in lists without end
         raise damaged from error
+    del fields["format"]
+    _check_manifest(path, fields)
+    fields["blocks"] = tuple(map(tuple, fields["blocks"]))
+    return Manifest(**{**fields, "folders": tuple(fields["folders"])})
+
+
+def _check_manifest(path: Path, fields: Mapping[str, Any]) -> None:
+    """Refuses a manifest that is not of these fields, or of values that this plugin never writes.
+
+    Raises:
+        IndexRefused: names the first.
+    """
+    def is_statistics(value: Any) -> bool:
+        return value is None or bool(PairStatistics.from_json(value))
+
+    def is_blocks(value: Any) -> bool:
+        blocks = [block for block in value if type(block[0]) is type(block[1]) is int
+                  and len(block) == 4 and 0 < block[0] < fields["next_block"] and block[1] > 0]
+        return isinstance(value, list) and (
+            len(blocks) == len(value) == len({block[0] for block in blocks}))
+
+    good: dict[str, Callable[[Any], bool]] = {
+        **dict.fromkeys(("fingerprint", "model", "why_no_statistics", "plugin"), _is_text),
+        "dim": _is_count, "preprocessing": lambda value: isinstance(value, dict),
+        "statistics": is_statistics,
+        "folders": lambda value: isinstance(value, list) and all(map(_is_name, value)),
+        "next_block": _is_count, "blocks": is_blocks,
+        "standardize_by_camera": lambda value: isinstance(value, bool), "bad_verdict": _is_text}
+    known = {field.name: field.default for field in dataclasses.fields(Manifest)}
+    for name in (*good, *fields):
+        try:
+            is_good = name in known and good[name](fields.get(name, known[name]))
+        except (IndexError, KeyError, TypeError, ValueError):
+            is_good = False
+        if not is_good:
+            value = shown(repr(fields[name])[:60]) if name in fields else "missing"
+            raise IndexRefused(f"{shown(path)} is damaged: its {shown(name)} is {value}. {AGAIN}")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
 
 
 def read_block(folder: Path, manifest: Manifest, block: tuple[int, int, str, str]) -> Block:
-    """A block whose files are as they were written.
+    """A block whose files are as they were written, and hold what this plugin writes.
 
     Raises:
-        IndexRefused: they are not.
+        IndexRefused: they do not.
     """
     number, images, *digests = block
     contents = []
@@ -282,28 +391,57 @@ def read_block(folder: Path, manifest: Manifest, block: tuple[int, int, str, str
             raise IndexRefused(f"{shown(path)} is damaged: its {len(content)} bytes are not those "
                                f"that were written. {AGAIN}")
         contents.append(content)
-    vectors = _vectors(block_file(folder, number, VECTORS), contents[0])
-    entries = tuple(_entry(row, manifest.folders) for row in json.loads(contents[1]))
-    if not len(entries) == vectors.ntotal == images or vectors.d != manifest.dim:
-        raise IndexRefused(
-            f"{shown(block_file(folder, number, VECTORS))} holds {vectors.ntotal} vectors of "
-            f"{vectors.d} numbers, and {MANIFEST} says {images} of {manifest.dim}: the files are "
-            f"of two indexes. {AGAIN}")
+    vectors = _vectors(block_file(folder, number, VECTORS), contents[0], images, manifest.dim)
+    path = block_file(folder, number, ENTRIES)
+    entries = _entries(path, contents[1], manifest.folders)
+    if len(entries) != images:
+        raise IndexRefused(f"{shown(path)} holds {len(entries)} rows, and {MANIFEST} says {images}:"
+                           f" the files are of two indexes. {AGAIN}")
     return Block(number, entries, vectors, (digests[0], digests[1]))
 
 
-def _vectors(path: Path, content: bytes) -> Any:
-    faiss = require_faiss()
+def _vectors(path: Path, content: bytes, images: int, dim: int) -> Any:
+    """The faiss index of a file: halves of length 1, compared by their inner product.
+
+    What faiss would make of anything else is not tried: it allots what a file claims to hold.
+    """
+    header = _HEADER.unpack(content[:_HEADER.size].ljust(_HEADER.size, b"\0"))
+    kind, size, count, *_, metric, quantizer, _, _, same_size, code, trained, codes = header
+    if kind != b"IxSQ" or metric != _INNER_PRODUCT or quantizer != _FP16:
+        raise IndexRefused(
+            f"{shown(path)} begins with {kind!r}, metric {metric} and type {quantizer}, and an "
+            f"IndexScalarQuantizer of faiss by which this plugin searches with b'IxSQ', "
+            f"{_INNER_PRODUCT} (inner product) and {_FP16} (16-bit floats): it was not written by "
+            f"this plugin. {AGAIN}")
+    if (size, count) != (dim, images):
+        raise IndexRefused(
+            f"{shown(path)} holds {count} vectors of {size} numbers, and {MANIFEST} says {images} "
+            f"of {dim}: the files are of two indexes. {AGAIN}")
+    room = len(content) - _HEADER.size
+    if (same_size, code, trained, codes, room) != (dim, 2 * dim, 0, 2 * images * dim, codes):
+        raise IndexRefused(f"{shown(path)} claims {codes} bytes, {code} for each vector, and holds "
+                           f"{room}: it was not written by this plugin. {AGAIN}")
+    rows = np.frombuffer(content, np.float16, offset=_HEADER.size).reshape(images, dim)
+    lengths = np.linalg.norm(rows.astype(np.float32), axis=1)
+    wrong = np.flatnonzero(~(np.abs(lengths - 1) < _LENGTHS))  # NaN as well
+    if len(wrong):
+        raise IndexRefused(
+            f"{shown(path)}: vector {wrong[0]} has length {lengths[wrong[0]]:.3g}, and all have 1; "
+            f"its scores would be no cosines. It was not written by this plugin. {AGAIN}")
+    return require_faiss().deserialize_index(np.frombuffer(content, dtype=np.uint8))
+
+
+def _entries(path: Path, content: bytes, folders: Sequence[str]) -> tuple[Entry, ...]:
+    """The entries of a file, which are checked as those that are added."""
+    found: list[Entry] = []
     try:
-        vectors = faiss.deserialize_index(np.frombuffer(content, dtype=np.uint8))
-    except RuntimeError as error:  # all that faiss raises
-        raise IndexRefused(f"faiss {faiss.__version__} cannot read {shown(path)}, which is as it "
-                           f"was written: update faiss. It says: {error}") from error
-    if not isinstance(vectors, faiss.IndexScalarQuantizer):
-        raise IndexRefused(f"{shown(path)} is a {type(vectors).__name__} of faiss and no "
-                           f"IndexScalarQuantizer: it was not written by this plugin. {AGAIN}")
-    return vectors
-
-
-def _entry(row: list[Any], folders: tuple[str, ...]) -> Entry:
-    return Entry(folders[row[0]] if row[0] >= 0 else "", *row[1:])
+        for place, name, camera, size, mtime in json.loads(content):
+            if type(place) is not int or not -1 <= place < len(folders):
+                raise ValueError(f"there is no folder {place!r}")
+            found.append(checked_entry(Entry(
+                "" if place < 0 else folders[place], name, camera, size,
+                int(mtime) if type(mtime) is float else mtime)))  # seconds were taken once
+    except (OverflowError, RecursionError, TypeError, ValueError) as error:
+        raise IndexRefused(f"{shown(path)} is damaged: its row {len(found)} is no image of an "
+                           f"index ({error}). {AGAIN}") from error
+    return tuple(found)

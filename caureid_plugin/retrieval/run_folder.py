@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,13 +17,15 @@ from fastreid.config import CfgNode
 
 from ..compat import shown
 from ..engine import load_config
+from ..engine.verdict import judge
 from ..files import write_atomically
 from ..safe_load import load_tensors
-from .threshold import PairStatistics
+from .threshold import PairStatistics, RunVerdict
 
 STATISTICS = "pair_statistics.json"
 STATISTICS_FORMAT = 2  # 1 held one network's
 BANK = ("features", "labels", "camids")
+INDICATORS = ("outlier_share", "largest_share", "cross_camera", "silhouette", "stability")
 
 logger = logging.getLogger("fastreid.caureid")
 
@@ -183,6 +186,70 @@ def without_singletons(labels: np.ndarray) -> np.ndarray:
     numbered = np.full(len(labels), -1)
     numbered[kept] = np.unique(labels[kept], return_inverse=True)[1]
     return numbered
+
+
+def read_rows(path: Path) -> tuple[list[dict[str, Any]], str]:
+    """Rows of metrics.json; none, and why, where it cannot be read.
+
+    The last line may be cut off, in a run that is being written. Rows that a later one goes back
+    behind are dropped: the run was resumed or begun anew there.
+    """
+    if not path.is_file():
+        return [], f"{path.name} is missing from the run folder, which holds the curves' figures."
+    rows: list[dict[str, Any]] = []
+    try:
+        lines = path.read_text(errors="replace").splitlines(keepends=True)
+    except OSError as error:
+        return [], f"{path.name} cannot be read ({error.strerror}): let this user read it."
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            step = operator.index(row["iteration"])
+        except (KeyError, RecursionError, TypeError, ValueError):
+            if number == len(lines) and not line.endswith("\n"):
+                break
+            return [], (f"{path.name} is damaged, its line {number} is no row of figures: remove "
+                        "the line and make the report again.")
+        while rows and rows[-1]["iteration"] > step:
+            rows.pop()
+        rows.append(row)
+    return rows, "" if rows else f"{path.name} holds no figures yet: wait for the first epoch."
+
+
+def column(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
+    """(iteration, finite value) of every row that has the key, the last of each iteration."""
+    found = {row["iteration"]: row[key] for row in rows
+             if isinstance(row.get(key), (int, float)) and abs(row[key]) < 1e300}  # not NaN, either
+    return sorted(found.items())
+
+
+def indicators(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Values of each label-free indicator over the clusterings, in order."""
+    return {name: [value for _, value in column(rows, f"labels/{name}")] for name in INDICATORS}
+
+
+def read_verdict(folder: Path, content: Mapping[str, Any]) -> RunVerdict:
+    """Whether the training of a network went well, by what its run has logged until then.
+
+    Args:
+        folder: of the run, whose metrics.json is read; without one nothing is known.
+        content: of the network's checkpoint.
+    """
+    rows, _ = read_rows(folder / "metrics.json")
+    bank, state = content.get("memory_bank"), content.get("run_state")
+    state = state if isinstance(state, Mapping) else {}
+    # whole epochs, steps of one, steps after the last whole one
+    epoch, steps, done = content.get("epoch"), state.get("iters_per_epoch"), state.get("steps_done")
+    if type(epoch) is type(steps) is int:  # what came later is of other checkpoints
+        end = (epoch + 1) * steps + (done if type(done) is int else 0)
+        rows = [row for row in rows if row["iteration"] <= end]
+    camids = bank.get("camids") if isinstance(bank, Mapping) else None
+    cameras = len(torch.unique(camids)) if isinstance(camids, torch.Tensor) else None
+    found = judge(indicators(rows), num_cameras=cameras)
+    reasons = "; ".join(f"{finding.sentence} ({finding.name} {finding.value:.2f})"
+                        for finding in found.findings if finding.level == found.level)
+    return RunVerdict(found.level, f"{found.summary[:-1]}: {reasons}." if reasons else
+                      found.summary)
 
 
 def write_statistics(folder: Path, fingerprint: str, statistics: PairStatistics) -> Path:

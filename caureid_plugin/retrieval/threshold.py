@@ -12,6 +12,8 @@ Letters: N images, P pairs of one cluster, Q pairs of two clusters.
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +24,7 @@ LEAST_PAIRS = 20  # of each kind, for a threshold
 DEFAULT_RATE = 0.001  # false match rate of the threshold that is suggested
 # where the features come from: of the network as it is, or as training left them in the bank
 SOURCES = ("training images", "memory bank")
+LEVELS = ("good", "mixed", "bad", "unknown")  # of a run's verdict
 
 
 class Threshold(NamedTuple):
@@ -36,6 +39,45 @@ class Threshold(NamedTuple):
     false_non_match_rate: float
 
 
+class Expected(NamedTuple):
+    """What a query is expected to find that is marked as the same person, as mean numbers.
+
+    ``right``: images of the query's person, ``wrong``: of other people.
+    """
+
+    right: float
+    wrong: float
+
+    @property
+    def share_right(self) -> float:
+        """Of what is marked, the share that is right; NaN where nothing is."""
+        marked = self.right + self.wrong
+        return self.right / marked if marked else math.nan
+
+
+class RunVerdict(NamedTuple):
+    """Whether training went well, as far as the run's label-free indicators tell.
+
+    ``level`` is "good", "mixed", "bad" or "unknown", ``reason`` a sentence. Of a bad run, same or
+    different is not told: the error rates follow from its clusters, which are not people.
+    """
+
+    level: str = "unknown"
+    reason: str = ""
+
+    def why_withheld(self, despite_verdict: bool = False) -> str:
+        """Why same or different is not told, and how to have it told; "" if it may be."""
+        if self.level != "bad" or despite_verdict:
+            return ""
+        return (f"{self.reason} The threshold follows from its clusters, which are no people then: "
+                "scores and their order are all that is told. To have it told nevertheless: "
+                "despite_verdict=True, on the command line --despite-verdict.")
+
+
+NO_VERDICT = RunVerdict()
+OTHER, OWN, ANY = "other cameras", "the query's own camera", "any camera"  # of what is found
+
+
 @dataclasses.dataclass(frozen=True)
 class PairStatistics:
     """Similarities of pairs of images, cosines in steps of 0.001.
@@ -47,12 +89,18 @@ class PairStatistics:
         source: "training images" as the network embeds them, or "memory bank", which holds what
             training saw: augmented images, seen by the network as it was before its last steps.
             These are less alike, and the false match rate that they give is too low by far.
+        mates: how many other images of its cluster an image has, on average, that come from other
+            cameras if ``across``; None: not known (measured by an older version).
+        within: the same of pairs of one camera each, which are easier; None: not known, too few, or
+            ``across`` is false.
     """
 
     same: np.ndarray
     different: np.ndarray
     across: bool = True
     source: str = SOURCES[0]
+    mates: float | None = None
+    within: PairStatistics | None = None
 
     @classmethod
     def from_features(cls, features: np.ndarray, labels: np.ndarray, camids: np.ndarray, *,
@@ -77,17 +125,24 @@ class PairStatistics:
         features, labels, camids = features[kept], labels[kept], camids[kept]
         rng = np.random.default_rng(seed)
         across = True
-        same = _pairs_within(labels, camids, rng, across)
+        same = _pairs_within(labels, camids, rng, OTHER)
         if len(same) < LEAST_PAIRS:
             across = False
-            same = _pairs_within(labels, camids, rng, across)
-        different = _pairs_between(labels, camids, rng, across)
+            same = _pairs_within(labels, camids, rng, ANY)
+        different = _pairs_between(labels, camids, rng, OTHER if across else ANY)
         for pairs, what in ((same, "the same cluster"), (different, "different clusters")):
             if len(pairs) < LEAST_PAIRS:
                 raise ValueError(f"there are {len(pairs)} pairs of images in {what}, and a "
                                  f"threshold takes {LEAST_PAIRS}")
+        every, own = _mates(labels), _mates(labels, camids)
+        within = None
+        if across:
+            one, two = (draw(labels, camids, rng, OWN) for draw in (_pairs_within, _pairs_between))
+            if min(len(one), len(two)) >= LEAST_PAIRS:
+                within = cls(_similarities(features, one), _similarities(features, two), False,
+                             source, own)
         return cls(_similarities(features, same), _similarities(features, different), across,
-                   source)
+                   source, every - own if across else every, within)
 
     def threshold(self, false_match_rate: float | None = None) -> Threshold:
         """The lowest similarity with a false match rate of no more than the one that is wanted.
@@ -116,6 +171,41 @@ class PairStatistics:
         values, matches, misses = self._rates()
         return _threshold(values, matches, misses, int(np.argmin(np.abs(matches - misses))))
 
+    def at(self, value: float) -> Threshold:
+        """The error rates of a threshold that is given."""
+        edge = value - STEP / 2  # between the steps: no rounding decides
+        return Threshold(value, float(np.mean(self.different >= edge)),
+                         float(np.mean(self.same < edge)))
+
+    def expected(self, value: float, camera_counts: Mapping[str, int]) -> dict[str, Expected]:
+        """What a query finds in an index that is marked as the same person, on average.
+
+        The query's person has as many images in the index as people have in the training, or none:
+        then none of what is marked is right. Images of other people are marked by the false match
+        rate, or, where that is 0, by that of a single pair.
+
+        Args:
+            value: from which similarity on images are marked.
+            camera_counts: images of the index by camera, "" for those without a known one, which
+                are taken for other cameras'. Queries come from cameras as its images do.
+
+        Returns:
+            of "other cameras" and "the query's own camera", or of "any camera" where pairs are of
+            whatever camera; what is not known is left out.
+        """
+        total = sum(camera_counts.values())
+        own = sum(count ** 2 for name, count in camera_counts.items() if name) / max(total, 1)
+        parts = {OTHER: (self, total - own), OWN: (self.within, own)} if self.across else {
+            ANY: (self, total)}
+        found = {}
+        for name, (statistics, images) in parts.items():
+            if statistics is not None and statistics.mates is not None and images:
+                rates = statistics.at(value)
+                found[name] = Expected(
+                    statistics.mates * (1 - rates.false_non_match_rate),
+                    images * (rates.false_match_rate or statistics.lowest_rate))
+        return found
+
     @property
     def lowest_rate(self) -> float:
         """The false match rate of a single pair. None below it can be told."""
@@ -132,8 +222,13 @@ class PairStatistics:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: numbers of pairs for each step from the lowest that occurs."""
-        return {"step": STEP, "across": self.across, "source": self.source,
-                "same": _counts(self.same), "different": _counts(self.different)}
+        content = {"step": STEP, "across": self.across, "source": self.source,
+                   "same": _counts(self.same), "different": _counts(self.different)}
+        if self.mates is not None:  # older versions pass these two over
+            content["mates"] = self.mates
+        if self.within is not None:
+            content["within"] = self.within.to_json()
+        return content
 
     @classmethod
     def from_json(cls, content: Any) -> PairStatistics:
@@ -143,12 +238,28 @@ class PairStatistics:
             ValueError: it is something else.
         """
         try:
-            across, source = content["across"], content["source"]
-            if content["step"] != STEP or not isinstance(across, bool) or source not in SOURCES:
-                raise ValueError(f"step {content['step']!r}, across {across!r}, source {source!r}")
-            return cls(_expanded(content["same"]), _expanded(content["different"]), across, source)
-        except (KeyError, TypeError, ValueError) as error:
+            within = content.get("within")
+            return cls(*_parts(content),
+                       within=None if within is None else cls(*_parts(within)))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"These are no pair statistics: {error}.") from error
+
+
+def _mates(labels: np.ndarray, camids: np.ndarray | None = None) -> float:
+    """Mean number of other images of an image's cluster, or of its cluster and camera."""
+    groups = labels[:, None] if camids is None else np.stack([labels, camids], axis=1)
+    sizes = np.unique(groups, axis=0, return_counts=True)[1]
+    return float((sizes * (sizes - 1)).sum() / len(labels))
+
+
+def _parts(content: Any) -> tuple[np.ndarray, np.ndarray, bool, str, float | None]:
+    """What :meth:`PairStatistics.to_json` gave, but for what is in it of the same kind."""
+    across, source, mates = content["across"], content["source"], content.get("mates")
+    if content["step"] != STEP or not isinstance(across, bool) or source not in SOURCES:
+        raise ValueError(f"step {content['step']!r}, across {across!r}, source {source!r}")
+    if mates is not None and not (type(mates) in (int, float) and 0 <= mates < math.inf):
+        raise ValueError(f"mates {mates!r}")
+    return _expanded(content["same"]), _expanded(content["different"]), across, source, mates
 
 
 def _threshold(values: np.ndarray, matches: np.ndarray, misses: np.ndarray, place: int
@@ -156,7 +267,7 @@ def _threshold(values: np.ndarray, matches: np.ndarray, misses: np.ndarray, plac
     return Threshold(float(values[place]), float(matches[place]), float(misses[place]))
 
 
-def _pairs_within(labels: np.ndarray, camids: np.ndarray, rng: np.random.Generator, across: bool
+def _pairs_within(labels: np.ndarray, camids: np.ndarray, rng: np.random.Generator, cameras: str
                   ) -> np.ndarray:
     """(P, 2) pairs of one cluster; all of them if there are no more than twice those to keep."""
     order = np.argsort(labels, kind="stable")
@@ -173,10 +284,10 @@ def _pairs_within(labels: np.ndarray, camids: np.ndarray, rng: np.random.Generat
         first = rng.integers(sizes[drawn])
         second = (first + 1 + rng.integers(sizes[drawn] - 1)) % sizes[drawn]
         pairs = _once(order[starts[drawn, None] + np.stack([first, second], axis=1)])
-    return _kept(pairs, camids, rng, across)
+    return _kept(pairs, camids, rng, cameras)
 
 
-def _pairs_between(labels: np.ndarray, camids: np.ndarray, rng: np.random.Generator, across: bool
+def _pairs_between(labels: np.ndarray, camids: np.ndarray, rng: np.random.Generator, cameras: str
                    ) -> np.ndarray:
     """(Q, 2) pairs of two clusters; all of them if there are few images."""
     count = len(labels)
@@ -184,7 +295,7 @@ def _pairs_between(labels: np.ndarray, camids: np.ndarray, rng: np.random.Genera
         pairs = np.stack(np.triu_indices(count, 1), axis=1)
     else:
         pairs = _once(rng.integers(count, size=(4 * PAIRS, 2)))
-    return _kept(pairs[labels[pairs[:, 0]] != labels[pairs[:, 1]]], camids, rng, across)
+    return _kept(pairs[labels[pairs[:, 0]] != labels[pairs[:, 1]]], camids, rng, cameras)
 
 
 def _once(pairs: np.ndarray) -> np.ndarray:
@@ -192,10 +303,11 @@ def _once(pairs: np.ndarray) -> np.ndarray:
     return np.unique(np.sort(pairs, axis=1), axis=0)
 
 
-def _kept(pairs: np.ndarray, camids: np.ndarray, rng: np.random.Generator, across: bool
+def _kept(pairs: np.ndarray, camids: np.ndarray, rng: np.random.Generator, cameras: str
           ) -> np.ndarray:
-    if across:
-        pairs = pairs[camids[pairs[:, 0]] != camids[pairs[:, 1]]]
+    if cameras != ANY:
+        alike = camids[pairs[:, 0]] == camids[pairs[:, 1]]
+        pairs = pairs[alike == (cameras == OWN)]
     return pairs if len(pairs) <= PAIRS else pairs[rng.permutation(len(pairs))[:PAIRS]]
 
 

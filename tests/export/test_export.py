@@ -19,7 +19,7 @@ import torch
 from caureid_plugin import load_export, load_run
 from caureid_plugin.export import ExportError, export_network, files, graph
 from caureid_plugin.export.sidecar import digest
-from caureid_plugin.retrieval import Index, IndexRefused
+from caureid_plugin.retrieval import Index, IndexRefused, RunVerdict
 from PIL import Image
 
 from helpers.tiny import write_market
@@ -250,6 +250,33 @@ def test_the_sidecar_says_what_goes_in_and_comes_out(load, export):
     assert said["digest"] == digest(path.read_bytes())
 
 
+@pytest.mark.parametrize("level", ["bad", "mixed"])
+def test_the_verdict_of_the_run_goes_with_the_file(load, tmp_path, monkeypatch, caplog, paths,
+                                                   level):
+    embedder, path = load(), tmp_path / "x.onnx"
+    monkeypatch.setattr(embedder, "verdict", RunVerdict(level, "Training went so."))
+    export_network(embedder, path)
+    said, loaded = said_of(path), load_export(path)
+    assert said["verdict"] == {"level": level, "reason": "Training went so."}
+    assert (said["threshold"] is None) == (level == "bad") and said["statistics"] is not None
+    assert said["format"] == (2 if level == "bad" else 1)  # older versions would misread it
+    assert loaded.verdict == embedder.verdict and len(caplog.records) == (level == "bad")
+    assert (loaded.compare(*paths[:2]).same is None) == (level == "bad")
+    assert loaded.compare(*paths[:2], despite_verdict=True).same is not None
+    export_network(embedder, path, despite_verdict=True)
+    assert said_of(path)["threshold"] == embedder.statistics.threshold()._asdict()
+    assert load_export(path).verdict == embedder.verdict
+
+
+def test_files_of_older_versions_have_no_verdict(export, tmp_path):
+    path, side = tmp_path / "x.onnx", tmp_path / "x.onnx.json"
+    shutil.copy(export(), path)
+    content = said_of(export())
+    assert content.pop("verdict")["level"] == "unknown"
+    side.write_text(json.dumps(content))
+    assert load_export(path).verdict == ("unknown", "")
+
+
 def test_the_documents_lines_for_other_programs(load, export, paths, tmp_path, monkeypatch):
     """Embeddings differ by no more than docs/export.md says, for its network's size and crops'."""
     text = (REPOSITORY / "docs" / "export.md").read_text()
@@ -349,11 +376,15 @@ def change(**fields):
     (lambda path, side: side.write_text("[]"), "is not of tools/export.py"),
     (lambda path, side: path.write_bytes(path.read_bytes()[:-9]),
      "x.onnx is damaged, or its sidecar.*digests differ"),
-    (change(format=2), "has format 2, and this version knows 1: it was written by caureid-plugin"),
+    (change(format=3), "has format 3, and this version knows 2: it was written by caureid-plugin"),
     (change(format="1"), "is damaged: its format is '1'"), (change(size=[1, 2, 3]), "its size is"),
     (change(size=[32, 32]), "does not fit its file: it tells of images of 32 x 32 pixels"),
     (change(dim=8), "does not fit its file.*embeddings of 8 numbers"),
     (change(statistics={}), "The sidecar of .* is damaged: These are no pair statistics"),
+    (change(verdict="bad"), "is damaged: its verdict is 'bad'"),
+    (change(verdict={"level": "x", "reason": ""}), "its verdict is"),
+    (change(verdict={"level": "bad"}), "its verdict is"),
+    (change(verdict={"level": "bad", "reason": 5}), "its verdict is"),
     (change(kind="torchscript"), "is no ONNX file, as its sidecar says"),
     (lambda path, side: (side.unlink(), os.mkfifo(side)), "is no regular file"),
     (lambda path, side: path.unlink(), "x.onnx does not exist"),
@@ -366,6 +397,65 @@ def test_files_that_cannot_be_used(export, tmp_path, spoil, said):
     shutil.copy(f"{export()}.json", side)
     spoil(path, side)
     with pytest.raises(ExportError, match=said):
+        load_export(path)
+
+
+def a_weight(model):
+    return next(item for item in model.graph.initializer if item.raw_data)
+
+
+def of_an_attribute(model):
+    return model.graph.node[0].attribute.add(name="x", type=4).t
+
+
+def of_a_subgraph(model):
+    graph = model.graph.node[0].attribute.add(name="x", type=5).g
+    return graph.node.add(op_type="Constant").attribute.add(name="value", type=4).t
+
+
+def of_a_function(model):
+    node = model.functions.add(name="f").node.add()
+    return node.attribute.add(name="value", type=9).tensors.add()
+
+
+def of_a_sparse_weight(model):
+    return model.graph.sparse_initializer.add().values
+
+
+@pytest.mark.parametrize("find, name", [
+    (a_weight, "w.bin"), (a_weight, "../w.bin"), (a_weight, "/etc/passwd"),
+    (of_an_attribute, "w.bin"), (of_a_subgraph, "w.bin"), (of_a_function, "w.bin"),
+    (of_a_sparse_weight, "w.bin")])
+def test_weights_in_another_file_are_refused(export, tmp_path, monkeypatch, find, name):
+    """They could be exchanged, and the file's digest and fingerprint were the same."""
+    path, side = tmp_path / "x.onnx", tmp_path / "x.onnx.json"
+    shutil.copy(f"{export()}.json", side)
+    model = onnx.load(export())
+    tensor = find(model)
+    (tmp_path / "w.bin").write_bytes(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=name)
+    path.write_bytes(model.SerializeToString())
+    change(digest=digest(path.read_bytes()))(path, side)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ExportError, match=rf"x.onnx: .*weights in other files \({name}\).*"
+                                          "no digest covers: give one that holds all"):
+        load_export(path)
+
+
+def test_a_name_of_a_part_may_be_location(export, paths, tmp_path):
+    path, side = tmp_path / "x.onnx", tmp_path / "x.onnx.json"
+    shutil.copy(f"{export()}.json", side)
+    model = onnx.load(export())
+    model.graph.node[0].name = "/relocation/Conv"
+    path.write_bytes(model.SerializeToString())
+    change(digest=digest(path.read_bytes()))(path, side)
+    np.testing.assert_array_equal(load_export(path).embed(paths[0]),
+                                  load_export(export()).embed(paths[0]))
+    path.write_bytes(b"no location in it")
+    change(digest=digest(path.read_bytes()))(path, side)
+    with pytest.raises(ExportError, match="x.onnx: The file is no ONNX: onnx .* says"):
         load_export(path)
 
 

@@ -214,6 +214,60 @@ def test_comparison(loaded, market):
     assert same.threshold == loaded.statistics.threshold(0.01) != found.threshold
 
 
+def log_silhouettes(run, *values):
+    """Writes metrics.json of a run of 5 steps an epoch; the checkpoint is after the second."""
+    (run / "metrics.json").write_text("".join(
+        json.dumps({"iteration": 5 * epoch, "labels/silhouette": value}) + "\n"
+        for epoch, value in enumerate(values)))
+    content = torch.load(run / "model_final.pth", weights_only=True)
+    torch.save({**content, "epoch": 1, "run_state": {"iters_per_epoch": 5, "steps_done": 0}},
+               run / "model_final.pth")
+
+
+def test_of_a_run_that_went_wrong_same_is_not_told(run, market, caplog):
+    """Scores stay, a warning says why, and it can be asked for all the same."""
+    paths = paths_of(market)[:2]
+    log_silhouettes(run, 0.5, 0.4, 0.123)
+    loaded = load_run(run)
+    assert loaded.verdict.level == "bad" and "silhouette 0.12" in loaded.verdict.reason
+    assert "training went wrong: clusters lie within each other" in loaded.verdict.reason
+    warning, = caplog.records
+    assert warning.getMessage().startswith(
+        f"small_run/model_final.pth: {loaded.verdict.reason} Same or different is told on request")
+    found, forced = loaded.compare(*paths), loaded.compare(*paths, despite_verdict=True)
+    assert found[1:] == (None, None) and found.similarity == forced.similarity
+    assert forced.threshold == loaded.statistics.threshold() and forced.same is not None
+
+
+@pytest.mark.parametrize("values, level", [
+    ([0.5, 0.1, 0.5], "good"), ([0.5, 0.5, 0.25], "mixed"),
+    ([0.5, 0.5, 0.5, 0.1], "good"),  # of an epoch after the checkpoint's
+    ([0.1], "bad"), ([], "unknown")])
+def test_the_verdict_is_that_of_the_checkpoint(run, market, caplog, values, level):
+    log_silhouettes(run, *values)
+    loaded = load_run(run)
+    assert loaded.verdict.level == level and len(caplog.records) == (level == "bad")
+    assert (loaded.compare(*paths_of(market)[:2]).same is None) == (level == "bad")
+
+
+def test_of_one_camera_no_cluster_can_span_several(run):
+    (run / "metrics.json").write_text('{"iteration": 0, "labels/cross_camera": 0.0}\n')
+    assert load_run(run).verdict.level == "bad"
+    content = torch.load(run / "model_final.pth", weights_only=True)
+    content["memory_bank"]["camids"][:] = 0
+    torch.save(content, run / "model_final.pth")
+    assert load_run(run).verdict.level == "unknown"
+
+
+@pytest.mark.parametrize("text", [
+    "", "[1]\n", "{}\n", "\0\n", '{"iteration": 0, "labels/silhouette": "x"}\n',
+    '{"iteration": 0, "labels/silhouette": 1' + 999 * "0" + "}\n",
+    '{"iteration": 0, "labels/silhouette": ' + 10 ** 5 * "[" + "\n"])
+def test_figures_that_are_none_say_nothing_of_a_run(run, text):
+    (run / "metrics.json").write_text(text)
+    assert load_run(run).verdict.level == "unknown"
+
+
 def test_statistics_are_those_of_the_bank(run):
     content = torch.load(run / "model_final.pth", weights_only=True)
     bank, found = content["memory_bank"], load_run(run).statistics

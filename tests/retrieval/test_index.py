@@ -13,13 +13,14 @@ from caureid_plugin.retrieval import index_files
 from caureid_plugin.retrieval.index import Index
 from caureid_plugin.retrieval.index_files import Entry, IndexRefused
 from caureid_plugin.retrieval.preprocessing import Preprocessing
-from caureid_plugin.retrieval.threshold import PairStatistics
+from caureid_plugin.retrieval.threshold import NO_VERDICT, PairStatistics, RunVerdict
 
 
 class FakeEmbedder:
     """What an index asks of an Embedder."""
 
     name, statistics, why_no_statistics = "fake", None, "it was not trained"
+    verdict = NO_VERDICT
 
     def __init__(self, fingerprint=32 * "a", dim=12):
         self.fingerprint, self.dim, self.preprocessing = fingerprint, dim, Preprocessing((4, 4))
@@ -158,7 +159,7 @@ def test_images_are_added_replaced_removed(filled):
 
 def test_plain_values_of_python_are_taken(empty):
     empty.add(random_features(3), [Path("/a/b.jpg"), Entry("", "c", 5),
-                                   Entry(Path("/d"), Path("e.jpg"), np.int64(6))])
+                                   Entry(Path("/d"), Path("e.jpg"), np.int64(6), np.int64(7))])
     assert empty.paths == ["/a/b.jpg", "c", "/d/e.jpg"] and empty.cameras == ["", "5", "6"]
     empty.set_cameras({np.int64(0): 7})
     assert Index.open(empty.folder).cameras == ["7", "5", "6"]
@@ -197,6 +198,10 @@ def test_blocks_are_full(empty):
     (["a", "b\0"], "zero byte"), (["a", Entry("/crops", "../b")], r"\.\./b.*leads out"),
     (["a", Entry("/crops", "/etc/x")], "/etc/x.*leads out"), (["a", 5], "5 is no entry.*give a"),
     (["a", Entry("", "b", None)], "camera None.*no name or number"),
+    (["a", Entry("", b"b")], "made of bytes"), (["a", Entry(None, "b")], "no entry of an index"),
+    (["a", ""], "path is empty"), (["a", Entry("", 5)], "no entry of an index"),
+    (["a", Entry("", "b", "", "5")], "size in bytes"),
+    (["a", Entry("", "b", "", 5, 1.5)], "mtime in ns.*st_mtime_ns"),
 ])
 def test_wrong_entries_are_refused(filled, entries, said):
     before = contents(filled[0])
@@ -289,27 +294,165 @@ def sign(path, **fields):
 
 
 @pytest.mark.parametrize("fields, said", [
-    ({"format": 3, "plugin": "9.0"}, r"format 3.*9\.0.*reads formats 1 to 2"),
-    ({"dim": 13}, "of 12 numbers.*of 13.*two indexes"), ({"extra": 1}, "damaged")])
+    ({"format": 4, "plugin": "9.0"}, r"format 4.*9\.0.*reads formats 1 to 3"),
+    ({"dim": 13}, "of 12 numbers.*of 13.*two indexes")])
 def test_a_newer_format_and_files_of_two_indexes_are_refused(filled, fields, said):
     sign(filled[0].folder / "index.json", **fields)
     with pytest.raises(IndexRefused, match=said):
         Index.open(filled[0].folder)
 
 
+@pytest.fixture
+def block(empty):
+    """An index of one block of ten images."""
+    empty.add(random_features(10), entries_of(10))
+    return empty
+
+
+def forge(index, vectors=None, rows=None):
+    """Changes the index's first block as one who knows the format does: with digests that fit.
+
+    ``rows``: called with the list of rows, which it changes; or the bytes of the file.
+    """
+    manifest = index.folder / "index.json"
+    blocks = json.loads(manifest.read_bytes())["blocks"]
+    names = [index.folder / f"block-{blocks[0][0]:06d}{kind}" for kind in (".faiss", ".json")]
+    if callable(rows):
+        content = json.loads(names[1].read_bytes())
+        rows(content)
+        rows = json.dumps(content).encode()
+    for place, content in ((0, vectors), (1, rows)):
+        if content is not None:
+            names[place].write_bytes(content)
+            blocks[0][2 + place] = index_files.digest(content)
+    sign(manifest, blocks=blocks)
+
+
+def halves(faiss, kind="QT_fp16", metric="METRIC_INNER_PRODUCT", dim=12, scale=1.0):
+    """A faiss file of as many vectors as the first block of ``filled`` has."""
+    made = faiss.IndexScalarQuantizer(dim, getattr(faiss.ScalarQuantizer, kind),
+                                      getattr(faiss, metric))
+    rows = random_features(10, dim, seed=3)
+    made.train(rows)
+    made.add(scale * rows)
+    return faiss.serialize_index(made).tobytes()
+
+
+def with_value(place, value):
+    """Such a file with another half in its codes, at its end."""
+    def make(faiss):
+        content = np.frombuffer(halves(faiss), np.uint8).copy()
+        content[-240:].view(np.float16)[place] = value
+        return content.tobytes()
+
+    return make
+
+
+def claims(place, value):
+    """Such a file whose header claims more than there is: 8 bytes, counted from the codes."""
+    def make(faiss):
+        content = halves(faiss)
+        place_there = len(content) - 240 + place
+        return content[:place_there] + value.to_bytes(8, "little") + content[place_there + 8:]
+
+    return make
+
+
 @pytest.mark.parametrize("make, part", [
-    (lambda faiss: faiss.serialize_index(faiss.IndexFlatL2(12)).tobytes(), "IndexFlatL2"),
-    (lambda faiss: b"no index at all, but what was written", "update faiss"),
+    (lambda faiss: faiss.serialize_index(faiss.IndexFlatL2(12)).tobytes(), "IxF2"),
+    (lambda faiss: b"no index at all, but what was written", "no i"), (lambda faiss: b"", "begins"),
+    (lambda faiss: halves(faiss, metric="METRIC_L2"), "metric 1 .*inner product"),
+    (lambda faiss: halves(faiss, metric="METRIC_L1"), "metric 2 "),
+    (lambda faiss: halves(faiss, "QT_8bit"), "type 0,.*16-bit floats"),
+    (lambda faiss: halves(faiss, "QT_bf16"), "type 7,"),
+    (lambda faiss: halves(faiss, dim=24), "10 vectors of 24 numbers.*10 of 12"),
+    (with_value(0, np.nan), "vector 0 has length nan, and all have 1"),
+    (with_value(119, -np.inf), "vector 9 has length inf"),
+    (lambda faiss: halves(faiss, scale=60000), "vector 0 has length 6e.04"),
+    (lambda faiss: halves(faiss, scale=0), "vector 0 has length 0,"),
+    (claims(-8, 2 ** 39), "claims 549755813888 bytes"), (claims(-16, 2 ** 37), "claims 240 bytes"),
+    (lambda faiss: halves(faiss) + bytes(24), "claims 240 bytes, 24 .* and holds 264"),
 ])
-def test_vectors_that_are_others_are_refused(filled, make, part):
+def test_vectors_that_are_others_are_refused(block, make, part, monkeypatch):
+    """Before faiss reads them, which allots what a header claims."""
+    faiss = index_files.require_faiss()
+    forge(block, vectors=make(faiss))
+    monkeypatch.setattr(faiss, "deserialize_index", lambda content: pytest.fail("it was read"))
+    with pytest.raises(IndexRefused, match=f"000001.faiss.*{part}.*make the index again"):
+        Index.open(block.folder)
+
+
+def put(place, *values):
+    """Puts values into row 1 from a place on: folder, path, camera, size, mtime."""
+    def change(rows):
+        rows[1][place:place + len(values)] = values
+
+    return change
+
+
+@pytest.mark.parametrize("change, part", [
+    (put(1, "../../x.png", "", -1, -1), r"row 1 .*\.\./x\.png leads out of its folder /crops"),
+    (put(1, "a/../../x.png"), "row 1 .*leads out"), (put(1, ".."), "leads out"),
+    (put(1, "/etc/x.png", "", -1, -1), "/etc/x.png leads out"), (put(1, "b\0"), "zero byte"),
+    (put(0, 1), "no folder 1"), (put(0, -2), "no folder -2"), (put(0, "0"), "no folder '0'"),
+    (put(0, True), "no folder True"), (put(0, None), "no folder None"), (put(1, 5), "as text"),
+    (put(1, ""), "path is empty"), (put(2, None), "camera None is no name"),
+    (put(2, ["1"]), "no name or number"), (put(3, "5"), "size in bytes"), (put(3, None), "size"),
+    (put(4, 1e400), "infinity"), (lambda rows: rows[1].pop(), "row 1"),
+    (lambda rows: rows[1].append(0), "row 1"), (lambda rows: rows.__setitem__(1, {}), "row 1"),
+    (lambda rows: rows.__setitem__(1, 7), "row 1"), (lambda rows: rows.pop(), "9 rows"),
+    (lambda rows: rows.__setitem__(1, rows[0]), "the image .*0.jpg twice"),
+    (b"{}", "holds 0 rows"), (b"5", "row 0"), (b"[", "row 0"), (b"[" * 10 ** 5, "row 0"),
+    (b"\xff", "row 0"), (b"[[NaN]]", "row 0"),
+])
+def test_rows_that_are_none_are_refused(block, change, part):
+    """As they are when they are added: an index may come from someone else."""
+    forge(block, rows=change)
+    with pytest.raises(IndexRefused, match=f"{part}.*make the index again"):
+        Index.open(block.folder)
+
+
+def test_an_image_of_two_blocks_is_refused(filled):
     index, _ = filled
-    block = json.loads((index.folder / "index.json").read_bytes())["blocks"]
-    content = make(index_files.require_faiss())
-    (index.folder / f"block-{block[0][0]:06d}.faiss").write_bytes(content)
-    block[0][2] = index_files.digest(content)
-    sign(index.folder / "index.json", blocks=block)
-    with pytest.raises(IndexRefused, match=part):
+    forge(index, rows=put(0, 0, index.entries[20].path))
+    with pytest.raises(IndexRefused, match=f"the image {index.paths[20]} twice"):
         Index.open(index.folder)
+
+
+def test_rows_of_older_indexes_are_read(block):
+    """Cameras are compared by their plain names, which were others; an mtime was taken as it came.
+    """
+    forge(block, rows=put(2, "01.0", 5, 1.5e9))
+    entry = Index.open(block.folder).entries[1]
+    assert (entry.camera, entry.size, entry.mtime) == ("1", 5, 1_500_000_000)
+
+
+STATISTICS = PairStatistics(np.ones(5, np.float32), np.zeros(5, np.float32)).to_json()
+
+
+@pytest.mark.parametrize("field, value", [
+    ("dim", 0), ("dim", True), ("dim", 12.0), ("fingerprint", 5), ("model", None),
+    ("why_no_statistics", []), ("preprocessing", 5), ("folders", "ab"), ("folders", [5]),
+    ("folders", [""]), ("statistics", {}), ("statistics", {**STATISTICS, "same": 5}),
+    ("standardize_by_camera", "no"), ("next_block", "7"), ("bad_verdict", 5), ("blocks", {}),
+    ("blocks", 5),
+    ("blocks", [[1, 10]]), ("blocks", [["1", 10, "", ""]]), ("blocks", [[1, -10, "", ""]]),
+    ("blocks", [[-1, 10, "", ""]]), ("blocks", [[99, 10, "", ""]]), ("blocks", [5]),
+    ("blocks", [[1, 10, "", ""]] * 2), ("extra", 1),
+])
+def test_a_manifest_of_other_values_is_refused(block, field, value):
+    sign(block.folder / "index.json", **{field: value})
+    with pytest.raises(IndexRefused, match=f"index.json is damaged: its {field} is .*make the"):
+        Index.open(block.folder)
+
+
+@pytest.mark.parametrize("content", [
+    b'{"format":1,"dim":NaN}', b'{"format":1,"model":' + b"[" * 900 + b"]" * 900 + b"}",
+    b'{"format":true}', b'{"format":1}', b"[1]", b"\xff", b"1" * 9999])
+def test_a_manifest_that_is_none_is_refused(block, content):
+    (block.folder / "index.json").write_bytes(content)
+    with pytest.raises(IndexRefused, match="index.json is damaged"):
+        Index.open(block.folder)
 
 
 def test_one_process_writes_at_a_time(filled):
@@ -390,6 +533,18 @@ def test_a_killed_process_loses_no_block_that_was_written(empty):
     index.add(random_features(1), ["after"])  # the lock went with the process
     assert len(contents(index)) == 6 and not list(index.folder.glob(".*.part"))
     assert len(each_file(index)) == 3
+
+
+def test_a_run_that_went_wrong_is_known_to_its_index(tmp_path):
+    for level, number in (("bad", 3), ("mixed", 1), ("unknown", 1)):
+        embedder = FakeEmbedder()
+        embedder.verdict = RunVerdict(level, "Training went wrong: for a reason.")
+        index = Index.create(tmp_path / level, embedder)
+        index.add(random_features(3), entries_of(3))
+        for now in (index, Index.open(index.folder)):
+            assert now.verdict == (embedder.verdict if level == "bad" else NO_VERDICT)
+        assert f'"format":{number},'.encode() in (index.folder / "index.json").read_bytes()
+        assert (b"bad_verdict" in (index.folder / "index.json").read_bytes()) == (level == "bad")
 
 
 # ---------------------------------------------------------------- standardised by camera ----

@@ -22,7 +22,7 @@ def test_the_examples(small_run, tiny_market, tmp_path, monkeypatch, capsys):
     shutil.copy(images[5], home / "query.jpg")
     monkeypatch.chdir(home)
     blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     # "a result in ten lines"
     assert len([line for line in blocks[0].splitlines() if line.strip()]) <= 10
     names = {}

@@ -15,6 +15,7 @@ import torch
 from caureid_plugin.clustering import silhouettes
 from caureid_plugin.data import training_images
 from caureid_plugin.engine import images_digest, load_config
+from caureid_plugin.retrieval.run_folder import column, read_rows
 from fastreid.data import build as data_build
 from fastreid.data.datasets.market1501 import Market1501
 from fastreid.evaluation.rank import evaluate_rank
@@ -150,7 +151,8 @@ def test_the_verdict_is_asked_with_the_indicators_and_shown(run_folder, page_of,
     assert asked == [({"outlier_share": [0.1875, 0.0625], "largest_share": [0.25, 0.125],
                        "cross_camera": [0.5, 1.0], "silhouette": [0.25, 0.5],
                        "stability": [0.75]}, 2)]
-    for text in ("It <fell> apart.", "Lower A.B.", "Half way.", "Verdict: bad"):
+    for text in ("It <fell> apart.", "Lower A.B.", "Half way.", "Verdict: bad",
+                 "unless --despite-verdict"):
         assert text in page.text
 
 
@@ -172,9 +174,9 @@ def test_rows_of_a_run_that_was_resumed(tmp_path):
             {"iteration": 4, "b": 5}, {"iteration": 6, "a": float("nan")},
             {"iteration": 8, "a": 7}, {"iteration": 8, "a": 8}]
     path.write_text("\n".join(json.dumps(row) for row in rows))
-    found, why = report_data.read_rows(path)
-    assert why == "" and report_data.column(found, "a") == [(0, 1), (4, 2), (8, 8)]
-    assert report_data.column(found, "b") == [(4, 5)]
+    found, why = read_rows(path)
+    assert why == "" and column(found, "a") == [(0, 1), (4, 2), (8, 8)]
+    assert column(found, "b") == [(4, 5)]
 
 
 def test_figures_that_cannot_be_read(run_folder, page_of):
@@ -184,7 +186,7 @@ def test_figures_that_cannot_be_read(run_folder, page_of):
             ("[1]\n", "damaged, its line 1"), ('{"iteration": null}\n', "damaged, its line 1"),
             ("", "holds no figures yet"), ('{"iteration": 0', "holds no figures yet")):
         path.write_text(text)
-        rows, said = report_data.read_rows(path)
+        rows, said = read_rows(path)
         assert rows == [] and why in said
     path.unlink()
     assert "metrics.json is missing" in page_of(run_folder).text

@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 import pytest
 from caureid_plugin import Index, load_run
-from caureid_plugin.retrieval import PairStatistics
+from caureid_plugin.retrieval import PairStatistics, RunVerdict
 from caureid_plugin.retrieval.run_folder import write_statistics
 from PIL import Image
 
@@ -107,7 +107,7 @@ def test_queries_are_standardised_by_their_camera(run, market, queries, tmp_path
     said = capsys.readouterr().out
     whose = f"those of camera {camera}" if camera else "those of all images, as no --query-camera"
     assert f"the queries by the statistics of the index: {whose}" in said
-    assert "No threshold for the same person is known: The index standardises by camera" in said
+    assert "Same or different is not told: The index standardises by camera" in said
     expected = Index.open(folder).search(load_once(run).embed([queries[3]]),
                                          query_cameras=[camera])[0]
     assert [(row[1], row[4]) for row in rows(said)] == [
@@ -128,7 +128,7 @@ def test_several_queries_and_the_threshold(ask, run, queries, tmp_path):
             f"{100 * threshold.false_non_match_rate:.3g} % of pairs of one person score lower"
             ) in said
     assert "1901 pairs in different clusters and 501 in the same one (training images)" in said
-    assert "both rates are higher" in said and "threshold.py" not in said
+    assert "both rates are higher" in said and "memory bank" not in said
 
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["fingerprint"] == loaded.fingerprint and found["model"] == loaded.name
@@ -140,6 +140,43 @@ def test_several_queries_and_the_threshold(ask, run, queries, tmp_path):
         assert hit["same"] == (hit["score"] >= threshold.value)
         assert row == [str(hit["rank"]), f"{hit['score']:.3f}", "yes" if hit["same"] else "no",
                        hit["camera"], hit["path"]]
+
+
+def test_of_a_run_that_went_wrong_same_is_not_told(ask, run, queries, tmp_path, monkeypatch):
+    found = tmp_path / "found.json"
+    monkeypatch.setattr(load_once(run), "verdict", RunVerdict("bad", "Training went wrong: so."))
+    said = ask(queries[0], "--top", "5", "--json", found)
+    content = json.loads(found.read_text())
+    assert {row[2] for row in rows(said)} == {"-"} and "expects as" not in said
+    assert "Same or different is not told: Training went wrong: so." in said
+    assert "--despite-verdict" in said and "Training went wrong" in content["why_no_threshold"]
+    assert content["threshold"] is None and content["expected_same"] == {}
+    assert content["verdict"] == {"level": "bad", "reason": "Training went wrong: so."}
+    forced = ask(queries[0], "--top", "5", "--despite-verdict")
+    assert {row[2] for row in rows(forced)} <= {"yes", "no"}
+    assert "told despite the verdict of the run. Training went wrong: so." in forced
+    assert [row[1] for row in rows(forced)] == [row[1] for row in rows(said)]
+    monkeypatch.setattr(load_once(run), "verdict", RunVerdict("mixed", "Training went partly."))
+    said = ask(queries[0], "--top", "5")
+    assert {row[2] for row in rows(said)} <= {"yes", "no"} and "Training went partly." in said
+
+
+def test_how_many_are_expected_to_be_right_is_said(ask, run, queries, home, tmp_path, monkeypatch):
+    assert "is not known: measure the run anew (tools/threshold.py)" in ask(queries[0])
+    network, found = load_once(run), tmp_path / "found.json"
+    monkeypatch.setattr(network, "statistics", PairStatistics(
+        network.statistics.same, network.statistics.different, mates=4.0))
+    said = ask(queries[0], "--json", found)
+    threshold = network.statistics.threshold()
+    counts = Index.open(home / "x").camera_counts
+    others = sum(counts.values()) - sum(n * n for n in counts.values()) / sum(counts.values())
+    right = 4 * (1 - threshold.false_non_match_rate)
+    wrong = others * threshold.false_match_rate
+    assert (f'expects as "yes", by the clusters of training: from other cameras '
+            f"{right:.2g} right and {wrong:.2g} wrong ({100 * right / (right + wrong):.0f} % right"
+            "). For a person who is not") in said
+    expected = json.loads(found.read_text())["expected_same"]["other cameras"]
+    assert expected == {"right": pytest.approx(right), "wrong": pytest.approx(wrong)}
 
 
 def test_what_was_measured_comes_before_the_memory_bank(run, market, queries, tmp_path, capsys):

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from caureid_plugin.retrieval.index import Index
 from caureid_plugin.retrieval.index_files import Entry
-from caureid_plugin.retrieval.threshold import PairStatistics
+from caureid_plugin.retrieval.threshold import NO_VERDICT, PairStatistics, RunVerdict
 from fastreid.data.data_utils import read_image
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -44,6 +44,7 @@ class Shrunk:
     statistics = PairStatistics(same=np.linspace(0.5, 1, 201, dtype=np.float32),
                                 different=np.linspace(-0.9, 0.6, 3001, dtype=np.float32))
     why_no_statistics = ""
+    verdict = NO_VERDICT
 
     def embed(self, image):
         values = np.asarray(image.resize((2, 4), Image.Resampling.BOX), dtype=np.float64).ravel()
@@ -166,6 +167,36 @@ def test_without_statistics_nothing_is_marked(own_index, monkeypatch):
     assert "there is no memory bank" in client.get("/").text
     hits = client.post("/search?row=0").get_json()["hits"]
     assert {hit["same"] for hit in hits} == {None}
+
+
+@pytest.mark.parametrize("whose", ["network", "index"])
+def test_of_a_run_that_went_wrong_nothing_is_marked(own_index, monkeypatch, whose):
+    """Whichever knows of it, unless it is asked for."""
+    monkeypatch.setattr(Shrunk if whose == "network" else own_index, "verdict", RunVerdict(
+        "bad", "Training went wrong: for a reason."))
+    client = client_of(own_index)
+    page = client.get("/").text
+    assert "not marked: Training went wrong: for a reason." in page and "expects as" not in page
+    hits = client.post("/search?row=0").get_json()["hits"]
+    assert {hit["same"] for hit in hits} == {None} and hits[0]["score"] > hits[-1]["score"]
+    finder = serve_app.Finder(Shrunk(), own_index, None, despite_verdict=True)
+    client = serve_app.make_app(serve_app.Site(finder, ["localhost"], LIMIT, 5)).test_client()
+    assert "despite the verdict of the run. Training went wrong: for a" in client.get("/").text
+    assert None not in {hit["same"] for hit in client.post("/search?row=0").get_json()["hits"]}
+
+
+def test_the_page_says_how_much_is_expected_to_be_right(index, monkeypatch):
+    assert "is not known: measure the run anew" in client_of(index).get("/").text
+    known = Shrunk.statistics
+    monkeypatch.setattr(Shrunk, "statistics", PairStatistics(
+        known.same, known.different, mates=3.0, within=PairStatistics(
+            known.same, known.different, False, mates=0.5)))
+    found = Shrunk.statistics.expected(known.threshold().value, {"door": 4, "": 4, "yard": 4})
+    page = client_of(index).get("/").text
+    assert "Of this index of 12 crops" in page and len(found) == 2
+    for name, part in found.items():
+        assert (f"from {name} {part.right:.2g} right and {part.wrong:.2g} wrong "
+                f"({100 * part.share_right:.0f} % right)") in page.replace("&#39;", "'")
 
 
 def test_a_crop_is_standardised_by_its_camera_and_an_upload_by_all(own_index):
@@ -408,6 +439,8 @@ def test_it_listens_on_this_machine_alone_and_ends_by_sigterm(index, tmp_path):
                      if item.status == psutil.CONN_LISTEN]
         assert [address.ip for address in listening] == ["127.0.0.1"]
         assert url == f"http://127.0.0.1:{listening[0].port}"
+        said_there = (tmp_path / "server.out").read_text()
+        assert f"Crops are read from {index.folder.parent / 'crops'} (12).\n" in said_there
         # larger than what waitress would put into a file by itself; noise does not shrink
         rng = np.random.default_rng(0)
         large = encoded(Image.fromarray(rng.integers(256, size=(800, 800, 3), dtype=np.uint8)))
@@ -417,6 +450,15 @@ def test_it_listens_on_this_machine_alone_and_ends_by_sigterm(index, tmp_path):
         assert status == 413 and b"larger than 8 MiB" in body and "waitress" not in headers
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0 and errors.read_text() == ""
+
+
+def test_all_that_an_index_shows_is_said(tmp_path):
+    index = Index.create(tmp_path / "x", Shrunk())
+    index.add(np.eye(13, 24), [*(Entry(f"/home/{row % 6}", f"{row}.jpg") for row in range(10)),
+                               Entry("/", "etc/x.png"), "/etc/a\n.png", "b"])
+    text = serve.sources(Index.open(index.folder))
+    assert text.startswith("Crops are read from /home/0 (2), /home/1 (2), /home/2 (2), ")
+    assert text.endswith(r", 2 other folders, 2 files by their names, the first '/etc/a\n.png'.")
 
 
 @pytest.mark.alone

@@ -61,7 +61,7 @@ def test_what_is_measured_is_kept(run, tiny_market, capsys):
     suggested = found.threshold()
     rates = " +".join(threshold.percent(rate, count) for rate, count in zip(
         suggested[1:], (len(different), len(same)), strict=True))
-    assert re.search(rf"suggested +{suggested.value:.3f} +expected +{rates}\n", said)
+    assert re.search(rf"suggested +{suggested.value:.3f} +expected +{rates} +\d+ %, \d+ %\n", said)
     # 0.1 % cannot be told from so few pairs, and nothing is said of it
     assert len(different) < 1000 and "\n1 % " in said and "\n0.1 % " not in said
     assert f"no false match rate below {100 / len(different):.2g} %" in said
@@ -89,6 +89,51 @@ def test_rates_by_identity(run, undrawn, tiny_market, tmp_path, capsys):
     with_labels = (run / "pair_statistics.json").read_bytes()
     threshold.main([str(run), "--picture", str(picture)])
     assert (run / "pair_statistics.json").read_bytes() == with_labels
+
+
+def right_by_hand(features, people, cameras, value, sizes):
+    """Shares of what is marked that are right, from other cameras and from the query's own.
+
+    ``sizes``: how many of an index's images the two are, on average.
+    """
+    shares = []
+    for own, images in zip((False, True), sizes, strict=True):
+        marked = {True: 0, False: 0}
+        pairs = {True: 0, False: 0}
+        for i in range(len(people)):
+            for j in range(len(people)):
+                if i != j and (cameras[i] == cameras[j]) == own:
+                    same = bool(people[i] == people[j])
+                    pairs[same] += 1
+                    marked[same] += round(float(features[i] @ features[j]), 3) >= value - 0.0005
+        right = marked[True] / len(people)
+        wrong = images * marked[False] / pairs[False]
+        shares.append(f"{100 * right / (right + wrong):.0f} %")
+    return ", ".join(shares)
+
+
+def test_how_much_is_right_by_clusters_and_by_identity(run, undrawn, tiny_market, capsys):
+    """Of an index of 480 images, 240 of each camera."""
+    threshold.main([str(run), "--truth", "--index-size", "480"])
+    said, loaded = capsys.readouterr().out, load_run(run)
+    value = loaded.statistics.equal_errors().value
+    paths, people, cameras = images(tiny_market, ["bounding_box_train"])
+    features = loaded.embed(paths)
+    assert np.bincount(cameras).tolist() == [0, 24, 24]
+    for start, rows, labels in (("expected", slice(8, None), np.arange(40) // 8),
+                                ("Market1501, training images", slice(None), people)):
+        shares = right_by_hand(features[rows], labels, cameras[rows], value, (240, 240))
+        assert re.search(rf"{start} +\S+ % +\S+ % +{shares}\n", said), (start, shares)
+    assert "in an index of 480 images, from other cameras than the query's, and from its" in said
+
+
+def test_a_bad_verdict_is_said(run, undrawn, capsys):
+    (run / "metrics.json").write_text('{"iteration": 0, "labels/silhouette": 0.1}\n')
+    threshold.main([str(run)])
+    said = capsys.readouterr().out
+    assert "By its label-free indicators training went wrong: " in said
+    assert "searches tell same or different with --despite-verdict alone" in said
+    assert load_run(run).statistics.source == "training images"  # to be asked for all the same
 
 
 def test_a_part_of_the_images(run, undrawn):
@@ -121,6 +166,7 @@ def test_mistakes(run, undrawn, tiny_market, tmp_path, capsys):
     for words, said in (
             ([run, "--images", "0"], "--images 0 must be at least 1"),
             ([run, "--picture", "x.gif"], "--picture x.gif must be a .png file"),
+            ([run, "--index-size", "0"], "--index-size 0 must be at least 1"),
             ([run, "SEED"], "must come in pairs, got SEED"),
             ([tmp_path / "absent"], "absent does not exist: give the folder that a run"),
             ([run, "--images", "1"], "pairs of images in different clusters, and a threshold"),
