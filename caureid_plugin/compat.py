@@ -26,6 +26,7 @@ import glob
 import hashlib
 import importlib.metadata
 import importlib.util
+import io
 import logging
 import os
 import random
@@ -51,6 +52,8 @@ import yaml
 from PIL import Image, UnidentifiedImageError
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from . import resume as _resume
+from . import run_lock
 from .clustering import Search, jaccard_distances, standardize_by_camera
 from .files import remove_leftovers, write_atomically
 from .launcher import run_processes
@@ -220,11 +223,13 @@ import fastreid.modeling.meta_arch.build as _meta_build  # noqa: E402
 import fastreid.utils.checkpoint as _checkpoint  # noqa: E402
 import fastreid.utils.compute_dist as _compute_dist  # noqa: E402
 import fastreid.utils.events as _events  # noqa: E402
-from fastreid.config import CfgNode  # noqa: E402
+from fastreid.config import CfgNode, get_cfg  # noqa: E402
 from fastreid.data import samplers as _samplers  # noqa: E402
+from fastreid.data.common import CommDataset as _CommDataset  # noqa: E402
 from fastreid.data.datasets import bases as _bases  # noqa: E402
 from fastreid.data.datasets import dukemtmcreid as _duke  # noqa: E402
 from fastreid.data.datasets import market1501 as _market  # noqa: E402
+from fastreid.data.datasets import msmt17 as _msmt17  # noqa: E402
 from fastreid.data.samplers import data_sampler as _data_sampler  # noqa: E402
 from fastreid.data.samplers import imbalance_sampler as _imbalance_sampler  # noqa: E402
 from fastreid.modeling.meta_arch import MGN as _MGN  # noqa: E402
@@ -1529,9 +1534,13 @@ def _check_start(self, state: RunState) -> None:
                        "where they were.")
     tag = Path(self.cfg.OUTPUT_DIR, "last_checkpoint")
     if self.start_epoch == 0 and not state.is_resumed and comm.is_main_process() and tag.is_file():
-        os.replace(tag, tag.with_name("last_checkpoint.old"))
+        config = tag.with_name(_RUN_CONFIG)
+        for path in (tag, config):
+            if path.is_file():
+                os.replace(path, path.with_name(f"{path.name}.old"))
         logger.warning("%s named %r, of a run before this one: it is last_checkpoint.old now, so "
-                       "that --resume does not go on from it.", tag,
+                       "that --resume does not go on from it, and that run's config is "
+                       f"{config.name}.old.", tag,
                        tag.with_name("last_checkpoint.old").read_text(errors="replace"))
 
 
@@ -1629,6 +1638,217 @@ def how_to_go_on(trainer) -> str:
                else "There is no checkpoint yet."))
 
 
+_RUN_CONFIG = "config.yaml"
+_new_configs: dict[str, str] = {}  # paths of a run's config.yaml: what is to replace it
+
+
+class _ConfigFile(io.StringIO):
+    """A new config.yaml; what a run has there stays until another one begins, or this goes on."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+
+    def __exit__(self, kind, *rest) -> None:
+        if kind is None and os.path.isfile(self._path):
+            _new_configs[os.path.abspath(self._path)] = self.getvalue()
+        elif kind is None:
+            with open(self._path, "w") as file:
+                file.write(self.getvalue())
+        super().__exit__(kind, *rest)
+
+
+class _KeepsConfig:
+    """The toolbox's PathManager, but for a config.yaml that is written."""
+
+    def __init__(self, original) -> None:
+        self._original = original
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._original, name)
+
+    def open(self, path, mode="r", *args, **kwargs):
+        if mode == "w" and os.path.basename(path) == _RUN_CONFIG:
+            return _ConfigFile(path)
+        return self._original.open(path, mode, *args, **kwargs)
+
+
+@_repair(
+    upstream="engine/defaults.py:102-108 (default_setup), :475-481 (auto_scale_hyperparams)",
+    symptom="config.yaml is overwritten before anything is accepted: after a refused command, or "
+    "an evaluation with other keys, it does not describe the checkpoints beside it",
+    versions="all",
+)
+def _run_config(patch: _Patches) -> None:
+    default_setup = _defaults.default_setup
+    before_train = _defaults.DefaultTrainer.before_train
+
+    @functools.wraps(default_setup)
+    def default_setup_(cfg, args):
+        log, path = logging.getLogger("fastreid"), os.path.join(cfg.OUTPUT_DIR, _RUN_CONFIG)
+        if not os.path.isfile(path):
+            default_setup(cfg, args)
+            return
+        log.addFilter(_says_not_saved)
+        try:
+            default_setup(cfg, args)
+        finally:
+            log.removeFilter(_says_not_saved)
+        if getattr(args, "eval_only", False):
+            _new_configs.pop(os.path.abspath(path), None)
+
+    @functools.wraps(before_train)
+    def before_train_(self):
+        if comm.is_main_process() and self.cfg.OUTPUT_DIR:
+            _write_run_config(self.cfg.OUTPUT_DIR, self.cfg.dump())
+        before_train(self)
+
+    patch.set(_defaults, "PathManager", _KeepsConfig(_defaults.PathManager))
+    patch.everywhere(default_setup, default_setup_)
+    patch.set(_defaults.DefaultTrainer, "before_train", before_train_)
+
+
+def _says_not_saved(record: logging.LogRecord) -> bool:
+    if str(record.msg).startswith("Full config saved to"):
+        record.msg = "config.yaml of the run that is there stays until training begins"
+    return True
+
+
+def _write_run_config(folder: str, text: str) -> None:
+    path = Path(folder, _RUN_CONFIG)
+    _new_configs.pop(os.path.abspath(path), None)
+    try:
+        write_atomically(path, lambda file: file.write(text.encode()))
+    except OSError as error:
+        raise _output_error(f"{_RUN_CONFIG} in OUTPUT_DIR {shown(folder)}", error) from error
+
+
+@_repair(
+    upstream="engine/defaults.py:241 (DefaultTrainer.resume_or_load)",
+    symptom="a run goes on with keys of another config, silently: optimizer and schedule keep the "
+    "values of the checkpoint, the rest takes the new ones, and config.yaml names the new ones; "
+    "another SOLVER.OPT or loss ends in a traceback",
+    versions="all",
+)
+def _resumed_config(patch: _Patches) -> None:
+    default_setup = _defaults.default_setup
+    resume_or_load = _defaults.DefaultTrainer.resume_or_load
+
+    @functools.wraps(default_setup)
+    def default_setup_(cfg, args):
+        if getattr(args, "resume", False) and not getattr(args, "eval_only", False):
+            _changed_keys(cfg)  # refused here before anything is written or built
+        default_setup(cfg, args)
+
+    @functools.wraps(resume_or_load)
+    def resume_or_load_(self, resume=True):
+        goes_on = resume and self.checkpointer.has_checkpoint()
+        changes = _changed_keys(self.cfg) if goes_on else {}
+        resume_or_load(self, resume)
+        if goes_on:
+            _take_over(self, changes)
+
+    patch.everywhere(default_setup, default_setup_)
+    patch.set(_defaults.DefaultTrainer, "resume_or_load", resume_or_load_)
+
+
+def _changed_keys(cfg: CfgNode) -> dict[str, tuple[object, object]]:
+    """{key: (the run's value, the new one)} of what differs from the config of the run to go on.
+
+    Raises:
+        ValueError: one of them may not, or the run's config.yaml is damaged.
+    """
+    folder = cfg.OUTPUT_DIR
+    path = Path(folder, _RUN_CONFIG)
+    if not Path(folder, "last_checkpoint").exists() or not path.exists():
+        return {}
+    try:
+        before = _read_yaml(str(path))
+    except ValueError as error:
+        raise ValueError(f"{str(error).rstrip('.')}. A run goes on with its own config: restore "
+                         "it, or remove the file to go on without a comparison.") from error
+    now, defaults = (_resume.flatten(yaml.safe_load(c.dump())) for c in (cfg, get_cfg()))
+    if cfg.MODEL.HEADS.NUM_CLASSES == 0:  # the trainer counts them
+        del now["MODEL.HEADS.NUM_CLASSES"]
+    changes = _resume.differences(_resume.flatten(before), now, defaults)
+    problems = _resume.refused(changes, cfg.SOLVER.SCHED)
+    if problems:
+        raise ValueError(_resume.refusal(problems, changes, folder))
+    return changes
+
+
+def _take_over(trainer, changes: dict[str, tuple[object, object]]) -> None:
+    """Lets the keys that differ act in a trainer that has loaded its checkpoint, and says so.
+
+    Raises:
+        ValueError: SOLVER.MAX_EPOCH is changed to what the run has passed.
+    """
+    cfg, done, max_epoch = trainer.cfg, trainer.start_epoch, "SOLVER.MAX_EPOCH"
+    if not Path(cfg.OUTPUT_DIR, _RUN_CONFIG).exists():
+        logger.warning("There is no config.yaml in OUTPUT_DIR %s: that the run goes on with its "
+                       "own config cannot be checked.", shown(cfg.OUTPUT_DIR))
+    if max_epoch in changes and trainer.max_epoch <= done:
+        raise ValueError(_resume.refusal({max_epoch: f"epochs done: {done}"}, changes,
+                                         cfg.OUTPUT_DIR))
+    kept = _resume.kept(changes)
+    for key, (before, now) in changes.items():
+        logger.info("%s %s is %s: the run had %s.", key, _resume.short(now),
+                    "of no use any more" if key in kept else "taken over", _resume.short(before))
+    trainer.cfg = cfg.clone()
+    trainer.cfg.defrost()
+    for key, value in kept.items():
+        section, _, name = key.rpartition(".")
+        _section(trainer.cfg, section)[name] = value
+    if cfg.is_frozen():
+        trainer.cfg.freeze()
+    if "SOLVER.BASE_LR" in changes:
+        before, now = changes["SOLVER.BASE_LR"]
+        _multiply_learning_rates(trainer, now / before)
+    if _resume.changes_metric(changes):
+        for hook in trainer._hooks:
+            if isinstance(hook, _hooks.PeriodicCheckpointer):
+                hook.best_metric = -1  # of another evaluation
+
+
+def _multiply_learning_rates(trainer, factor: float) -> None:
+    """Those of now and, as they are multiples of SOLVER.BASE_LR, those that the schedule gives."""
+    for group in trainer.optimizer.param_groups:
+        for name in ("lr", "initial_lr"):
+            group[name] *= factor
+    for schedule in trainer.scheduler.values():
+        schedule.base_lrs = [factor * rate for rate in schedule.base_lrs]
+
+
+@_repair(
+    upstream="engine/defaults.py:72 (default_setup), :342 (DefaultTrainer.train)",
+    symptom="two runs with one OUTPUT_DIR write rows of both into metrics.json and checkpoints "
+    "over each other's, and both end as if all were well",
+    versions="all",
+)
+def _one_run(patch: _Patches) -> None:
+    default_setup, train = _defaults.default_setup, _defaults.DefaultTrainer.train
+
+    @functools.wraps(default_setup)
+    def default_setup_(cfg, args):
+        if comm.is_main_process() and cfg.OUTPUT_DIR and not getattr(args, "eval_only", False):
+            os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+            run_lock.hold(cfg.OUTPUT_DIR)
+        default_setup(cfg, args)
+
+    @functools.wraps(train)
+    def train_(self):
+        if not (comm.is_main_process() and self.cfg.OUTPUT_DIR):
+            return train(self)
+        run_lock.hold(self.cfg.OUTPUT_DIR)
+        try:
+            return train(self)
+        finally:
+            run_lock.release(self.cfg.OUTPUT_DIR)
+
+    patch.everywhere(default_setup, default_setup_)
+    patch.set(_defaults.DefaultTrainer, "train", train_)
+
+
 # ---------------------------------------------------------------------- reproducibility ----
 
 
@@ -1691,9 +1911,11 @@ def _keeps_numpy_state(original: Callable[..., Iterator]) -> Callable[..., Itera
 
 def _sampler_reseeds_numpy() -> bool:
     outer = np.random.get_state()
+    np.random.seed(1)  # the state may be that of the sampler's own seed by chance
+    before = np.random.get_state()
     next(iter(_samplers.TrainingSampler(2, seed=0)))
     changed = any(not np.array_equal(a, b)
-                  for a, b in zip(outer, np.random.get_state(), strict=True))
+                  for a, b in zip(before, np.random.get_state(), strict=True))
     np.random.set_state(outer)
     return changed
 
@@ -1767,27 +1989,66 @@ def _sorted_split(split: str):
     def items(self):
         listed_now = callable(getattr(self, f"_{split}"))
         found = original.fget(self)
-        # a dataset for training alone gives [] to test with, on purpose
-        if not found and (listed_now or split == "train"):
+        if not isinstance(found, list):
+            found = list(found)
+            setattr(self, f"_{split}", found)
+        # a dataset for training alone gives [] to test with, on purpose, one to test with alone []
+        # to train on, which the toolbox reads once while it builds the dataset
+        refused = "data" in vars(self) if split == "train" else listed_now
+        if not found and refused:
             raise ValueError(
                 f"{type(self).__name__} found no image for its subset {split!r} below "
                 f"{getattr(self, 'dataset_dir', '') or getattr(self, 'root', '')!r}. Set the "
-                "environment variable FASTREID_DATASETS to the folder that holds the dataset.")
-        for item in found if split == "train" else ():
-            if len(item) > 2 and (item[2] is None or item[2] == ""):
-                raise ValueError(
-                    f"The training image {item[0]} has no camera label; every training image needs "
-                    "one. Mend the dataset or remove the file.")
+                "environment variable FASTREID_DATASETS to the folder that holds the dataset"
+                + (", or, where it has images to test with alone, take it out of DATASETS.NAMES."
+                   if split == "train" else "."))
         # in place: datasets keep the list they built, and callers may hold it already
-        found.sort(key=lambda item: item[0])
+        found.sort(key=lambda item: str(item[0]))
         return found
 
     return items
 
 
+def _mixed_cameras_fail() -> bool:
+    return _raises(lambda: _CommDataset([("a", "p", "c"), ("b", "p", None)]), TypeError)
+
+
 @_repair(
-    upstream="data/datasets/bases.py:139 (check_before_run)",
-    symptom='a missing dataset is reported as `"x" is not found`, without the remedy',
+    upstream="data/common.py:27 (CommDataset.__init__, sorted(list(cam_set)))",
+    symptom="training images some of which have no camera, which supervised training does not ask "
+    "for, end in a TypeError about '<'; where none has one, they count as one camera",
+    versions="all",
+    broken=_mixed_cameras_fail,
+)
+def _unknown_cameras(patch: _Patches) -> None:
+    original = _CommDataset.__init__
+
+    @functools.wraps(original)
+    def init(self, img_items, transform=None, relabel=True):
+        known = {item[2] for item in img_items} - set(_NO_CAMERA)
+        if not relabel or all(item[2] in known for item in img_items):
+            original(self, img_items, transform, relabel)
+            return
+        stand_in = min(known, default="")
+        original(self, [(*item[:2], item[2] if item[2] in known else stand_in)
+                        for item in img_items], transform, relabel)
+        self.img_items = img_items
+        if not known:
+            self.cams, self.cam_dict = [], {}
+        # a number that no camera has: what needs cameras refuses it
+        self.cam_dict.update(dict.fromkeys(_NO_CAMERA, -1))
+
+    patch.set(_CommDataset, "__init__", init)
+
+
+_NO_CAMERA = (None, "")  # what a dataset says of an image whose camera is not known
+
+
+@_repair(
+    upstream="data/datasets/bases.py:139 (check_before_run), data/datasets/msmt17.py:58 and :99, "
+    "data/datasets/wildtracker.py:52 (os.listdir)",
+    symptom='a missing dataset is reported as `"x" is not found`, without the remedy; MSMT17 in a '
+    "folder of another name as `Dataset folder not found`, its lists as an error of open()",
     versions="all",
 )
 def _missing_dataset(patch: _Patches) -> None:
@@ -1798,12 +2059,71 @@ def _missing_dataset(patch: _Patches) -> None:
         try:
             original(self, required_files)
         except RuntimeError as error:
-            raise FileNotFoundError(
-                f"{type(self).__name__}: {error}. Set the environment variable FASTREID_DATASETS "
-                f"to the folder that holds the dataset (now {_data_build._root!r})."
-            ) from error
+            files = [required_files] if isinstance(required_files, str) else required_files
+            missing = next(path for path in files if not os.path.exists(path))
+            raise _no_dataset(type(self), missing) from error
 
     patch.set(_bases.Dataset, "check_before_run", check_before_run)
+    patch.set(_msmt17.MSMT17, "__init__", _finds_its_folder(_msmt17.MSMT17.__init__))
+    for kind in list(_data_build.DATASET_REGISTRY._obj_map.values()):
+        if kind.__module__.startswith("fastreid."):
+            patch.set(kind, "__init__", _names_the_root(kind.__init__))
+
+
+def _no_dataset(kind: type, missing: str | os.PathLike[str], accepted: Sequence[str] = ()
+                ) -> FileNotFoundError:
+    """What to say of a missing file or folder of a dataset.
+
+    Args:
+        kind: of the dataset.
+        missing: the path.
+        accepted: names that its last part may have, where there are several.
+    """
+    parent, name = os.path.split(os.path.abspath(missing))
+    while not os.path.isdir(parent):
+        parent, name = os.path.split(parent)
+    try:
+        there = sorted(entry for entry in os.listdir(parent) if not entry.startswith("."))
+    except OSError:
+        there = []
+    deeper = [path for entry in there for wanted in (accepted or [name])
+              if os.path.lexists(path := os.path.join(parent, entry, wanted))]
+    if deeper:
+        found = f"there is {shown(deeper[0])}"
+    else:
+        names = ", ".join(map(shown, there[:5])) + (", ..." if len(there) > 5 else "")
+        found = f"{shown(parent)} holds {names or 'nothing'}"
+    wanted = f" (accepted are {' and '.join(accepted)})" if accepted else ""
+    return FileNotFoundError(
+        f'{kind.__name__}: "{shown(missing)}" is not found{wanted}; {found}. Set the environment '
+        "variable FASTREID_DATASETS to the folder that holds the dataset (now "
+        f"{_data_build._root!r}).")
+
+
+def _finds_its_folder(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def init(self, root="datasets", **kwargs):
+        names = list(_msmt17.VERSION_DICT)
+        base = next((path for path in (os.path.join(root, name) for name in names)
+                     if os.path.exists(path)), None)
+        if base is None:
+            raise _no_dataset(type(self), os.path.join(root, names[-1]), names)
+        original(self, root, **kwargs)
+
+    return init
+
+
+def _names_the_root(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def init(self, *args, **kwargs):
+        try:
+            original(self, *args, **kwargs)
+        except FileNotFoundError as error:
+            if error.filename is None:  # said already
+                raise
+            raise _no_dataset(type(self), os.fsdecode(error.filename)) from error
+
+    return init
 
 
 _LABELS_IN_NAME = re.compile(r"([-\d]+)_c(\d)")
@@ -1903,6 +2223,29 @@ _UPRIGHT = {
     6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112  # the EXIF tag
+# Of images that are decoded: 16 K video is 15,360 wide, Pillow warns beyond so many pixels, and a
+# crop is nowhere near the ratio. Shorter ones cost nothing, whatever their ratio.
+MOST_SIDE, MOST_PIXELS = 16_384, 89_478_485
+MOST_RATIO, SHORT_SIDE = 100, 1024
+
+
+def check_dimensions(width: int, height: int) -> None:
+    """Refuses images that would take long to decode and to shrink, whatever their files' size.
+
+    Raises:
+        PIL.Image.DecompressionBombError: more than MOST_SIDE or MOST_PIXELS, or longer than
+            SHORT_SIDE and more than MOST_RATIO times as long as wide. Names size and limit.
+    """
+    longer, shorter = max(width, height), max(min(width, height), 1)
+    if longer > MOST_SIDE:
+        limit = f"a side may have {MOST_SIDE}"
+    elif longer > SHORT_SIDE and longer > MOST_RATIO * shorter:
+        limit = f"one longer than {SHORT_SIDE} may be {MOST_RATIO} times as long as wide"
+    elif width * height > MOST_PIXELS:
+        limit = f"an image may have {MOST_PIXELS}"
+    else:
+        return
+    raise Image.DecompressionBombError(f"{width} x {height} pixels; {limit}")
 
 
 def _read_image(file_name: str, format: str | None = None) -> Image.Image:
@@ -1915,6 +2258,7 @@ def _read_image(file_name: str, format: str | None = None) -> Image.Image:
         image = Image.open(file)
         if image.format == "EPS":
             raise ValueError("it is PostScript, a program, which is not run")
+        check_dimensions(*image.size)
         image.load()
         turn = _UPRIGHT.get(_orientation(image, file_name))
     image = _in_8_bit(image)
@@ -1956,7 +2300,8 @@ def _in_8_bit(image: Image.Image) -> Image.Image:
     upstream="data/data_utils.py:17-59 (read_image)",
     symptom="images that are not 8-bit RGB or grey: palette indexes are taken as grey values, CMYK "
     "and transparency are channels too many, 1-bit and 16-bit images are a TypeError; a damaged "
-    "PNG is read a second time after its error, as if it were whole; damaged EXIF data go unsaid",
+    "PNG is read a second time after its error, as if it were whole; damaged EXIF data go unsaid; "
+    "an image of 1 x 25,000,000 pixels, a file of 48 KB, takes half a minute",
     versions="all",
 )
 def _image_modes(patch: _Patches) -> None:
@@ -2215,6 +2560,9 @@ def _write_checkpoint(checkpointer, filename: str, data: dict) -> None:
     if path.name != filename:
         raise ValueError(f"{filename!r} is no file name: a checkpoint is saved in OUTPUT_DIR.")
     checkpointer.logger.info("Saving checkpoint to %s", path)
+    waiting = _new_configs.get(os.path.abspath(path.with_name(_RUN_CONFIG)))
+    if waiting is not None:  # of a script with a loop of its own
+        _write_run_config(checkpointer.save_dir, waiting)
     try:
         remove_leftovers(checkpointer.save_dir)
         write_atomically(path, functools.partial(torch.save, data))

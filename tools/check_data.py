@@ -102,6 +102,15 @@ def check_files(report: Report, data: Data) -> None:
 def say_left_out(report: Report, section: Section, data: Data) -> None:
     report.figures["left_out"] = {printable(suffix): number
                                   for suffix, number in data.left_out.items()}
+    report.figures["left_out_folders"] = {printable(name): number
+                                          for name, number in data.left_out_folders.items()}
+    if data.left_out_folders:
+        listed = ", ".join(f"{name} {number}"
+                           for name, number in report.figures["left_out_folders"].items())
+        section.lines.append(
+            f"Left out, in folders that systems keep thumbnails and deleted files in: "
+            f"{count(sum(data.left_out_folders.values()), 'image')} ({listed}). CAMERA_FOLDER."
+            "SYSTEM_FOLDERS read takes them.")
     if not data.left_out:
         return
     # where they are more than the images, the data set warns, which is advice
@@ -455,15 +464,19 @@ def read(args: argparse.Namespace, notes: Notes):
     with tqdm(total=len(items), desc="images", leave=False, disable=None) as bar:
         facts = inspect_images(images.paths, workers=args.workers, progress=bar.update)
     names, _ = short_names([str(name) for name in images.camera_names])
-    return cfg, Data(images.paths, images.camids, names, facts, left_out(cfg))
+    return cfg, Data(images.paths, images.camids, names, facts, *left_out(cfg))
 
 
-def left_out(cfg) -> dict:
-    """Files of each suffix that the datasets leave out, of those datasets that count them."""
-    found: Counter = Counter()
+def left_out(cfg) -> tuple[dict, dict]:
+    """Files of each suffix that the datasets leave out, of those datasets that count them, and
+    images in systems' folders, by the folders' names."""
+    files: Counter = Counter()
+    folders: Counter = Counter()
     for name in cfg.DATASETS.NAMES:
-        found.update(getattr(build_dataset(cfg, name), "left_out", {}))
-    return dict(found)
+        dataset = build_dataset(cfg, name)
+        files.update(getattr(dataset, "left_out", {}))
+        folders.update(getattr(dataset, "left_out_folders", {}))
+    return dict(files), dict(folders)
 
 
 def check(args: argparse.Namespace, report: Report, notes: Notes):

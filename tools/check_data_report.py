@@ -49,7 +49,8 @@ class Report:
 @dataclass
 class Data:
     """The training images: paths, cameras 0..C-1 and their names, facts of those that were read;
-    how many files of each suffix were left out, because they are no images by their names.
+    how many files of each suffix were left out, because they are no images by their names, and how
+    many images in the folders that systems keep for themselves, by the folders' names.
 
     ``rows`` of the facts; ``order``: rows of the readable ones in the order of their paths.
     """
@@ -59,6 +60,7 @@ class Data:
     names: list
     facts: Facts
     left_out: dict = field(default_factory=dict)
+    left_out_folders: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.rows = self.facts.rows

@@ -129,6 +129,11 @@ def run(args):
     Raises:
         SystemExit: with the sentence to say of a mistake.
     """
+    if not args.config_file:
+        misplaced = [word for word in args.opts if word.endswith((".yml", ".yaml"))]
+        sys.exit("train_net.py: --config-file is missing" + (
+            f": write it before {misplaced[0]}." if misplaced else
+            ", the file of a config, such as configs/OwnData/caureid.yml or Market/caureid.yml."))
     try:
         launch(main, args.num_gpus, num_machines=args.num_machines,
                machine_rank=args.machine_rank, dist_url=args.dist_url, args=(args,),

@@ -11,7 +11,7 @@ from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
 
 from ..compat import shown
-from .camera_source import SECTION, CameraSource
+from .camera_source import SECTION, CameraSource, alike_names
 from .labelled import Labelled, read_labelled
 from .listing import Listing, existing_folder, first_of, list_images, same_file_names
 
@@ -19,6 +19,9 @@ logger = logging.getLogger("fastreid.caureid")
 
 CAMERA_PREFIX = "camerafolder_"  # of every camera's name
 NO_IDENTITY = f"{CAMERA_PREFIX}unlabelled"  # of every training image
+SYSTEM_FOLDERS = ("skip", "read")
+# More cameras than this with fewer images each on average are hardly cameras: tracks, people, days.
+MANY_CAMERAS, FEW_IMAGES = 30, 100
 
 
 @DATASET_REGISTRY.register()
@@ -33,6 +36,7 @@ class CameraFolder(ImageDataset):
         source: where the cameras are read from.
         query, gallery: images to evaluate with, see :func:`.labelled.read_labelled`; both or
             neither.
+        system_folders: "skip" or "read", see :func:`.listing.list_images`.
         combineall: DATASETS.COMBINEALL, which needs identities to train on.
         **kwargs: the toolbox's; ``root`` is not used.
 
@@ -49,7 +53,8 @@ class CameraFolder(ImageDataset):
 
     @configurable
     def __init__(self, *, folder: str = "", source: CameraSource | None = None, query: str = "",
-                 gallery: str = "", combineall: bool = False, **kwargs: Any) -> None:
+                 gallery: str = "", system_folders: str = "skip", combineall: bool = False,
+                 **kwargs: Any) -> None:
         if combineall:
             raise ValueError(
                 f"DATASETS.COMBINEALL True adds the images to test with to those to train on, and "
@@ -59,7 +64,11 @@ class CameraFolder(ImageDataset):
             given, other = ("QUERY", "GALLERY") if query else ("GALLERY", "QUERY")
             raise ValueError(f"{SECTION}.{given} is {shown(query or gallery)}, but {SECTION}."
                              f"{other} is empty: an evaluation needs both.")
+        if system_folders not in SYSTEM_FOLDERS:
+            raise ValueError(f"{SECTION}.SYSTEM_FOLDERS {system_folders!r} is unknown, known are "
+                             f"{SYSTEM_FOLDERS}.")
         self.dataset_dir = folder
+        self._reads_system_folders = system_folders == "read"
         self._source = source or CameraSource()
         # the toolbox lists the images of its mode at once: "query" is empty until then
         self._places = "", ""
@@ -72,7 +81,7 @@ class CameraFolder(ImageDataset):
         source = CameraSource(camera=node.CAMERA, level=node.LEVEL, pattern=node.PATTERN,
                               csv=node.CSV, unmatched=node.UNMATCHED)
         return {"folder": node.ROOT, "source": source, "query": node.QUERY,
-                "gallery": node.GALLERY,
+                "gallery": node.GALLERY, "system_folders": node.SYSTEM_FOLDERS,
                 "combineall": cfg.DATASETS.COMBINEALL and cls.__name__ in cfg.DATASETS.NAMES}
 
     @property
@@ -92,17 +101,24 @@ class CameraFolder(ImageDataset):
         """
         return dict(sorted(self._listing.others.items()))
 
+    @property
+    def left_out_folders(self) -> dict[str, int]:
+        """How many images below ROOT lie in folders that systems keep for themselves, by the
+        folders' names; raises as ``left_out`` does."""
+        return dict(sorted(self._listing.system.items()))
+
     @functools.cached_property
     def _folder(self) -> str:
         return existing_folder(self.dataset_dir, f"{SECTION}.ROOT")
 
     @functools.cached_property
     def _listing(self) -> Listing:
-        return list_images(self._folder, f"{SECTION}.ROOT")
+        return list_images(self._folder, f"{SECTION}.ROOT",
+                           system_folders=self._reads_system_folders)
 
     @functools.cached_property
     def _labelled(self) -> Labelled:
-        return read_labelled(*self._places)
+        return read_labelled(*self._places, system_folders=self._reads_system_folders)
 
     @functools.cached_property
     def _cameras(self) -> list[str | None]:
@@ -137,6 +153,13 @@ class CameraFolder(ImageDataset):
                 logging.WARNING if others > len(listing.paths) else logging.INFO,
                 "%s: %d files below %s are no images by their names and are left out: %s.",
                 type(self).__name__, others, shown(self._folder), counts)
+        if self.left_out_folders:
+            logger.info(
+                "%s: %d images below %s are left out, in folders that systems keep thumbnails and "
+                "deleted files in: %s. %s.SYSTEM_FOLDERS read takes them.", type(self).__name__,
+                listing.system.total(), shown(self._folder),
+                ", ".join(f"{shown(name)} ({count})"
+                          for name, count in self.left_out_folders.items()), SECTION)
         for path, target in listing.loops:
             logger.warning("The link %s leads back to %s, in which it lies: it is not followed.",
                            shown(path), shown(target))
@@ -144,8 +167,17 @@ class CameraFolder(ImageDataset):
             logger.warning(
                 "%s.UNMATCHED skip leaves out %d of %d images, whose camera is not found (first: "
                 "%s).", SECTION, len(missing), len(listing.paths), shown(missing[0]))
+        self._warn_of_tiny_cameras()
         self._warn_of_overlap()
-        self._warn_of_unanswered()
+        self._warn_of_labels({f"{SECTION}.ROOT": {name for name in self._cameras if name}})
+
+    def _warn_of_tiny_cameras(self) -> None:
+        images, cameras = len(self.train), self.get_num_cams(self.train)
+        if cameras > MANY_CAMERAS and images < FEW_IMAGES * cameras:
+            logger.warning(
+                "%d images are of %d cameras, %.1f each: are these cameras, or tracks, people or "
+                "days? Images of one camera must have one name: %s", images, cameras,
+                images / cameras, self._source.how_to_change(self._folder, self._listing.paths))
 
     def _warn_of_overlap(self) -> None:
         tested = self._labelled.query + self._labelled.gallery if self._places[0] else []
@@ -159,13 +191,17 @@ class CameraFolder(ImageDataset):
                 "(first: %s).", len(both), len(tested), SECTION, first_of(both[:1]))
 
     def show_test(self) -> None:
-        """Logs the toolbox's table, and how many queries have no answer."""
+        """Logs the toolbox's table, and what is odd about the labels."""
         super().show_test()
-        self._warn_of_unanswered()
+        self._warn_of_labels({})
 
-    def _warn_of_unanswered(self) -> None:
-        if self._places[0] and self._labelled.unanswered:
+    def _warn_of_labels(self, places: dict[str, set[str]]) -> None:
+        """Warns of the labelled images, and of cameras that may be the same, there and in others'
+        ``places``."""
+        for text in self._labelled.warnings if self._places[0] else []:
+            logger.warning("%s", text)
+        if alike := alike_names(places | (self._labelled.cameras if self._places[0] else {})):
             logger.warning(
-                "%d of the %d images of %s.QUERY have no image of the same identity from another "
-                "camera in GALLERY: the evaluation leaves them out.",
-                self._labelled.unanswered, len(self._labelled.query), SECTION)
+                "Cameras that differ only in their spelling are different cameras: %s. If one is "
+                "meant, write it the same everywhere: images of the query's own camera are not "
+                "left out otherwise, and the figures are too good.", alike)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
 
 from ..compat import shown
-from .listing import first_of, read_rows, same_file_names
+from .listing import SHOWN, first_of, read_rows, same_file_names, why_gone
 
 SECTION = "CAMERA_FOLDER"
 SOURCES = ("folder", "pattern", "csv", "none")
@@ -17,13 +19,46 @@ UNMATCHED = ("error", "skip")
 USED_BY = {"level": ("folder",), "pattern": ("pattern",), "csv": ("csv",),
            "unmatched": ("folder", "pattern", "csv")}
 ONLY_CAMERA = "one"  # its name, where there is no other
+_WHOLE_NUMBER = re.compile(r"(-?)0*([0-9]+?)(?:\.0*)?")
 
 
 def plain_name(text: str) -> str:
-    """A camera's or identity's name; one that is a number without leading zeros: 01 is 1."""
-    if text.isascii() and text.isdigit():
-        return text.lstrip("0") or "0"
-    return text
+    """A camera's or identity's name; whole numbers in one spelling: 01 and 1.0 are 1.
+
+    pandas writes 1.0 where a column of numbers has a gap.
+    """
+    number = _WHOLE_NUMBER.fullmatch(text)
+    return number[1] + number[2] if number else text
+
+
+def spelling_key(name: str) -> str:
+    """What names have in common that differ in capitals, blanks, - and _, and leading zeros alone.
+
+    Signs between two numbers count: "1-2" is not "12". How Unicode composes a letter does not.
+    """
+    text = re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", name).casefold())
+    text = re.sub(r"(?<![0-9])0+(?=[0-9])", "", text)
+    return re.sub(r"(?<![0-9]) | (?![0-9])", "", text)
+
+
+def alike_names(places: Mapping[str, Collection[str]]) -> str:
+    """Names that differ only in their spelling, for a message; "" if there are none.
+
+    Args:
+        places: where names come from -> the names.
+
+    Example:
+        ``{"QUERY": ["Cam1"], "GALLERY": ["cam1", "2"]}`` gives
+        ``"'Cam1' (QUERY) and 'cam1' (GALLERY)"``.
+    """
+    found: dict[str, dict[str, list[str]]] = collections.defaultdict(dict)
+    for place, names in places.items():
+        for name in sorted(names):
+            found[spelling_key(name)].setdefault(name, []).append(place)
+    groups = [" and ".join(f"{name!r} ({', '.join(where)})" for name, where in group.items())
+              for group in found.values() if len(group) > 1]
+    more = f"; and {len(groups) - SHOWN} more" if len(groups) > SHOWN else ""
+    return "; ".join(groups[:SHOWN]) + more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,9 +179,24 @@ class CameraSource:
             missing = [row.cells[0] for row in gone]
             raise ValueError(
                 f"{key} {shown(self.csv)}: {len(gone)} of {len(rows)} rows name no image below "
-                f"{SECTION}.ROOT (line {gone[0].line} is the first): {first_of(missing)}. A path "
-                "is absolute, or seen from the folder of the CSV file.")
+                f"{SECTION}.ROOT (line {gone[0].line} is the first): {first_of(missing)}. "
+                f"{why_gone(missing)}")
         return [table[name][1] if name in table else None for name in images]
+
+    def how_to_change(self, root: str, paths: Sequence[str]) -> str:
+        """Which keys to change where the cameras are read wrongly; LEVELs that find fewer."""
+        if self.camera != "folder":
+            key = "CSV (its column camera)" if self.camera == "csv" else self.camera.upper()
+            return f"look at {SECTION}.{key}."
+        most = len(set(self.read(root, paths)))
+        found = {}
+        for level in (1, 2, 3):
+            names = set(dataclasses.replace(self, level=level).read(root, paths))
+            if None not in names and len(names) < most:
+                found[level] = len(names)
+        others = ", ".join(f"LEVEL {level} finds {count}" for level, count in found.items())
+        return (f"{SECTION}.LEVEL is {self.level}{f'; {others}' if others else ''}. See "
+                f"{SECTION}.CAMERA for other ways.")
 
     def why_not(self, root: str, missing: Sequence[str], total: int) -> str:
         """What to say of the images without a camera, and which keys to change."""

@@ -5,12 +5,25 @@ from __future__ import annotations
 import collections
 import csv
 import os
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..compat import IMAGE_SUFFIXES, shown
 
 SHOWN = 3  # paths that a message names
+# Cells of a table that hold nothing, in lower case: what programs write there.
+NOTHING = ("", "nan", "<na>", "none", "null", "#n/a")
+# Folders, in lower case, that NAS and desktop systems keep thumbnails and deleted files in; those
+# whose names begin with a dot are hidden anyway.
+SYSTEM_FOLDERS = frozenset((
+    "@eadir", "#recycle", "#snapshot", "@tmp", "@sharebin",  # Synology
+    "@recycle", "@recently-snapshot", "@upload_cache", "network recycle bin",  # QNAP
+    "~snapshot", "files_trashbin", "files_versions",  # NetApp, Nextcloud
+    "$recycle.bin", "recycler", "recycled", "system volume information",  # Windows
+    "__macosx", "network trash folder", "temporary items",  # macOS
+    "lost+found"))  # Linux
+_DISK_CHECK = re.compile(r"found\.[0-9]{3}")  # Windows, what it finds on a damaged disk
 
 
 class EmptyFolder(ValueError):
@@ -18,12 +31,14 @@ class EmptyFolder(ValueError):
 
 
 class Listing(NamedTuple):
-    """Images below a folder (sorted paths), the number of other files by suffix, and the links
-    that were not followed because they lead back to a folder above them, with that folder."""
+    """Images below a folder (sorted paths), the number of other files by suffix, the links that
+    were not followed because they lead back to a folder above them, with that folder, and the
+    number of images in systems' own folders, which are left out, by the folders' names."""
 
     paths: list[str]
     others: collections.Counter[str]
     loops: list[tuple[str, str]]
+    system: collections.Counter[str]
 
 
 class Row(NamedTuple):
@@ -59,26 +74,27 @@ def existing_folder(path: str, key: str) -> str:
     return folder
 
 
-def list_images(folder: str, key: str) -> Listing:
+def list_images(folder: str, key: str, *, system_folders: bool = False) -> Listing:
     """Every image below a folder, by its suffix; links are followed, hidden names left out.
 
     Args:
         folder: an existing one; the paths begin with it.
         key: what names it, for the messages.
+        system_folders: whether SYSTEM_FOLDERS below it are searched as well.
 
     Raises:
         ValueError: a folder cannot be read, or is reached in two ways, so that its images would
             count twice.
         EmptyFolder: there is no image.
     """
-    found = Listing([], collections.Counter(), [])
+    found = Listing([], collections.Counter(), [], collections.Counter())
     seen: dict[str, str] = {}  # real path -> the path that it was reached by
     waiting = [folder]
     while waiting:
         path = waiting.pop()
         first = seen.setdefault(os.path.realpath(path), path)
         if first == path:
-            waiting += _list_folder(path, key, found)
+            waiting += _list_folder(path, key, found, system_folders)
         elif path.startswith(os.path.join(first, "")):
             found.loops.append((path, first))
         else:
@@ -86,16 +102,18 @@ def list_images(folder: str, key: str) -> Listing:
                 f"{shown(path)} and {shown(first)} below {key} are the same folder, whose images "
                 "would count twice: remove the link.")
     if not found.paths:
+        system = (f" {found.system.total()} image(s) in folders of the system were left out: "
+                  f"{first_of(sorted(found.system))}." if found.system else "")
         raise EmptyFolder(
             f"{key} {shown(folder)} holds no image: {len(seen)} folder(s) and "
             f"{found.others.total()} other file(s) were looked at. An image's name ends in "
-            f"{', '.join(IMAGE_SUFFIXES)}, in capitals too.")
+            f"{', '.join(IMAGE_SUFFIXES)}, in capitals too.{system}")
     found.paths.sort()
     found.loops.sort()
     return found
 
 
-def _list_folder(folder: str, key: str, found: Listing) -> list[str]:
+def _list_folder(folder: str, key: str, found: Listing, system_folders: bool) -> list[str]:
     """Adds a folder's files to ``found``; returns the folders in it, real ones last."""
     try:
         with os.scandir(folder) as entries:
@@ -108,7 +126,10 @@ def _list_folder(folder: str, key: str, found: Listing) -> list[str]:
     for entry in visible:
         suffix = os.path.splitext(entry.name)[1].lower()
         if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
-            folders.append(entry.path)
+            if system_folders or not _is_systems(entry.name):
+                folders.append(entry.path)
+            else:
+                found.system[entry.name] += _count_images(entry.path)
         elif suffix in IMAGE_SUFFIXES:
             found.paths.append(entry.path)
         else:
@@ -116,17 +137,28 @@ def _list_folder(folder: str, key: str, found: Listing) -> list[str]:
     return folders
 
 
+def _is_systems(name: str) -> bool:
+    return name.lower() in SYSTEM_FOLDERS or _DISK_CHECK.fullmatch(name.lower()) is not None
+
+
+def _count_images(folder: str) -> int:
+    """Images below a folder, of what this user may list."""
+    return sum(os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+               for _, _, names in os.walk(folder) for name in names)
+
+
 def read_rows(path: str, columns: Sequence[str], key: str) -> list[Row]:
     """Rows of a CSV file with a header line, their first cell a path seen from the file's folder.
 
     Args:
-        path: UTF-8, with or without a byte order mark; cells separated by commas.
+        path: UTF-8, with or without a byte order mark; cells separated by commas. Paths in it may
+            have the backslashes of Windows.
         columns: those to read, "path" first; others in the file are left out.
         key: what names the file, for the messages.
 
     Raises:
         ValueError: the file cannot be read, a column is missing, a row has more or fewer cells
-            than the header, or an empty one (names the lines).
+            than the header, or one that holds nothing (names the lines).
     """
     where = f"{key} {shown(path)}"
     rows = _parse(path, where)
@@ -143,12 +175,55 @@ def read_rows(path: str, columns: Sequence[str], key: str) -> list[Row]:
     places = [header.index(name) for name in columns]
     chosen = [Row(row.line, [row.cells[place].strip() for place in places]) for row in rows[1:]]
     for place, name in enumerate(columns):
-        _refuse([row for row in chosen if not row.cells[place]], len(chosen), where,
-                f"no {name}: every row needs one, fill it in or remove the row")
+        _refuse([row for row in chosen if row.cells[place].lower() in NOTHING], len(chosen), where,
+                f"no {name} (an empty cell, nan or the like): fill it in, or remove the row")
     folder = os.path.dirname(path)
     for row in chosen:
-        row.cells[0] = os.path.join(folder, os.path.expanduser(row.cells[0]))
+        row.cells[0] = _find(row.cells[0], folder)
     return chosen
+
+
+def _find(path: str, folder: str) -> str:
+    """A path as seen from a folder; with / for backslashes where only then it names something."""
+    found = os.path.join(folder, os.path.expanduser(path))
+    if "\\" in path and not os.path.lexists(found):
+        other = os.path.join(folder, os.path.expanduser(path.replace("\\", "/")))
+        if os.path.lexists(other):
+            return other
+    return found
+
+
+def why_gone(paths: Sequence[str]) -> str:
+    """How a table's paths are read, and what may be wrong with those that name no image."""
+    text = "A path is absolute, or seen from the folder of the CSV file."
+    if any(re.search(r"(?:^|/)(?:[A-Za-z]:|\\\\|//)", path) for path in paths):
+        text += (" With a drive (C:) or a server (\\\\name) a path is one of Windows, which this "
+                 "system does not know: write it as seen from the CSV file.")
+    elif any("\\" in path for path in paths):
+        text += (" Backslashes are taken for / where the file is there then: look at the folder "
+                 "that they begin in.")
+    if other := _in_other_case(paths[0]):
+        text += f" There is {shown(other)}: capitals count."
+    return text
+
+
+def _in_other_case(path: str) -> str:
+    """What is there of a path's name but for capitals, "" if nothing."""
+    if os.path.lexists(path):
+        return ""
+    found = os.sep if os.path.isabs(path) else os.curdir
+    for part in path.replace("\\", "/").split("/"):
+        step = os.path.join(found, part)
+        if not os.path.lexists(step):
+            try:
+                same = [name for name in os.listdir(found) if name.lower() == part.lower()]
+            except OSError:
+                return ""
+            if not same:
+                return ""
+            step = os.path.join(found, min(same))
+        found = step
+    return os.path.normpath(found)
 
 
 def _parse(path: str, where: str) -> list[Row]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from caureid_plugin import compat
+from caureid_plugin.data import UnlabelledImages
 from fastreid.config import configurable
 from fastreid.data import build as data_build
 from fastreid.data import data_utils
@@ -16,6 +17,7 @@ from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
 from fastreid.data.datasets.dukemtmcreid import DukeMTMC
 from fastreid.data.datasets.market1501 import Market1501
+from fastreid.data.datasets.msmt17 import MSMT17
 from fastreid.data.transforms import build_transforms
 from PIL import Image
 
@@ -61,6 +63,58 @@ def test_a_missing_dataset_or_subset_names_folder_and_remedy(tiny_market, tmp_pa
         Market1501(root=str(tiny_market))
 
 
+@pytest.mark.parametrize("made, missing, there", [
+    (["x/readme.txt"], "MSMT17_V2", "{root} holds x"), ([], "MSMT17_V2", "{root} holds nothing"),
+    (["msmt17/MSMT17_V2/list_train.txt"], "MSMT17_V2", "there is {root}/msmt17/MSMT17_V2"),
+    (["MSMT17/train/a.jpg"], "MSMT17_V2", "{root} holds MSMT17")])
+def test_msmt17_in_another_folder(tmp_path, made, missing, there):
+    for name in made:
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    with pytest.raises(FileNotFoundError) as caught:
+        MSMT17(root=str(tmp_path))
+    for part in (f'"{tmp_path / missing}" is not found', "MSMT17_V1 and MSMT17_V2",
+                 there.format(root=tmp_path), "FASTREID_DATASETS"):
+        assert part in str(caught.value)
+    with compat.without("missing_dataset"), pytest.raises(AssertionError, match="folder not found"):
+        MSMT17(root=str(tmp_path))
+
+
+def test_msmt17_without_a_list(tmp_path):
+    base = tmp_path / "MSMT17_V1"
+    (base / "train").mkdir(parents=True)
+    (base / "test").mkdir()
+    for name, line in (("train", "0000/0000_000_01_0303morning_0008_0.jpg 0"), ("val", ""),
+                       ("query", "0001/0001_000_02_0303morning_0008_0.jpg 1"),
+                       ("gallery", "0001/0001_000_03_0303morning_0008_0.jpg 1")):
+        with pytest.raises(FileNotFoundError, match=rf'MSMT17: "{base}/list_{name}.txt" is not '
+                                                    r"found; .* FASTREID_DATASETS"):
+            MSMT17(root=str(tmp_path))
+        (base / f"list_{name}.txt").write_text(line and line + "\n")
+    dataset = MSMT17(root=str(tmp_path))
+    assert [item[1:] for item in dataset.train] == [("msmt17_0", "msmt17_0")]
+    assert [item[2] for item in dataset.query + dataset.gallery] == [1, 2]
+
+
+@pytest.mark.parametrize("name", sorted(
+    name for name, kind in DATASET_REGISTRY._obj_map.items()
+    if kind.__module__.startswith("fastreid.")))
+def test_every_missing_dataset_names_folder_and_remedy(tmp_path, name):
+    (tmp_path / "other").mkdir()
+    with pytest.raises(FileNotFoundError) as caught:
+        DATASET_REGISTRY.get(name)(root=str(tmp_path)).train
+    for part in (f'{name}: "{tmp_path}/', "is not found", f"{tmp_path} holds other",
+                 "FASTREID_DATASETS"):
+        assert part in str(caught.value)
+
+
+def test_a_dataset_that_lies_one_folder_deeper_is_named(tmp_path):
+    found = tmp_path / "duke" / "DukeMTMC-reID"
+    found.mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=f"there is {found}"):
+        DukeMTMC(root=str(tmp_path))
+
+
 def test_an_empty_folder_is_named(tiny_cfg, tiny_market):
     for path in (tiny_market / "Market-1501-v15.09.15" / "bounding_box_train").iterdir():
         path.unlink()
@@ -82,6 +136,79 @@ class TrainingOnly(ImageDataset):
 def test_a_dataset_for_training_alone_can_be_combined():
     # DATASETS.COMBINEALL reads the empty test subsets too
     assert paths(TrainingOnly(combineall=True).train) == ["a.jpg", "b.jpg"]
+
+
+class ForTestsAlone(ImageDataset):
+    """Like PartialREID of the toolbox's projects, with subsets that need be no lists."""
+
+    query_items = ("d.jpg", 7, 0), ("c.jpg", 8, 1)
+    gallery_items = (("b.jpg", 7, 1),)
+    kind = list
+
+    def __init__(self, root="", **kwargs):
+        super().__init__([], self.kind(self.query_items), self.kind(self.gallery_items), **kwargs)
+
+
+class ListedLater(ForTestsAlone):
+    """Its folder of training images is empty, which nobody asks for."""
+
+    def __init__(self, root="", **kwargs):
+        ImageDataset.__init__(self, list, lambda: self.query_items,
+                              lambda: iter(self.gallery_items), **kwargs)
+
+
+@pytest.mark.parametrize("dataset, kind", [
+    (ForTestsAlone, list), (ForTestsAlone, tuple), (ForTestsAlone, iter), (ListedLater, None)])
+def test_a_dataset_for_testing_alone_has_a_test_loader(tiny_cfg, monkeypatch, dataset, kind):
+    monkeypatch.setattr(ForTestsAlone, "kind", kind)
+    name = dataset.__name__
+    monkeypatch.setitem(DATASET_REGISTRY._obj_map, name, dataset)
+    loader, queries = data_build.build_reid_test_loader(tiny_cfg, dataset_name=name)
+    assert queries == 2 and paths(loader.dataset.img_items) == ["c.jpg", "d.jpg", "b.jpg"]
+    tiny_cfg.DATASETS.NAMES = (name,)  # and no training loader
+    with pytest.raises(ValueError, match=f"{name} found no image for its subset 'train'"
+                                         ".*take it out of DATASETS.NAMES"):
+        data_build.build_reid_train_loader(tiny_cfg)
+    combined = dataset(combineall=True).train
+    assert sorted(paths(combined)) == ["b.jpg", "c.jpg", "d.jpg"]
+
+
+@pytest.mark.parametrize("kind", [list, tuple, iter])
+def test_subsets_of_any_kind_are_sorted(kind):
+    items = [["b.jpg", "p_1", "c_0"], (Path("a.jpg"), "p_0", "c_1")]
+    dataset = ImageDataset(kind(items), [], [])
+    assert paths(dataset.train) == [Path("a.jpg"), "b.jpg"] and dataset.train is dataset.train
+
+
+@pytest.mark.parametrize("cameras, expected", [
+    (["c_1", None, "c_0", ""], [1, -1, 0, -1]), ([None] * 4, [-1] * 4), ([3, None, 3, 5],
+                                                                         [0, -1, 0, 1])])
+def test_supervised_training_needs_no_cameras(tiny_cfg, monkeypatch, tmp_path, cameras, expected):
+    items = [(str(tmp_path / f"{i}.jpg"), f"p_{i % 2}", camera)
+             for i, camera in enumerate(cameras)]
+    for path, *_ in items:
+        Image.new("RGB", (16, 32)).save(path)
+
+    class Unseen(ImageDataset):
+        def __init__(self, root="", **kwargs):
+            super().__init__(list(items), [], [], **kwargs)
+
+    monkeypatch.setitem(DATASET_REGISTRY._obj_map, Unseen.__name__, Unseen)
+    tiny_cfg.merge_from_list(["DATASETS.NAMES", (Unseen.__name__,), "MODEL.DEVICE", "cpu",
+                              "DATALOADER.SAMPLER_TRAIN", "TrainingSampler"])
+    images = data_build.build_reid_train_loader(tiny_cfg).dataset
+    assert [images[i]["camids"] for i in range(4)] == expected
+    assert [images[i]["targets"] for i in range(4)] == [0, 1, 0, 1]
+    assert images.num_cameras == max(expected) + 1 and images.img_items == items
+    with compat.without("unknown_cameras"):
+        if len(set(cameras)) > 1:
+            with pytest.raises(TypeError, match="not supported between"):
+                data_build.build_reid_train_loader(tiny_cfg)
+        else:
+            images = data_build.build_reid_train_loader(tiny_cfg).dataset
+            assert images.num_cameras == 1
+    with pytest.raises(ValueError, match="0.jpg|1.jpg"):  # which needs every image's
+        UnlabelledImages([(path, camera) for path, _, camera in items], None)
 
 
 # ------------------------------------------------------------------------ single images ----

@@ -21,7 +21,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from caureid_plugin import compat
 from caureid_plugin.data import UnlabelledImages, build_extraction_loader
+from fastreid.data import data_utils
 from fastreid.data.common import CommDataset
 from fastreid.data.datasets.market1501 import Market1501
 from fastreid.data.transforms import build_transforms
@@ -272,6 +274,30 @@ def test_pillows_limit_of_pixels_warns_and_twice_the_limit_is_refused(tmp_path, 
         assert np.array_equal(both_datasets(path)[0][0]["images"], COLOURS)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 11)
     assert_refused(path, Refused("too large .*24 pixels", "Scale it down"))
+
+
+@pytest.mark.parametrize("width, height, says", [
+    (1, 16_385, "1 x 16385 pixels; a side may have 16384"), (16_385, 300, "a side may have 16384"),
+    (10, 1025, "10 x 1025 pixels; one longer than 1024 may be 100 times as long as wide"),
+    (1101, 11, "longer than 1024"), (9460, 9460, "may have 89478485"), (1, 1024, ""),
+    (11, 1100, ""), (16_384, 164, "")])
+def test_long_and_large_images_are_refused_before_they_are_decoded(
+        tmp_path, monkeypatch, width, height, says):
+    path = tmp_path / "a.png"
+    Image.new("L", (width, height)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # what is tested here is not Pillow's
+    if not says:
+        assert data_utils.read_image(str(path)).size == (width, height)
+        return
+    with compat.without("image_modes"):
+        if width * height < 10 ** 7:
+            assert data_utils.read_image(str(path)).size == (width, height)
+
+    def load(image):
+        raise AssertionError("it was decoded")
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", load)
+    assert_refused(path, Refused(f"too large .*{says}", "Scale it down"))
 
 
 def test_memory_that_runs_out(tmp_path, monkeypatch):

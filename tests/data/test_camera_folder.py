@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from caureid_plugin import build_dataset, compat, training_images
 from caureid_plugin.data import CAMERA_PREFIX
+from caureid_plugin.data.camera_source import alike_names, plain_name
 from fastreid.data import build_reid_test_loader, build_reid_train_loader
 from PIL import Image
 
@@ -315,6 +316,8 @@ ROWS = [[f"../crops/{name}", f"cam{i}"] for i, name in enumerate(IMAGES)]
     ([*ROWS, [*ROWS[1][:1], "other"]], [IMAGES[1], "twice", "cam1 in line 3", "other in line 6"]),
     ([*ROWS[:3], ["../crops/south/gate/d.webp", " "]], ["1 of 4 rows", "no camera", "line 5"]),
     ([*ROWS[:3], ["", "cam"]], ["1 of 4 rows", "no path", "line 5"]),
+    ([*ROWS[:2], *([ROWS[3][0], text] for text in ("nan", "None", "<NA>"))],
+     ["3 of 5 rows", "no camera", "line 4, 5, 6"]),
     ([*ROWS, ["a", "b", "c"], ["d"]], ["2 of 7 rows", "not the 2 cells", "line 6, 7"])])
 def test_tables_that_do_not_fit(own, root, rows, says):
     file = table(root, *rows)
@@ -425,6 +428,7 @@ HEADER = ["path", "identity", "camera"]
     ([["query/17_c1.jpg", "", "1"], ["query/0002_c1s1_0.jpg", "2", "1"],
       ["query/0002_c12s1_0.png", " ", "2"]], ["2 of 3 rows have no identity", "line 2, 4"]),
     ([["query/17_c1.jpg", "17", ""]], ["1 of 1 rows have no camera"]),
+    ([["query/17_c1.jpg", "NaN", "1"]], ["1 of 1 rows have no identity", "nan or the like"]),
     ([["query/x.jpg", "17", "1"]], ["1 of 1 rows name no file", "query/x.jpg", "line 2"]),
     ([["query/17_c1.jpg", "17", "1"], ["query/17_c1.jpg", "18", "1"]],
      ["17_c1.jpg twice", "line 3"]),
@@ -472,6 +476,209 @@ def test_queries_some_of_which_nothing_answers(own, tmp_path, labelled, logged, 
 def test_labelled_images_among_the_training_images(own, root, labelled, warning):
     own(**labelled, LEVEL=1, ROOT=root.parent).show_train()
     assert "7 of the 7 images of CAMERA_FOLDER.QUERY and GALLERY" in warning()
+
+
+# ----------------------------------------------------------------------- names of cameras ----
+
+
+def test_whole_numbers_are_one_name_in_every_spelling():
+    spellings = ["1", "01", "1.0", "001.00", "1."]
+    assert {plain_name(text) for text in spellings} == {"1"}
+    assert [plain_name(text) for text in ("-1.0", "-01", "000", "10.0", "1.5", "1.0.0", "c1.0",
+                                          "", "1,0", ".0")] == [
+        "-1", "-1", "0", "10", "1.5", "1.0.0", "c1.0", "", "1,0", ".0"]
+
+
+@pytest.mark.parametrize("first, second, alike", [
+    ("Cam1", "cam1", True), ("cam 1", "cam_01", True), ("gate-north", "GateNorth", True),
+    ("Tu\u0308r", "T\u00fcr", True), ("cam1", "cam 2", False), ("cam1-2", "cam12", False),
+    ("cam10", "cam1", False), ("1.5", "15", False), ("\udcff", "\udcfe", False)])
+def test_names_that_differ_only_in_spelling(first, second, alike):
+    expected = f"{first!r} (A) and {second!r} (B)" if alike else ""
+    assert alike_names({"A": [first, "other"], "B": [second]}) == expected
+
+
+@pytest.fixture
+def tables(own, tmp_path, labelled):
+    """Builds the dataset with a query and a gallery of (name, identity, camera)."""
+    def build(query, gallery, **keys):
+        names = {"q": query, "g": gallery}
+        for name, rows in names.items():
+            touch(tmp_path, *(row[0] for row in rows))
+            write_csv(tmp_path / f"{name}.csv", HEADER, *rows)
+        return own(QUERY=tmp_path / "q.csv", GALLERY=tmp_path / "g.csv", **keys)
+
+    return build
+
+
+def test_a_camera_that_pandas_wrote_is_the_same_camera(tables):
+    """1.0 against 1: images of the query's own camera must have its number, to be left out."""
+    dataset = tables([["a.jpg", "7.0", "1.0"]], [
+        ["b.jpg", "7", "1"], ["c.jpg", "07", "2"], ["d.jpg", "-1.0", "2"]])
+    ((_, who, seen_by),) = dataset.query
+    assert by_name(dataset.gallery) == {"b.jpg": [who, seen_by], "c.jpg": [who, 1 - seen_by]}
+
+
+def test_names_in_several_spellings_are_reported(tables, root, logged):
+    (root / "Gate_1").mkdir()
+    touch(root, "Gate_1/x.jpg")
+    dataset = tables([["a.jpg", "Ann", "Cam1"], ["b.jpg", "bob", "gate 01"]], [
+        ["c.jpg", "Ann", "cam1"], ["d.jpg", "Bob", "3"], ["e.jpg", "bob", "3"],
+        ["f.jpg", "bob", "gate 01"]])
+    dataset.show_test()
+    (who, cameras) = [r.getMessage() for r in logged.records if r.levelno == logging.WARNING]
+    assert "'bob' (CAMERA_FOLDER.QUERY, CAMERA_FOLDER.GALLERY) and 'Bob' (CAMERA_FOLDER." in who
+    assert "'Cam1' (CAMERA_FOLDER.QUERY) and 'cam1' (CAMERA_FOLDER.GALLERY)" in cameras
+    assert "Gate" not in cameras  # no training image is listed to evaluate
+    logged.clear()
+    dataset.show_train()
+    text = [r.getMessage() for r in logged.records if r.levelno == logging.WARNING][-1]
+    assert "'Cam1'" in text and "'Gate_1' (CAMERA_FOLDER.ROOT) and 'gate 01' (" in text
+
+
+def test_training_cameras_in_several_spellings_are_reported(own, root, warning):
+    touch(root, "North/x.jpg")
+    own().show_train()
+    assert "'North' (CAMERA_FOLDER.ROOT) and 'north' (CAMERA_FOLDER.ROOT)" in warning()
+
+
+def test_query_and_gallery_without_a_common_camera(tables, warning):
+    tables([["a.jpg", "1", "cam1"]], [["b.jpg", "1", "1"], ["c.jpg", "1", "2"]]).show_test()
+    assert "no camera in common (cam1; 1, 2)" in warning()
+
+
+def test_one_file_as_query_and_answer(tables):
+    """It is left out as an image of the query's camera, unless its labels differ."""
+    same = [["a.jpg", "1", "x"]]
+    dataset = tables(same, [*same, ["b.jpg", "1", "y"]])
+    assert len(dataset.gallery) == 2
+    for row in (["a.jpg", "1", "y"], ["a.jpg", "2", "x"]):
+        dataset = tables(same, [row, ["b.jpg", "1", "z"]])
+        refused(lambda dataset=dataset: dataset.query, "CAMERA_FOLDER.QUERY and", "a.jpg",
+                f"identity {row[1]!r} and camera {row[2]!r}", "correct the labels")
+
+
+def test_one_camera_is_evaluated_as_two_sets(tables, warning):
+    dataset = tables([["a.jpg", "ann", "hall"], ["b.jpg", "bob", "hall"]],
+                     [["c.jpg", "ann", "hall"], ["d.jpg", "bob", "hall"]], CAMERA="none")
+    assert [camera for _, _, camera in dataset.query] == [0, 0]
+    assert [camera for _, _, camera in dataset.gallery] == [1, 1]
+    dataset.show_test()
+    assert "of one camera, 'hall'" in warning() and "two sets" in warning()
+
+
+def test_one_camera_is_evaluated_as_two_folders(own, tmp_path):
+    dataset = own(QUERY=touch(tmp_path / "q", "2_c1_a.jpg"),
+                  GALLERY=touch(tmp_path / "g", "0002_c01_b.jpg", "3_c1.jpg"))
+    assert [item[1:] for item in dataset.query] == [(0, 0)]
+    assert [item[1:] for item in dataset.gallery] == [(0, 1), (1, 1)]
+
+
+def test_one_camera_whose_query_lies_in_the_gallery(tables, tmp_path):
+    """It would find itself."""
+    touch(tmp_path, "a.jpg")
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "a.jpg")
+    for name in ("a.jpg", "link.jpg"):
+        dataset = tables([["a.jpg", "1", "x"]], [[name, "1", "x"], ["b.jpg", "1", "x"]])
+        refused(lambda dataset=dataset: dataset.query, "1 of the 1 images of CAMERA_FOLDER.QUERY",
+                "a.jpg", "one camera", "into one of them alone")
+
+
+# ----------------------------------------------------------------------- systems' folders ----
+
+
+THUMBNAILS = ["north/@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg", "north/@eaDir/a.jpg/X.png",
+              "@eaDir/y.jpg", "#recycle/old/z.jpg", "$RECYCLE.BIN/S-1-5/z.jpg", "FOUND.000/z.jpg",
+              "lost+found/1.jpg", "__MACOSX/north/1.jpg", ".thumbnails/1.jpg", "@eaDir/notes.txt"]
+
+
+def test_folders_of_the_system_are_left_out(own, root, logged):
+    touch(root, *THUMBNAILS)
+    dataset = own()
+    assert sorted(cameras(dataset, root)) == IMAGES and dataset.left_out == {}
+    assert dataset.left_out_folders == {"#recycle": 1, "$RECYCLE.BIN": 1, "@eaDir": 3,
+                                        "FOUND.000": 1, "__MACOSX": 1, "lost+found": 1}
+    dataset.show_train()
+    (text,) = [r.getMessage() for r in logged.records if "SYSTEM_FOLDERS" in r.getMessage()]
+    assert "8 images below" in text and "@eaDir (3)" in text
+    assert len(own(SYSTEM_FOLDERS="read").train) == len(IMAGES) + 8
+    refused(lambda: own(SYSTEM_FOLDERS="no"), "CAMERA_FOLDER.SYSTEM_FOLDERS 'no'", "known are")
+
+
+def test_a_folder_of_the_system_may_be_the_root_or_closed(own, root, tmp_path, monkeypatch):
+    touch(tmp_path / "@eaDir", "north/a.jpg")
+    assert len(own(ROOT=tmp_path / "@eaDir").train) == 1
+    (root / "lost+found").mkdir()
+    original = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("lost+found"):
+            raise PermissionError(13, "Permission denied", path)
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert len(own(ROOT=root).train) == len(IMAGES)
+
+
+def test_folders_of_the_system_hold_no_labels_and_nothing_else(own, labelled, tmp_path):
+    touch(labelled["GALLERY"], "@eaDir/0002_c1s1_1.webp/SYNOPHOTO_THUMB_M.jpg")
+    assert len(own(**labelled).gallery) == 4
+    touch(tmp_path / "thumbs", "north/@eaDir/x.jpg")
+    refused(lambda: own(ROOT=tmp_path / "thumbs").train, "holds no image",
+            "1 image(s) in folders of the system were left out: @eaDir")
+
+
+# --------------------------------------------------------------- tables of Windows, tracks ----
+
+
+def test_backslashes_of_windows(own, root, tables, tmp_path):
+    rows = [[rf"..\crops\{name}".replace("/", "\\"), i] for i, name in enumerate(IMAGES)]
+    rows[0][0] = rf".\../crops\{IMAGES[0]}"  # both signs
+    found = cameras(own(CAMERA="csv", CSV=table(root, *rows)), root)
+    assert list(found.values()) == ["0", "1", "2", "3"]
+    (root / "back\\slash.jpg").touch()  # a name of this system's
+    rows.append([r"../crops/back\slash.jpg", 4])
+    assert "back\\slash.jpg" in cameras(own(CAMERA="csv", CSV=table(root, *rows)), root)
+    touch(tmp_path, "people/x.jpg", "people/y.jpg")
+    write_csv(tmp_path / "w.csv", HEADER, [r"people\x.jpg", "1", "a"])
+    write_csv(tmp_path / "v.csv", HEADER, [r"people\y.jpg", "1", "b"])
+    dataset = own(QUERY=tmp_path / "w.csv", GALLERY=tmp_path / "v.csv", CAMERA="folder", CSV="")
+    assert by_name(dataset.query) == {"x.jpg": [0, 0]}
+
+
+@pytest.mark.parametrize("path, says", [
+    (r"C:\crops\a.jpg", "a drive (C:)"), ("D:/crops/a.jpg", "a drive (C:)"),
+    (r"\\nas\crops\a.jpg", "a server"), (r"wrong\a.jpg", "Backslashes are taken for /"),
+    (r"..\CROPS\south\gate\D.webp", "/crops/south/gate/d.webp: capitals count"),
+    ("../crops/south/Gate/d.webp", "/crops/south/gate/d.webp: capitals count")])
+def test_paths_of_windows_that_name_nothing(own, root, path, says):
+    refused(lambda: own(CAMERA="csv", CSV=table(root, *ROWS, [path, "x"])).train,
+            "1 of 5 rows name no image", path.split("\\")[-1], says)
+    write_csv(root.parent / "tables" / "q.csv", HEADER, [path, "1", "x"])
+    refused(lambda: own(CAMERA="folder", CSV="", QUERY=root.parent / "tables" / "q.csv",
+                        GALLERY=root.parent / "tables" / "q.csv").query,
+            "1 of 1 rows name no file", says)
+
+
+@pytest.mark.parametrize("keys, says", [
+    ({"LEVEL": -1}, "LEVEL is -1; LEVEL 1 finds 2."),
+    ({"LEVEL": 2}, "LEVEL is 2; LEVEL 1 finds 2."),
+    ({"CAMERA": "pattern", "PATTERN": "track_([0-9]+)"}, "CAMERA_FOLDER.PATTERN")])
+def test_tracks_that_are_taken_for_cameras(own, tmp_path, warning, keys, says):
+    root = touch(tmp_path / "tracks", *(f"{camera}/track_{number}/{frame}.jpg" for camera in "ab"
+                                        for number in range(25) for frame in range(3)))
+    touch(root, *(f"b/track_{number}/0.jpg" for number in range(25, 31)))
+    own(ROOT=root, **keys).show_train()
+    assert "156 images are of 31 cameras, 5.0 each" in warning() and says in warning()
+
+
+def test_a_few_small_cameras_or_many_large_ones_are_cameras(own, tmp_path, logged):
+    few = touch(tmp_path / "few", *(f"{camera}/{i}.jpg" for camera in range(30) for i in range(2)))
+    own(ROOT=few).show_train()
+    many = touch(tmp_path / "many", *(f"{camera}/{i}.jpg" for camera in range(31)
+                                      for i in range(100)))
+    own(ROOT=many).show_train()
+    assert not [r for r in logged.records if r.levelno == logging.WARNING]
 
 
 # ------------------------------------------------------------------------- odd file names ----

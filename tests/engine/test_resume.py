@@ -277,9 +277,11 @@ def said(messages, part):
     return any(part in text for text in messages)
 
 
-def test_another_seed_is_warned_about(start, resumed, messages):
+def test_another_seed_is_warned_about_where_no_config_tells(start, resumed, tmp_path, messages):
     start(*OPTIONS, *SHORT, 1).train()
+    (tmp_path / "out" / "config.yaml").unlink()
     resumed(*SHORT, 2, "SEED", 4)
+    assert said(messages, "There is no config.yaml in OUTPUT_DIR")
     assert said(messages, "neither the one run nor the other")
 
 
@@ -329,8 +331,9 @@ def test_rows_of_another_file_are_left_alone(start, resumed, tmp_path, messages,
 
 
 @pytest.mark.parametrize("step", [1, 3])
-def test_epochs_of_another_length_do_not_go_on(start, resumed, step):
+def test_epochs_of_another_length_do_not_go_on(start, resumed, tmp_path, step):
     stopped(start(*OPTIONS, "DATASETS.TESTS", ()), step)
+    (tmp_path / "out" / "config.yaml").unlink()
     with pytest.raises(ValueError, match="3 steps an epoch, and this one has 5.*ITERS_PER_EPOCH 3"):
         resumed("SOLVER.ITERS_PER_EPOCH", 5)
 

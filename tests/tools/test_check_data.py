@@ -22,9 +22,9 @@ import check_data_page
 import check_data_report
 import choose_eps
 from helpers.page import Page, picture
-from helpers.tiny import KEYS, write_crops
+from helpers.tiny import KEYS, OWN_CONFIG, write_crops
 
-OWN = ["--config-file", "OwnData/caureid_plain.yml"]
+OWN = ["--config-file", OWN_CONFIG]
 SMALL = """
 MODEL.DEVICE cpu MODEL.BACKBONE.FEAT_DIM 16 MODEL.HEADS.CAMSEP.REDUCTION 4 MODEL.BN_GROUP_SIZE 8
 INPUT.SIZE_TRAIN [32,16] INPUT.SIZE_TEST [32,16] SOLVER.IMS_PER_BATCH 16 DATALOADER.NUM_WORKERS 0
@@ -143,6 +143,36 @@ def test_files_that_are_no_images_are_counted(check, tiny_crops):
     (tiny_crops / "north" / "1.heic").write_bytes(b"x")  # more than there are images
     advice, = texts(check(), "advice")
     assert "25" in advice and ".heic" in advice and "left out" in advice
+
+
+def test_thumbnails_and_bins_are_left_out_and_counted(check, tiny_crops):
+    for name in ("south/@eaDir/00.png/M.jpg", "south/@eaDir/00.png/S.jpg", "#recycle/x.png"):
+        (tiny_crops / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tiny_crops / "north" / "00.png", tiny_crops / name)
+    done = check()
+    assert done.found["verdict"] == "PASS" and done.found["images"] == 24
+    assert done.found["left_out_folders"] == {"#recycle": 1, "@eaDir": 2}
+    assert "3 images (#recycle 1, @eaDir 2). CAMERA_FOLDER.SYSTEM_FOLDERS read" in done.text
+    assert check(keys=["CAMERA_FOLDER.SYSTEM_FOLDERS", "read"]).found["images"] == 27
+
+
+def test_an_endless_image_is_not_decoded(check, tiny_crops):
+    Image.new("L", (1, 100_000)).save(tiny_crops / "north" / "endless.png")
+    done = check()
+    (file,) = done.found["unreadable"]
+    assert "endless.png: it is too large (1 x 100000 pixels; a side may" in file["error"]
+
+
+def test_what_is_odd_about_labels_and_cameras_is_advice(check, tiny_crops):
+    labels = {"query": "00.png,1,Cam1\n01.png,2,Cam1", "gallery": "02.png,1,cam1\n03.png,2,x"}
+    for name, rows in labels.items():
+        (tiny_crops / "north" / f"{name}.csv").write_text(f"path,identity,camera\n{rows}\n")
+    advice = texts(check(keys=[
+        part for name in labels for part in
+        (f"CAMERA_FOLDER.{name.upper()}", tiny_crops / "north" / f"{name}.csv")]), "advice")
+    assert any("'Cam1' (CAMERA_FOLDER.QUERY) and 'cam1' (CAMERA_FOLDER.GALLERY)" in text
+               for text in advice)
+    assert any("no camera in common" in text for text in advice)
 
 
 def test_unreadable_files_are_all_listed(check, tiny_crops):

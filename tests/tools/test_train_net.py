@@ -97,6 +97,21 @@ def test_mistakes_are_one_sentence(tiny_market, tmp_path, monkeypatch, keys, say
     assert says in leaving.value.code
 
 
+@pytest.mark.parametrize("words, says", [
+    ([], "train_net.py: --config-file is missing, the file of a config, such as configs/OwnData"),
+    (["--resume", "--num-gpus", "1", "SOLVER.MAX_EPOCH", "3"], "--config-file is missing, the"),
+    (["configs/Market/caureid.yml", "SEED", "1"],
+     "--config-file is missing: write it before configs/Market/caureid.yml."),
+    (["--eval-only", "--config-file", "", "MODEL.WEIGHTS", "x.pth"], "--config-file is missing")])
+def test_a_missing_config_file_is_said(monkeypatch, tmp_path, words, says):
+    monkeypatch.chdir(tmp_path)  # where nothing may be written
+    args = train_net.default_argument_parser().parse_args(words)
+    args.join_timeout = 10.0
+    with pytest.raises(SystemExit) as leaving:
+        train_net.run(args)
+    assert says in leaving.value.code and not list(tmp_path.iterdir())
+
+
 def test_a_mistake_that_two_processes_find_is_one_sentence(script):
     log = script("c", "--num-gpus=2", "--dist-url=auto", "MODEL.HEADS.CAMSEP.NUM_CAMERAS", 3,
                  fails=True, prepare=warm.FORKED_RANKS)
@@ -124,7 +139,7 @@ def test_errors_of_training_keep_their_traceback(processes, monkeypatch):
     monkeypatch.setattr(train_net, "build_trainer", lambda cfg: types.SimpleNamespace(
         resume_or_load=lambda resume: None, train=train))
     monkeypatch.setattr(train_net, "launch", launch)
-    args = train_net.default_argument_parser().parse_args([])
+    args = train_net.default_argument_parser().parse_args(["--config-file", "x.yml"])
     args.join_timeout = 1.0
     with pytest.raises(KeyError if processes == 1 else train_net.ProcessError, match="'x'"):
         train_net.run(args)
