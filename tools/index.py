@@ -113,11 +113,14 @@ def list_paths(folder: str, gone: bool) -> list[str]:
         FileNotFoundError, ValueError: it does not exist, holds none or cannot be read.
     """
     try:
-        return list_images(existing_folder(folder, "FOLDER"), "FOLDER").paths
+        found = list_images(existing_folder(folder, "FOLDER"), "FOLDER")
     except (FileNotFoundError, EmptyFolder):
         if not gone:
             raise
         return []
+    if found.system:
+        print(found.in_system_folders(), flush=True)
+    return found.paths
 
 
 def list_entries(folder: str, paths: list[str], source: CameraSource | None) -> list[Entry]:

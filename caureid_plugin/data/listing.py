@@ -40,6 +40,11 @@ class Listing(NamedTuple):
     loops: list[tuple[str, str]]
     system: collections.Counter[str]
 
+    def in_system_folders(self) -> str:
+        """A sentence about systems' own folders; empty where no image is in one."""
+        return (f"{self.system.total()} image(s) in folders of the system were left out: "
+                f"{first_of(sorted(self.system))}." if self.system else "")
+
 
 class Row(NamedTuple):
     """Line of a CSV file (from 1), and the cells that were asked for."""
@@ -102,12 +107,11 @@ def list_images(folder: str, key: str, *, system_folders: bool = False) -> Listi
                 f"{shown(path)} and {shown(first)} below {key} are the same folder, whose images "
                 "would count twice: remove the link.")
     if not found.paths:
-        system = (f" {found.system.total()} image(s) in folders of the system were left out: "
-                  f"{first_of(sorted(found.system))}." if found.system else "")
         raise EmptyFolder(
             f"{key} {shown(folder)} holds no image: {len(seen)} folder(s) and "
             f"{found.others.total()} other file(s) were looked at. An image's name ends in "
-            f"{', '.join(IMAGE_SUFFIXES)}, in capitals too.{system}")
+            f"{', '.join(IMAGE_SUFFIXES)}, in capitals too. "
+            f"{found.in_system_folders()}".rstrip())
     found.paths.sort()
     found.loops.sort()
     return found

@@ -13,7 +13,7 @@ from fastreid.data import data_utils
 from PIL import Image, ImageOps
 from torchvision.transforms import InterpolationMode, functional
 
-from ..compat import shown
+from ..compat import check_dimensions, shown
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
 
@@ -112,6 +112,7 @@ def _upright(image: Image.Image) -> Image.Image:
     if not image.width or not image.height:
         raise ValueError(f"An image of PIL of {image.width} x {image.height} has no pixels.")
     try:
+        check_dimensions(*image.size)
         image.load()
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")

@@ -135,6 +135,13 @@ def test_images_that_come_in_one_buffer(loaded, market, tmp_path):
     assert (loaded.embed([lazy] * 8, batch_size=8) == loaded.embed(arrays[:1] * 8)).all()
 
 
+def test_a_picture_that_would_take_long_to_decode(loaded, tmp_path):
+    Image.new("L", (1, 20_000)).save(tmp_path / "thin.png")
+    with Image.open(tmp_path / "thin.png") as image, pytest.raises(
+            ValueError, match="Image 0: Pillow cannot decode it .1 x 20000 pixels; a side may"):
+        loaded.embed([image])
+
+
 @pytest.mark.parametrize("kind", [
     OSError, SyntaxError, struct.error, Image.DecompressionBombError, MemoryError])
 def test_whatever_a_decoder_raises_names_the_image(loaded, market, monkeypatch, kind):

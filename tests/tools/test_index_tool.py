@@ -81,6 +81,15 @@ def test_every_image_with_its_camera(build, run, crops, tmp_path):
     assert cameras_of(tmp_path / "x") == {str(path): path.parent.name for path in paths}
     assert "16 new, 0 changed; the camera of 0 is not known" in said
     assert "16/16 images" in said and "16 images of 2 cameras" in said and "minutes left" in said
+    assert "folders of the system" not in said
+
+
+def test_thumbnails_of_a_system_are_left_out_and_said(build, run, crops, tmp_path):
+    (crops / "@eaDir").mkdir()
+    shutil.copy2(next(crops.rglob("*.jpg")), crops / "@eaDir")
+    said = build("CAMERA_FOLDER.CAMERA", "folder")
+    assert "1 image(s) in folders of the system were left out: @eaDir.\n" in said
+    assert len(Index.open(tmp_path / "x")) == 16
 
 
 def test_cameras_are_optional_and_may_come_later(build, tmp_path):
