@@ -66,6 +66,7 @@ from .safe_load import (
     plain_values,
 )
 from .signals import StopNow, StopRequest
+from .weights import load_matching, unwrap
 
 logger = logging.getLogger("fastreid.caureid")
 
@@ -219,7 +220,9 @@ import fastreid.engine.defaults as _defaults  # noqa: E402
 import fastreid.engine.hooks as _hooks  # noqa: E402
 import fastreid.engine.train_loop as _train_loop  # noqa: E402
 import fastreid.evaluation.rank_cylib as _rank_cylib  # noqa: E402
+import fastreid.modeling.backbones.build as _backbones_build  # noqa: E402
 import fastreid.modeling.meta_arch.build as _meta_build  # noqa: E402
+import fastreid.solver.build as _solver_build  # noqa: E402
 import fastreid.utils.checkpoint as _checkpoint  # noqa: E402
 import fastreid.utils.compute_dist as _compute_dist  # noqa: E402
 import fastreid.utils.events as _events  # noqa: E402
@@ -380,34 +383,89 @@ def _raises(action: Callable[[], object], kind: type[BaseException] = Exception)
 # ------------------------------------------------------------------------ optimisation ----
 
 
-def _zero_grad_drops_the_buffer() -> bool:
+def _flat_buffer_gets_no_gradient() -> bool:
     weight = torch.nn.Parameter(torch.ones(2))
     wrapper = ContiguousParams(
         [{"freeze_status": "normal", "params": [weight], "lr": 0.1, "weight_decay": 0.0}]
     )
     optimizer = torch.optim.SGD(wrapper.contiguous(), lr=0.1)
     optimizer.zero_grad()
+    weight.sum().backward()
     return optimizer.param_groups[0]["params"][0].grad is None
 
 
+Member = tuple[torch.nn.Parameter, torch.Tensor]  # a weight, and its place in the flat gradient
+
+
+@torch.no_grad()
+def _gather(members: Sequence[Member]) -> None:
+    """Brings gradients that somebody has replaced, or set to None, back to their places."""
+    for weight, place in members:
+        if weight.grad is not place:
+            place.zero_() if weight.grad is None else place.copy_(weight.grad)
+            weight.grad = place
+
+
+def _receive(flat: torch.Tensor, gradient: torch.Tensor, members: Sequence[Member]) -> None:
+    """Has the flat gradient ready whenever a weight of the buffer is about to receive its own."""
+
+    def make_ready(weight: torch.nn.Parameter, place: torch.Tensor, start: int, _) -> None:
+        if weight.data_ptr() != start:  # in the buffer of a later optimizer
+            return
+        if flat.grad is None:  # zero_grad() of the optimizer
+            gradient.zero_()
+            flat.grad = gradient
+        if weight.grad is not place:  # zero_grad() of the model
+            _gather(members)
+
+    for weight, place in members:
+        if weight.requires_grad:
+            hook = functools.partial(make_ready, weight, place, weight.data_ptr())
+            hook.__torch_unserializable__ = True  # no warning when a whole model is saved
+            weight.register_hook(hook)
+
+
 @_repair(
-    upstream="engine/train_loop.py:248,346 with utils/params.py:70",
-    symptom="trains nothing, silently: optimizer.zero_grad() sets the flat buffer's gradient to "
-    "None, later gradients go to views that no optimizer reads, no weight moves",
+    upstream="utils/params.py:51-70 (make_params_contiguous), solver/build.py:180-210 "
+    "(build_optimizer)",
+    symptom="trains nothing, silently: zero_grad(), of the optimizer or of the model, takes the "
+    "flat buffer's gradient away, later gradients go where no optimizer reads, no weight moves; "
+    "nor does one where the model is moved behind its optimizer",
     versions="torch >= 2.0 (set_to_none became the default)",
-    broken=_zero_grad_drops_the_buffer,
+    broken=_flat_buffer_gets_no_gradient,
 )
 def _contiguous_zero_grad(patch: _Patches) -> None:
-    original = _train_loop.SimpleTrainer.__init__
+    make, build = ContiguousParams.make_params_contiguous, _solver_build.build_optimizer
 
-    @functools.wraps(original)
-    def init(self, model, data_loader, optimizer, param_wrapper):
-        original(self, model, data_loader, optimizer, param_wrapper)
-        if isinstance(param_wrapper, ContiguousParams):
-            # zeroed in place, the flat gradient stays the storage behind every parameter's grad
-            optimizer.zero_grad = functools.partial(optimizer.zero_grad, set_to_none=False)
+    @functools.wraps(make)
+    def make_params_contiguous(self):
+        make(self)
+        self.members = []
+        groups = zip(self._param_buffer, self._grad_buffer, self._group_dict.values(), strict=True)
+        for flat, gradient, entries in groups:
+            weights = [entry["params"][0] for entry in entries]
+            members = [(weight, weight.grad) for weight in weights]
+            _receive(flat, gradient, members)
+            self.members += members
 
-    patch.set(_train_loop.SimpleTrainer, "__init__", init)
+    @functools.wraps(build)
+    def build_optimizer(*args, **kwargs):
+        optimizer, wrapper = build(*args, **kwargs)
+        if isinstance(wrapper, ContiguousParams):
+            optimizer.register_step_pre_hook(lambda *_: _check_buffer(wrapper))
+        return optimizer, wrapper
+
+    patch.set(ContiguousParams, "make_params_contiguous", make_params_contiguous)
+    patch.everywhere(build, build_optimizer)
+
+
+def _check_buffer(wrapper: ContiguousParams) -> None:
+    _gather(wrapper.members)
+    if not wrapper.buffer_is_valid():
+        raise ValueError(
+            "The optimizer moves weights that the model no longer has: the model was moved or "
+            "converted (to(), cuda(), half()), or got another optimizer, after this one was built. "
+            "Call fastreid.solver.build_optimizer afterwards.")
 
 
 class WeightsMovedGuard(_train_loop.HookBase):
@@ -2846,6 +2904,44 @@ def _not_downloaded(error: Exception) -> FileNotFoundError:
 
 
 @_repair(
+    upstream="modeling/backbones/*.py (model.load_state_dict(state_dict, strict=False))",
+    symptom="MODEL.BACKBONE.PRETRAIN_PATH with names that begin with module. or backbone., in a "
+    "wrapper, or of another network loads nothing, and training begins with random weights",
+    versions="all",
+)
+def _foreign_pretraining(patch: _Patches) -> None:
+    original = _backbones_build.build_backbone
+
+    @functools.wraps(original)
+    def build_backbone(cfg):
+        keys = cfg.MODEL.BACKBONE
+        module = _backbones_build.BACKBONE_REGISTRY.get(keys.NAME).__module__
+        if not (keys.PRETRAIN and keys.PRETRAIN_PATH
+                and module.startswith("fastreid.modeling.backbones.")):
+            return original(cfg)
+        state = _load_pretrained(keys.PRETRAIN_PATH)
+        # the transformer's own reading resizes its position embeddings; what it loads stays
+        own = module.endswith(".vision_transformer") and isinstance(state, dict)
+        backbone = original(cfg if own else _without_pretraining(cfg))
+        try:
+            load_matching(backbone, unwrap(state), keys.PRETRAIN_PATH,
+                          "MODEL.BACKBONE.PRETRAIN_PATH")
+        except ValueError as error:
+            raise ValueError(f"MODEL.BACKBONE.PRETRAIN_PATH {keys.PRETRAIN_PATH}: {error}"
+                             ) from error
+        return backbone
+
+    patch.everywhere(original, build_backbone)
+
+
+def _without_pretraining(cfg: CfgNode) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.BACKBONE.PRETRAIN = False
+    return cfg
+
+
+@_repair(
     upstream="utils/checkpoint.py:244 (load_state_dict(strict=False))",
     symptom="a checkpoint of another architecture is `loaded`: every weight is skipped with a log "
     "line and the run goes on from random weights",
@@ -2883,6 +2979,9 @@ def _check_checkpoint(expected: list[str], wrong: set[str], strict: bool) -> Non
     backbone = [name for name in expected if name.startswith("backbone.")]
     lost = [name for name in backbone if name in wrong]
     if lost:
+        if len(lost) == len(backbone):
+            advice += (" A file with the weights of a backbone alone goes into "
+                       "MODEL.BACKBONE.PRETRAIN_PATH.")
         raise ValueError(
             f"The checkpoint is of another architecture: {len(lost)} of {len(backbone)} backbone "
             f"tensors are missing or of another shape (first: {lost[0]}). {advice}")

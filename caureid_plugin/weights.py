@@ -24,13 +24,15 @@ def unwrap(content: Any) -> dict[str, torch.Tensor]:
         ValueError: there are none.
     """
     while isinstance(content, Mapping):
-        tensors = {str(name): value for name, value in content.items()
-                   if isinstance(value, torch.Tensor)}
-        if tensors:
-            return tensors
         inner = [content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)]
-        content = inner[0] if inner else None
-    raise ValueError("it holds no tensors by their names")
+        if not inner:
+            break
+        content = inner[0]
+    tensors = {str(name): value for name, value in content.items()
+               if isinstance(value, torch.Tensor)} if isinstance(content, Mapping) else {}
+    if not tensors:
+        raise ValueError("it holds no tensors by their names")
+    return tensors
 
 
 def strip(state: Mapping[str, torch.Tensor], names: Iterable[str]

@@ -23,7 +23,7 @@ ALLOWED = {
     "run_lock": set(),
     "launcher": {"signals"},
     "compat": {"clustering", "files", "launcher", "resume", "run_lock", "safe_load", "signals",
-               "fastreid"},
+               "weights", "fastreid"},
     "config": {"fastreid"},
     "config_files": set(),
     "modeling": {"compat", "layers", "losses", "safe_load", "weights", "fastreid"},

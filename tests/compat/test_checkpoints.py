@@ -539,6 +539,53 @@ def test_a_wrong_pretrained_file_is_named_with_its_key(
     assert not fired.exists()
 
 
+# ResNeXt's own reading takes two words off each name, ShuffleNet's wants a wrapper
+@pytest.mark.parametrize("name, depth", [
+    ("build_osnet_backbone", "x0_25"), ("build_resnet_backbone", "18x"),
+    ("build_resnext_backbone", "50x"), ("build_shufflenetv2_backbone", "0.5x"),
+    ("build_vit_backbone", "small"), ("build_mobilenetv3_backbone", "Small")])
+@pytest.mark.parametrize("wrap", [None, "model"])
+def test_pretrained_weights_are_loaded_whatever_their_prefix(cfg, tmp_path, messages, name, depth,
+                                                             wrap):
+    cfg.merge_from_list(["MODEL.BACKBONE.NAME", name, "MODEL.BACKBONE.DEPTH", depth,
+                         "MODEL.BACKBONE.PRETRAIN", False, "INPUT.SIZE_TRAIN", [64, 32],
+                         "MODEL.BACKBONE.STRIDE_SIZE", [16, 16]])
+    # no random weights, which take time; the transformer asks for numbers
+    with torch.device("cpu" if "vit" in name else "meta"):
+        expected = backbones.build_backbone(cfg).state_dict()
+    expected = {key: torch.full(value.shape, 0.5, dtype=value.dtype)
+                for key, value in expected.items()}
+    content = {f"module.encoder_q.{key}": value for key, value in expected.items()}
+    path = tmp_path / "weights.pth"
+    torch.save({wrap: content, "epoch": 3} if wrap else content, path)
+    cfg.merge_from_list(["MODEL.BACKBONE.PRETRAIN", True,
+                         "MODEL.BACKBONE.PRETRAIN_PATH", str(path)])
+    built = backbones.build_backbone(cfg)
+    assert all(torch.equal(value, expected[key]) for key, value in built.state_dict().items())
+    counted = sum(not key.endswith("num_batches_tracked") for key in expected)
+    assert [text for text in messages if f"{counted} of {counted} tensors loaded, without the "
+            "prefix 'module.encoder_q.'" in text]
+
+
+def test_pretrained_weights_of_another_network_are_refused(cfg, tmp_path):
+    path = tmp_path / "weights.pth"
+    cfg.merge_from_list(["MODEL.BACKBONE.NAME", "build_osnet_backbone", "MODEL.BACKBONE.PRETRAIN",
+                         False, "MODEL.BACKBONE.DEPTH", "x0_25"])
+    small = backbones.build_backbone(cfg).state_dict()
+    cfg.merge_from_list(["MODEL.BACKBONE.PRETRAIN", True,
+                         "MODEL.BACKBONE.PRETRAIN_PATH", str(path)])
+    for content, depth, says in (
+            ({}, "x0_25", "holds no tensors"), ({"epoch": 3, "model": {}}, "x0_25", "no tensors"),
+            (small, "x0_5", r"has 0 of the \d+ tensors.*instead: conv1.conv.weight \(16, 3, 7, 7"),
+            ({"a.b": torch.ones(1)}, "x0_25", "In the file instead: a.b")):
+        torch.save(content, path)
+        cfg.MODEL.BACKBONE.DEPTH = depth
+        with pytest.raises(ValueError, match=f"BACKBONE.PRETRAIN_PATH .*{says}"):
+            backbones.build_backbone(cfg)
+    with compat.without("foreign_pretraining"):
+        backbones.build_backbone(cfg)  # random weights, and no word
+
+
 def test_weights_given_by_name_are_downloaded_once(tmp_path, monkeypatch):
     source, calls = tmp_path / "source.pth", []
     torch.save({"a": torch.ones(2)}, source)
