@@ -426,7 +426,7 @@ def _receive(flat: torch.Tensor, gradient: torch.Tensor, members: Sequence[Membe
 
 
 @_repair(
-    upstream="utils/params.py:51-70 (make_params_contiguous), solver/build.py:180-210 "
+    upstream="utils/params.py:53-70 (make_params_contiguous), solver/build.py:180-209 "
     "(build_optimizer)",
     symptom="trains nothing, silently: zero_grad(), of the optimizer or of the model, takes the "
     "flat buffer's gradient away, later gradients go where no optimizer reads, no weight moves; "
@@ -2920,15 +2920,15 @@ def _foreign_pretraining(patch: _Patches) -> None:
                 and module.startswith("fastreid.modeling.backbones.")):
             return original(cfg)
         state = _load_pretrained(keys.PRETRAIN_PATH)
+        try:
+            tensors = unwrap(state)
+        except ValueError as error:
+            raise ValueError(
+                f"MODEL.BACKBONE.PRETRAIN_PATH {keys.PRETRAIN_PATH}: {error}.") from error
         # the transformer's own reading resizes its position embeddings; what it loads stays
         own = module.endswith(".vision_transformer") and isinstance(state, dict)
         backbone = original(cfg if own else _without_pretraining(cfg))
-        try:
-            load_matching(backbone, unwrap(state), keys.PRETRAIN_PATH,
-                          "MODEL.BACKBONE.PRETRAIN_PATH")
-        except ValueError as error:
-            raise ValueError(f"MODEL.BACKBONE.PRETRAIN_PATH {keys.PRETRAIN_PATH}: {error}"
-                             ) from error
+        load_matching(backbone, tensors, keys.PRETRAIN_PATH, "MODEL.BACKBONE.PRETRAIN_PATH")
         return backbone
 
     patch.everywhere(original, build_backbone)
