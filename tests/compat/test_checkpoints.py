@@ -580,7 +580,7 @@ def test_pretrained_weights_of_another_network_are_refused(cfg, tmp_path):
             ({"a.b": torch.ones(1)}, "x0_25", "In the file instead: a.b")):
         torch.save(content, path)
         cfg.MODEL.BACKBONE.DEPTH = depth
-        with pytest.raises(ValueError, match=f"weights.pth.*{says}") as refused):
+        with pytest.raises(ValueError, match=f"weights.pth.*{says}") as refused:
             backbones.build_backbone(cfg)
         assert "MODEL.BACKBONE.PRETRAIN_PATH" in str(refused.value)
     with compat.without("foreign_pretraining"):
