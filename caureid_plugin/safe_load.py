@@ -9,6 +9,7 @@ import pickle
 import pickletools
 import struct
 import tarfile
+import types
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -108,12 +109,97 @@ def load_tensors(path: str | os.PathLike[str]) -> Any:
         if found:
             raise CodeInFile(
                 f"{path} is refused: it asks for {found}, which is no tensor and no plain value, "
-                "and a file that asks for such things can run any code when it is read. If you "
-                "trust where it comes from, read it elsewhere with torch.load(..., "
-                "weights_only=False) and save its weights alone: torch.save(model.state_dict(), "
-                "...).") from None
+                "and a file that asks for such things can run any code when it is read. "
+                "tools/extract_weights.py FILE OUTPUT takes its tensors out without running "
+                "anything.") from None
         raise DamagedFile(f"{path} is damaged or no file of torch.save: "
                           f"{_reason(path, error)}.") from error
+
+
+class _Inert:
+    """Stands for whatever a file asks for that is no tensor: it takes everything, does nothing."""
+
+    state: Any = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> _Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.args = args
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        pass
+
+    extend = add = append
+
+
+# what builds tensors and plain containers, and runs nothing that a file could choose
+_BUILDERS = {
+    "collections.OrderedDict", "torch.Size", "torch._utils._rebuild_parameter",
+    "torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"}
+
+
+class _InertUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if f"{module}.{name}" in _BUILDERS:
+            return super().find_class(module, name)
+        known = getattr(torch, name, None) if module == "torch" else None
+        if isinstance(known, torch.dtype) or (
+                isinstance(known, type) and name.endswith("Storage")):
+            return known
+        return type(name, (_Inert,), {})
+
+
+def salvage(path: str | os.PathLike[str]) -> Any:
+    """What is left of a file of ``torch.save`` where all but tensors and plain values is inert.
+
+    For a file that :func:`load_tensors` refuses as it asks for classes or functions: none of them
+    is looked up, let alone called. The weights of a whole network (``torch.save(model, ...)``)
+    come as nested dicts, with the names of its ``state_dict()`` joined by dots.
+
+    Returns:
+        nested dicts, lists and tuples of tensors and plain values; None for all else.
+
+    Raises:
+        DamagedFile: as :func:`load_tensors`.
+        OSError: it cannot be read.
+    """
+    path = Path(path)
+    if damage := _damage(path):
+        raise DamagedFile(f"{path} is damaged: {damage}.")
+    inert = types.ModuleType("inert_pickle")
+    vars(inert).update(Unpickler=_InertUnpickler, UnpicklingError=pickle.UnpicklingError,
+                       load=lambda file, **options: _InertUnpickler(file, **options).load())
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=inert)
+    except _BROKEN as error:
+        raise DamagedFile(f"{path} is damaged or no file of torch.save: {error}") from error
+    return _without_inert(content)
+
+
+def _without_inert(tree: Any) -> Any:
+    if isinstance(tree, _Inert):
+        parts = tree.state if isinstance(tree.state, dict) else {}
+        if not isinstance(parts.get("_parameters"), dict):
+            return None
+        tensors: dict[str, Any] = {}  # of a network: as its state_dict()
+        for kind in ("_parameters", "_buffers"):
+            tensors.update((parts.get(kind) or {}).items())
+        for name, child in (parts.get("_modules") or {}).items():
+            inside = _without_inert(child) or {}
+            tensors.update((f"{name}.{key}", value) for key, value in inside.items())
+        return {key: value for key, value in tensors.items() if isinstance(value, torch.Tensor)}
+    if isinstance(tree, Mapping):
+        return {key: _without_inert(value) for key, value in tree.items()}
+    if type(tree) in (list, tuple):
+        return type(tree)(map(_without_inert, tree))
+    return tree if isinstance(tree, torch.Tensor) or type(tree) in _PLAIN else None
 
 
 def _reason(path: Path, error: BaseException) -> str:
