@@ -278,18 +278,23 @@ def _names_in_pickle(file: BinaryIO | Any) -> Iterator[str]:
 
 
 def newest_that_loads(paths: Iterable[Path]) -> Path | None:
-    """The newest of several checkpoints that can be read whole, ``model_best.pth`` left out.
+    """The one of the latest epoch of several checkpoints that can be read whole, or None.
 
-    That one was chosen by the labels of the test set, and a run may not go on from such a choice.
+    Of one epoch the file that was written last, since a copy has new times. ``model_best.pth`` is
+    left out: it was chosen by the labels of the test set, and a run may not go on from such a
+    choice.
     """
-    # reading a FIFO would wait for ever
-    files = [path for path in paths if os.path.isfile(path) and path.name != "model_best.pth"]
-    for path in sorted(files, key=os.path.getmtime, reverse=True):
+    found = []
+    for path in paths:
+        # reading a FIFO would wait for ever
+        if not os.path.isfile(path) or path.name == "model_best.pth":
+            continue
         with contextlib.suppress(DamagedFile, CodeInFile, OSError):
             content = load_tensors(path)
             if isinstance(content, dict) and "model" in content:
-                return path
-    return None
+                epoch = content.get("epoch")
+                found.append((epoch if isinstance(epoch, int) else -1, os.path.getmtime(path), path))
+    return max(found)[2] if found else None
 
 
 def _join(name: str, key: object) -> str:

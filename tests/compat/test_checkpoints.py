@@ -295,6 +295,13 @@ def test_without_the_repair_a_changed_bit_is_loaded_and_a_broken_file_not_named(
     assert "model_0002" not in str(caught.value)
 
 
+def test_the_newest_goes_by_epoch_and_not_by_the_time_of_the_file(run):
+    os.utime(run / "model_0000.pth")  # as after copying it back
+    cut_off(run / "model_0002.pth")
+    with pytest.raises(DamagedFile, match=r"newest other .* loads is model_0001\.pth"):
+        resumed(run)
+
+
 def test_what_is_offered_loads_and_is_never_the_best_by_the_test_set(run):
     os.utime(run / "model_best.pth")  # the newest of all
     names = ["model_0002.pth", "model_0001.pth", "model_0000.pth"]
