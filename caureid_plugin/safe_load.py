@@ -293,7 +293,7 @@ def newest_that_loads(paths: Iterable[Path]) -> Path | None:
             content = load_tensors(path)
             if isinstance(content, dict) and "model" in content:
                 epoch = content.get("epoch")
-                found.append((epoch if isinstance(epoch, int) else -1, os.path.getmtime(path), path))
+                found.append((epoch if isinstance(epoch, int) else -1, path.stat().st_mtime, path))
     return max(found)[2] if found else None
 
 
