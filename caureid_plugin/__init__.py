@@ -5,10 +5,18 @@ Importing the plugin first makes FastReID importable and mends its defects on to
 
 Where FastReID is not installed, :mod:`.clustering`, :mod:`.layers` and :mod:`.losses`, which know
 nothing of it, can be imported all the same; asking for a name of this module is then an
-ImportError that says how to install it.
+ImportError that says how to install it. Where it is found only later, as in a clone whose scripts
+extend ``sys.path`` after their imports, all of this happens when it is imported.
 """
 
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
 import importlib.util
+import sys
+import types
+from collections.abc import Sequence
 
 __version__ = "0.3.0"
 
@@ -21,8 +29,14 @@ __all__ = [
     "load_export", "load_run", "needs_memory", "training_images",
 ]
 
-# asked for, not tried: what goes wrong inside an installed FastReID must be seen
-if importlib.util.find_spec("fastreid") is not None:
+
+def _toolbox_is_found() -> bool:
+    """Asks for FastReID, does not try it: what goes wrong inside an installed one must be seen."""
+    spec = importlib.util.find_spec("fastreid")
+    return spec is not None and spec.origin is not None  # a mere folder of that name has none
+
+
+if _toolbox_is_found():
     from . import compat  # isort: skip  (before everything that imports fastreid)
 
     from .compat import launch
@@ -59,9 +73,80 @@ if importlib.util.find_spec("fastreid") is not None:
         Threshold,
         load_run,
     )
+
+    compat.offer_keys(add_caureid_config)
 else:
+
+    class _Loaded(importlib.abc.Loader):
+        """Gives a module that is there already."""
+
+        def __init__(self, module: types.ModuleType) -> None:
+            self._module, self._spec = module, module.__spec__
+
+        def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+            return self._module
+
+        def exec_module(self, module: types.ModuleType) -> None:
+            module.__spec__ = self._spec
+
+    class _Late(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+        """Completes this module as soon as FastReID is imported, before anybody can use that."""
+
+        _original: importlib.abc.Loader
+
+        def __init__(self) -> None:
+            self._face = sys.modules[__name__]
+
+        def find_spec(self, name: str, path: Sequence[str] | None = None,
+                      target: types.ModuleType | None = None
+                      ) -> importlib.machinery.ModuleSpec | None:
+            if name == "fastreid":
+                return self._find_toolbox(path, target)
+            # a part of the plugin needs the repairs before its own import of the toolbox
+            if name.startswith(f"{__name__}.") and _toolbox_is_found():
+                importlib.import_module("fastreid")
+                module = sys.modules.get(name)
+                if module is not None:
+                    # importlib would take its own spec, and load it a second time
+                    module.__spec__ = importlib.util.spec_from_loader(name, _Loaded(module))
+                    return module.__spec__
+            return None
+
+        def _find_toolbox(self, path: Sequence[str] | None, target: types.ModuleType | None
+                          ) -> importlib.machinery.ModuleSpec | None:
+            for finder in sys.meta_path[sys.meta_path.index(self) + 1:]:
+                spec = finder.find_spec("fastreid", path, target)
+                if spec is not None:
+                    if spec.origin is not None and spec.loader is not None:
+                        self._original, spec.loader = spec.loader, self
+                    return spec
+            return None
+
+        def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType | None:
+            return self._original.create_module(spec)
+
+        def exec_module(self, module: types.ModuleType) -> None:
+            vars(module)["__loader__"] = self._original
+            if module.__spec__ is not None:
+                module.__spec__.loader = self._original
+            self._original.exec_module(module)
+            sys.meta_path.remove(self)
+            if sys.modules.get(__name__) is not self._face:  # somebody has imported it anew
+                return
+            missing = vars(self._face).pop("__getattr__")
+            try:
+                importlib.reload(self._face)
+            except BaseException:  # the next attempt is not to do without
+                sys.meta_path.insert(0, self)
+                vars(self._face)["__getattr__"] = missing
+                raise
+
+    sys.meta_path.insert(0, _Late())
 
     def __getattr__(name: str) -> object:
         if name in __all__:
+            if _toolbox_is_found():
+                importlib.import_module("fastreid")
+                return globals()[name]
             importlib.import_module(f"{__name__}.compat")  # raises, and says what to install
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -190,7 +190,8 @@ def _is_installed(distribution: str) -> bool:
 
 
 def _import_toolbox() -> None:
-    if importlib.util.find_spec("fastreid") is None:
+    found = importlib.util.find_spec("fastreid")
+    if found is None or found.origin is None:  # a mere folder of that name has no origin
         raise ImportError(f"FastReID is not installed: {_INSTALL_HINT}.")
     both = [name for name in ("faiss-cpu", "faiss-gpu") if _is_installed(name)]
     if len(both) > 1:
@@ -219,6 +220,7 @@ import fastreid.data.transforms.build as _transforms_build  # noqa: E402
 import fastreid.engine.defaults as _defaults  # noqa: E402
 import fastreid.engine.hooks as _hooks  # noqa: E402
 import fastreid.engine.train_loop as _train_loop  # noqa: E402
+import fastreid.evaluation.clas_evaluator as _clas_evaluator  # noqa: E402
 import fastreid.evaluation.rank_cylib as _rank_cylib  # noqa: E402
 import fastreid.modeling.backbones.build as _backbones_build  # noqa: E402
 import fastreid.modeling.meta_arch.build as _meta_build  # noqa: E402
@@ -252,6 +254,9 @@ warnings.filterwarnings("ignore", message="TypedStorage is deprecated", category
 TOOLBOX_LOSSES = ("CrossEntropyLoss", "TripletLoss", "CircleLoss", "Cosface")
 MGN_LOSSES = TOOLBOX_LOSSES[:2]  # its chain leaves the pairwise ones out
 """Names that the toolbox's meta-architectures understand in ``MODEL.LOSSES.NAME``."""
+PLUGIN_LOSSES = {"CACCLoss": "loss_cacc", "CameraSeparationLoss": "loss_camsep",
+                 "InfoNCELoss": "loss_infonce"}
+"""The plugin's, and the names of their scalars."""
 
 
 # ------------------------------------------------------------------------- framework ----
@@ -421,15 +426,15 @@ def _receive(flat: torch.Tensor, gradient: torch.Tensor, members: Sequence[Membe
     for weight, place in members:
         if weight.requires_grad:
             hook = functools.partial(make_ready, weight, place, weight.data_ptr())
-            hook.__torch_unserializable__ = True  # no warning when a whole model is saved
-            weight.register_hook(hook)
+            # no warning when a whole model is saved
+            weight.register_hook(torch.utils.hooks.unserializable_hook(hook))
 
 
 @_repair(
     upstream="utils/params.py:53-70 (make_params_contiguous), solver/build.py:180-209 "
     "(build_optimizer)",
     symptom="trains nothing, silently: zero_grad(), of the optimizer or of the model, takes the "
-    "flat buffer's gradient away, later gradients go where no optimizer reads, no weight moves; "
+    "flat buffer's gradient away, later gradients go where no optimizer reads, no weight learns; "
     "nor does one where the model is moved behind its optimizer",
     versions="torch >= 2.0 (set_to_none became the default)",
     broken=_flat_buffer_gets_no_gradient,
@@ -451,7 +456,7 @@ def _contiguous_zero_grad(patch: _Patches) -> None:
     @functools.wraps(build)
     def build_optimizer(*args, **kwargs):
         optimizer, wrapper = build(*args, **kwargs)
-        if isinstance(wrapper, ContiguousParams):
+        if hasattr(wrapper, "members"):  # it is a list where no flat buffer is asked for
             optimizer.register_step_pre_hook(lambda *_: _check_buffer(wrapper))
         return optimizer, wrapper
 
@@ -471,34 +476,57 @@ def _check_buffer(wrapper: ContiguousParams) -> None:
 class WeightsMovedGuard(_train_loop.HookBase):
     """Stops a run in which no weight has moved after its first steps.
 
+    Where some layers are frozen at first, the others have to move; where all are, as in the
+    toolbox's configs of MGN, the guard waits until they are free, and warns if the run is shorter.
+
     Args:
         steps: number of steps to wait. Mixed precision may skip steps while it looks for its loss
             scale, so :func:`_weights_guard` waits longer there.
+        freeze_layers: beginnings of the names of weights (regular expressions) that the optimizer
+            leaves alone at first (MODEL.FREEZE_LAYERS).
+        freeze_iters: for how many steps (SOLVER.FREEZE_ITERS).
 
     Raises:
-        RuntimeError: after ``steps`` steps (or at the end of a shorter run) with every trainable
-            parameter equal to its first value.
+        RuntimeError: after ``steps`` steps (or at the end of a shorter run) with every parameter
+            that is trained equal to its first value.
     """
 
-    def __init__(self, steps: int = 10) -> None:
+    def __init__(self, steps: int = 10, freeze_layers: Sequence[str] = (),
+                 freeze_iters: int = 0) -> None:
         self._steps = steps
-        self._before: list[torch.Tensor] | None = None
+        self._freeze_layers = freeze_layers if freeze_iters > 0 else ()
+        self._freeze_iters = freeze_iters
+        self._watched: list[tuple[torch.nn.Parameter, torch.Tensor]] | None = None
+        self._wait = steps
 
-    def _parameters(self) -> list[torch.nn.Parameter]:
-        return [p for p in self.trainer.model.parameters() if p.requires_grad]
+    def _is_frozen(self, name: str) -> bool:
+        # DistributedDataParallel is built around the model after the optimizer
+        name = name.removeprefix("module.")
+        return any(re.match(layer, name) for layer in self._freeze_layers)
 
     def before_train(self) -> None:
-        self._before = [p.detach().clone() for p in self._parameters()]
+        trained = {name: p for name, p in self.trainer.model.named_parameters() if p.requires_grad}
+        free = {name: p for name, p in trained.items() if not self._is_frozen(name)}
+        self._wait = self._steps
+        if trained and not free:
+            free, self._wait = trained, self._freeze_iters + self._steps
+            length = self.trainer.max_iter - self.trainer.start_iter
+            if length <= self._freeze_iters:
+                logger.warning(
+                    "This run trains nothing: MODEL.FREEZE_LAYERS %s freezes every weight for "
+                    "SOLVER.FREEZE_ITERS %d steps, and the run has %d. Lower FREEZE_ITERS.",
+                    list(self._freeze_layers), self._freeze_iters, length)
+                return
+        self._watched = [(p, p.detach().clone()) for p in free.values()]
 
     def after_step(self) -> None:
-        if self._before is None:
+        if self._watched is None:
             return
         done = self.trainer.iter - self.trainer.start_iter + 1
-        if done < self._steps and self.trainer.iter + 1 < self.trainer.max_iter:
+        if done < self._wait and self.trainer.iter + 1 < self.trainer.max_iter:
             return
-        before, self._before = self._before, None
-        if any(not torch.equal(old, new) for old, new in zip(before, self._parameters(),
-                                                             strict=True)):
+        watched, self._watched = self._watched, None
+        if any(not torch.equal(old, new) for new, old in watched):
             return
         raise RuntimeError(
             f"No weight has moved after {done} training steps: the optimizer is not connected to "
@@ -519,7 +547,9 @@ def _weights_guard(patch: _Patches) -> None:
     @functools.wraps(original)
     def init(self, cfg):
         original(self, cfg)
-        self.register_hooks([WeightsMovedGuard(30 if cfg.SOLVER.AMP.ENABLED else 10)])
+        self.register_hooks([WeightsMovedGuard(
+            30 if cfg.SOLVER.AMP.ENABLED else 10, cfg.MODEL.FREEZE_LAYERS,
+            cfg.SOLVER.FREEZE_ITERS)])
 
     patch.set(_defaults.DefaultTrainer, "__init__", init)
 
@@ -560,32 +590,39 @@ def _iters_per_epoch(patch: _Patches) -> None:
 
 
 @_repair(
-    upstream="engine/train_loop.py:335 (AMPTrainer.run_step)",
-    symptom="mixed precision on a machine without CUDA dies with a bare assertion at the first "
-    "step, after data and model are built",
+    upstream="engine/train_loop.py:335 (AMPTrainer.run_step), :325-327 (GradScaler)",
+    symptom="mixed precision, which all SBS and bagtricks configs ask for, dies on the CPU with a "
+    "bare assertion at the first step, after data and model are built",
     versions="all",
 )
 def _amp_needs_cuda(patch: _Patches) -> None:
-    original = _defaults.DefaultTrainer.__init__
+    amp = _train_loop.AMPTrainer
+    original, step = amp.__init__, amp.run_step
 
     @functools.wraps(original)
-    def init(self, cfg):
-        if cfg.SOLVER.AMP.ENABLED and not _uses_cuda(cfg):
-            raise ValueError(
-                "SOLVER.AMP.ENABLED is True, but mixed precision needs a CUDA device and this run "
-                f"uses the CPU (MODEL.DEVICE {cfg.MODEL.DEVICE!r}, CUDA available: "
-                f"{torch.cuda.is_available()}). Set SOLVER.AMP.ENABLED False."
-            )
-        original(self, cfg)
+    def init(self, model, data_loader, optimizer, param_wrapper, grad_scaler=None):
+        if not _on_cuda(model):
+            logger.warning("SOLVER.AMP.ENABLED is True, but mixed precision needs a CUDA device "
+                           "and this run uses the CPU: training in full precision.")
+            with warnings.catch_warnings():  # the constructor says the same in other words
+                warnings.simplefilter("ignore")
+                grad_scaler = torch.cuda.amp.GradScaler(enabled=False)
+        original(self, model, data_loader, optimizer, param_wrapper, grad_scaler)
 
-    patch.set(_defaults.DefaultTrainer, "__init__", init)
+    @functools.wraps(step)
+    def run_step(self):
+        # super() in a subclass's own run_step arrives here as well
+        (step if _on_cuda(self.model) else _train_loop.SimpleTrainer.run_step)(self)
+
+    patch.set(amp, "__init__", init)
+    patch.set(amp, "run_step", run_step)
+
+
+def _on_cuda(model: torch.nn.Module) -> bool:
+    return next(model.parameters()).device.type == "cuda"
 
 
 # ------------------------------------------------------------------------------ device ----
-
-
-def _uses_cuda(cfg) -> bool:
-    return torch.cuda.is_available() and str(cfg.MODEL.DEVICE).startswith("cuda")
 
 
 @_repair(
@@ -3386,6 +3423,83 @@ def _check_type(cfg: CfgNode, name: str, given: object, key: str) -> None:
                      f"{remedy}")
 
 
+_key_adders: list[Callable[[CfgNode], None]] = []
+
+
+def offer_keys(add: Callable[[CfgNode], None]) -> None:
+    """Has config keys added where a config that does not know them is given one, or is built from.
+
+    Args:
+        add: adds the keys to a config of the toolbox, in place.
+    """
+    _key_adders.append(add)
+
+
+def _with_offered_keys(cfg: CfgNode) -> CfgNode:
+    """The config itself, or a copy with the keys that are offered; its own values stay."""
+    if "MODEL" not in cfg or "SOLVER" not in cfg:  # a part of a config
+        return cfg
+    full = cfg.clone()
+    full.defrost()
+    for add in _key_adders:
+        add(full)
+    if set(_all_keys(full)) == set(_all_keys(cfg)):
+        return cfg
+    _merge_known(full, cfg)
+    if cfg.is_frozen():
+        full.freeze()
+    return full
+
+
+def _merge_known(cfg: CfgNode, values: CfgNode) -> None:
+    for key, value in values.items():
+        if isinstance(value, CfgNode) and isinstance(cfg.get(key), CfgNode):
+            _merge_known(cfg[key], value)
+        else:
+            cfg[key] = value
+
+
+def _take_offered_keys(cfg: CfgNode, asked: Sequence[str]) -> None:
+    """Adds the keys that are offered to a config which is given one that it does not know."""
+    if cfg.is_frozen() or set(asked) <= set(_all_keys(cfg)):
+        return
+    full = _with_offered_keys(cfg)
+    if (set(asked) & set(_all_keys(full))) - set(_all_keys(cfg)):
+        _merge_known(cfg, full)
+
+
+@_repair(
+    upstream="config/config.py:115-134 (merge_from_other_cfg, merge_from_list), "
+    "modeling/meta_arch/build.py:18-27 (build_model)",
+    symptom="config.yaml of a run with the plugin is a KeyError in the toolbox's own tools "
+    "(demo.py, a Distiller's teacher), which know the toolbox's keys alone; the plugin's head, "
+    "named in a config without its keys, is an AttributeError",
+    versions="all",
+)
+def _plugin_keys(patch: _Patches) -> None:
+    merge_list, merge_other = CfgNode.merge_from_list, CfgNode.merge_from_other_cfg
+    original = _meta_build.build_model
+
+    @functools.wraps(merge_list)
+    def merge_from_list(self, cfg_list):
+        _take_offered_keys(self, [key for key in cfg_list[0::2] if isinstance(key, str)])
+        return merge_list(self, cfg_list)
+
+    @functools.wraps(merge_other)
+    def merge_from_other_cfg(self, cfg_other):
+        if isinstance(cfg_other, CfgNode):
+            _take_offered_keys(self, list(_all_keys(cfg_other)))
+        return merge_other(self, cfg_other)
+
+    @functools.wraps(original)
+    def build_model(cfg):
+        return original(_with_offered_keys(cfg))
+
+    patch.set(CfgNode, "merge_from_list", merge_from_list)
+    patch.set(CfgNode, "merge_from_other_cfg", merge_from_other_cfg)
+    patch.everywhere(original, build_model)
+
+
 @_repair(
     upstream="config/config.py:115-134 (merge_from_other_cfg, merge_from_list) with yacs",
     symptom="a merge that ends in an error has already changed every key before the wrong one",
@@ -3409,20 +3523,62 @@ def _all_or_nothing(merge):
 
 
 @_repair(
-    upstream="modeling/meta_arch/baseline.py:131-180, mgn.py:291-394 (if name in loss_names)",
-    symptom="a mistyped name in MODEL.LOSSES.NAME trains without that loss",
+    upstream="modeling/meta_arch/baseline.py:131-180, mgn.py:291-394 (if name in loss_names), "
+    "modeling/meta_arch/build.py:18-27 (build_model)",
+    symptom="a mistyped name in MODEL.LOSSES.NAME trains without that loss, and so does one of "
+    "the plugin's in an architecture that computes its losses in its own way",
     versions="all",
 )
 def _unknown_loss(patch: _Patches) -> None:
     for architecture, known in ((_Baseline, TOOLBOX_LOSSES), (_MGN, MGN_LOSSES)):
         patch.set(architecture, "losses", _with_known_losses(architecture.losses, known))
+    original = _meta_build.build_model
+
+    @functools.wraps(original)
+    def build_model(cfg):
+        model = original(cfg)
+        if _has_own_losses(model):
+            _watch_losses(model, cfg.MODEL.LOSSES.NAME)
+        return model
+
+    patch.everywhere(original, build_model)
+
+
+def _has_own_losses(model: torch.nn.Module) -> bool:
+    """Whether somebody's own class computes losses: neither the toolbox's nor the plugin's."""
+    classes = [(c, c.__module__.split(".")[0]) for c in type(model).__mro__]
+    if any(origin == "caureid_plugin" for _, origin in classes):  # it checks the names itself
+        return False
+    return any(origin not in ("fastreid", "torch") and vars(c).keys() & {"losses", "forward"}
+               for c, origin in classes)
+
+
+def _watch_losses(model: torch.nn.Module, names: Sequence[str]) -> None:
+    unknown = [name for name in names if name not in (*TOOLBOX_LOSSES, *PLUGIN_LOSSES)]
+    if unknown:
+        logger.warning("MODEL.LOSSES.NAME has %s, which neither FastReID nor the plugin knows: it "
+                       "is left to %s to compute.", unknown, type(model).__name__)
+    own = [name for name in names if name in PLUGIN_LOSSES]
+    if own:
+        model.register_forward_hook(functools.partial(_check_losses, own))
+
+
+def _check_losses(names: Sequence[str], model: torch.nn.Module, _, outputs) -> None:
+    if not model.training or not isinstance(outputs, dict):
+        return
+    missing = [name for name in names if PLUGIN_LOSSES[name] not in outputs]
+    if missing:
+        raise ValueError(
+            f"{type(model).__name__} does not compute the losses {missing} of MODEL.LOSSES.NAME, "
+            f"which are the plugin's: its own are {sorted(outputs)}. Take them out, set "
+            "MODEL.META_ARCHITECTURE CAUReID, or call caureid_plugin.build_losses there.")
 
 
 def _with_known_losses(original: Callable, known: Sequence[str]) -> Callable:
     @functools.wraps(original)
     def losses(self, *args, **kwargs):
         unknown = [n for n in self.loss_kwargs["loss_names"] if n not in known]
-        if unknown:
+        if unknown and not _has_own_losses(self):
             raise ValueError(
                 f"{type(self).__name__} does not know the losses {unknown} of MODEL.LOSSES.NAME; "
                 f"it knows {list(known)}. MODEL.META_ARCHITECTURE CAUReID knows the toolbox's and "
@@ -3430,6 +3586,29 @@ def _with_known_losses(original: Callable, known: Sequence[str]) -> Callable:
         return original(self, *args, **kwargs)
 
     return losses
+
+
+@_repair(
+    upstream="evaluation/clas_evaluator.py:48-56 (ClasEvaluator.process)",
+    symptom="a classification project with a head for re-identification has accuracy 0: the place "
+    "of an embedding's largest number is taken for a class",
+    versions="all",
+)
+def _embedding_as_scores(patch: _Patches) -> None:
+    original = _clas_evaluator.ClasEvaluator.process
+
+    @functools.wraps(original)
+    def process(self, inputs, outputs):
+        heads = self.cfg.MODEL.HEADS
+        if heads.NUM_CLASSES > 0 and outputs.shape[1] != heads.NUM_CLASSES:
+            raise ValueError(
+                f"The network gives {outputs.shape[1]} numbers for an image, and there are "
+                f"{heads.NUM_CLASSES} classes (MODEL.HEADS.NUM_CLASSES): MODEL.HEADS.NAME "
+                f"{heads.NAME} gives embeddings, not scores of classes. Set it to ClasHead, or "
+                "evaluate with ReidEvaluator.")
+        return original(self, inputs, outputs)
+
+    patch.set(_clas_evaluator.ClasEvaluator, "process", process)
 
 
 # ------------------------------------------------------------------------ for the plugin ----

@@ -10,6 +10,8 @@ def add_caureid_config(cfg: CN) -> None:
 
     The symbols are those of the CA-UReID paper (arXiv 2112.10089).
     """
+    if "CAUREID" in cfg:  # a config that was given one of the plugin's keys before has them all
+        return
     # Random seed of the run: Python, NumPy, torch, samplers. -1: a new one each time.
     cfg.SEED = -1
     # Deterministic algorithms alone, so that a run with a SEED repeats bit for bit on the same CUDA

@@ -12,11 +12,15 @@ import caureid_plugin
 import numpy as np
 import pytest
 import torch
+from caureid_plugin import LOSS_REGISTRY, compat
 from caureid_plugin.layers import GroupedBatchNorm2d
+from fastreid.config import CfgNode, get_cfg
 from fastreid.engine import DefaultTrainer
-from fastreid.evaluation import ReidEvaluator
-from fastreid.modeling import build_model
+from fastreid.evaluation import ClasEvaluator, ReidEvaluator
+from fastreid.modeling import build_model, meta_arch
+from fastreid.modeling.meta_arch import META_ARCH_REGISTRY, Baseline
 from fastreid.utils.compute_dist import build_dist
+from fastreid.utils.events import EventStorage
 from PIL import Image
 
 import train_net
@@ -270,7 +274,7 @@ def test_each_head_of_mgn_has_its_own_mask(cfg):
 
 
 @pytest.mark.parametrize("architecture, loss", [
-    ("Baseline", "InfoNCELoss"), ("MGN", "CameraSeparationLoss"), ("MoCo", "InfoNCELoss")])
+    ("MGN", "CameraSeparationLoss"), ("MoCo", "InfoNCELoss")])
 def test_the_toolboxs_architectures_do_not_know_our_losses(cfg, architecture, loss):
     """MGN would train without it, and the others would fail at their first step."""
     cfg.merge_from_file(str(CONFIGS / "Mix" / "bagtricks_camsep.yml"))
@@ -280,6 +284,67 @@ def test_the_toolboxs_architectures_do_not_know_our_losses(cfg, architecture, lo
     with pytest.raises(ValueError, match=rf"META_ARCHITECTURE {architecture} does not know .*"
                        rf"\['{loss}'\] of MODEL.LOSSES.NAME.* CAUReID"):
         build_model(cfg)
+
+
+def supervised_run(cfg, tmp_path):
+    """A network with the plugin's parts, and the config.yaml and weights of its run."""
+    cfg.merge_from_file(str(CONFIGS / "Mix" / "supervised_camsep_loss.yml"))
+    cfg.merge_from_list([*TINY, *PLAIN, "MODEL.HEADS.NUM_CLASSES", 4, "SEED", 3])
+    model = build_model(cfg)
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    torch.save({"model": model.state_dict()}, tmp_path / "model_final.pth")
+    return model
+
+
+def test_a_run_of_the_plugin_teaches_in_a_distiller(cfg, tmp_path):
+    teacher = supervised_run(cfg, tmp_path)
+    student = get_cfg()
+    student.KD = CfgNode({  # as FastReID's FastDistill adds them
+        "MODEL_CONFIG": [str(tmp_path / "config.yaml")],
+        "MODEL_WEIGHTS": [str(tmp_path / "model_final.pth")],
+        "EMA": {"ENABLED": False, "MOMENTUM": 0.999}})
+    student.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.BACKBONE.PRETRAIN", False, *PLAIN[:4],
+                             "MODEL.META_ARCHITECTURE", "Distiller",
+                             "MODEL.HEADS.NUM_CLASSES", 4])
+    model = build_model(student)
+    taught, = model.model_ts
+    assert all(torch.equal(value, teacher.state_dict()[name])
+               for name, value in taught.state_dict().items() if name in teacher.state_dict())
+    with EventStorage(0):
+        found = model({"images": torch.rand(8, 3, 32, 16), "targets": torch.arange(8) // 2})
+    assert set(found) == {"loss_cls", "loss_jsdiv"}
+
+
+def test_the_toolboxs_tools_read_the_config_of_a_run(cfg, tmp_path):
+    supervised_run(cfg, tmp_path)
+    plain = get_cfg()
+    plain.merge_from_file(str(tmp_path / "config.yaml"))
+    assert plain == cfg and plain.SEED == 3
+    by_key = get_cfg()
+    by_key.merge_from_list(["MODEL.HEADS.NUM_CLASSES", 4])
+    assert "CAUREID" not in by_key  # keys of the toolbox need nothing
+    by_key.merge_from_list(["CAUREID.CLUSTER.EPS", 0.3])
+    assert (by_key.CAUREID.CLUSTER.EPS, by_key.MODEL.HEADS.NUM_CLASSES, by_key.SEED) == (0.3, 4, -1)
+    with pytest.raises(KeyError, match="CLUSTRE"):
+        get_cfg().merge_from_list(["CAUREID.CLUSTRE.EPS", 0.3])
+    own = get_cfg()
+    own.SEED = 7  # a project's own key of that name
+    own.merge_from_list(["CAUREID.CLUSTER.EPS", 0.3])
+    assert own.SEED == 7
+    with compat.without("plugin_keys"), pytest.raises(KeyError, match="CAUREID|CAMERA_FOLDER"):
+        get_cfg().merge_from_file(str(tmp_path / "config.yaml"))
+
+
+def test_the_head_in_a_config_without_the_plugins_keys():
+    plain = get_cfg()
+    plain.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.BACKBONE.PRETRAIN", False,
+                           *PLAIN[:4], "MODEL.HEADS.NAME", "CamSepHead"])
+    plain.freeze()
+    head = build_model(plain).heads
+    assert isinstance(head, caureid_plugin.CamSepHead) and head.attention is not None
+    assert "CAMSEP" not in plain.MODEL.HEADS and plain.is_frozen()
+    with compat.without("plugin_keys"), pytest.raises(AttributeError, match="CAMSEP"):
+        meta_arch.build_model(plain)
 
 
 def test_grouped_batch_norms_of_repvgg_fold_into_its_convolutions(cfg):
@@ -304,6 +369,154 @@ def test_grouped_batch_norms_of_repvgg_fold_into_its_convolutions(cfg):
     scale = before.abs().max()
     assert (before[0] - before[1]).abs().max() > 0.01 * scale
     torch.testing.assert_close(after / scale, before / scale, rtol=0, atol=1e-5)
+
+
+# ------------------------------------------------------- architectures of somebody's own ----
+
+
+class ByAttributes(Baseline):
+    """As FastReID's AttrBaseline: a loss of its own alone, whatever MODEL.LOSSES.NAME says."""
+
+    def losses(self, outputs, gt_labels):
+        return {"loss_attributes": outputs["cls_outputs"].square().mean()}
+
+
+class WithCentres(Baseline):
+    """The toolbox's losses and one more."""
+
+    def losses(self, outputs, gt_labels):
+        found = super().losses(outputs, gt_labels)
+        if "CentreLoss" in self.loss_kwargs["loss_names"]:
+            found["loss_centre"] = outputs["features"].square().mean()
+        return found
+
+
+class InForward(Baseline):
+    """The same, added where the network is called."""
+
+    def forward(self, batched_inputs):
+        found = super().forward(batched_inputs)
+        if self.training:
+            found["loss_centre"] = found["loss_cls"] ** 2
+        return found
+
+
+class WithTheRegistry(Baseline):
+    """Calls the plugin's losses itself."""
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self.built = caureid_plugin.build_losses(cfg)
+
+    def forward(self, batched_inputs):
+        self.batch = batched_inputs
+        return super().forward(batched_inputs)
+
+    def losses(self, outputs, gt_labels):
+        found = {}
+        for loss in self.built:
+            found.update(loss(outputs, self.batch, None))
+        return found
+
+
+class Unchanged(Baseline):
+    def preprocess_image(self, batched_inputs):
+        return super().preprocess_image(batched_inputs)
+
+
+OWN = (ByAttributes, WithCentres, InForward, WithTheRegistry, Unchanged)
+
+
+@pytest.fixture
+def first_step(cfg, monkeypatch):
+    """Losses of the first training step of an architecture, with the losses named."""
+    monkeypatch.setattr(META_ARCH_REGISTRY, "_obj_map", {
+        **META_ARCH_REGISTRY._obj_map, **{own.__name__: own for own in OWN}})
+
+    def step(architecture, *names, head="CamSepHead"):
+        cfg.merge_from_file(str(CONFIGS / "Mix" / "supervised_camsep_loss.yml"))
+        cfg.merge_from_list([*TINY, *PLAIN, LOSSES, names, "MODEL.HEADS.NAME", head,
+                             "MODEL.META_ARCHITECTURE", architecture.__name__,
+                             "MODEL.HEADS.NUM_CLASSES", 4])
+        model = build_model(cfg)
+        camera = torch.arange(8) % 2
+        with EventStorage(0):
+            losses = model({"images": torch.rand(8, 3, 32, 16), "targets": torch.arange(8) // 2,
+                            "camids": camera})
+        assert model.eval()({"images": torch.rand(2, 3, 32, 16)}).shape == (2, 16)
+        return set(losses)
+
+    return step
+
+
+@pytest.mark.parametrize("architecture, names, head", [
+    (ByAttributes, ("CameraSeparationLoss",), "CamSepHead"),
+    (ByAttributes, ("CrossEntropyLoss", "InfoNCELoss"), "EmbeddingHead"),
+    (WithCentres, ("CrossEntropyLoss", "CACCLoss", "CentreLoss"), "CamSepHead"),
+    (InForward, ("CrossEntropyLoss", "CameraSeparationLoss"), "EmbeddingHead")])
+def test_a_loss_of_the_plugin_that_nobody_computes_is_an_error(
+        first_step, architecture, names, head):
+    ours, = set(names) & {"CameraSeparationLoss", "InfoNCELoss", "CACCLoss"}
+    with pytest.raises(ValueError, match=rf"{architecture.__name__} does not compute the losses "
+                       rf"\['{ours}'\] of MODEL.LOSSES.NAME.*CAUReID.*build_losses"):
+        first_step(architecture, *names, head=head)
+
+
+def test_an_architecture_may_compute_the_plugins_losses_itself(first_step, messages):
+    names = ("CrossEntropyLoss", "CameraSeparationLoss")
+    assert first_step(WithTheRegistry, *names) == {"loss_cls", "loss_camsep"}
+    assert not [message for message in messages if "LOSSES.NAME" in message]
+
+
+def test_baseline_does_not_know_them_at_its_first_step(first_step):
+    """It is built with them all the same, as a Distiller's teacher, which computes no losses."""
+    with pytest.raises(ValueError, match=r"Baseline does not know the losses "
+                       r"\['CameraSeparationLoss'\] of MODEL.LOSSES.NAME.* CAUReID"):
+        first_step(Baseline, "CrossEntropyLoss", "CameraSeparationLoss")
+
+
+@pytest.mark.parametrize("architecture, name, expected", [
+    (WithCentres, "CentreLoss", {"loss_cls", "loss_centre"}),
+    (InForward, "CentreLoss", {"loss_cls", "loss_centre"}),
+    (ByAttributes, "BinaryCrossEntropyLoss", {"loss_attributes"})])
+def test_an_architecture_may_have_losses_of_its_own(
+        first_step, messages, architecture, name, expected):
+    assert first_step(architecture, "CrossEntropyLoss", name, head="EmbeddingHead") == expected
+    told, = [message for message in messages if "LOSSES.NAME" in message]
+    assert f"has ['{name}']" in told and f"left to {architecture.__name__}" in told
+
+
+def test_an_architecture_without_losses_of_its_own_knows_the_toolboxs(first_step):
+    assert first_step(Unchanged, "CrossEntropyLoss", head="EmbeddingHead") == {"loss_cls"}
+    with pytest.raises(ValueError, match=r"Unchanged does not know the losses \['CentreLoss'\]"):
+        first_step(Unchanged, "CrossEntropyLoss", "CentreLoss", head="EmbeddingHead")
+
+
+def test_the_scalars_of_the_plugins_losses_are_known():
+    theirs = {name: SCALARS[name] for name in LOSS_REGISTRY._obj_map
+              if name not in compat.TOOLBOX_LOSSES}
+    assert theirs == compat.PLUGIN_LOSSES
+
+
+@pytest.mark.parametrize("head", ["CamSepHead", "EmbeddingHead", "ClasHead"])
+def test_classification_with_embeddings_is_an_error(cfg, head):
+    """It would take the place of the embedding's largest number for a class."""
+    cfg.merge_from_file(str(CONFIGS / "Mix" / "bagtricks_camsep.yml"))
+    cfg.merge_from_list([*TINY, *PLAIN, "MODEL.HEADS.NAME", head, "MODEL.HEADS.NUM_CLASSES", 4])
+    evaluator = ClasEvaluator(cfg)
+    batch = {"images": torch.rand(8, 3, 32, 16), "targets": torch.arange(8) // 2}
+    with torch.no_grad():
+        outputs = build_model(cfg).eval()({"images": batch["images"]})
+    if head == "ClasHead":
+        evaluator.process(batch, outputs)
+        right = 100 * (outputs.argmax(dim=1) == batch["targets"]).float().mean()
+        assert evaluator.evaluate()["Acc@1"] == pytest.approx(right.item())
+        return
+    with pytest.raises(ValueError, match=f"16 numbers for an image.*there are 4 classes.*{head} "
+                       "gives embeddings.*ClasHead"):
+        evaluator.process(batch, outputs)
+    with compat.without("embedding_as_scores"):
+        evaluator.process(batch, outputs)
 
 
 # ----------------------------------------------------- EmbeddingHead without identities ----
@@ -393,3 +606,10 @@ def test_the_trainer_of_the_toolbox_takes_the_supervised_config(cfg, check_run, 
     cfg.merge_from_file(str(CONFIGS / "Mix" / "supervised_camsep_loss.yml"))
     cfg.merge_from_list([*TINY, *PLAIN, "OUTPUT_DIR", str(tmp_path)])
     check_run(DefaultTrainer(cfg), {"loss_cls", "loss_triplet", "loss_camsep"})
+
+
+def test_values_that_were_given_before_the_keys_are_asked_for_stay():
+    cfg = get_cfg()
+    cfg.merge_from_list(["CAUREID.CLUSTER.EPS", 0.3])
+    caureid_plugin.add_caureid_config(cfg)
+    assert cfg.CAUREID.CLUSTER.EPS == 0.3 and cfg.CAUREID.CLUSTER.MIN_SAMPLES == 4

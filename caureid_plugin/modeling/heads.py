@@ -16,8 +16,9 @@ from ..compat import MGN_LOSSES, TOOLBOX_LOSSES
 from ..layers import HarmoniousAttention
 
 ATTENTIONS = ("harmonious", "none")
-# the toolbox's meta-architectures, which know the toolbox's losses alone
-TOOLBOX_ARCHITECTURES = ("Baseline", "Distiller", "MGN", "MoCo")
+# the toolbox's meta-architectures, which know the toolbox's losses alone; Baseline says so at its
+# first step, as it is also built as a Distiller's teacher, whose losses nobody computes
+TOOLBOX_ARCHITECTURES = ("Distiller", "MGN", "MoCo")
 
 
 def _check_config(cfg: CfgNode) -> None:

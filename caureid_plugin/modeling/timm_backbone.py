@@ -68,7 +68,12 @@ class TimmBackbone(nn.Module):
                         and getattr(network, "output_fmt", "NCHW") == "NCHW")
         if not self._is_map and not hasattr(network, "forward_intermediates"):
             raise ValueError("its features are no map and no tokens of patches")
-        found = self(images)
+        self._norm = True
+        try:
+            found = self(images)
+        except AssertionError:  # Hiera's norm lies behind the pooling, and timm refuses to ask
+            self._norm = False
+            found = self(images)
         if not isinstance(found, torch.Tensor) or found.ndim != 4:
             raise ValueError("its features are no map")
         _freeze_unused(network, found)
@@ -80,7 +85,7 @@ class TimmBackbone(nn.Module):
         if self._is_map:
             return self.network.forward_features(images)
         return self.network.forward_intermediates(
-            images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)[-1]
+            images, indices=1, norm=self._norm, output_fmt="NCHW", intermediates_only=True)[-1]
 
 
 def _split_norms(module: nn.Module) -> None:
@@ -161,7 +166,7 @@ def build_timm_backbone(cfg: CfgNode) -> TimmBackbone:
         return found
     if backbone.PRETRAIN_PATH:
         network = timm.create_model(name, **options)
-        _load(network, backbone.PRETRAIN_PATH)
+        _load(network, backbone.PRETRAIN_PATH, f"MODEL.BACKBONE.TIMM.NAME {name!r}")
     else:
         network = _pretrained(timm, known, name, options)
     _compare_pixels(known, cfg)
@@ -190,15 +195,11 @@ def _known(timm: Any, name: str) -> Any:
             + (f"Similar names: {', '.join(similar)}." if similar else
                "timm.list_models() has their names, such as resnet18 or mobilenetv2_100."))
     try:
-        known = timm.get_pretrained_cfg(name)
+        return timm.get_pretrained_cfg(name)
     except RuntimeError as error:
         tags = timm.list_models(f"{name.partition('.')[0]}.*", include_tags=True)
         raise ValueError(f"{key}: timm {timm.__version__} has no such weights ({error}). It has: "
                          f"{', '.join(tags)}.") from error
-    if known is None:
-        raise ValueError(f"{key} is no model of its own: timm notes neither the size of its images "
-                         "nor weights.")
-    return known
 
 
 def _checked(network: Any, cfg: CfgNode) -> TimmBackbone:
@@ -269,11 +270,11 @@ def _pretrained(timm: Any, known: Any, name: str, options: dict[str, Any]) -> An
             "random weights.") from error
 
 
-def _load(network: Any, path: str) -> None:
+def _load(network: Any, path: str, model: str) -> None:
     """Loads a file of weights: of timm's hub, or of ``torch.save``."""
     key = "MODEL.BACKBONE.PRETRAIN_PATH"
     if not os.path.isfile(path):  # reading a FIFO would wait for ever
-        raise FileNotFoundError(f"{path} is no file of weights. Check {key}.")
+        raise FileNotFoundError(f"{path} is no file of weights of {model}. Check {key}.")
     # timm's own conversion of weights of other authors and sizes, of the modules that have one
     convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     try:
@@ -284,8 +285,8 @@ def _load(network: Any, path: str) -> None:
         state = {name.removeprefix("module."): value for name, value in state.items()}
         state = state if convert is None else convert(state, network)
     except (DamagedFile, CodeInFile) as error:
-        raise type(error)(f"{error} Check {key}.") from error
+        raise type(error)(f"{error} Check {key}, the weights of {model}.") from error
     except Exception as error:  # SafetensorError is a plain Exception
-        raise ValueError(f"{key} {path} cannot be read as weights of MODEL.BACKBONE.TIMM.NAME: "
+        raise ValueError(f"{key} {path} cannot be read as weights of {model}: "
                          f"{_first_line(error)}.") from error
-    load_matching(network, state, path, f"{key} or MODEL.BACKBONE.TIMM.NAME")
+    load_matching(network, state, path, f"{key} or {model}")

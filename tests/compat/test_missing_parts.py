@@ -166,6 +166,73 @@ def test_parts_that_do_not_know_fastreid_work_without_it(run_python, tmp_path):
     assert found["broken"] == ["ImportError: numpy.core.multiarray failed"] * 2
 
 
+_FOUND_LATER = """
+import json, os, sys
+import caureid_plugin
+from caureid_plugin import clustering, layers  # fast here, and there before the rest
+
+assert not [name for name in sys.modules if name.split(".")[0] == "fastreid"]
+hidden = sys.meta_path.index(Hiding)
+
+def found(statement):
+    sys.meta_path[hidden] = PathFinder  # as a script does that extends sys.path after its imports
+    exec(statement, {})
+    import fastreid, fastreid.solver
+    from fastreid.modeling.heads import build_heads
+    heads = sys.modules["fastreid.modeling.heads"].REID_HEADS_REGISTRY
+    parts = [caureid_plugin.compat, caureid_plugin.config, caureid_plugin.modeling, clustering]
+    return {
+        "repaired": caureid_plugin.compat.REPAIRS["contiguous_zero_grad"].applied,
+        "registered": heads.get("CamSepHead") is caureid_plugin.CamSepHead,
+        "once": all(part is sys.modules[part.__name__] for part in parts)
+                and caureid_plugin.config.add_caureid_config is caureid_plugin.add_caureid_config,
+        "all": all(hasattr(caureid_plugin, name) for name in caureid_plugin.__all__),
+        "as usual": all(part.__spec__.loader is part.__loader__
+                        and type(part.__loader__).__name__ == "SourceFileLoader"
+                        for part in [fastreid, *parts]),
+        "left": [str(finder) for finder in sys.meta_path if "_Late" in str(finder)],
+        "file": fastreid.__file__ == PathFinder.find_spec("fastreid").origin,
+    }
+
+for statement in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        print(json.dumps(found(statement)), flush=True)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, statement
+"""
+
+
+def test_where_fastreid_is_found_later_the_first_line_still_works(run_python):
+    """As in a clone of the toolbox, whose scripts call sys.path.append after their imports."""
+    statements = ["from fastreid.engine import DefaultTrainer",
+                  "from caureid_plugin.config import add_caureid_config",
+                  "import caureid_plugin.compat",
+                  "from caureid_plugin import clustering, build_losses"]
+    done = run_python("-c", _FOUND_LATER, *statements, hidden=["fastreid"])
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    good = dict.fromkeys(["repaired", "registered", "once", "all", "as usual", "file"], True)
+    assert results == [{**good, "left": []}] * len(statements)
+
+
+def test_an_error_inside_a_toolbox_that_is_found_later_is_shown_each_time(run_python, tmp_path):
+    (tmp_path / "clone" / "fastreid").mkdir(parents=True)
+    (tmp_path / "clone" / "fastreid" / "__init__.py").write_text("__version__ = '1.4.0'")
+    code = """
+import caureid_plugin
+sys.meta_path[sys.meta_path.index(Hiding)] = PathFinder
+sys.path.insert(0, sys.argv[1])
+for attempt in range(2):
+    try:
+        import fastreid
+    except ImportError as error:
+        print(error)
+"""
+    done = run_python("-c", code, tmp_path / "clone", hidden=["fastreid"])
+    assert done.stdout.splitlines() == ["No module named 'fastreid.config'"] * 2, done.stderr
+
+
 def test_with_fastreid_the_face_has_all_its_names():
     assert all(hasattr(caureid_plugin, name) for name in caureid_plugin.__all__)
     assert isinstance(caureid_plugin.compat, types.ModuleType)

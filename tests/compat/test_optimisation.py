@@ -3,7 +3,10 @@
 
 import contextlib
 import copy
+import gc
+import io
 import types
+import weakref
 
 import pytest
 import torch
@@ -13,7 +16,9 @@ from caureid_plugin.compat import WeightsMovedGuard
 from fastreid.engine import train_loop
 from fastreid.engine.train_loop import AMPTrainer, SimpleTrainer
 from fastreid.solver import build_optimizer
+from fastreid.solver.build import get_default_optimizer_params
 from fastreid.utils.events import EventStorage
+from fastreid.utils.params import ContiguousParams
 from torch import nn
 
 STEPS = 5
@@ -163,8 +168,9 @@ def test_mixed_precision_equals_plain_pytorch(cfg, device, monkeypatch):
     cfg.merge_from_list(["SOLVER.OPT", "SGD", "SOLVER.BASE_LR", 0.05])
     toolbox, batches = net_and_batches(device)
     start, plain = copy.deepcopy(toolbox), copy.deepcopy(toolbox)
-    run_toolbox(toolbox, batches, cfg, AMPTrainer,
-                grad_scaler=torch.amp.GradScaler(device, init_scale=256.0, growth_interval=2))
+    with compat.without("amp_needs_cuda"):  # which would take the scaling away
+        run_toolbox(toolbox, batches, cfg, AMPTrainer,
+                    grad_scaler=torch.amp.GradScaler(device, init_scale=256.0, growth_interval=2))
 
     optimizer = plain_optimizer(plain, cfg)
     scaler = torch.amp.GradScaler(device, init_scale=256.0, growth_interval=2)
@@ -177,6 +183,125 @@ def test_mixed_precision_equals_plain_pytorch(cfg, device, monkeypatch):
         scaler.update()
     assert_same(toolbox, plain, atol=1e-6 if device == "cpu" else 1e-5)
     assert moved(toolbox, start) == TRAINABLE
+
+
+# ---------------------------------------------------------------- loops of somebody's own ----
+
+
+NO_DECAY = ["SOLVER.WEIGHT_DECAY", 0.0, "SOLVER.WEIGHT_DECAY_NORM", 0.0,
+            "SOLVER.WEIGHT_DECAY_BIAS", 0.0]
+CLEARED = {
+    "the optimizer's gradients": lambda model, optimizer: optimizer.zero_grad(),
+    "the model's": lambda model, optimizer: model.zero_grad(),
+    "one by one": lambda model, optimizer: [setattr(p, "grad", None) for p in model.parameters()],
+    "in place": lambda model, optimizer: optimizer.zero_grad(set_to_none=False),
+}
+
+
+def run_own_loop(model, batches, optimizer, clear, scaler=None):
+    for batch in batches:
+        clear(model, optimizer)
+        loss = sum(model(batch).values())
+        if scaler is None:
+            loss.backward()
+            optimizer.step()
+        else:
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled"])
+@pytest.mark.parametrize("clear", CLEARED.values(), ids=CLEARED)
+def test_a_script_with_a_loop_of_its_own_equals_plain_pytorch(cfg, clear, scaled):
+    cfg.merge_from_list(["SOLVER.OPT", "SGD", "SOLVER.BASE_LR", 0.05])
+    toolbox, batches = net_and_batches()
+    start, plain = copy.deepcopy(toolbox), copy.deepcopy(toolbox)
+    optimizer, _ = build_optimizer(cfg, toolbox)
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0) if scaled else None
+    run_own_loop(toolbox, batches, optimizer, clear, scaler)
+    run_plain(plain, batches, cfg)
+    assert_same(toolbox, plain)
+    assert moved(toolbox, start) == TRAINABLE
+
+
+@pytest.mark.parametrize("clear", ["the optimizer's gradients", "the model's"])
+def test_without_the_repair_such_a_script_trains_nothing(cfg, clear):
+    cfg.merge_from_list(NO_DECAY)
+    model, batches = net_and_batches()
+    start = copy.deepcopy(model)
+    with compat.without("contiguous_zero_grad"):
+        optimizer, _ = build_optimizer(cfg, model)
+        run_own_loop(model, batches, optimizer, CLEARED[clear])
+    assert moved(model, start) == set()
+
+
+def test_an_optimizer_of_ones_own_on_the_flat_buffer_trains(cfg):
+    cfg.merge_from_list(["SOLVER.OPT", "SGD", "SOLVER.BASE_LR", 0.05])
+    toolbox, batches = net_and_batches()
+    plain = copy.deepcopy(toolbox)
+    wrapper = ContiguousParams(get_default_optimizer_params(
+        toolbox, cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.WEIGHT_DECAY_NORM,
+        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS))
+    optimizer = torch.optim.SGD(wrapper.contiguous(), momentum=cfg.SOLVER.MOMENTUM)
+    run_own_loop(toolbox, batches, optimizer, CLEARED["the optimizer's gradients"])
+    run_plain(plain, batches, cfg)
+    assert_same(toolbox, plain)
+
+
+@pytest.mark.parametrize("clear", CLEARED.values(), ids=CLEARED)
+def test_gradients_add_up_until_they_are_cleared_and_no_longer(cfg, clear):
+    cfg.merge_from_list(["SOLVER.OPT", "SGD", "SOLVER.BASE_LR", 0.1, "SOLVER.MOMENTUM", 0.0,
+                         *NO_DECAY])
+    model = nn.ParameterDict({"one": torch.zeros(2), "other": torch.zeros(3)})
+    optimizer, _ = build_optimizer(cfg, model)
+
+    def values():
+        return {name: round(weight.mean().item(), 6) for name, weight in model.items()}
+
+    for factor in (1.0, 3.0):
+        (factor * model["one"].sum() + model["other"].sum()).backward()
+    optimizer.step()
+    assert values() == {"one": -0.4, "other": -0.2}
+    clear(model, optimizer)
+    model["one"].sum().backward()  # the other has none, also not that of the step before
+    model["one"].grad = 5 * model["one"].grad  # a new tensor, not the old one changed
+    optimizer.step()
+    assert values() == {"one": -0.9, "other": -0.2}
+
+
+def test_a_model_that_leaves_its_optimizer_is_an_error(cfg):
+    for leave in (lambda model: model.double(), lambda model: build_optimizer(cfg, model)):
+        model, batches = net_and_batches()
+        optimizer, _ = build_optimizer(cfg, model)
+        leave(model)
+        dtype = model.conv.weight.dtype
+        batch = {**batches[0], "images": batches[0]["images"].to(dtype)}
+        with pytest.raises(ValueError, match=r"no longer has.*\n?.*build_optimizer afterwards"):
+            run_own_loop(model, [batch], optimizer, CLEARED["the model's"])
+
+
+def test_the_newer_of_two_optimizers_trains(cfg):
+    cfg.merge_from_list(["SOLVER.OPT", "Adam", "SOLVER.BASE_LR", 0.01])
+    toolbox, batches = net_and_batches()
+    plain = copy.deepcopy(toolbox)
+    build_optimizer(cfg, toolbox)
+    optimizer, _ = build_optimizer(cfg, toolbox)
+    run_own_loop(toolbox, batches, optimizer, CLEARED["the model's"])
+    run_plain(plain, batches, cfg)
+    assert_same(toolbox, plain)
+
+
+def test_a_model_is_copied_saved_and_freed_as_before(cfg, recwarn):
+    model, _ = net_and_batches()
+    weight = weakref.ref(model.conv.weight)
+    optimizer, wrapper = build_optimizer(cfg, model)
+    assert_same(copy.deepcopy(model), model)
+    torch.save(model, io.BytesIO())
+    assert not [w for w in recwarn if "hook" in str(w.message)]
+    del model, optimizer, wrapper
+    gc.collect()
+    assert weight() is None
 
 
 # ------------------------------------------------------------------------------ the guard ----
@@ -200,12 +325,12 @@ def test_guard_lets_a_good_run_pass(make_trainer):
         name for name, parameter in start.named_parameters() if parameter.requires_grad}
 
 
-def guarded_run(length, moves_at, *, start=0, frozen=False):
+def guarded_run(length, moves_at, *, start=0, frozen=False, freeze=()):
     """Calls the guard as a trainer of ``length`` steps does; a weight moves at one of them."""
     model = nn.Linear(2, 2)
     model.bias.requires_grad_(False)
     model.weight.requires_grad_(not frozen)
-    guard = WeightsMovedGuard(steps=10)
+    guard = WeightsMovedGuard(10, *freeze)
     guard.trainer = types.SimpleNamespace(
         model=model, start_iter=start, iter=start, max_iter=start + length)
     guard.before_train()
@@ -227,3 +352,48 @@ def test_guard_waits_ten_steps_or_to_the_end_of_a_shorter_run(start, length):
         guarded_run(length, moves_at=last + 1, start=start)
     with pytest.raises(RuntimeError, match=r"MODEL\.FREEZE_LAYERS"):
         guarded_run(length, moves_at=None, start=start, frozen=True)
+
+
+@pytest.mark.parametrize("layers", [["weight", "bias"], ["w"], [".*"]])
+def test_guard_waits_until_the_layers_are_free(layers):
+    frozen = (layers, 1000)
+    guarded_run(2000, moves_at=1009, freeze=frozen)
+    guarded_run(1003, moves_at=1002, freeze=frozen)
+    with pytest.raises(RuntimeError, match="after 1010 training steps"):
+        guarded_run(2000, moves_at=1010, freeze=frozen)
+    with pytest.raises(RuntimeError, match="after 1001 training steps"):
+        guarded_run(1001, moves_at=None, freeze=frozen)
+
+
+@pytest.mark.parametrize("layers, iters", [(["weight"], 0), (["eight", "bias"], 1000), ([], 1000)])
+def test_guard_does_not_wait_where_something_is_free(layers, iters):
+    guarded_run(2000, moves_at=9, freeze=(layers, iters))
+    with pytest.raises(RuntimeError, match="after 10 training steps"):
+        guarded_run(2000, moves_at=10, freeze=(layers, iters))
+
+
+def test_guard_asks_the_free_layers_to_move():
+    """The heads are free and never move: that the backbone will be does not excuse it."""
+    model = nn.DataParallel(nn.ModuleDict({"backbone": nn.Linear(2, 2), "heads": nn.Linear(2, 2)}))
+    guard = WeightsMovedGuard(10, ["backbone"], 1000)
+    guard.trainer = types.SimpleNamespace(model=model, start_iter=0, iter=0, max_iter=2000)
+    guard.before_train()
+    for guard.trainer.iter in range(9):
+        guard.after_step()
+    guard.trainer.iter = 9
+    with pytest.raises(RuntimeError, match="after 10 training steps"):
+        guard.after_step()
+
+
+def test_a_run_that_is_frozen_to_its_end_is_warned_of(make_trainer, messages):
+    """As MGN's configs freeze every branch for 1000 steps, by the beginnings of their names."""
+    frozen = ("MODEL.FREEZE_LAYERS", ["backbone", "head"], "DATASETS.TESTS", ())
+    trainer = make_trainer(*frozen, "SOLVER.FREEZE_ITERS", 1000, "SOLVER.ITERS_PER_EPOCH", 12)
+    start = copy.deepcopy(trainer.model)
+    trainer.train()
+    assert trainer.iter == 12 and moved(trainer.model, start) == set()
+    told, = [message for message in messages if "FREEZE_ITERS" in message]
+    assert "trains nothing" in told and "1000 steps, and the run has 12" in told
+    trainer = make_trainer(*frozen, "SOLVER.FREEZE_ITERS", 12, "SOLVER.ITERS_PER_EPOCH", 13)
+    trainer.train()
+    assert [message for message in messages if "FREEZE_ITERS" in message] == [told]

@@ -11,8 +11,9 @@ import pytest
 import torch
 from caureid_plugin import compat
 from fastreid.engine import DefaultTrainer, defaults, hooks
-from fastreid.engine.train_loop import HookBase
+from fastreid.engine.train_loop import AMPTrainer, HookBase
 from fastreid.modeling import meta_arch
+from fastreid.utils.env import seed_all_rng
 
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="shows a defect without CUDA")
 
@@ -55,13 +56,34 @@ def test_no_iteration_is_an_error_that_names_the_keys(make_trainer):
 # ---------------------------------------------------------------- precision and device ----
 
 
+def trained_weights(trainer):
+    trainer.train()
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def test_mixed_precision_on_a_cpu_is_full_precision_and_one_warning(make_trainer, messages,
+                                                                    recwarn):
+    keys = ("MODEL.DEVICE", "cpu", "DATASETS.TESTS", ())
+    seed_all_rng(0)
+    plain = trained_weights(make_trainer(*keys))
+    seed_all_rng(0)
+    trainer = make_trainer(*keys, "SOLVER.AMP.ENABLED", True)
+    told, = [message for message in messages if "AMP" in message]
+    assert "full precision" in told and type(trainer._trainer) is AMPTrainer
+    for name, value in trained_weights(trainer).items():
+        assert torch.equal(value, plain[name]), name
+    assert [m for m in messages if "AMP" in m] == [told]
+    assert [w for w in recwarn if "amp" in str(w.message).lower()] == []
+    trainer = make_trainer(*keys, "SOLVER.AMP.ENABLED", True, "SOLVER.MAX_EPOCH", 2)
+    trainer.resume_or_load(resume=True)
+    trainer.train()
+    assert trainer.iter == 4
+
+
 @NO_CUDA
-def test_mixed_precision_without_cuda_is_an_error_before_anything_is_built(make_trainer):
-    amp = ("SOLVER.AMP.ENABLED", True)
-    with pytest.raises(ValueError, match=r"Set SOLVER\.AMP\.ENABLED False"):
-        make_trainer(*amp, "DATASETS.NAMES", ("no-such-dataset",))
+def test_without_the_repair_mixed_precision_on_a_cpu_is_an_assertion(make_trainer):
     with compat.without("amp_needs_cuda"):
-        trainer = make_trainer(*amp)
+        trainer = make_trainer("SOLVER.AMP.ENABLED", True)
         with pytest.raises(AssertionError, match="CUDA is required"):
             trainer.train()
 
