@@ -80,7 +80,6 @@ def test_torchrun(script, tmp_path):
 
 @pytest.mark.parametrize("keys, says", [
     (["SOLVER.MAX_EPOC", "6"], "no config key 'SOLVER.MAX_EPOC', did you mean SOLVER.MAX_EPOCH"),
-    (["SOLVER.AMP.ENABLED", "True"], "Set SOLVER.AMP.ENABLED False"),
     (["DATASETS.NAMES", "('CameraFolder',)", "CAMERA_FOLDER.ROOT", "/none"],
      "CAMERA_FOLDER.ROOT /none does not exist"),
     (["MODEL.HEADS.CAMSEP.NUM_CAMERAS", "3"], "come from 2 cameras: set it to 2."),
