@@ -27,6 +27,7 @@ REQUIRES = [
     "pillow>=9.4",
     "yacs>=0.1.8",
     "pyyaml>=6.0",
+    "regex>=2023.10.3",
     "tabulate>=0.9",
     "termcolor>=2.2",
     "tensorboard>=2.12",
@@ -67,7 +68,7 @@ setup(
             "caureid-plugin[export,timm,web,docs]",
             "pytest>=8.2", "pytest-timeout>=2.2", "pytest-xdist>=3.6", "pytest-randomly>=3.15",
             "hypothesis>=6.87", "markdown-it-py>=3.0",
-            "playwright>=1.49",
+            "playwright>=1.49", "openvino>=2024.6",
             # bounded: a new release may find what nobody changed
             "ruff>=0.14,<0.18", "mypy>=1.18,<3", "vulture>=2.14,<3",
         ],

@@ -17,6 +17,7 @@ from __future__ import annotations
 import collections
 import collections.abc
 import contextlib
+import copy
 import dataclasses
 import datetime
 import difflib
@@ -24,6 +25,7 @@ import errno
 import functools
 import glob
 import hashlib
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import io
@@ -39,6 +41,8 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
+import time
 import types
 import urllib.parse
 import warnings
@@ -56,7 +60,7 @@ from . import resume as _resume
 from . import run_lock
 from .clustering import Search, jaccard_distances, standardize_by_camera
 from .files import remove_leftovers, write_atomically
-from .launcher import run_processes
+from .launcher import check_port, run_processes
 from .safe_load import (
     CodeInFile,
     DamagedFile,
@@ -81,12 +85,13 @@ _INSTALL_HINT = (
 
 @contextlib.contextmanager
 def legacy_names() -> Iterator[None]:
-    """Provides the two names that the toolbox imports and that no longer exist.
+    """Provides the names that the toolbox and its projects import and that no longer exist.
 
-    Upstream: ``data/build.py:11-12`` (``torch._six.string_classes``, ``collections.Mapping``) and
-    ``evaluation/testing.py:5`` (``collections.Mapping``). Symptom: ``import fastreid.data`` raises
-    ImportError on Python >= 3.10 and on torch >= 2.0. The names are gone again afterwards, so that
-    other libraries see the interpreter as it is.
+    Upstream: ``data/build.py:11-12`` (``torch._six.string_classes``, ``collections.Mapping``),
+    ``evaluation/testing.py:5`` (``collections.Mapping``) and the project FastFace
+    (``torch._six.container_abcs``). Symptom: ``import fastreid.data`` raises ImportError on Python
+    >= 3.10 and on torch >= 2.0. The names are gone again afterwards, so that other libraries see
+    the interpreter as it is.
     """
     added = []
     if not hasattr(collections, "Mapping"):
@@ -96,7 +101,7 @@ def legacy_names() -> Iterator[None]:
         importlib.import_module("torch._six")
     except ImportError:
         six = types.ModuleType("torch._six")
-        six.string_classes = (str, bytes)
+        six.string_classes, six.container_abcs = (str, bytes), collections.abc
         sys.modules["torch._six"] = six
         added.append(lambda: sys.modules.pop("torch._six", None))
     try:
@@ -104,6 +109,32 @@ def legacy_names() -> Iterator[None]:
     finally:
         for remove in added:
             remove()
+
+
+class _FastFace:
+    """Finds the part of FastFace that imports one of :func:`legacy_names`, and provides them.
+
+    Upstream: ``fastface/utils_amp.py:10`` of FastReID's repository. Symptom: the project cannot be
+    imported on torch >= 2.0. Its scripts import it after the toolbox, when the names are gone.
+    """
+
+    @staticmethod
+    def find_spec(name: str, path=None, target=None) -> importlib.machinery.ModuleSpec | None:
+        if name != "fastface.utils_amp":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: types.ModuleType) -> None:
+                with legacy_names():
+                    execute(module)
+
+            spec.loader.exec_module = exec_module
+        return spec
+
+
+sys.meta_path.insert(0, _FastFace)
 
 
 @contextlib.contextmanager
@@ -700,13 +731,18 @@ def _outlive_signals(worker_id: int) -> None:
     obeyed, so that a worker which hangs in its file system can be ended.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _TO_WORKERS)
+
+
+# a Ctrl-C that comes while one is forked would be lost in Python's own hooks
+_TO_WORKERS = {signal.SIGTERM, signal.SIGHUP, signal.SIGINT}
 
 
 def _shielded(start: Callable[[], Iterator]) -> Iterator:
-    """Starts workers with SIGTERM held back until they are ready for it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    """Starts workers with signals held back until they are ready for them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TO_WORKERS)
     try:
         return start()
     finally:
@@ -840,13 +876,21 @@ def _preprocess_in_place(patch: _Patches) -> None:
 
 def _ddp(model, device_ids=None, **kwargs):
     on_cpu = next(model.parameters()).device.type == "cpu"
+    synced = [name for name, part in model.named_modules()
+              if on_cpu and isinstance(part, torch.nn.SyncBatchNorm)]
+    if synced:
+        raise ValueError(
+            "syncBN needs a GPU for each process, and several processes on the CPU have it, first "
+            f"in {synced[0]}: set MODEL.BACKBONE.NORM and MODEL.HEADS.NORM to BN, or train in one "
+            "process (--num-gpus 1).")
     return torch.nn.parallel.DistributedDataParallel(
         model, device_ids=None if on_cpu else device_ids, **kwargs)
 
 
 @_repair(
     upstream="engine/defaults.py:211 (DistributedDataParallel(device_ids=[rank]))",
-    symptom="several processes on the CPU: ValueError, device_ids is for GPU modules",
+    symptom="several processes on the CPU: ValueError, device_ids is for GPU modules; with syncBN "
+    "an error that names no key",
     versions="all",
 )
 def _ddp_on_cpu(patch: _Patches) -> None:
@@ -855,6 +899,12 @@ def _ddp_on_cpu(patch: _Patches) -> None:
 
 # Seconds that a process waits for all the others of a run to start.
 JOIN_SECONDS = 300.0
+# Seconds that a process waits for another in the middle of a run. The first one alone saves, ranks
+# and clusters, which may take long; torch's own limit for gloo.
+HANG_SECONDS = 1800.0
+# Seconds in which all processes that wait for one that hangs notice it; the launcher's patience
+# with those that are left is longer.
+NOTICE_SECONDS = 3.0
 
 
 def _init_process(rank: int, local_rank: int, local_size: int, world_size: int, url: str,
@@ -872,7 +922,8 @@ def _init_process(rank: int, local_rank: int, local_size: int, world_size: int, 
     known = ({"store": _meet(rank, local_size, world_size, url, join_seconds)}
              if url.startswith("tcp://") else {"init_method": url})
     torch.distributed.init_process_group(
-        "nccl" if cuda else "gloo", world_size=world_size, rank=rank, **known)
+        "nccl" if cuda else "gloo", world_size=world_size, rank=rank,
+        timeout=datetime.timedelta(seconds=HANG_SECONDS), **known)
     for machine in range(world_size // local_size):
         ranks = list(range(machine * local_size, (machine + 1) * local_size))
         group = torch.distributed.new_group(ranks)
@@ -889,7 +940,7 @@ def _meet(rank: int, local_size: int, world_size: int, url: str, seconds: float)
     """
     machines = (f"--num-machines {world_size // local_size} with --num-gpus {local_size} each at "
                 f"--dist-url {url}")
-    limit = datetime.timedelta(seconds=seconds)
+    limit, start = datetime.timedelta(seconds=seconds), time.monotonic()
     try:
         store, _, _ = next(torch.distributed.rendezvous(url, rank, world_size, timeout=limit))
         # of processes that count otherwise there is no trace, and the wait says so
@@ -899,16 +950,17 @@ def _meet(rank: int, local_size: int, world_size: int, url: str, seconds: float)
             store.wait(present, limit)
     except (RuntimeError, OSError) as error:
         raise RuntimeError(
-            f"Process {rank} of {machines} waited {seconds:g} s (--join-timeout) for the others, "
-            "and not all came, or the port is taken. Is every machine started, with the same "
-            "three options and a --machine-rank of its own, and does --dist-url name machine 0 "
-            "and a free port of it? For several runs on one machine, take --dist-url auto. "
+            f"Process {rank} of {machines} waited {time.monotonic() - start:.0f} s for the others, "
+            f"of {seconds:g} s (--join-timeout), and not all came, or the port is taken. Is every "
+            "machine started, with the same three options and a --machine-rank of its own, and "
+            "does --dist-url name machine 0 and a free port of it? For several runs on one "
+            "machine, take --dist-url auto. "
             f"({type(error).__name__}: {str(error).splitlines()[0]})") from error
     if taken:
         raise RuntimeError(
             f"There are two processes {rank} of {machines}: give every machine a --machine-rank "
             "of its own, and every run a port (--dist-url auto takes a free one).")
-    store.set_timeout(datetime.timedelta(minutes=30))  # as torch's own
+    store.set_timeout(datetime.timedelta(seconds=HANG_SECONDS))
     return store
 
 
@@ -919,13 +971,68 @@ def _leave_process_group() -> None:
 
 
 def _run_in_group(main_func, args) -> None:
-    """Runs the function and leaves the group, unless it fails: others may wait in it for ever."""
+    """Runs the function and leaves the group, unless it fails: others may wait in it for ever.
+
+    Raises:
+        ProcessHangs: others were waited for in vain; names them.
+    """
     try:
         main_func(*args)
     except SystemExit:  # all processes have agreed to stop
         _leave_process_group()
         raise
+    except Exception as error:
+        has_waited = isinstance(error, RuntimeError) and _WAITED.search(str(error))
+        missing = _who_is_missing(has_waited=bool(has_waited))
+        if missing:
+            raise ProcessHangs(
+                f"{_processes_named(missing)} of {comm.get_world_size()} (counted from 0) did not "
+                f"come to where process {comm.get_rank()} waited {HANG_SECONDS:g} s: look at what "
+                "it does there (py-spy dump --pid shows it), at its disk and its memory. "
+                "--resume goes on from the last checkpoint.") from error
+        raise
     _leave_process_group()
+
+
+class ProcessHangs(RuntimeError):
+    """Another process did not come to where this one waited for it."""
+
+
+# what gloo says of a time limit
+_WAITED = re.compile(r"timed out waiting|(application|socket|wait) timeout", re.IGNORECASE)
+
+
+def _processes_named(ranks: Sequence[int]) -> str:
+    return f"Process {ranks[0]}" if len(ranks) == 1 else f"Processes {list(ranks)}"
+
+
+def _who_is_missing(*, has_waited: bool) -> list[int]:
+    """Says in the store that this process has failed; which ranks say nothing, if it has waited.
+
+    A process that hangs is the one that does not say so: those that wait for it run into the
+    time limit, and lose their connections as others do. The store is asked in a thread: where it
+    does not answer, it is the first process, which keeps it, that hangs.
+    """
+    store = torch.distributed.distributed_c10d._get_default_store()
+    rank, world_size = comm.get_rank(), comm.get_world_size()
+    silent: list[int] | None = None
+
+    def ask() -> None:
+        nonlocal silent
+        with contextlib.suppress(RuntimeError):  # the store is gone with the first process
+            store.set(f"caureid/failed/{rank}", "")
+            end = time.monotonic() + NOTICE_SECONDS
+            while has_waited and silent != [] and time.monotonic() < end:
+                silent = [other for other in range(world_size)
+                          if not store.check([f"caureid/failed/{other}"])]
+                time.sleep(0.1)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(NOTICE_SECONDS + 1.0 if has_waited else 1.0)
+    if not has_waited:
+        return []
+    return [0] if silent is None else silent
 
 
 def _worker(local_rank, main_func, world_size, local_size, machine_rank, url, join_seconds,
@@ -946,6 +1053,8 @@ def _check_machines(num_gpus: int, num_machines: int, machine_rank: int, dist_ur
         raise ValueError("--dist-url auto works on one machine only: give tcp://host:port.")
     if (dist_url or "").startswith("tcp://") and not re.fullmatch(r"tcp://.+:\d+", dist_url):
         raise ValueError(f"--dist-url {dist_url} has no port: give tcp://host:port.")
+    if machine_rank == 0 and num_machines * num_gpus > 1 and (dist_url or "").startswith("tcp://"):
+        check_port(dist_url)
 
 
 def launch(main_func, num_gpus_per_machine, num_machines=1, machine_rank=0, dist_url=None, args=(),
@@ -966,6 +1075,7 @@ def launch(main_func, num_gpus_per_machine, num_machines=1, machine_rank=0, dist
 
     Raises:
         ValueError: numbers of processes, machines or a rank that cannot be.
+        PortError: the port of ``dist_url`` is taken on this machine, which is to offer it.
         ProcessError: a process failed.
         SystemExit: the run was stopped by a signal.
     """
@@ -1127,6 +1237,39 @@ def _ranked_features(patch: _Patches) -> None:
             self._predictions = own
 
     patch.set(_defaults.ReidEvaluator, "evaluate", evaluate)
+
+
+@_repair(
+    upstream="evaluation/reid_evaluation.py:41-47 (ReidEvaluator.process)",
+    symptom="test images whose camera or identity is text, be it a number as in the project "
+    "NAIC20, end in `'list' object has no attribute 'to'`",
+    versions="all",
+)
+def _text_labels(patch: _Patches) -> None:
+    original = _defaults.ReidEvaluator.process
+
+    @functools.wraps(original)
+    def process(self, inputs, outputs):
+        texts = [key for key in ("targets", "camids") if isinstance(inputs[key], (list, tuple))]
+        return original(self, {**inputs, **{key: _as_numbers(inputs, key) for key in texts}},
+                        outputs)
+
+    patch.set(_defaults.ReidEvaluator, "process", process)
+
+
+def _as_numbers(inputs, key: str) -> torch.Tensor:
+    numbers = []
+    for place, text in enumerate(inputs[key]):
+        try:
+            numbers.append(int(text))
+        except (TypeError, ValueError):
+            what = {"targets": "identity", "camids": "camera"}[key]
+            path = inputs["img_paths"][place] if "img_paths" in inputs else "a test image"
+            raise ValueError(
+                f"{path}: its {what} must be a whole number, got {text!r}. The dataset, one of "
+                "DATASETS.TESTS, is to give each name a number, the same in query and gallery."
+                ) from None
+    return torch.tensor(numbers)
 
 
 @_repair(
@@ -1373,6 +1516,12 @@ def _set_random_state(state: dict) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
+# what RunState saves: a checkpoint may come from someone else
+_RUN_STATE = {"seed": int, "steps_done": int, "iters_per_epoch": int, "random": list,
+              "scalars": dict, "written": dict, "metrics_bytes": (int, types.NoneType),
+              "best_metric": float, "grad_scaler": (dict, types.NoneType)}
+
+
 class RunState:
     """What a run needs to go on bit for bit, besides weights, optimizer, schedule and bank.
 
@@ -1409,6 +1558,26 @@ class RunState:
         """Takes the random states of all processes, each of which must call this."""
         self._random = comm.all_gather(_random_state())
 
+    def mark(self) -> Callable[[], None]:
+        """Takes note of what an epoch's end changes; what it returns goes back to here.
+
+        Every process must call it, since random states are among that.
+        """
+        self.collect_random_states()
+        random_states, trainer = self._random, self._trainer
+        schedules = {name: copy.deepcopy(part.state_dict())
+                     for name, part in trainer.scheduler.items()}
+        rates = [group["lr"] for group in trainer.optimizer.param_groups]
+
+        def go_back() -> None:
+            self._random = random_states
+            for name, state in schedules.items():
+                trainer.scheduler[name].load_state_dict(state)
+            for group, rate in zip(trainer.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+
+        return go_back
+
     def state_dict(self) -> dict:
         trainer, writer = self._trainer, self._json_writer()
         return {
@@ -1443,9 +1612,18 @@ class RunState:
         """Restores :meth:`state_dict`; figures and random states when the training starts.
 
         Raises:
-            ValueError: the checkpoint is of a run whose epochs have another length.
+            ValueError: the checkpoint is of a run whose epochs have another length, or this part
+                of it is not as :meth:`state_dict` gives it.
         """
         iters = self._trainer.iters_per_epoch
+        wrong = [name for name, kind in _RUN_STATE.items() if not isinstance(state[name], kind)]
+        if not wrong and not 0 <= state["steps_done"] <= state["iters_per_epoch"]:
+            wrong = ["steps_done"]
+        if wrong:
+            raise ValueError(
+                f"The checkpoint's run_state is damaged: {wrong[0]} is "
+                f"{str(state[wrong[0]])[:80]!r}. Write another checkpoint's name into "
+                "last_checkpoint.")
         if state["iters_per_epoch"] != iters:
             raise ValueError(
                 f"The checkpoint is of a run with {state['iters_per_epoch']} steps an epoch, "
@@ -1573,13 +1751,24 @@ STOPPED_CHECKPOINT = "model_stopped"
 )
 def _training_loop(patch: _Patches) -> None:
     patch.set(_train_loop.TrainerBase, "train", _train)
+    original = _defaults.inference_on_dataset
+
+    @functools.wraps(original)
+    def inference_on_dataset(model, data_loader, *args, **options):
+        if StopRequest.current is None:  # no training runs: a signal does what it always does
+            return original(model, data_loader, *args, **options)
+        return original(model, _StoppableLoader(data_loader), *args, **options)
+
+    patch.everywhere(original, inference_on_dataset)
 
 
 def _train(self, start_epoch: int, max_epoch: int, iters_per_epoch: int) -> None:
     """The loop over epochs and steps; after a signal it ends behind a step, with a checkpoint.
 
+    In an evaluation it ends behind a batch: the run goes on behind the step before.
+
     Raises:
-        SystemExit: with a code of :mod:`caureid_plugin.signals`, after SIGTERM or Ctrl-C.
+        SystemExit: with a code of :mod:`caureid_plugin.signals`, after SIGTERM, SIGHUP or Ctrl-C.
     """
     state = getattr(self, "run_state", None)  # other trainers have none, and are not stopped
     self.iter = self.start_iter = (
@@ -1608,7 +1797,19 @@ def _train(self, start_epoch: int, max_epoch: int, iters_per_epoch: int) -> None
             logger.exception("Exception during training:")
             raise
         finally:
-            self.after_train()
+            _after_train(self)
+
+
+def _after_train(self) -> None:
+    try:
+        self.after_train()
+    except StopNow:  # in the evaluation behind the last epoch, whose checkpoint is saved
+        self.is_finished = False
+        self.after_train()  # the hooks behind the evaluation end what they began
+        logger.warning("Stopped by %s in the last evaluation. %s --resume evaluates it.",
+                       self.stop_request.signal.name,
+                       _last_good(self.checkpointer) if comm.is_main_process() else "")
+        raise SystemExit(self.stop_request.exit_code) from None
 
 
 def _check_start(self, state: RunState) -> None:
@@ -1664,15 +1865,60 @@ def _train_epoch(self, state: RunState | None, iters_per_epoch: int) -> None:
             _save_stopped(self, steps_done=self.iter - begin)
             raise StopNow
     self.storage.iter = self.iter - 1  # as the last step sets it, which may be in the checkpoint
-    self.after_epoch()
+    go_back = state.mark() if state else None
+    try:
+        self.after_epoch()
+    except StopNow:  # in an evaluation, which is made again
+        go_back()
+        _save_stopped(self, steps_done=self.iter - begin)
+        raise
 
 
 def _is_stop_wanted(self) -> bool:
+    return _agree(self.stop_request)
+
+
+def _agree(request: StopRequest) -> bool:
     """Whether any process has received a signal; the same answer in all of them."""
-    received = [signal for signal in comm.all_gather(self.stop_request.signal) if signal]
+    received = [signal for signal in comm.all_gather(request.signal) if signal]
     if received:
-        self.stop_request.signal = received[0]
+        request.signal = received[0]
     return bool(received)
+
+
+class _StoppableLoader:
+    """A loader for evaluation, whose batches are places at which all processes can stop together.
+
+    A process with fewer batches than others asks as often as they do.
+    """
+
+    def __init__(self, loader) -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._loader, name)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator:
+        rounds = max(comm.all_gather(len(self)))
+        try:
+            for batch in self._loader:
+                self._stop_point()
+                yield batch
+            for _ in range(rounds - len(self)):
+                self._stop_point()
+            self._stop_point()  # before distances and ranks are computed, which takes long, too
+        except StopNow:
+            if hasattr(self._loader, "shutdown"):
+                self._loader.shutdown()
+            raise
+
+    @staticmethod
+    def _stop_point() -> None:
+        if _agree(StopRequest.current):
+            raise StopNow
 
 
 def _save_stopped(self, steps_done: int) -> None:
@@ -1686,16 +1932,21 @@ def _save_stopped(self, steps_done: int) -> None:
         Path(self.cfg.OUTPUT_DIR, f"{STOPPED_CHECKPOINT}.pth"))
 
 
-def stop_point(trainer) -> None:
-    """Place in long work before an epoch at which a run of one process can be stopped.
+def stop_point(trainer, *, together: bool = False) -> None:
+    """Place in long work before an epoch at which a run can be stopped.
 
-    Several processes go on to the next step, where they can agree.
+    Args:
+        trainer: of the run.
+        together: whether all processes come here equally often, so that they can agree. Else
+            several processes go on to where they can.
 
     Raises:
         StopNow: a signal was received.
     """
     request = getattr(trainer, "stop_request", None)
-    if request is not None and request.signal and comm.get_world_size() == 1:
+    if request is None or (comm.get_world_size() > 1 and not together):
+        return
+    if _agree(request):
         raise StopNow
 
 
@@ -2493,6 +2744,20 @@ def _random_affine(patch: _Patches) -> None:
 # ------------------------------------------------------------------------- output files ----
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# what ends an error in writing; {at}: the folder, or "there" behind its name
+_CURES = {
+    **dict.fromkeys(_NO_SPACE, "Free space {at}"),
+    errno.EACCES: "Let this user write {at} (chmod u+rwx)",
+    errno.EPERM: "It may be immutable or open for appending only, which `lsattr -d` shows: end "
+    "that (chattr -i -a)",
+    errno.ENOENT: "It was removed or renamed while it was in use, or a link on the way leads "
+    "nowhere: put it back",
+    errno.EROFS: "Its file system is mounted read-only, perhaps after an error of the disk, which "
+    "`dmesg` shows: mount it for writing",
+    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN),
+                    "The disk or the network failed: check it"),
+    errno.ENAMETOOLONG: "Shorten its name",
+}
 
 
 @_repair(
@@ -2554,14 +2819,12 @@ def _writable_folder(folder: str) -> Iterator[None]:
 def _output_error(what: str, error: OSError, last_advice: str = "") -> OSError:
     """The same kind of error, with the file or folder in words and what to do about it."""
     remedy = "Set OUTPUT_DIR to another folder"
-    if error.errno in _NO_SPACE:
-        remedy = "Free space there, or set OUTPUT_DIR to a folder on another disk"
-    elif error.errno in (errno.EEXIST, errno.ENOTDIR):
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
         remedy = "It, or something above it, is a file or a broken link: set OUTPUT_DIR to a folder"
     elif error.errno == errno.EISDIR:
         remedy = "Remove that folder, or set OUTPUT_DIR to another one"
-    elif error.errno in (errno.EACCES, errno.EPERM):
-        remedy = "Let this user write there (chmod u+rwx), or set OUTPUT_DIR to another folder"
+    elif error.errno in _CURES:
+        remedy = f"{_CURES[error.errno].format(at='there')}, or set OUTPUT_DIR to another folder"
     return OSError(error.errno, f"{what} cannot be written: {error.strerror or error}. "
                    f"{remedy}{last_advice}.")
 
@@ -2665,8 +2928,13 @@ def _write_checkpoint(checkpointer, filename: str, data: dict) -> None:
     except OSError as error:
         raise OSError(
             error.errno, f"The checkpoint {path} could not be saved: {error.strerror or error}. "
-            f"{_last_good(checkpointer)} Free space in {checkpointer.save_dir} (OUTPUT_DIR), then "
-            "go on with --resume.") from error
+            f"{_last_good(checkpointer)} {_cure_in(checkpointer.save_dir, error)}, then go on with "
+            "--resume.") from error
+
+
+def _cure_in(folder: str, error: OSError) -> str:
+    cure = _CURES.get(error.errno, "Make it possible to write {at}")
+    return cure.format(at=f"in {folder} (OUTPUT_DIR)")
 
 
 def _tagged(checkpointer) -> str | None:
@@ -2797,7 +3065,17 @@ def _safe_checkpoints(patch: _Patches) -> None:
         if path and not os.path.isfile(self.path_manager.get_local_path(path)):
             raise FileNotFoundError(
                 errno.ENOENT, "There is no such checkpoint; check MODEL.WEIGHTS", path)
-        return load(self, path, checkpointables)
+        try:
+            return load(self, path, checkpointables)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+            if isinstance(error, (FloatingPointError, torch.cuda.OutOfMemoryError)):
+                raise  # of a NaN in the memory bank, which says it all; no fault of the file
+            parts = ", ".join(["model", *(
+                self.checkpointables if checkpointables is None else checkpointables)])
+            raise ValueError(
+                f"{path} is no checkpoint of this run: a part of it ({parts}) is not as a run "
+                f"saves it ({type(error).__name__}: {str(error)[:300]}). {_remedy(self, path)}"
+                ) from error
 
     patch.set(_checkpoint.Checkpointer, "_load_file", load_file)
     patch.set(_checkpoint.Checkpointer, "load", load_)
@@ -2838,9 +3116,16 @@ def _plain_weights(patch: _Patches) -> None:
     def load_file_(self, f):
         content = load_file(self, f)
         if isinstance(content, dict) and isinstance(content.get("model"), dict):
+            for name, value in content["model"].items():
+                if not isinstance(name, str) or not isinstance(value, (torch.Tensor, np.ndarray)):
+                    raise ValueError(
+                        f"{f} is no checkpoint: under the key 'model' it must have tensors by "
+                        f"their names, and {str(name)[:80]!r} ({type(name).__name__}) is a "
+                        f"{type(value).__name__}. {_remedy(self, f)}")
             return content
         is_weights = isinstance(content, dict) and content and all(
-            isinstance(value, torch.Tensor) for value in content.values())
+            isinstance(name, str) and isinstance(value, torch.Tensor)
+            for name, value in content.items())
         if is_weights and not (_tagged(self) and os.path.samefile(f, self.get_checkpoint_file())):
             return {"model": content}
         found = sorted(map(str, content))[:5] if isinstance(content, dict) else type(content)
@@ -3156,7 +3441,8 @@ def _unknown_name(patch: _Patches) -> None:
 
 BASE_KEY = "_BASE_"
 # Of a config file: far above what a config needs, below what aliases of aliases could grow to.
-DEEPEST_CONFIG, LARGEST_CONFIG = 30, 20_000
+# PyYAML takes 0.1 ms for a value, so that bytes and values are counted before they are read.
+DEEPEST_CONFIG, LARGEST_CONFIG, LONGEST_CONFIG = 30, 20_000, 500_000
 # What PyYAML raises for text it cannot read, its own errors and those of Python's constructors.
 _YAML_ERRORS = (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError,
                 TypeError, ValueError)
@@ -3191,8 +3477,38 @@ def _config_file(patch: _Patches) -> None:
     patch.set(CfgNode, "merge_from_file", merge_from_file)
 
 
+class _CountingLoader(yaml.SafeLoader):
+    """YAML's safe loader, which ends at what is too much while it reads it."""
+
+    _nodes = 0
+    _depth = 0
+
+    def compose_node(self, parent, index):
+        self._nodes += 1  # keys and values
+        if self._nodes > 2 * LARGEST_CONFIG:
+            raise ValueError(f"it holds more than {LARGEST_CONFIG} values")
+        self._depth += 1
+        if self._depth > 2 * DEEPEST_CONFIG:
+            raise ValueError(f"it is nested more than {DEEPEST_CONFIG} deep")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if isinstance(node, yaml.ScalarNode) and node.value.count(":") > 3 and node.tag.endswith(
+                (":int", ":float")):  # digits to the base 60, of any number
+            raise ValueError(f"{node.value[:20]!r} is read as a number to the base 60: put it in "
+                             "quotes")
+        return node
+
+    def flatten_mapping(self, node):
+        super().flatten_mapping(node)
+        if len(node.value) > LARGEST_CONFIG:  # merged by "<<" again and again
+            raise ValueError(f"it holds more than {LARGEST_CONFIG} values")
+
+
 def _load_config(filename: str, derived: tuple[str, ...]) -> dict:
     """A config file over its _BASE_; ``derived`` are the files that led here by theirs."""
+    if len(derived) > DEEPEST_CONFIG:
+        raise ValueError(f"The config {derived[0]} has more than {DEEPEST_CONFIG} files above it, "
+                         f"each the {BASE_KEY} of the one before: merge some of them.")
     if os.path.realpath(filename) in map(os.path.realpath, derived):
         circle = " -> ".join((*derived, filename))
         raise ValueError(f"The config {filename} is its own {BASE_KEY}: {circle}.")
@@ -3209,10 +3525,13 @@ def _read_yaml(filename: str) -> dict:
     _refuse_url(filename, "the config file")
     try:
         with open(filename, encoding="utf-8") as file:
-            loaded = yaml.safe_load(file)
+            text = file.read(LONGEST_CONFIG + 1)
+        if len(text) > LONGEST_CONFIG:
+            raise ValueError(f"it is longer than {LONGEST_CONFIG} characters")
+        loaded = _CountingLoader(text).get_single_data()
     except _YAML_ERRORS as error:
-        raise ValueError(f"The config {filename} is not readable as YAML in UTF-8: {error}"
-                         ) from error
+        raise ValueError(f"The config {filename} is not readable as YAML in UTF-8, of at most "
+                         f"{LARGEST_CONFIG} values: {error}") from error
     if not isinstance(loaded, dict):
         held = "is empty" if loaded is None else f"holds a {type(loaded).__name__}"
         raise ValueError(f"The config {filename} {held}: it must map config keys to values, as in "
@@ -3586,6 +3905,47 @@ def _with_known_losses(original: Callable, known: Sequence[str]) -> Callable:
         return original(self, *args, **kwargs)
 
     return losses
+
+
+class _Outputs(dict):
+    """What a head gives in training; says so where an architecture asks for more."""
+
+    def __init__(self, outputs: dict, architecture: str, head: str) -> None:
+        super().__init__(outputs)
+        self._names = architecture, head
+
+    def __missing__(self, key: str) -> None:
+        architecture, head = self._names
+        raise KeyError(
+            f"{architecture} asks its head for {key!r}, which {head} (MODEL.HEADS.NAME) does not "
+            f"give: it gives {sorted(self)}. Choose the head that is made for this "
+            "MODEL.META_ARCHITECTURE, or another architecture.")
+
+
+def _tell_missing_outputs(architecture: str, head: torch.nn.Module, _, outputs):
+    if head.training and type(outputs) is dict:
+        return _Outputs(outputs, architecture, type(head).__name__)
+    return None
+
+
+@_repair(
+    upstream="modeling/meta_arch/baseline.py:112-113 (self.losses(outputs, targets))",
+    symptom="an architecture of somebody's own with a head that it is not made for, such as "
+    "PartialBaseline with another than DSRHead, is a bare KeyError of its first step",
+    versions="all",
+)
+def _missing_output(patch: _Patches) -> None:
+    original = _meta_build.build_model
+
+    @functools.wraps(original)
+    def build_model(cfg):
+        model = original(cfg)
+        if _has_own_losses(model) and isinstance(getattr(model, "heads", None), torch.nn.Module):
+            model.heads.register_forward_hook(
+                functools.partial(_tell_missing_outputs, type(model).__name__))
+        return model
+
+    patch.everywhere(original, build_model)
 
 
 @_repair(

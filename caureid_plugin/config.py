@@ -202,6 +202,9 @@ def _add_camera_folder(cfg: CN) -> None:
     # deleted files (@eaDir, #recycle, $RECYCLE.BIN, lost+found, __MACOSX, ...). Options: "skip"
     # (the log says how many images that leaves out); "read": they are folders like others.
     node.SYSTEM_FOLDERS = "skip"
+    # Images below ROOT that are not trained on: a CSV file like that of CSV, with the column path.
+    # tools/check_data.py --empty writes one of the images that show nothing. "": none.
+    node.LEAVE_OUT = ""
     # Labelled images to evaluate with, both or neither; they are never trained on unless they lie
     # below ROOT. Each is a folder of images named as in Market-1501 (identity and camera first, as
     # in 0002_c1_000451.jpg), or a .csv file like that of CSV with the columns path, identity (any

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import multiprocessing
 import multiprocessing.connection
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -43,6 +45,36 @@ class ProcessError(RuntimeError):
     """A process of the run failed; the text ends with the traceback of the first that did."""
 
 
+class PortError(OSError):
+    """The port at which the processes of a run are to meet cannot be had."""
+
+
+def check_port(url: str) -> None:
+    """Tries the port of ``tcp://host:port`` on this machine, before any process is started.
+
+    It is free again afterwards. Whoever takes it in the moment between is found by the processes
+    that wait for each other.
+
+    Raises:
+        PortError: it is taken, closed to this user, or no port.
+    """
+    port = int(url.rpartition(":")[2])
+    both = socket.has_dualstack_ipv6()
+    try:
+        socket.create_server(("", port), family=socket.AF_INET6 if both else socket.AF_INET,
+                             dualstack_ipv6=both).close()
+    except (OverflowError, PermissionError) as error:
+        raise PortError(f"--dist-url {url}: port {port} cannot be used ({error}): name one from "
+                        "1024 to 65535.") from error
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:  # torch may know another way
+            return
+        raise PortError(
+            f"--dist-url {url}: port {port} of this machine is taken, by another run or program. "
+            "On one machine take --dist-url auto; for several, name a free port, the same on "
+            "all.") from error
+
+
 class _Failure(NamedTuple):
     is_consequence: bool
     """Whether it says that another process is gone: that one's failure is the cause."""
@@ -55,9 +87,9 @@ def run_processes(target: Callable[..., object], count: int, args: tuple[Any, ..
     """Runs ``target(0, *args)`` to ``target(count - 1, *args)`` in a fresh process each.
 
     The first failure ends all processes: the others have a few seconds to end by themselves and
-    are killed then. SIGTERM and Ctrl-C are passed on to the processes, each once, and waited for;
-    a second Ctrl-C does not wait for long. If the launcher itself is killed, the processes receive
-    SIGTERM, and are killed if they have not ended within a minute.
+    are killed then. SIGTERM, SIGHUP and Ctrl-C are passed on to the processes, each once, and
+    waited for; a second Ctrl-C does not wait for long. If the launcher itself is killed, the
+    processes receive SIGTERM, and are killed if they have not ended within a minute.
 
     Args:
         target: picklable function.
@@ -208,7 +240,7 @@ def _pass_on(number: int, children: list[_Child]) -> None:
 
 
 class _Signals:
-    """Within a block, SIGTERM, Ctrl-C and Ctrl-Z are noted instead of obeyed.
+    """Within a block, SIGTERM, SIGHUP, Ctrl-C and Ctrl-Z are noted instead of obeyed.
 
     A signal that is ignored stays ignored, and outside the main thread, where Python allows no
     handler, they do what they did.
@@ -223,7 +255,7 @@ class _Signals:
         self.seen: list[int] = []
         self._before: dict[signal.Signals, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTSTP):
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGTSTP):
                 if signal.getsignal(number) != signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._note)
         return self

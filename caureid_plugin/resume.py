@@ -13,7 +13,7 @@ TAKEN_OVER = (
     # against numbers that have become NaN
     "SOLVER.BASE_LR", "SOLVER.AMP.ENABLED", "SOLVER.CLIP_GRADIENTS.*",
     # where files lie; the checkpoint knows its images by their names and cameras
-    "OUTPUT_DIR", "CAMERA_FOLDER.ROOT", "CAMERA_FOLDER.CSV",
+    "OUTPUT_DIR", "CAMERA_FOLDER.ROOT", "CAMERA_FOLDER.CSV", "CAMERA_FOLDER.LEAVE_OUT",
     # what the machine has
     "DATALOADER.NUM_WORKERS", "MODEL.DEVICE", "CUDNN_BENCHMARK", "DETERMINISTIC",
     "CAUREID.CLUSTER.SEARCH", "CAUREID.CLUSTER.RECALL", "CAUREID.CLUSTER.MAX_MEMORY",

@@ -26,6 +26,9 @@ _BROKEN = (
     ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RuntimeError, TypeError,
     ValueError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error)
 _ZIP = b"PK\x03\x04"  # the first bytes
+# Far above what a checkpoint needs, below Python's limit for those who walk through it.
+DEEPEST_CONTENT = 50
+SMALL = 2 ** 20  # bytes of a tensor that any file may name, however small it is itself
 # torch < 2.6 runs the code in such a file in spite of weights_only (CVE-2025-32434)
 _TAR = ("it is in the tar format of very old torch, which is not read: if you trust where it comes "
         "from, read it elsewhere and save it again with a current torch")
@@ -90,11 +93,13 @@ def load_tensors(path: str | os.PathLike[str]) -> Any:
     """Reads a file of ``torch.save`` onto the CPU without running code that it may hold.
 
     A file in the format of torch 1.6 and later is compared with its checksums first, which
-    ``torch.load`` does not do; it takes half as long as the reading itself.
+    ``torch.load`` does not do; it takes half as long as the reading itself. What it holds is no
+    larger than the file, aliases written out, so that its size bounds the work with the content.
 
     Raises:
         DamagedFile: the file is empty, cut off, changed, or no file of ``torch.save``; or it is in
-            the tar format of very old torch.
+            the tar format of very old torch. Or its content is larger than the file, contains
+            itself, or is nested more than ``DEEPEST_CONTENT`` deep.
         CodeInFile: it asks for functions or classes that are no tensors or plain values.
         OSError: it cannot be read.
     """
@@ -103,7 +108,7 @@ def load_tensors(path: str | os.PathLike[str]) -> Any:
     if damage:
         raise DamagedFile(f"{path} is damaged: {damage}.")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except _BROKEN as error:
         found = _forbidden(path, str(error))
         if found:
@@ -114,6 +119,53 @@ def load_tensors(path: str | os.PathLike[str]) -> Any:
                 "anything.") from None
         raise DamagedFile(f"{path} is damaged or no file of torch.save: "
                           f"{_reason(path, error)}.") from error
+    _check_content(content, path)
+    return content
+
+
+def _check_content(content: Any, path: Path) -> None:
+    """Refuses what a small file can say and only endless time or memory could use."""
+    size = os.path.getsize(path)
+    try:
+        count = _count(content, "", (), {}, max(size, SMALL))
+        if count > size:
+            raise ValueError(f"it holds {count} values, those that it names often counted each "
+                             f"time, in {size} bytes")
+    except ValueError as error:
+        raise DamagedFile(f"{path} is no file of weights or of a run: {error}. Take another "
+                          "file.") from None
+
+
+def _count(tree: Any, name: str, above: tuple[int, ...], counts: dict[int, int],
+           largest: int) -> int:
+    """The number of values in a tree, aliases written out: linear, however large that is."""
+    if isinstance(tree, torch.Tensor):
+        if tree.device.type != "cpu":
+            raise ValueError(f"the tensor {name[:200]!r} has no values (device {tree.device})")
+        if tree.numel() * tree.element_size() > largest:
+            raise ValueError(f"the tensor {name[:200]!r} of shape {tuple(tree.shape)} is larger "
+                             "than the file: it repeats its values")
+    children = _children(tree)
+    if children is None:
+        return 1
+    if id(tree) in above:
+        raise ValueError(f"{name[:200] or 'its content'!r} contains itself")
+    if len(above) >= DEEPEST_CONTENT:
+        raise ValueError(f"it is nested more than {DEEPEST_CONTENT} deep")
+    if id(tree) not in counts:
+        inside = (*above, id(tree))
+        counts[id(tree)] = 1 + sum(_count(value, _join(name, key), inside, counts, largest)
+                                   for key, value in children)
+    return counts[id(tree)]
+
+
+def _children(tree: Any) -> Iterable[tuple[Any, Any]] | None:
+    """(key, value) of a container, None for a value."""
+    if isinstance(tree, _Inert):
+        return _parts(tree).items()
+    if isinstance(tree, Mapping):
+        return tree.items()
+    return enumerate(tree) if isinstance(tree, (list, tuple)) else None
 
 
 class _Inert:
@@ -180,18 +232,28 @@ def salvage(path: str | os.PathLike[str]) -> Any:
         content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=inert)
     except _BROKEN as error:
         raise DamagedFile(f"{path} is damaged or no file of torch.save: {error}") from error
+    _check_content(content, path)
     return _without_inert(content)
+
+
+def _parts(network: _Inert) -> dict[str, Any]:
+    """Parameters, buffers and modules of what was a network; nothing of anything else."""
+    state = network.state if isinstance(network.state, dict) else {}
+    if not isinstance(state.get("_parameters"), dict):
+        return {}
+    return {name: part for name in ("_parameters", "_buffers", "_modules")
+            if isinstance(part := state.get(name), dict)}
 
 
 def _without_inert(tree: Any) -> Any:
     if isinstance(tree, _Inert):
-        parts = tree.state if isinstance(tree.state, dict) else {}
-        if not isinstance(parts.get("_parameters"), dict):
+        parts = _parts(tree)
+        if not parts:
             return None
         tensors: dict[str, Any] = {}  # of a network: as its state_dict()
         for kind in ("_parameters", "_buffers"):
-            tensors.update((parts.get(kind) or {}).items())
-        for name, child in (parts.get("_modules") or {}).items():
+            tensors.update(parts.get(kind, {}))
+        for name, child in parts.get("_modules", {}).items():
             inside = _without_inert(child) or {}
             tensors.update((f"{name}.{key}", value) for key, value in inside.items())
         return {key: value for key, value in tensors.items() if isinstance(value, torch.Tensor)}
@@ -222,12 +284,19 @@ def _damage(path: Path) -> str | None:
         return _TAR if any(head) and tarfile.is_tarfile(path) else None  # of zeros: an empty tar
     try:
         with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+            if any(part.filename.endswith("/constants.pkl") for part in parts):
+                # torch < 2.3 would load it in spite of weights_only
+                return "it is a program of torch.jit, no file of tensors"
+            for part in parts:  # before it is unpacked: a thousandth may be on the disk
+                if part.compress_type != zipfile.ZIP_STORED:
+                    return (f"its part {part.filename[:200]!r} is compressed, which torch.save "
+                            "never does: save it anew with torch.save if you trust it")
+            if sum(part.file_size for part in parts) > os.path.getsize(path):
+                return "its parts overlap: together they are larger than the file"
             broken = archive.testzip()
-            script = any(name.endswith("/constants.pkl") for name in archive.namelist())
     except _BROKEN as error:
         return f"it is cut off or changed ({error})"
-    if script:  # torch < 2.3 would load it in spite of weights_only
-        return "it is a program of torch.jit, no file of tensors"
     return f"its part {broken} differs from its checksum" if broken else None
 
 

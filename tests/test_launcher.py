@@ -7,6 +7,7 @@ be sent signals. tests/compat/test_processes.py starts it as a user does.
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -19,7 +20,7 @@ from caureid_plugin.signals import EXIT_INTERRUPTED, EXIT_STOPPED
 
 LIMIT = 60  # seconds after which a wait has failed
 FORK = multiprocessing.get_context("fork")
-SIGNALS = signal.SIGTERM, signal.SIGINT, signal.SIGTSTP
+SIGNALS = signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGTSTP
 
 pytestmark = [
     pytest.mark.alone,
@@ -208,18 +209,19 @@ def test_which_errors_are_consequences(error, expected):
 def _count_signals(index, folder):
     """Leaves a while after the first signal, with the names of all signals in a file."""
     seen = []
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, lambda number, frame: seen.append(number))
     _present(folder)
     while not seen:
         time.sleep(0.02)
     time.sleep(0.3)  # a second one would be here by now
     (folder / f"seen{index}").write_text(" ".join(signal.Signals(n).name for n in seen))
-    sys.exit(EXIT_STOPPED if seen[0] == signal.SIGTERM else EXIT_INTERRUPTED)
+    sys.exit(EXIT_INTERRUPTED if seen[0] == signal.SIGINT else EXIT_STOPPED)
 
 
 @pytest.mark.parametrize("number, code", [
-    (signal.SIGTERM, EXIT_STOPPED), (signal.SIGINT, EXIT_INTERRUPTED)])
+    (signal.SIGTERM, EXIT_STOPPED), (signal.SIGHUP, EXIT_STOPPED),
+    (signal.SIGINT, EXIT_INTERRUPTED)])
 @pytest.mark.parametrize("send", [os.kill, os.killpg])  # the latter is what a terminal does
 def test_each_process_receives_a_signal_once(start, tmp_path, number, code, send):
     process = start(_count_signals)
@@ -296,6 +298,30 @@ def test_ctrl_z_stops_all_and_they_go_on(start, tmp_path):
     os.kill(process.pid, signal.SIGTERM)
     process.join(LIMIT)
     assert process.exitcode == EXIT_STOPPED
+
+
+# -------------------------------------------------------------------------------- the port ----
+
+
+@pytest.mark.parametrize("family, host", [
+    (socket.AF_INET, ""), (socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_a_port_that_is_taken_is_said_at_once(family, host):
+    try:
+        other = socket.create_server((host, 0), family=family)
+    except OSError:
+        pytest.skip("this machine has no such addresses")
+    with other:
+        port = other.getsockname()[1]
+        with pytest.raises(launcher.PortError, match=rf"--dist-url tcp://a:{port}: port {port} of "
+                           r"this machine is taken.*take --dist-url auto; for several"):
+            launcher.check_port(f"tcp://a:{port}")
+    for _ in range(2):  # and looking leaves it free
+        launcher.check_port(f"tcp://a:{port}")
+
+
+def test_a_port_that_is_none():
+    with pytest.raises(launcher.PortError, match="port 70000 cannot be used.*from 1024 to 65535"):
+        launcher.check_port("tcp://a:70000")
 
 
 def test_handlers_are_given_back_and_outside_the_main_thread_none_is_set(monkeypatch, tmp_path):

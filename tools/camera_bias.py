@@ -15,25 +15,13 @@ import argparse
 import caureid_plugin  # first: it makes the toolbox importable
 import numpy as np
 import torch
-from caureid_plugin.clustering import search_neighbors
+from caureid_plugin.clustering import camera_shares
 from caureid_plugin.data import build_extraction_loader
 from caureid_plugin.engine import build_network
 from torch import nn
 from torch.nn.functional import normalize
 
 FOLDS = 5
-
-
-def camera_shares(features, camids: np.ndarray, neighbors: int) -> tuple[float, float]:
-    """Share of the k nearest neighbours (itself left out) from the same camera, and by chance."""
-    found, _ = search_neighbors(features, neighbors + 1)
-    itself = found == np.arange(len(found))[:, None]
-    itself[~itself.any(axis=1), -1] = True  # a duplicate took its place: drop the farthest
-    others = found[~itself].reshape(len(found), neighbors)
-    measured = (camids[others] == camids[:, None]).mean()
-    sizes = np.bincount(camids)
-    chance = (sizes * (sizes - 1)).sum() / (len(camids) * (len(camids) - 1))
-    return float(measured), float(chance)
 
 
 def camera_accuracy(features: torch.Tensor, camids: np.ndarray) -> tuple[float, float]:

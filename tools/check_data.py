@@ -3,17 +3,21 @@
 
     tools/check_data.py --config-file configs/Market/caureid.yml [KEY VALUE ...]
     tools/check_data.py --config-file ... --output check.html --json check.json
+    tools/check_data.py --config-file ... --empty empty.csv     # lists those that show nothing
     tools/check_data.py --config-file ... --no-network          # the images alone: minutes
 
 Every file of DATASETS.NAMES is read as training reads it. The report says how many images each
-camera has, their sizes, which files cannot be read, which are copies of others and which cameras
-look like one; then, with the network that training starts from, how long an epoch takes, whether
-clustering fits into memory and what the first clustering finds. It uses no identity.
+camera has, their sizes, which files cannot be read, which show nothing, which are copies of others
+and which cameras look like one; then, with the network that training starts from, how long an
+epoch takes, whether clustering fits into memory and what the first clustering finds. It uses no
+identity.
 
 It ends with advice and a verdict. Exit status: 0 for PASS, with or without advice, 1 for FAIL.
 """
 
 import argparse
+import csv
+import io
 import json
 import logging
 import os
@@ -32,6 +36,7 @@ from caureid_plugin.files import write_atomically
 from caureid_plugin.inspection import (
     COPY_DISTANCE,
     LEAST_IMAGES,
+    LEAST_STRUCTURE,
     compare_cameras,
     exact_copies,
     find_near_copies,
@@ -76,6 +81,8 @@ MEANINGS = {
                      "people are mixed up: lower EPS)",
     "cross_camera": "of the clusters span cameras (near 0 %: images are grouped by camera, not by "
                     "person)",
+    "own_camera": "of an image's nearest neighbours are of its own camera (should fall as training "
+                  "goes on)",
     "silhouette": "mean silhouette, -1 to 1 (below 0: clusters overlap)",
 }
 
@@ -111,6 +118,10 @@ def say_left_out(report: Report, section: Section, data: Data) -> None:
             f"Left out, in folders that systems keep thumbnails and deleted files in: "
             f"{count(sum(data.left_out_folders.values()), 'image')} ({listed}). CAMERA_FOLDER."
             "SYSTEM_FOLDERS read takes them.")
+    report.figures["left_out_images"] = len(data.left_out_images)
+    if data.left_out_images:
+        section.lines.append("Left out, named by CAMERA_FOLDER.LEAVE_OUT: "
+                             f"{count(len(data.left_out_images), 'image')}.")
     if not data.left_out:
         return
     # where they are more than the images, the data set warns, which is advice
@@ -181,6 +192,51 @@ def check_image_sizes(report: Report, data: Data, cfg) -> None:
     if middle[0] > 4 * height:
         report.advise(f"Half of the images are over {middle[0]:.0f} pixels high, four times what "
                       "the network takes: shrink them once, to load them faster in every epoch.")
+
+
+def check_content(report: Report, data: Data, table: Path | None) -> np.ndarray:
+    """Which images show anything, (R,) bool."""
+    section = report.section("content", "Images that show nothing")
+    shows = data.facts.structure >= LEAST_STRUCTURE
+    empty, total = np.flatnonzero(~shows), len(data.rows)
+    report.figures["without_content"] = [data.path(row) for row in empty]
+    section.lines.append(f"Black, a covered lens, one colour or blurred to nothing: "
+                         f"{share(len(empty), total)}. (Structure below {LEAST_STRUCTURE:g} grey "
+                         f"levels; half of all images have more than "
+                         f"{np.median(data.facts.structure):.1f}.)")
+    if not len(empty):
+        return shows
+    numbers = [np.bincount(cameras, minlength=len(data.names))
+               for cameras in (data.cameras[empty], data.cameras)]
+    section.headings = ("camera", "show nothing", "of its images")
+    section.rows = [(printable(name), int(part), f"{100 * part / whole:.1f} %")
+                    for name, part, whole in zip(data.names, *numbers, strict=True) if part]
+    where = ", ".join(f"{row[0]} ({row[1]})" for row in section.rows[:MOST_LINES])
+    if not shows.any():
+        report.fail("No image shows anything (black, a covered lens, one colour or blurred to "
+                    "nothing): there is nothing to learn.")
+        return shows
+    remedy = (f"set CAMERA_FOLDER.LEAVE_OUT {printable(str(table))}" if table else
+              "write a list of them by --empty empty.csv and set CAMERA_FOLDER.LEAVE_OUT empty.csv")
+    report.advise(f"Images that show nothing (black, a covered lens, one colour or blurred to "
+                  f"nothing): {share(len(empty), total)}, of {where}. They are alike whoever "
+                  f"passes, and make clusters of their own. Look at them (--output); to leave them "
+                  f"out of training, {remedy}, or remove them.")
+    return shows
+
+
+def write_empty(path: Path, data: Data, shows: np.ndarray) -> int:
+    """Writes the table of images that show nothing, and those that one names already.
+
+    Returns how many are not in it, because of their names: bytes that are not UTF-8, line ends.
+    """
+    rows = [(os.path.abspath(data.path(row)), data.name(row)) for row in np.flatnonzero(~shows)]
+    rows += [(os.path.abspath(name), "") for name in data.left_out_images]
+    kept = [row for row in rows if row[0].isprintable()]
+    text = io.StringIO()
+    csv.writer(text).writerows([("path", "camera"), *kept])
+    write_atomically(path, lambda file: file.write(text.getvalue().encode("utf-8")))
+    return len(rows) - len(kept)
 
 
 def check_copies(report: Report, data: Data) -> dict:
@@ -420,6 +476,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config-file", required=True)
     parser.add_argument("--output", type=Path, help="page to write, .html, with pictures")
     parser.add_argument("--json", type=Path, help="file for all figures and lists, .json")
+    parser.add_argument("--empty", type=Path, help="table of the images that show nothing, .csv, "
+                        "for CAMERA_FOLDER.LEAVE_OUT")
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1),
                         help="threads that read images (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1,
@@ -436,7 +494,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--workers {args.workers} must be at least 1")
     if args.seed < 0:
         parser.error(f"--seed {args.seed} must not be negative")
-    for name, suffix in (("output", ".html"), ("json", ".json")):
+    for name, suffix in (("output", ".html"), ("json", ".json"), ("empty", ".csv")):
         check_writable(parser, f"--{name}", getattr(args, name), suffix)
     return args
 
@@ -467,20 +525,23 @@ def read(args: argparse.Namespace, notes: Notes):
     return cfg, Data(images.paths, images.camids, names, facts, *left_out(cfg))
 
 
-def left_out(cfg) -> tuple[dict, dict]:
-    """Files of each suffix that the datasets leave out, of those datasets that count them, and
-    images in systems' folders, by the folders' names."""
+def left_out(cfg) -> tuple[dict, dict, list]:
+    """Files of each suffix that the datasets leave out, of those datasets that count them,
+    images in systems' folders, by the folders' names, and those that a table names."""
+    images: list = []
     files: Counter = Counter()
     folders: Counter = Counter()
     for name in cfg.DATASETS.NAMES:
         dataset = build_dataset(cfg, name)
         files.update(getattr(dataset, "left_out", {}))
         folders.update(getattr(dataset, "left_out_folders", {}))
-    return dict(files), dict(folders)
+        images += getattr(dataset, "left_out_images", [])
+    return dict(files), dict(folders), images
 
 
 def check(args: argparse.Namespace, report: Report, notes: Notes):
-    """Fills the report; gives data and pairs of rows for the page, None if there are none."""
+    """Fills the report; gives what the page shows, None if there are no images: all of them, those
+    with content, copies among these, and cameras that are alike."""
     try:
         cfg, data = read(args, notes)
     except WRONG as error:
@@ -491,14 +552,20 @@ def check(args: argparse.Namespace, report: Report, notes: Notes):
     check_number(report, data, cfg)
     check_files(report, data)
     check_options(report, data, cfg)
-    pairs, alike = {}, []
+    pairs, alike, full = {}, [], data
     if len(data.rows):
         check_image_sizes(report, data, cfg)
-        pairs = check_copies(report, data)
-        alike = check_likeness(report, data)
+        shows = check_content(report, data, args.empty)
+        full = data.chosen(shows)
+        if args.empty and (odd := write_empty(args.empty, data, shows)):
+            report.advise(f"{args.empty} lacks {count(odd, 'image')} whose name a table "
+                          "in UTF-8 cannot hold: rename or remove them (--json has all).")
+    if len(full.rows):  # empty images are copies of each other, whatever their camera
+        pairs = check_copies(report, full)
+        alike = check_likeness(report, full)
         if not args.no_network:
             check_start(report, data, cfg)
-    return data, pairs, alike
+    return data, full, pairs, alike
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -517,7 +584,7 @@ def main(argv: list[str] | None = None) -> int:
         write_atomically(args.json, lambda file: file.write(
             json.dumps(content, indent=1).encode("ascii")))
     if args.output:
-        write_page(args.output, report, *(found or (None, {}, [])), seed=args.seed)
+        write_page(args.output, report, *(found or (None, None, {}, [])), seed=args.seed)
         shown = "shows the images" if found and len(found[0].rows) else "says the same"
         print(f"\n{args.output} {shown}.")
     return int(report.verdict() == FAIL)

@@ -39,23 +39,25 @@ class Gallery(NamedTuple):
     pictures: list
 
 
-def write_page(path: Path, report: Report, data: Data | None, copies: dict, alike: list, *,
-               seed: int) -> None:
+def write_page(path: Path, report: Report, data: Data | None, full: Data | None, copies: dict,
+               alike: list, *, seed: int) -> None:
     """Writes the page.
 
     Args:
         path: of the page.
         report: what is said.
         data: the images, None if there are none.
-        copies: what it shows -> pairs of rows.
+        full: those of them that show something.
+        copies: what it shows -> pairs of rows of ``full``.
         alike: pairs of cameras, (camera, camera, AUC).
         seed: of the choice of pictures.
     """
     galleries, chart = {}, None
     if data is not None and len(data.rows):
         rng = np.random.default_rng(seed)
-        galleries = {"cameras": camera_sheets(data, rng), "copies": copy_pairs(data, copies, rng),
-                     "alike": camera_pairs(data, alike, rng)}
+        galleries = {"cameras": camera_sheets(data, rng), "copies": copy_pairs(full, copies, rng),
+                     "alike": camera_pairs(full, alike, rng),
+                     "content": camera_sheets(data.chosen(~np.isin(data.rows, full.rows)), rng)}
     if data is not None:
         chart = Markup(draw_bars(np.bincount(data.camids), data.names))
     environment = jinja2.Environment(
@@ -89,6 +91,8 @@ def camera_sheets(data: Data, rng: np.random.Generator) -> list[Gallery]:
     found = []
     for camera, name in enumerate(data.names[:MOST_CAMERAS]):
         rows = np.flatnonzero(data.cameras == camera)
+        if not len(rows):
+            continue
         chosen = np.sort(rng.choice(rows, min(PER_CAMERA, len(rows)), replace=False))
         found.append(Gallery(f"{printable(name)}, {len(rows)} images",
                              [picture(data, row) for row in chosen]))

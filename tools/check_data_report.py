@@ -2,11 +2,11 @@
 
 import re
 import textwrap
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from caureid_plugin.compat import shown as printable
-from caureid_plugin.inspection import Facts
+from caureid_plugin.inspection import Facts, choose
 from tabulate import tabulate
 
 FAIL, ADVICE = "FAIL", "advice"
@@ -49,8 +49,9 @@ class Report:
 @dataclass
 class Data:
     """The training images: paths, cameras 0..C-1 and their names, facts of those that were read;
-    how many files of each suffix were left out, because they are no images by their names, and how
-    many images in the folders that systems keep for themselves, by the folders' names.
+    how many files of each suffix were left out, because they are no images by their names, how
+    many images in the folders that systems keep for themselves, by the folders' names, and the
+    images that CAMERA_FOLDER.LEAVE_OUT names.
 
     ``rows`` of the facts; ``order``: rows of the readable ones in the order of their paths.
     """
@@ -61,12 +62,17 @@ class Data:
     facts: Facts
     left_out: dict = field(default_factory=dict)
     left_out_folders: dict = field(default_factory=dict)
+    left_out_images: list = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.rows = self.facts.rows
         self.cameras = self.camids[self.rows]  # of the readable ones
         self.order = np.array(sorted(range(len(self.rows)), key=lambda i: by_number(
             self.paths[self.rows[i]])), dtype=np.int64)
+
+    def chosen(self, which: np.ndarray) -> "Data":
+        """The same with some of the readable images alone, (R,) bool."""
+        return replace(self, facts=choose(self.facts, which))
 
     def path(self, row: int) -> str:
         return self.paths[self.rows[row]]

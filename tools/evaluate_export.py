@@ -74,7 +74,7 @@ def milliseconds(embedder: Embedder, count: int) -> float:
 def work(args: argparse.Namespace) -> None:
     run = load_run(args.run, device="cpu", opts=args.opts)
     cfg = read_config(args.run if args.run.is_dir() else args.run.parent, args.opts)
-    name, query, gallery = find_test_set(cfg)
+    name, query, gallery, _ = find_test_set(cfg)
     if not name:
         raise ValueError("There is no labelled test set to measure with: name one with "
                          "DATASETS.TESTS behind the files.")

@@ -39,7 +39,8 @@ MARKS = {"good": "✓", "mixed": "!", "bad": "✗", "unknown": "?"}  # of a verd
 LOSSES = {"loss_infonce": "InfoNCE", "loss_cacc": "CACC", "loss_camsep": "camera separation"}
 NAMES = {"outlier_share": "outliers, share of the images", "silhouette": "silhouette",
          "stability": "stability of the clusters",
-         "cross_camera": "clusters that span cameras, share"}
+         "cross_camera": "clusters that span cameras, share",
+         "own_camera": "nearest neighbours of the own camera, share"}
 
 
 # ------------------------------------------------------------------------------ the sections ----
@@ -55,16 +56,17 @@ def attempt(make: Callable[..., dict], *arguments) -> dict:
 
 def headline(run: Run) -> dict:
     """Name, data, progress and verdict."""
-    verdict = judge(indicators(run.rows), num_cameras=len(run.names))
+    verdict = judge(indicators(run.rows), run.cfg, num_cameras=len(run.names))
     return {
         "name": report_data.printable(run.folder.resolve().name),
         "data": report_data.printable(", ".join(run.cfg.DATASETS.NAMES)),
         "images": len(run.paths), "cameras": len(run.names), "prefix": run.prefix,
         "epochs": f"{run.epochs:.3g}", "max_epoch": run.cfg.SOLVER.MAX_EPOCH,
         "finished": run.is_finished, "level": verdict.level, "mark": MARKS[verdict.level],
-        "summary": verdict.summary, "advice": verdict.advice,
+        "summary": verdict.summary, "note": verdict.note, "advice": verdict.advice,
+        "labelled": any(finding.name == "mAP" for finding in verdict.findings),
         "findings": [{"name": NAMES.get(finding.name, finding.name), "level": finding.level,
-                      "mark": MARKS[finding.level], "value": f"{finding.value:.2f}",
+                      "mark": MARKS[finding.level], "value": finding.figure,
                       "sentence": finding.sentence} for finding in verdict.findings]}
 
 

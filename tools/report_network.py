@@ -6,6 +6,7 @@ from pathlib import Path
 import caureid_plugin  # first: it makes the toolbox importable
 import numpy as np
 import torch
+from caureid_plugin.clustering import camera_shares
 from caureid_plugin.data import build_extraction_loader
 from caureid_plugin.engine import build_network
 from PIL import Image
@@ -13,7 +14,6 @@ from sklearn.manifold import TSNE
 from torch.nn.functional import normalize
 
 import visualize_attention as attention
-from camera_bias import camera_shares
 from report_data import Missing, ReportError, Run, printable
 from report_draw import GREY, MOST_COLOURS, data_url, palette, scatter
 

@@ -24,7 +24,7 @@ def rank_lists(model: torch.nn.Module, run: Run, seed: int) -> dict:
     Raises:
         Missing: they cannot be made.
     """
-    name, query, gallery = find_test_set(run.cfg)
+    name, query, gallery, names = find_test_set(run.cfg)
     if not name:
         return unlabelled_lists(run, seed)
     rng = np.random.default_rng([seed, 3])
@@ -47,19 +47,25 @@ def rank_lists(model: torch.nn.Module, run: Run, seed: int) -> dict:
         "labelled": True, "name": name, "queries": len(query), "gallery": len(gallery),
         "gallery_total": total, "left_out": len(query) - len(judged), "mean": f"{mean:.1f} %",
         "more": bool(run.cfg.TEST.RERANK.ENABLED or run.cfg.TEST.AQE.ENABLED),
-        "lists": [_shown(query[i], gallery, order, right, f"average precision "
+        "lists": [_shown(query[i], gallery, order, right, names, "average precision "
                          f"{100 * precision:.0f} %")
                   for precision, i, order, right in (judged[place] for place in places)]}
 
 
-def _shown(asked: tuple, gallery: list, order: np.ndarray, right: np.ndarray, title: str) -> dict:
-    found = [{**picture(gallery[i][0], str(gallery[i][2])), "right": bool(is_right)}
+def _shown(asked: tuple, gallery: list, order: np.ndarray, right: np.ndarray, names: list,
+           title: str) -> dict:
+    def draw(path: str, _identity: int, camera: int) -> dict:
+        return picture(path, names[camera] if names else str(camera))
+
+    found = [{**draw(*gallery[i]), "right": bool(is_right)}
              for i, is_right in zip(order[:RANKS], right[:RANKS], strict=True)]
-    return {"title": title, "query": picture(asked[0], str(asked[2])), "found": found}
+    return {"title": title, "query": draw(*asked), "found": found}
 
 
-def find_test_set(cfg) -> tuple[str, list, list]:
-    """Name, query and gallery of the first labelled test set; "" without any.
+def find_test_set(cfg) -> tuple[str, list, list, list]:
+    """Name, query, gallery and names of cameras of the first labelled test set; "" without any.
+
+    Cameras without names have their numbers.
 
     Raises:
         Missing: a test set of the config cannot be listed.
@@ -72,8 +78,8 @@ def find_test_set(cfg) -> tuple[str, list, list]:
             raise Missing(f"The test set {name} (DATASETS.TESTS) cannot be listed: {error}"
                           ) from error
         if query and gallery:
-            return name, query, gallery
-    return "", [], []
+            return name, query, gallery, getattr(data, "test_cameras", [])
+    return "", [], [], []
 
 
 def thin_out(gallery: list, asked: set, rng: np.random.Generator) -> tuple[list, int]:

@@ -8,6 +8,7 @@
   let latest = 0;        // number of the newest search: answers to others are dropped
   let running = null;    // what ends the search that is under way
   let timer = 0;
+  let fresh = false;     // the query is another one than at the last answer
 
   function element(name, kind, text) {
     const made = document.createElement(name);
@@ -27,6 +28,7 @@
     byId("status").textContent = "";
     byId("error").textContent = text;
     byId("error").hidden = false;
+    byId("error").scrollIntoView({ block: "nearest" });
   }
 
   function show(source, caption) {
@@ -56,16 +58,26 @@
         hit.same ? "✓ same" : "✗ different"));
     }
     button.append(element("span", "name", hit.name),
-      element("span", "unseen", "Search with this crop"));
-    button.addEventListener("click", () => {
-      query = { row: hit.row };
-      file.value = "";
-      show(`/crops/${hit.row}`, `camera ${hit.camera}: ${hit.name}`);
-      byId("query-title").focus();
-      search();
-    });
+      element("span", "again", "Search with this crop"));
+    button.addEventListener("click", () => searchWith(hit.row));
     item.append(button);
     return item;
+  }
+
+  function searchWith(row) {
+    query = { row };
+    fresh = true;
+    file.value = "";
+    show(`/crops/${row}`, "");
+    byId("query-title").focus({ preventScroll: true });
+    search();
+  }
+
+  // of a new query: on a phone what is found lies below the window
+  function reveal() {
+    const found = byId("found"), first = byId("hits").firstElementChild;
+    if (first !== null && (found.getBoundingClientRect().top < 0
+        || first.getBoundingClientRect().bottom > window.innerHeight)) found.scrollIntoView();
   }
 
   function fill(answer) {
@@ -75,8 +87,14 @@
     const marked = answer.hits.some((hit) => hit.same !== null)
       ? `, ${same} of them marked as the same` : "";
     byId("status").textContent = `${count} crop${count === 1 ? "" : "s"}${marked} `
-      + `(embedding ${answer.embedding_ms} ms, search ${answer.search_ms} ms). `
-      + "Choose one to search with it.";
+      + `(embedding ${answer.embedding_ms} ms, search ${answer.search_ms} ms).`
+      + answer.own.map((own) => ` The index has the query's own file, which is left out: camera `
+        + `${own.camera}, ${own.name}.`).join("");
+    if (answer.query) {
+      byId("caption").textContent = `camera ${answer.query.camera}: ${answer.query.name}`;
+    }
+    if (fresh) reveal();
+    fresh = false;
   }
 
   function address() {
@@ -157,6 +175,7 @@
       return;
     }
     query = { data };
+    fresh = true;
     show(URL.createObjectURL(files[0]), files[0].name);
     search();
   }
@@ -167,6 +186,8 @@
   }
 
   byId("picture").addEventListener("error", () => { byId("asked").hidden = true; });
+  byId("any").addEventListener(
+    "click", () => searchWith(Math.floor(Math.random() * Number(main.dataset.images))));
   file.addEventListener("change", () => { if (file.files.length) take([...file.files]); });
   top.addEventListener("input", later);
   boxes.forEach((box) => box.addEventListener("change", later));

@@ -31,6 +31,8 @@ from search_embedder import load_embedder
 
 LOCAL = "localhost", "127.0.0.1", "[::1]"
 THREADS = 4
+SECONDS = 60  # for a request and its answer, and for a connection that waits for the next one
+CONNECTIONS = 100  # open ones; of more the one that takes longest is closed
 NAMED = 5  # folders that are named
 INTERRUPTED = 130  # before there is a page
 
@@ -103,6 +105,41 @@ def allowed_hosts(args: argparse.Namespace, address: str) -> list[str]:
     return [*LOCAL, *args.allow_host, *(own_addresses() if every else [args.host, address])]
 
 
+def make_channel(base: type) -> type:
+    """waitress's connection, with a deadline for a request as a whole.
+
+    Its own time limit begins anew with every byte: a few dozen connections that send one now and
+    then would keep all others out for ever.
+
+    Args:
+        base: ``waitress.channel.HTTPChannel``.
+    """
+
+    class Channel(base):
+        _since = 0.0
+
+        def __init__(self, server, *args, **options) -> None:
+            super().__init__(server, *args, **options)
+            waiting = [channel for channel in server.active_channels.values()
+                       if channel is not self and not channel.requests]
+            if waiting and len(server.active_channels) > CONNECTIONS:
+                # waitress marks those beyond its limit, and would wait until they can be written to
+                min(waiting, key=lambda channel: channel.last_activity).handle_close()
+
+        @property
+        def last_activity(self) -> float:
+            """Since when this request and its answer, or the waiting for one, has taken."""
+            return self._since
+
+        @last_activity.setter
+        def last_activity(self, now: float) -> None:
+            # not while a part of a request or of an answer is missing
+            if self.request is None and not self.total_outbufs_len:
+                self._since = now
+
+    return Channel
+
+
 def make_server(args: argparse.Namespace, listening: socket.socket):
     """The page's server, ready to run, and the index."""
     app, waitress = web_module("serve_app"), web_module("waitress")
@@ -117,9 +154,12 @@ def make_server(args: argparse.Namespace, listening: socket.socket):
     site = app.Site(finder, allowed_hosts(args, address), limit, args.top, args.allow_host)
     # a body is read before the application sees it: in memory, and never much beyond the limit
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a page asks for many crops
-    return waitress.create_server(
-        app.make_app(site), sockets=[listening], threads=THREADS, ident=None, channel_timeout=30,
-        connection_limit=50, max_request_body_size=2 * limit, inbuf_overflow=2 * limit + 1), index
+    server = waitress.create_server(
+        app.make_app(site), sockets=[listening], threads=THREADS, ident=None,
+        channel_timeout=SECONDS, cleanup_interval=SECONDS / 4, connection_limit=2 * CONNECTIONS,
+        max_request_body_size=2 * limit, inbuf_overflow=2 * limit + 1)
+    server.channel_class = make_channel(server.channel_class)
+    return server, index
 
 
 def sources(index: Index) -> str:

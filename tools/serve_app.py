@@ -19,6 +19,7 @@ from serve_images import NoImage, TooManyPixels
 
 logger = logging.getLogger("fastreid.caureid")
 MOST_RESULTS = 500
+COPIES = 10  # of the query's own file that are left out without making the list shorter
 NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 # a name, an IPv4 or IPv6 address, and a port
 HOST = re.compile(r"([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
@@ -73,7 +74,8 @@ class Finder:
         entry = self.index.entries[row]
         return serve_images.read_crop(entry.name, entry.size, entry.mtime)
 
-    def find(self, image, top: int, cameras: Collection[str] | None, without: int = -1) -> dict:
+    def find(self, image, top: int, cameras: Collection[str] | None, without: int = -1,
+             data: bytes | None = None) -> dict:
         """What the page shows of a search.
 
         Args:
@@ -81,6 +83,8 @@ class Finder:
             top: crops, at most.
             cameras: only crops of these; None: of all.
             without: a row that is left out, the query's own.
+            data: the query's file, where it comes from outside: crops of the very same file are
+                left out.
         """
         with self._lock:
             start = time.perf_counter()
@@ -88,13 +92,26 @@ class Finder:
             embedded = time.perf_counter()
             own = self.index.standardize_by_camera and without >= 0
             hits = self.index.search(
-                features, top + (without >= 0), cameras=cameras,
+                features, top + COPIES, cameras=cameras,
                 query_cameras=[self.index.cameras[without]] if own else None)[0]
             end = time.perf_counter()
-        kept = [hit for hit in hits if hit.row != without][:top]
-        return {"hits": [self._hit(rank, hit) for rank, hit in enumerate(kept, start=1)],
+        copies = [] if data is None else [
+            hit.row for hit in hits if self._is_file(hit.row, data)]
+        kept = [hit for hit in hits if hit.row not in (without, *copies)][:top]
+        return {"own": [{"camera": self.camera(row), "name": self.name(row)} for row in copies],
+                "hits": [self._hit(rank, hit) for rank, hit in enumerate(kept, start=1)],
                 "embedding_ms": round(1000 * (embedded - start), 1),
                 "search_ms": round(1000 * (end - embedded), 1)}
+
+    def _is_file(self, row: int, data: bytes) -> bool:
+        """Whether a row's file has this content."""
+        entry = self.index.entries[row]
+        if entry.size not in (-1, len(data)):
+            return False
+        try:
+            return serve_images.read_bytes(entry.name, len(data)) == data
+        except NoImage:
+            return False
 
     def _hit(self, rank: int, hit) -> dict:
         return {"rank": rank, "row": hit.row, "camera": self.camera(hit.row),
@@ -232,9 +249,10 @@ class Site:
             abort(400, f"top must be from 1 to {MOST_RESULTS}.")
         cameras = self._cameras()
         row = number("row", -1)
-        image = self._upload() if row < 0 else self._row(row)
+        data = self._body() if row < 0 else None
+        image = self._row(row) if data is None else self._decoded(data)
         try:
-            answer = self.finder.find(image, top, cameras, row)
+            answer = self.finder.find(image, top, cameras, row, data)
         except ValueError as error:  # its text may name paths
             logger.warning("A query was refused: %s", error)
             abort(422, "The network makes no embedding of this image.")
@@ -257,8 +275,7 @@ class Site:
         except NoImage as error:
             refuse(404, error)
 
-    def _upload(self):
-        """The body, decoded."""
+    def _body(self) -> bytes:
         # others are sent by forms of any page, without asking
         if not re.match(r"(image/|application/octet-stream\b)", request.mimetype):
             abort(415, "Send the image itself as the body, with the header Content-Type: "
@@ -266,6 +283,9 @@ class Site:
         data = request.get_data(cache=False)
         if not data:
             abort(400, "There is no image in the request: the file is empty.")
+        return data
+
+    def _decoded(self, data: bytes):
         try:
             return serve_images.decode(data)
         except TooManyPixels as error:

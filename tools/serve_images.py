@@ -100,13 +100,21 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
 def read_crop(path: str, size: int = -1, mtime: int = -1) -> Image.Image:
     """An image that the index names, if the file is still the one that was indexed.
 
+    Args, errors: of :func:`read_bytes`. And the file may be no image.
+    """
+    return decode(read_bytes(path, size, mtime), CROPS)
+
+
+def read_bytes(path: str, size: int = -1, mtime: int = -1) -> bytes:
+    """The content of a file that the index names.
+
     Args:
         path: the file.
         size: bytes that it had, -1 if that is not known.
         mtime: time of its last change in ns, -1 if that is not known.
 
     Raises:
-        NoImage: it is gone, was changed, is no regular file or no image.
+        NoImage: it is gone, was changed, is no regular file or too large for an image.
     """
     try:
         # a FIFO in its place is opened without waiting for who writes into it
@@ -123,10 +131,9 @@ def read_crop(path: str, size: int = -1, mtime: int = -1) -> Image.Image:
             raise NoImage("The file of this crop was changed since it was indexed: bring the "
                           "index up to date with tools/index.py, then start this page again.")
         try:
-            data = file.read(MOST_BYTES + 1)
+            return file.read(MOST_BYTES + 1)
         except OSError as error:
             raise NoImage("The file of this crop cannot be read.") from error
-    return decode(data, CROPS)
 
 
 def thumbnail(image: Image.Image) -> bytes:

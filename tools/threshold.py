@@ -90,7 +90,7 @@ def labelled_sets(cfg) -> dict[str, list]:
         items = build_dataset(cfg, name).train
         if len({item[1] for item in items}) > 1:  # own footage has one for all: none
             sets[f"{name}, training images"] = items
-    name, query, gallery = find_test_set(cfg)
+    name, query, gallery, _ = find_test_set(cfg)
     if name:
         sets[f"{name}, test images"] = query + gallery
     if not sets:

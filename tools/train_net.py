@@ -19,9 +19,10 @@ import shlex
 import sys
 
 import caureid_plugin  # first: it makes the toolbox importable and registers the plugin
-from caureid_plugin.engine import check_identities
+from caureid_plugin.engine import EpochLines, check_identities, shortened_log
 from caureid_plugin.engine.setup import to_evaluate
-from caureid_plugin.launcher import ProcessError
+from caureid_plugin.launcher import PortError, ProcessError
+from caureid_plugin.signals import EXIT_INTERRUPTED
 from fastreid.engine import DefaultTrainer, default_argument_parser, default_setup, launch
 from fastreid.utils import comm
 
@@ -53,7 +54,8 @@ def setup(args):
                                      lambda *notice: decided.append(notice),
                                      training=not args.eval_only)
     cfg.freeze()
-    default_setup(cfg, args)
+    with shortened_log(cfg, results=args.eval_only):
+        default_setup(cfg, args)
     for level, text in decided:
         logger.log(level, text)
     return cfg
@@ -87,6 +89,7 @@ def build_trainer(cfg):
         if "CameraSeparationLoss" in cfg.MODEL.LOSSES.NAME:
             images = trainer.data_loader.dataset
             caureid_plugin.check_cameras(cfg, len(images), len(images.cams))
+    trainer.register_hooks([EpochLines(cfg)])  # the last: it shows what the others log
     return trainer
 
 
@@ -138,8 +141,14 @@ def run(args):
         launch(main, args.num_gpus, num_machines=args.num_machines,
                machine_rank=args.machine_rank, dist_url=args.dist_url, args=(args,),
                join_seconds=args.join_timeout)
-    except Mistake as error:
+    except (Mistake, PortError) as error:
         sys.exit(f"train_net.py: {error}")
+    except KeyboardInterrupt:
+        if not args.eval_only:
+            raise
+        print("train_net.py: the evaluation was interrupted, nothing is changed: the same command "
+              "makes it again.", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
     except ProcessError as error:  # which ends with the traceback of one process
         mistake = re.search(rf"^\S*\b{Mistake.__name__}: (.*)\Z", str(error), re.M | re.S)
         if not mistake:

@@ -21,7 +21,7 @@ Letters in the docstrings: N images, D embedding size, K clusters.
 """
 
 from .eps import suggest_eps, sweep_eps
-from .indicators import label_indicators, silhouette, silhouettes, stability
+from .indicators import camera_shares, label_indicators, silhouette, silhouettes, stability
 from .jaccard import jaccard_distances, jaccard_encoding, jaccard_graph, pairs_within
 from .labels import label_statistics, outliers_to_singletons
 from .neighbors import Search, search_by_camera, search_neighbors
@@ -30,8 +30,8 @@ from .reliability import reliable_labels
 from .standardize import standardize_by_camera
 
 __all__ = [
-    "Search", "assign_pseudo_labels", "cluster_graph", "jaccard_distances", "jaccard_encoding",
-    "jaccard_graph", "label_indicators", "label_statistics", "labels_at",
+    "Search", "assign_pseudo_labels", "camera_shares", "cluster_graph", "jaccard_distances",
+    "jaccard_encoding", "jaccard_graph", "label_indicators", "label_statistics", "labels_at",
     "outliers_to_singletons", "pairs_within", "reliable_labels", "search_by_camera",
     "search_neighbors", "silhouette", "silhouettes", "stability",
     "standardize_by_camera", "suggest_eps", "sweep_eps",

@@ -29,19 +29,50 @@ def label_indicators(labels: np.ndarray, camids: np.ndarray, features: torch.Ten
 
     Returns:
         "outlier_share" (0 to 1, of the images), "largest_share" (of the images, in the largest
-        cluster), "cross_camera" (0 to 1, of the clusters, that span cameras), "silhouette"
-        (:func:`silhouette`), "stability" (:func:`stability`). Those that cannot be had are left
-        out: "silhouette" with fewer than two clusters, "stability" the first time.
+        cluster), "cross_camera" (0 to 1, of the clusters, that span cameras), "own_camera"
+        (:func:`camera_shares`), "silhouette" (:func:`silhouette`), "stability"
+        (:func:`stability`). Those that cannot be had are left out: "own_camera" with one camera,
+        "silhouette" with fewer than two clusters, "stability" the first time.
     """
     counts = label_statistics(labels, camids)
     n = len(labels)
     found = {"outlier_share": counts["outliers"] / n, "largest_share": counts["largest"] / n,
              "cross_camera": counts["cross_camera"]}
+    if (camids != camids[0]).any():
+        found["own_camera"], _ = camera_shares(features, camids)
     if counts["clusters"] >= 2:
         found["silhouette"] = silhouette(features, labels)
     if previous is not None and (previous >= 0).any():
         found["stability"] = stability(previous, labels)
     return found
+
+
+def camera_shares(features: torch.Tensor, camids: np.ndarray, neighbors: int = 10, *,
+                  sample: int = SAMPLE, seed: int = 0) -> tuple[float, float]:
+    """How many of an image's nearest neighbours are of its own camera, and how many by chance.
+
+    Args:
+        features: (N, D), L2-normalised.
+        camids: (N,) cameras.
+        neighbors: that are looked at, of all other images; N - 1 if there are fewer.
+        sample: images whose neighbours are looked at; all of them if there are no more.
+        seed: of the choice of the sample; no global generator is touched.
+
+    Returns:
+        two shares, 0 to 1. By chance: two images drawn at random are of one camera.
+    """
+    n, k = len(features), min(neighbors, len(features) - 1)
+    rows = np.arange(n)
+    if n > sample:
+        rows = np.sort(np.random.default_rng(seed).choice(n, sample, replace=False))
+    cameras, own = torch.from_numpy(np.asarray(camids)).to(features.device), 0
+    for part in torch.from_numpy(rows).to(features.device).split(max(1, HELD // n)):
+        scores = features[part] @ features.T
+        scores[torch.arange(len(part), device=part.device), part] = -torch.inf
+        nearest = scores.topk(k, dim=1).indices
+        own += int((cameras[nearest] == cameras[part, None]).sum())
+    sizes = np.unique(camids, return_counts=True)[1]
+    return own / (len(rows) * k), float((sizes * (sizes - 1)).sum() / (n * (n - 1)))
 
 
 def stability(previous: np.ndarray, labels: np.ndarray) -> float:

@@ -13,7 +13,14 @@ from fastreid.data.datasets.bases import ImageDataset
 from ..compat import shown
 from .camera_source import SECTION, CameraSource, alike_names
 from .labelled import Labelled, read_labelled
-from .listing import Listing, existing_folder, first_of, list_images, same_file_names
+from .listing import (
+    Listing,
+    existing_folder,
+    first_of,
+    list_images,
+    listed_images,
+    same_file_names,
+)
 
 logger = logging.getLogger("fastreid.caureid")
 
@@ -37,6 +44,7 @@ class CameraFolder(ImageDataset):
         query, gallery: images to evaluate with, see :func:`.labelled.read_labelled`; both or
             neither.
         system_folders: "skip" or "read", see :func:`.listing.list_images`.
+        leave_out: a table of images that are not trained on; "": none.
         combineall: DATASETS.COMBINEALL, which needs identities to train on.
         **kwargs: the toolbox's; ``root`` is not used.
 
@@ -44,17 +52,18 @@ class CameraFolder(ImageDataset):
     ``query`` and ``gallery`` (path, identity, camera), numbered from 0.
 
     Raises:
-        FileNotFoundError: ROOT, QUERY, GALLERY or CSV does not exist.
+        FileNotFoundError: ROOT, QUERY, GALLERY, CSV or LEAVE_OUT does not exist.
         ValueError: the options contradict each other; COMBINEALL; no image; an image whose camera
-            is not found; labels that cannot be evaluated. Every message names the key to change.
+            is not found; a row of LEAVE_OUT without an image; labels that cannot be evaluated.
+            Every message names the key to change.
     """
 
     dataset_name = "camerafolder"
 
     @configurable
     def __init__(self, *, folder: str = "", source: CameraSource | None = None, query: str = "",
-                 gallery: str = "", system_folders: str = "skip", combineall: bool = False,
-                 **kwargs: Any) -> None:
+                 gallery: str = "", system_folders: str = "skip", leave_out: str = "",
+                 combineall: bool = False, **kwargs: Any) -> None:
         if combineall:
             raise ValueError(
                 f"DATASETS.COMBINEALL True adds the images to test with to those to train on, and "
@@ -70,6 +79,7 @@ class CameraFolder(ImageDataset):
         self.dataset_dir = folder
         self._reads_system_folders = system_folders == "read"
         self._source = source or CameraSource()
+        self._leave_out = leave_out
         # the toolbox lists the images of its mode at once: "query" is empty until then
         self._places = "", ""
         super().__init__(self._list_train, [], [], **{"mode": "query", **kwargs})
@@ -82,6 +92,7 @@ class CameraFolder(ImageDataset):
                               csv=node.CSV, unmatched=node.UNMATCHED)
         return {"folder": node.ROOT, "source": source, "query": node.QUERY,
                 "gallery": node.GALLERY, "system_folders": node.SYSTEM_FOLDERS,
+                "leave_out": node.LEAVE_OUT,
                 "combineall": cfg.DATASETS.COMBINEALL and cls.__name__ in cfg.DATASETS.NAMES}
 
     @property
@@ -91,6 +102,11 @@ class CameraFolder(ImageDataset):
     @property
     def gallery(self) -> list[tuple[str, int, int]]:
         return self._labelled.gallery if self._places[1] else []
+
+    @property
+    def test_cameras(self) -> list[str]:
+        """Names of the cameras of ``query`` and ``gallery``, by their number."""
+        return self._labelled.camera_names if self._places[0] else []
 
     @property
     def left_out(self) -> dict[str, int]:
@@ -106,6 +122,13 @@ class CameraFolder(ImageDataset):
         """How many images below ROOT lie in folders that systems keep for themselves, by the
         folders' names; raises as ``left_out`` does."""
         return dict(sorted(self._listing.system.items()))
+
+    @functools.cached_property
+    def left_out_images(self) -> list[str]:
+        """Paths of the images below ROOT that LEAVE_OUT names; raises as ``train`` does."""
+        if not self._leave_out:
+            return []
+        return listed_images(self._leave_out, f"{SECTION}.LEAVE_OUT", self._listing.paths)
 
     @functools.cached_property
     def _folder(self) -> str:
@@ -124,12 +147,22 @@ class CameraFolder(ImageDataset):
     def _cameras(self) -> list[str | None]:
         return self._source.read(self._folder, self._listing.paths)
 
-    def _without_camera(self) -> list[str]:
+    @functools.cached_property
+    def _wanted(self) -> list[tuple[str, str | None]]:
+        """The images that are not left out, and their cameras."""
+        spare = set(self.left_out_images)
         pairs = zip(self._listing.paths, self._cameras, strict=True)
-        return [path for path, camera in pairs if camera is None]
+        found = [pair for pair in pairs if pair[0] not in spare]
+        if not found:
+            raise ValueError(f"{SECTION}.LEAVE_OUT {shown(self._leave_out)} names all "
+                             f"{len(spare)} images below {SECTION}.ROOT: none is left.")
+        return found
+
+    def _without_camera(self) -> list[str]:
+        return [path for path, camera in self._wanted if camera is None]
 
     def _list_train(self) -> list[tuple[str, str, str]]:
-        paths, missing = self._listing.paths, self._without_camera()
+        paths, missing = [path for path, _ in self._wanted], self._without_camera()
         if missing and (self._source.unmatched == "error" or len(missing) == len(paths)):
             remedy = ("." if len(missing) == len(paths) else
                       f", or set {SECTION}.UNMATCHED skip to leave them out.")
@@ -137,7 +170,7 @@ class CameraFolder(ImageDataset):
         if self._places[0]:
             _ = self._labelled  # its errors, before hours of training
         return [(path, NO_IDENTITY, CAMERA_PREFIX + camera)
-                for path, camera in zip(paths, self._cameras, strict=True) if camera is not None]
+                for path, camera in self._wanted if camera is not None]
 
     def show_train(self) -> None:
         """Logs what there is, without the toolbox's count of identities, and what was left out."""
@@ -160,13 +193,17 @@ class CameraFolder(ImageDataset):
                 listing.system.total(), shown(self._folder),
                 ", ".join(f"{shown(name)} ({count})"
                           for name, count in self.left_out_folders.items()), SECTION)
+        if self.left_out_images:
+            logger.info("%s: %d images below %s are left out, which %s.LEAVE_OUT %s names.",
+                        type(self).__name__, len(self.left_out_images), shown(self._folder),
+                        SECTION, shown(self._leave_out))
         for path, target in listing.loops:
             logger.warning("The link %s leads back to %s, in which it lies: it is not followed.",
                            shown(path), shown(target))
         if missing:
             logger.warning(
                 "%s.UNMATCHED skip leaves out %d of %d images, whose camera is not found (first: "
-                "%s).", SECTION, len(missing), len(listing.paths), shown(missing[0]))
+                "%s).", SECTION, len(missing), len(self._wanted), shown(missing[0]))
         self._warn_of_tiny_cameras()
         self._warn_of_overlap()
         self._warn_of_labels({f"{SECTION}.ROOT": {name for name in self._cameras if name}})

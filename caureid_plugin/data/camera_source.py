@@ -9,6 +9,8 @@ import re
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 
+import regex
+
 from ..compat import shown
 from .listing import SHOWN, first_of, read_rows, same_file_names, why_gone
 
@@ -18,6 +20,8 @@ UNMATCHED = ("error", "skip")
 # option that not every source uses -> those that do
 USED_BY = {"level": ("folder",), "pattern": ("pattern",), "csv": ("csv",),
            "unmatched": ("folder", "pattern", "csv")}
+LONGEST_PATTERN = 2000  # characters
+PATTERN_SECONDS = 1.0  # of computing, for one image: Python's own ``re`` has no limit
 ONLY_CAMERA = "one"  # its name, where there is no other
 _WHOLE_NUMBER = re.compile(r"(-?)0*([0-9]+?)(?:\.0*)?")
 
@@ -108,10 +112,15 @@ class CameraSource:
         if not self.patterns:
             raise ValueError(f"{SECTION}.CAMERA 'pattern' needs {key}, a regular expression such "
                              f"as _c([0-9]+); it is {self.pattern!r}.")
+        if len(self.pattern) > LONGEST_PATTERN:
+            raise ValueError(f"{key} has {len(self.pattern)} characters, and {LONGEST_PATTERN} are "
+                             "allowed: shorten it, or list the cameras in a table "
+                             f"({SECTION}.CAMERA 'csv').")
         for text in self.patterns:
             try:
                 groups = re.compile(text)
-            except (re.error, OverflowError, RecursionError) as error:
+                regex.compile(text)
+            except (re.error, regex.error, OverflowError, RecursionError) as error:
                 raise ValueError(
                     f"{key}: {text!r} is no regular expression: {error}. Blanks separate patterns: "
                     "\\s stands for one in a name.") from error
@@ -150,7 +159,13 @@ class CameraSource:
     def _by_pattern(self, path: str) -> str | None:
         camera, by = None, ""
         for text in self.patterns:
-            match = re.search(text, path)
+            try:
+                match = regex.search(text, path, timeout=PATTERN_SECONDS)
+            except TimeoutError as error:
+                raise ValueError(
+                    f"{SECTION}.PATTERN: {text!r} takes more than {PATTERN_SECONDS:g} s for "
+                    f"{shown(path)}: it repeats what repeats, as (a+)+ does, or has several of .*; "
+                    "write it without.") from error
             found = match and match["camera" if "camera" in match.groupdict() else 1]
             if not found:
                 continue

@@ -24,11 +24,12 @@ _NAME = re.compile(r"(-?[0-9]+)_c([0-9]+)")
 
 class Labelled(NamedTuple):
     """(path, identity, camera) of queries and gallery, numbered over both from 0; the names of
-    the cameras by the key that they come from; and what there is to warn of."""
+    the cameras by the key that they come from, and by their number; what there is to warn of."""
 
     query: list[tuple[str, int, int]]
     gallery: list[tuple[str, int, int]]
     cameras: dict[str, set[str]]
+    camera_names: list[str]
     warnings: list[str]
 
 
@@ -66,7 +67,8 @@ def read_labelled(query: str, gallery: str, *, system_folders: bool = False) -> 
     if len(cameras) == 1:
         answers = [(path, identity, 1) for path, identity, _ in answers]
     unanswered = _count_unanswered(queries, answers)
-    return Labelled(queries, answers, names[1], _warnings(len(queries), unanswered, *names))
+    return Labelled(queries, answers, names[1], list(cameras) * (2 if len(cameras) == 1 else 1),
+                    _warnings(len(queries), unanswered, *names))
 
 
 def _check_shared(query: _Named, gallery: _Named, one_camera: bool) -> None:

@@ -187,6 +187,30 @@ def read_rows(path: str, columns: Sequence[str], key: str) -> list[Row]:
     return chosen
 
 
+def listed_images(table: str, key: str, paths: Sequence[str]) -> list[str]:
+    """Those of ``paths`` that a table with the column path names, as they are written there.
+
+    Args:
+        table: a file as :func:`read_rows` takes it, with ``~`` or not.
+        key: what names the file, for the messages.
+        paths: of the images below ROOT.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or a row names none of the images.
+    """
+    rows = read_rows(os.path.expanduser(table), ("path",), key)
+    there = dict(zip(same_file_names(paths), paths, strict=True))
+    names = same_file_names([row.cells[0] for row in rows])
+    if gone := [row for name, row in zip(names, rows, strict=True) if name not in there]:
+        missing = [row.cells[0] for row in gone]
+        raise ValueError(
+            f"{key} {shown(table)}: {len(gone)} of {len(rows)} rows name no image below ROOT (line "
+            f"{gone[0].line} is the first): {first_of(missing)}. {why_gone(missing)} Mend or "
+            "remove these rows.")
+    return sorted({there[name] for name in names})
+
+
 def _find(path: str, folder: str) -> str:
     """A path as seen from a folder; with / for backslashes where only then it names something."""
     found = os.path.join(folder, os.path.expanduser(path))

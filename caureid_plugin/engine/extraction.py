@@ -24,7 +24,8 @@ def extract_features(model: nn.Module, loader: DataLoader[dict[str, Any]], *,
     Args:
         model: maps a batch to embeddings in evaluation mode; its mode is restored afterwards.
         loader: as :func:`caureid_plugin.data.build_extraction_loader` gives it.
-        after_batch: called after each batch; what it raises ends the pass.
+        after_batch: called after each batch, and equally often in every process; what it raises
+            ends the pass.
 
     Returns:
         (N, D) float32 on the CPU, row i for index i.
@@ -34,6 +35,7 @@ def extract_features(model: nn.Module, loader: DataLoader[dict[str, Any]], *,
             image.
     """
     rows, parts = [], []
+    rounds = max(comm.all_gather(len(loader)))
     hidden = None if comm.is_main_process() else True  # None: shown on a terminal only
     # module by module: parts of a training network may be frozen in evaluation mode
     modes = [(module, module.training) for module in model.modules()]
@@ -42,6 +44,8 @@ def extract_features(model: nn.Module, loader: DataLoader[dict[str, Any]], *,
             for batch in tqdm(loader, desc="features", disable=hidden, leave=False):
                 parts.append(model(batch).float().cpu())
                 rows.append(batch["indexes"].cpu())
+                after_batch()
+            for _ in range(rounds - len(loader)):  # others have more batches
                 after_batch()
     finally:
         for module, training in modes:

@@ -27,7 +27,8 @@ from ..modeling.memory_bank import NotFiniteError
 from .checks import check_clustering, check_size, eps_at, eps_gap, why_not_to_train
 from .extraction import extract_features
 from .images import TrainingImages
-from .verdict import judge
+from .terminal import FILE_ONLY
+from .verdict import KEYS, judge
 
 logger = logging.getLogger("fastreid.caureid")
 
@@ -214,13 +215,14 @@ class UnsupervisedHook(HookBase):
             self._log_verdict()
 
     def _log_verdict(self) -> None:
-        known = {name.removeprefix(PREFIX): [value for value, _ in figure.values()]
-                 for name, figure in self.trainer.storage.histories().items()
-                 if name.startswith(PREFIX)}
-        verdict = judge(known, num_cameras=len(torch.unique(self._bank.camids)))
+        figures = self.trainer.storage.histories()
+        known = {name: [value for value, _ in figures[key].values()]
+                 for name, key in KEYS.items() if key in figures}
+        verdict = judge(known, self._cfg, num_cameras=len(torch.unique(self._bank.camids)))
         for finding in verdict.findings:
-            logger.info("%s %.2f: %s", finding.name, finding.value, finding.sentence)
-        logger.info("%s", " ".join((verdict.summary, *verdict.advice)))
+            logger.info("%s %s: %s", finding.name, finding.figure, finding.sentence)
+        logger.log(logging.WARNING if verdict.level in ("mixed", "bad") else logging.INFO, "%s",
+                   " ".join(filter(None, (verdict.summary, verdict.note, *verdict.advice))))
 
     def _relabel(self, epoch: int) -> None:
         if self._cfg.CAUREID.LABELS == "extract" and epoch > 0:
@@ -241,7 +243,8 @@ class UnsupervisedHook(HookBase):
     def _extract(self) -> torch.Tensor:
         with self._not_finite_explained():
             return extract_features(self.trainer.model, self._extraction,
-                                    after_batch=lambda: compat.stop_point(self.trainer))
+                                    after_batch=lambda: compat.stop_point(self.trainer,
+                                                                           together=True))
 
     @contextlib.contextmanager
     def _not_finite_explained(self) -> Iterator[None]:
@@ -329,7 +332,8 @@ class UnsupervisedHook(HookBase):
         logger.info(
             "epoch %d: %d clusters, %d outliers (%.1f %% of the images), largest cluster %d, "
             "%sclustering took %.1f s", epoch, figures["clusters"], figures["outliers"],
-            100.0 * figures["outliers"] / len(labels), figures["largest"], spanning, seconds)
+            100.0 * figures["outliers"] / len(labels), figures["largest"], spanning, seconds,
+            extra=FILE_ONLY)  # the terminal has a line for each epoch
         if self._identities is not None:
             self._diagnose(labels)
 
@@ -341,7 +345,8 @@ class UnsupervisedHook(HookBase):
         identities = np.asarray(self._identities)[inlier]
         ari = adjusted_rand_score(identities, labels[inlier]) if inlier.any() else 0.0
         self.trainer.storage.put_scalar("diagnostic_with_labels/ari", ari, smoothing_hint=False)
-        logger.info("diagnostic, uses identity labels: ARI of the clusters %.3f", ari)
+        logger.info("diagnostic, uses identity labels: ARI of the clusters %.3f", ari,
+                    extra=FILE_ONLY)
 
 
 class EvalAtStart(HookBase):
@@ -362,4 +367,7 @@ class EvalAtStart(HookBase):
         self.trainer.storage.put_scalars(smoothing_hint=False, **{
             f"start/{name}": float(value)
             for name, value in flatten_results_dict(results).items()})
+        logger.info("Before training: %s", ", ".join(
+            f"{name} {value:.1f}" for name, value in flatten_results_dict(results).items()
+            if name.rpartition("/")[2] in ("mAP", "Rank-1")))
         comm.synchronize()

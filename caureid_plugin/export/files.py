@@ -5,7 +5,9 @@ Letters: B images, (H, W) their size, D embedding size.
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,6 +41,8 @@ from .sidecar import AGAIN, Sidecar, digest, fingerprint_at, read_file, read_sid
 # in cosine distance; beyond those of fewer bits, what was rounded is no longer the network
 LARGEST_DIFFERENCE = {"fp32": 1e-4, "fp16": 1e-2, "int8": 0.1}
 BATCHES = (1, 8)  # that a file is tried with
+# Bytes that onnxruntime may set aside on the CPU. A file of a few bytes can ask for any number.
+MOST_MEMORY = 8 * 2 ** 30
 LEAST_CALIBRATION = 8  # images
 
 Program = Callable[[torch.Tensor], torch.Tensor]
@@ -174,9 +178,11 @@ def onnx_program(content: bytes) -> Loaded:
 
     Raises:
         ImportError: onnxruntime is not installed.
-        ExportError: it cannot read the file, or would read others with it.
+        ExportError: it cannot read the file, would read others with it, or would take more than
+            ``MOST_MEMORY``; the program raises it as well.
     """
     runtime = require("onnxruntime")
+    _limit_memory(runtime)
     if others := external_files(content):
         raise ExportError(
             f"The file keeps weights in other files ({shown(', '.join(others)[:200])}), which "
@@ -185,21 +191,46 @@ def onnx_program(content: bytes) -> Loaded:
     wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
     there = [name for name in wanted if name in runtime.get_available_providers()]
     options = runtime.SessionOptions()
-    options.log_severity_level = 3  # errors; what it warns of is for its makers
+    options.log_severity_level = 4  # it raises its errors; what it warns of is for its makers
+    options.add_session_config_entry("session.use_env_allocators", "1")
     try:
         session: Any = runtime.InferenceSession(content, options, providers=there)
     except Exception as error:  # its errors have no base of their own
-        raise ExportError(f"onnxruntime {runtime.__version__} cannot read the file: {error}. "
-                          "Install a newer one.") from error
+        raise ExportError(f"onnxruntime {runtime.__version__} cannot read the file: "
+                          f"{_said(error, 'Install a newer one.')}") from error
 
     shapes = [item.shape for item in (*session.get_inputs(), *session.get_outputs())]
     names = [item.name for item in (*session.get_inputs(), *session.get_outputs())]
 
     def program(images: torch.Tensor) -> torch.Tensor:
         given = np.ascontiguousarray(images.numpy(), dtype=np.float32)
-        return torch.from_numpy(session.run(None, {INPUT_NAME: given})[0])
+        try:
+            found = session.run(None, {INPUT_NAME: given})[0]
+        except Exception as error:
+            raise ExportError(f"onnxruntime {runtime.__version__} cannot run the file on "
+                              f"{len(given)} images: {_said(error, AGAIN)}") from error
+        return torch.from_numpy(found)
 
     return Loaded(program, names, shapes)
+
+
+@functools.cache  # it has one such memory, for all files
+def _limit_memory(runtime: Any) -> None:
+    runtime.create_and_register_allocator(
+        runtime.OrtMemoryInfo("Cpu", runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0,
+                              runtime.OrtMemType.DEFAULT),
+        runtime.OrtArenaCfg({"max_mem": MOST_MEMORY}))
+
+
+def _said(error: Exception, advice: str) -> str:
+    """An error of onnxruntime in one line, and what to do."""
+    text = " ".join(str(error).split())
+    # of its arena, or of the machine where that is smaller
+    if re.search(r"smaller than requested bytes|allocate memory|bad.alloc", text):
+        return (f"it asks for more memory than the {MOST_MEMORY / 2 ** 30:g} GiB that a network "
+                "may take, or than the machine has. Embed fewer images at a time (batch_size), or "
+                "take a file of someone whom you trust.")
+    return f"{text}. {advice}"
 
 
 @torch.no_grad()

@@ -166,10 +166,26 @@ def _finished(content: bytes) -> bytes:
         given = model.graph.input[0].type.tensor_type.shape.dim
         zeros = torch.zeros(1, 3, *(dim.dim_value for dim in given[2:])).numpy()
         dims[1].dim_value = found.run(None, {INPUT_NAME: zeros})[0].shape[1]
+    _flatten(model.graph)
     _strip(model)
     onnx.checker.check_model(model)
     checked: bytes = model.SerializeToString()
     return checked
+
+
+def _flatten(graph: Any) -> None:
+    """Writes ``features[..., 0, 0]``, which is traced as two Gathers, as one Flatten.
+
+    OpenVINO 2026.4 gives the Gathers of an int8 file for any B another shape than they have.
+    """
+    makers = {node.output[0]: node for node in graph.node}
+    for last in graph.node:
+        first = makers.get(last.input[0]) if last.op_type == "Gather" else None
+        if first is not None and first.op_type == "Gather":
+            last.CopyFrom(require("onnx").helper.make_node(
+                "Flatten", first.input[:1], last.output, last.name, axis=1))
+            graph.node.remove(first)
+            return
 
 
 def _strip(message: Any) -> None:

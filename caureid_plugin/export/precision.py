@@ -28,9 +28,11 @@ def to_half(content: bytes) -> bytes:
         ImportError: onnx or onnxruntime is not installed.
     """
     onnx, half = require("onnx"), require("onnxruntime.transformers.float16")
+    in_order = require("onnxruntime.transformers.onnx_model").OnnxModel
     blocked = [*half.DEFAULT_OP_BLOCK_LIST, *_KEPT_WHOLE]
     model = half.convert_float_to_float16(onnx.load_model_from_string(content), keep_io_types=True,
                                           op_block_list=blocked)
+    in_order(model).topological_sort()  # casts of inputs stand last, which ONNX forbids
     found: bytes = model.SerializeToString()
     return found
 

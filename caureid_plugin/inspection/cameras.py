@@ -25,7 +25,6 @@ all, look like one camera.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -37,7 +36,6 @@ LEAST_IMAGES = 100  # of a camera that is judged, see above
 MOST_IMAGES = 200  # of a camera that are looked at
 MOST_PAIRS = 30 * 29 // 2  # all of 30 cameras; half a minute
 FOLDS = 5
-_LAST_WORD = re.compile(r"[^_\W]*$")
 
 
 class CameraPairs(NamedTuple):
@@ -54,32 +52,24 @@ class CameraPairs(NamedTuple):
     too_small: list[int]
 
 
-def short_names(names: Sequence[str], prefixes: Sequence[str] = ("camerafolder_",)
-                ) -> tuple[list[str], str]:
-    """Names of cameras without the words that all of them begin with, and these.
-
-    Datasets put their own name before a camera's. Nothing is taken off where it would leave a name
-    empty or end within a word.
+def short_names(names: Sequence[str]) -> tuple[list[str], str]:
+    """Names of cameras as the user knows them: without the dataset's name, which stands before.
 
     Args:
-        names: of the cameras, at least one.
-        prefixes: what a dataset is known to put before them. If all begin with one of these, it is
-            taken off first, from a single name as well, and is not among the words returned: who
-            named the cameras has never seen it.
+        names: of the cameras, at least one. Those of several datasets stay whole.
+
+    Returns:
+        the names, and what was taken off; "" for CameraFolder, since who named the cameras has
+        never seen its prefix.
 
     Example:
         ``["market1501_0", "market1501_1"]`` gives ``(["0", "1"], "market1501_")``,
-        ``["camerafolder_day"]`` gives ``(["day"], "")``.
+        ``["camerafolder_gate_1", "camerafolder_gate_2"]`` gives ``(["gate_1", "gate_2"], "")``.
     """
-    known = next((prefix for prefix in prefixes
-                  if all(name.startswith(prefix) and name != prefix for name in names)), "")
-    names = [name.removeprefix(known) for name in names]
-    pairs = zip(min(names), max(names), strict=False) if len(names) > 1 else ()
-    shared = "".join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-    prefix = shared[:len(shared) - len(_LAST_WORD.findall(shared)[0])]
-    if prefix in names:
-        prefix = ""
-    return [name.removeprefix(prefix) for name in names], prefix
+    prefix = names[0].partition("_")[0] + "_"
+    if not all(name.startswith(prefix) and name != prefix for name in names):
+        return list(names), ""
+    return [name.removeprefix(prefix) for name in names], prefix * (prefix != "camerafolder_")
 
 
 def least_images(cfg: CfgNode) -> int:

@@ -13,6 +13,8 @@ import numpy as np
 from fastreid.data import data_utils
 from PIL import Image
 
+from .content import structure
+
 # Height and width of the thumbnails by which cameras are compared.
 THUMBNAIL = (8, 4)
 # The lowest 16 x 16 frequencies of the grey image, above or below their median. :mod:`.copies`
@@ -31,6 +33,7 @@ class Facts:
         digests: R hashes of the files' bytes (BLAKE2b, 16 bytes).
         bits: (R, 256) bool, perceptual hashes.
         thumbnails: (R, 8 * 4 * 3) uint8, the image shrunk to 8 x 4, by row, column, colour.
+        structure: (R,) see :func:`.content.structure`.
         errors: place in the list -> why the file could not be read, which names it.
     """
 
@@ -39,10 +42,18 @@ class Facts:
     digests: list[bytes]
     bits: np.ndarray
     thumbnails: np.ndarray
+    structure: np.ndarray
     errors: dict[int, str]
 
 
-_Read = tuple[tuple[int, int], bytes, np.ndarray, np.ndarray]
+def choose(facts: Facts, which: np.ndarray) -> Facts:
+    """The facts of some of the images that could be read, (R,) bool; errors stay."""
+    digests = [facts.digests[row] for row in np.flatnonzero(which)]
+    return Facts(facts.rows[which], facts.sizes[which], digests, facts.bits[which],
+                 facts.thumbnails[which], facts.structure[which], facts.errors)
+
+
+_Read = tuple[tuple[int, int], bytes, np.ndarray, np.ndarray, float]
 
 
 def inspect_images(paths: Sequence[str], *, workers: int = 1,
@@ -75,6 +86,7 @@ def inspect_images(paths: Sequence[str], *, workers: int = 1,
         [item[1] for item in read],
         np.array([item[2] for item in read], dtype=bool).reshape(-1, HASH_SIDE ** 2),
         np.array([item[3] for item in read], dtype=np.uint8).reshape(-1, height * width * 3),
+        np.array([item[4] for item in read], dtype=np.float64),
         {i: item for i, item in enumerate(found) if isinstance(item, str)})
 
 
@@ -92,4 +104,5 @@ def _read(path: str) -> _Read | str:
         small = image.resize(THUMBNAIL[::-1], Image.Resampling.BOX)
     except (ValueError, OSError, MemoryError) as error:
         return str(error)
-    return (image.height, image.width), digest, bits, np.asarray(small).ravel()
+    size = image.height, image.width
+    return size, digest, bits, np.asarray(small).ravel(), structure(image)

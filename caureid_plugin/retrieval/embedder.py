@@ -261,7 +261,7 @@ def load_run(folder: str | os.PathLike[str], *, device: torch.device | str | Non
         network, name=f"{home.resolve().name}/{path.name}", dim=dim,
         fingerprint=found, preprocessing=preprocessing,
         statistics=statistics, why_no_statistics=why, device=network.pixel_mean.device,
-        verdict=read_verdict(home, content))
+        verdict=read_verdict(home, content, cfg))
 
 
 def _known_device(device: torch.device | str) -> torch.device:

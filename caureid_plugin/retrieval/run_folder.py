@@ -17,7 +17,7 @@ from fastreid.config import CfgNode
 
 from ..compat import shown
 from ..engine import load_config
-from ..engine.verdict import judge
+from ..engine.verdict import KEYS, judge
 from ..files import write_atomically
 from ..safe_load import load_tensors
 from .threshold import PairStatistics, RunVerdict
@@ -25,7 +25,7 @@ from .threshold import PairStatistics, RunVerdict
 STATISTICS = "pair_statistics.json"
 STATISTICS_FORMAT = 2  # 1 held one network's
 BANK = ("features", "labels", "camids")
-INDICATORS = ("outlier_share", "largest_share", "cross_camera", "silhouette", "stability")
+MOST_CAMERAS = 10 ** 6  # numbers of cameras: arrays have a place for each
 
 logger = logging.getLogger("fastreid.caureid")
 
@@ -164,15 +164,22 @@ def memory_bank(content: Mapping[str, Any], path: Path) -> dict[str, torch.Tenso
             f"The checkpoint {shown(path)} holds no memory bank. It is of a supervised run, or a "
             "file of weights alone; what a run learnt without labels is in that of a run with "
             "MODEL.META_ARCHITECTURE CAUReID.")
-    parts = [bank.get(name) for name in BANK]
-    first = parts[0]
-    if (not isinstance(first, torch.Tensor) or first.dim() != 2
-            or not torch.isfinite(first).all()
-            or not all(isinstance(part, torch.Tensor) and len(part) == len(first)
-                       for part in parts)):
+    features, *numbers = (bank.get(name) for name in BANK)
+    if (not isinstance(features, torch.Tensor) or features.dim() != 2
+            or not features.is_floating_point() or not torch.isfinite(features).all()
+            or not all(isinstance(part, torch.Tensor) and part.dtype == torch.int64
+                       and part.shape == features.shape[:1] for part in numbers)):
         raise RunError(f"The memory bank of the checkpoint {shown(path)} is not whole: it must "
-                       f"hold {', '.join(BANK)} of as many images each, all finite. Name another "
-                       "with --checkpoint (or its path in place of the run's).")
+                       f"hold {', '.join(BANK)} of as many images each, all finite, the last two "
+                       "whole numbers. Name another with --checkpoint (or its path in place of "
+                       "the run's).")
+    for name, least, end in (("labels", -1, len(features)), ("camids", 0, MOST_CAMERAS)):
+        part: torch.Tensor = bank[name]
+        if len(part) and not least <= int(part.min()) <= int(part.max()) < end:
+            raise RunError(
+                f"The memory bank of the checkpoint {shown(path)} is damaged: its {name} go from "
+                f"{int(part.min())} to {int(part.max())}, and must be from {least} to {end - 1}. "
+                "Name another with --checkpoint (or its path in place of the run's).")
     return bank
 
 
@@ -224,16 +231,17 @@ def column(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float
 
 
 def indicators(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Values of each label-free indicator over the clusterings, in order."""
-    return {name: [value for _, value in column(rows, f"labels/{name}")] for name in INDICATORS}
+    """Values in order of what :func:`caureid_plugin.engine.verdict.judge` looks at."""
+    return {name: [value for _, value in column(rows, key)] for name, key in KEYS.items()}
 
 
-def read_verdict(folder: Path, content: Mapping[str, Any]) -> RunVerdict:
+def read_verdict(folder: Path, content: Mapping[str, Any], cfg: CfgNode) -> RunVerdict:
     """Whether the training of a network went well, by what its run has logged until then.
 
     Args:
         folder: of the run, whose metrics.json is read; without one nothing is known.
         content: of the network's checkpoint.
+        cfg: config of the run.
     """
     rows, _ = read_rows(folder / "metrics.json")
     bank, state = content.get("memory_bank"), content.get("run_state")
@@ -245,8 +253,8 @@ def read_verdict(folder: Path, content: Mapping[str, Any]) -> RunVerdict:
         rows = [row for row in rows if row["iteration"] <= end]
     camids = bank.get("camids") if isinstance(bank, Mapping) else None
     cameras = len(torch.unique(camids)) if isinstance(camids, torch.Tensor) else None
-    found = judge(indicators(rows), num_cameras=cameras)
-    reasons = "; ".join(f"{finding.sentence} ({finding.name} {finding.value:.2f})"
+    found = judge(indicators(rows), cfg, num_cameras=cameras)
+    reasons = "; ".join(f"{finding.sentence} ({finding.name} {finding.figure})"
                         for finding in found.findings if finding.level == found.level)
     return RunVerdict(found.level, f"{found.summary[:-1]}: {reasons}." if reasons else
                       found.summary)

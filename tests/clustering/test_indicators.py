@@ -5,7 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from caureid_plugin.clustering import indicators, label_indicators, silhouette, stability
+from caureid_plugin.clustering import (
+    camera_shares,
+    indicators,
+    label_indicators,
+    silhouette,
+    stability,
+)
 from sklearn.metrics import silhouette_score
 
 
@@ -110,7 +116,27 @@ def test_shares_and_what_is_left_out_the_first_time():
     assert found.pop("silhouette") == pytest.approx(
         np.mean(_plain_silhouettes(features, labels)), abs=1e-5)
     assert found == {"outlier_share": 0.2, "largest_share": 0.4,
-                     "cross_camera": pytest.approx(2 / 3)}
+                     "cross_camera": pytest.approx(2 / 3),
+                     "own_camera": camera_shares(features, camids)[0]}
+    assert "own_camera" not in label_indicators(labels, camids * 0, features)
     for previous, expected in ((np.full(10, -1), None), (labels, 1.0)):
         later = label_indicators(labels, camids, features, previous=previous)
         assert later.get("stability") == expected
+
+
+@pytest.mark.parametrize("held", [indicators.HELD, 90])  # all images at once, two at a time
+def test_camera_shares_against_a_loop(monkeypatch, held):
+    monkeypatch.setattr(indicators, "HELD", held)
+    features, _, _ = _data(3, n=40)
+    features = torch.cat((features, features[:5]))  # an image's copy is a neighbour, itself is not
+    camids = np.random.default_rng(3).choice([0, 2, 7], size=45)
+    shared = 0
+    for i in range(45):
+        distance = ((features - features[i]) ** 2).sum(dim=1).numpy()
+        distance[i] = np.inf
+        shared += (camids[np.argsort(distance)[:5]] == camids[i]).sum()
+    chance = np.mean([camids[i] == camids[j] for i in range(45) for j in range(45) if i != j])
+    assert camera_shares(features, camids, 5) == pytest.approx((shared / 225, chance))
+    assert camera_shares(features, camids, 99)[0] == pytest.approx(chance)  # all others
+    part = [camera_shares(features, camids, 5, sample=20, seed=seed)[0] for seed in range(30)]
+    assert len(set(part)) > 5 and np.mean(part) == pytest.approx(shared / 225, abs=0.03)

@@ -10,9 +10,11 @@ import pickle
 import re
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 from caureid_plugin import compat
-from caureid_plugin.safe_load import CodeInFile, DamagedFile, load_tensors
+from caureid_plugin.safe_load import CodeInFile, DamagedFile, load_tensors, salvage
 from fastreid.modeling import backbones
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from fastreid.utils.checkpoint import Checkpointer
@@ -432,6 +434,108 @@ def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path):
         load_tensors(tmp_path)
 
 
+def write_zip(path, edit=lambda name, data: data, compression=zipfile.ZIP_STORED):
+    """A file of torch.save, written anew with other parts."""
+    buffer = io.BytesIO()
+    torch.save({"w": torch.zeros(3)}, buffer)
+    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(path, "w", compression) as new:
+        for name in old.namelist():
+            new.writestr(name, edit(name, old.read(name)))
+
+
+def overlap(path):
+    """Its last part is the whole file, as it says."""
+    write_zip(path)
+    content = bytearray(path.read_bytes())
+    start = content.rindex(b"PK\x01\x02") + 20  # of the last part's entry: its two lengths
+    content[start:start + 8] = 2 * struct.pack("<I", len(content))
+    path.write_bytes(content)
+
+
+def cyclic():
+    content = {"w": torch.zeros(1)}
+    content["model"] = content
+    return content
+
+
+def doubled(times):
+    content = [torch.zeros(1)]
+    for _ in range(times):
+        content = [content, content]
+    return content
+
+
+DEEP = b"\x80\x02" + 10**5 * b"]" + (10**5 - 1) * b"a" + b"."
+# what would take endless time or memory, and what is said of it
+HOSTILE = {
+    "compressed": (functools.partial(write_zip, compression=zipfile.ZIP_DEFLATED),
+                   "part .* is compressed, which torch.save never does"),
+    "overlapping": (overlap, "overlap"),
+    "deep": (functools.partial(write_zip, edit=lambda name, data: (
+        DEEP if name.endswith("data.pkl") else data)), "nested more than 50 deep"),
+    "cyclic": (functools.partial(torch.save, cyclic()), "'model' contains itself"),
+    "aliases": (functools.partial(torch.save, doubled(40)), "holds [0-9]{13} values"),
+    "repeated": (functools.partial(torch.save, {"w": torch.zeros(1).expand(10**6, 10**6)}),
+                 "tensor 'w' of shape .1000000, 1000000. is larger than the file"),
+    "without values": (functools.partial(torch.save, {"w": torch.empty(3, device="meta")}),
+                       "tensor 'w' has no values"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_only_endless_time_or_memory_could_use_is_refused(tmp_path, monkeypatch, name):
+    write, said = HOSTILE[name]
+    write(tmp_path / "weights.pth")
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda archive: pytest.fail("unpacked")
+                        if name in ("compressed", "overlapping") else None)
+    for read in (load_tensors, *[salvage] * (name != "without values")):  # which leaves it out
+        with pytest.raises(DamagedFile, match=rf"weights\.pth.*{said}"):
+            read(tmp_path / "weights.pth")
+
+
+def test_small_files_may_repeat_and_share_a_little(tmp_path):
+    shared = torch.arange(3.0)
+    content = {"a": shared.expand(1000, 3), "b": [shared, shared], "c": {1: (True, None)}}
+    torch.save(content, tmp_path / "weights.pth")
+    read = load_tensors(tmp_path / "weights.pth")
+    assert torch.equal(read["a"], content["a"]) and read["c"] == content["c"]
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"model": {1: torch.zeros(3)}}, "'1' .int. is a Tensor"),
+    ({"model": {"first": 3}}, "'first' .str. is a int"),
+    ({"part": {"a": 1}}, "a part of it .model, part. .*KeyError: 'value'"),
+    ({"part": 3}, "a part of it .model, part. .*TypeError")], ids=str)
+def test_a_checkpoint_whose_parts_are_others_is_named(run, change, said):
+    class Part:
+        def load_state_dict(self, state):
+            self.value = state["value"]
+
+    content = torch.load(run / "model_0002.pth", weights_only=True)
+    torch.save({**content, **change}, run / "model_0002.pth")
+    with pytest.raises(ValueError, match=rf"model_0002\.pth is no checkpoint.*{said}.*"
+                                         r"newest other .* is model_0001\.pth"):
+        Checkpointer(Net(), str(run), part=Part()).resume_or_load("", resume=True)
+    torch.save({1: torch.zeros(3)}, run.parent / "weights.pth")
+    with pytest.raises(ValueError, match="no weights under the key 'model'"):
+        Checkpointer(Net()).load(str(run.parent / "weights.pth"))
+
+
+@pytest.mark.parametrize("change", [
+    {"steps_done": 4}, {"steps_done": -1}, {"steps_done": 10**12}, {"seed": "1"},
+    {"random": {}}, {"scalars": []}, {"best_metric": None}, {"grad_scaler": 1.0}], ids=str)
+def test_a_state_that_no_run_has_is_refused(change):
+    class Trainer:
+        iters_per_epoch = 3
+
+    trainer, ((name, value),) = Trainer(), change.items()
+    state = {"seed": 1, "steps_done": 3, "iters_per_epoch": 3, "random": [], "scalars": {},
+             "written": {}, "metrics_bytes": None, "best_metric": -1.0, "grad_scaler": None}
+    with pytest.raises(ValueError, match=re.escape(
+            f"run_state is damaged: {name} is '{value}'.")):
+        compat.RunState(trainer, 1).load_state_dict({**state, **change})
+
+
 def test_counters_are_read_whether_torch_has_a_public_list_or_not(tmp_path, monkeypatch):
     counter = collections.Counter({40: 1, 70: 2})
     torch.save(counter, tmp_path / "file")
@@ -457,7 +561,7 @@ def test_a_state_dict_alone_is_weights_and_no_checkpoint_of_a_run(run):
     torch.save(Net(5.0).state_dict(), path)
     Checkpointer(net).load(str(path))
     assert (net.first == 5).all() and (net.second == 5).all()
-    with compat.without("plain_weights"), pytest.raises(KeyError, match="model"):
+    with compat.without("plain_weights"), pytest.raises(ValueError, match="KeyError: 'model'"):
         Checkpointer(net).load(str(path))
     with pytest.raises(ValueError, match="is no checkpoint"):
         resumed(run)

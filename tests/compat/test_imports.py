@@ -103,6 +103,34 @@ def test_legacy_names_exist_inside_the_block_alone():
         import torch._six  # noqa: F401
 
 
+@pytest.fixture
+def fastface(tmp_path, monkeypatch):
+    """A package with the two lines of FastFace that matter; its modules are gone afterwards."""
+    (tmp_path / "fastface").mkdir()
+    (tmp_path / "fastface" / "__init__.py").touch()
+    for name in ("utils_amp", "trainer"):
+        (tmp_path / "fastface" / f"{name}.py").write_text(
+            "from torch._six import container_abcs\nfrom torch.cuda.amp import GradScaler\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "fastface"]:
+        del sys.modules[name]
+
+
+def test_fastface_can_be_imported(fastface, monkeypatch):
+    found = importlib.import_module("fastface.utils_amp")
+    assert found.container_abcs is collections.abc and isinstance([], found.container_abcs.Iterable)
+    assert legacy() == (None, None)
+    importlib.reload(found)
+    with pytest.raises(ImportError, match="torch._six"):  # other modules are on their own
+        importlib.import_module("fastface.trainer")
+    with compat.legacy_names():
+        importlib.import_module("fastface.trainer")
+    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if f is not compat._FastFace])
+    with pytest.raises(ImportError, match="torch._six"):
+        importlib.reload(found)
+
+
 def test_legacy_names_leave_an_interpreter_alone_that_has_them(monkeypatch):
     six = types.ModuleType("torch._six")
     monkeypatch.setitem(sys.modules, "torch._six", six)

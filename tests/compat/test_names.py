@@ -1,5 +1,6 @@
 """Configs: mistyped names are errors that list the known ones, a bad file is named."""
 
+import copy
 import re
 import shlex
 from pathlib import Path
@@ -11,7 +12,7 @@ import yaml
 from caureid_plugin import compat
 from fastreid.config import CfgNode
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
-from fastreid.modeling.meta_arch import MGN
+from fastreid.modeling.meta_arch import META_ARCH_REGISTRY, MGN, Baseline
 from fastreid.utils.events import EventStorage
 
 
@@ -162,11 +163,23 @@ def test_every_shipped_config_is_read_as_the_toolbox_reads_it():
 ALIASES = "a0: &a0 {x: 1, y: 2}\n" + "".join(
     f"a{i}: &a{i} {{{', '.join(f'k{j}: *a{i - 1}' for j in range(9))}}}\n" for i in range(1, 9))
 
+# without PyYAML's own care of doubles, which is new, it would have 2 ** 40 keys
+MERGES = "a0: &a0 {x: 1}\n" + "".join(
+    f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in range(1, 41))
+UNREAD = "is not readable as YAML.* it (holds|is)"  # ended before it was whole
+
 BAD_FILES = {
     "empty": ("# SEED: 1", "is empty: it must map config keys"),
     "latin-1": (b"OUTPUT_DIR: l\xe4ufe", "not readable as YAML in UTF-8"),
     "brackets": ("SEED: " + "[" * 1_000, "not readable as YAML"),
     "deep": ("SEED: " + "[" * 40 + "]" * 40, "SEED.* contains itself, or is nested more than"),
+    "too many keys": ("".join(f"A{i}:\n" for i in range(20_001)),
+                      f"{UNREAD} more than 20000 values"),
+    "too many values": (f"SEED: [{40_000 * '1,'}]", f"{UNREAD} more than 20000 values"),
+    "too long": ("# " + 500_000 * "x", f"{UNREAD} longer than 500000 characters"),
+    "too deep": ("".join(i * " " + "A:\n" for i in range(70)), f"{UNREAD} nested more than 30"),
+    "merges of merges": (MERGES, "'a1' is no config key|no config key 'a0'|more than 20000"),
+    "base 60": ("SEED: 1" + 1000 * ":1", "'1:1:1:1:.*' is read as a number to the base 60"),
     "itself": ("SOLVER: &a {X: *a}", "SOLVER.X contains itself"),
     "aliases of aliases": (ALIASES, "holds more than"),
     "a date": ("SEED: 2020-01-02", "SEED is a date"),
@@ -192,6 +205,16 @@ def test_a_bad_config_file_is_named(cfg, write, content, message, monkeypatch, t
         cfg.merge_from_file(path)
     assert path in str(caught.value)
     assert cfg.dump() == before and not (tmp_path / "called").exists()
+
+
+def test_a_chain_of_files_ends(cfg, write):
+    for number in range(40):
+        write(f"_BASE_: {number + 1}.yml", f"{number}.yml")
+    write("SEED: 7", "40.yml")
+    with pytest.raises(ValueError, match=r"8\.yml has more than 30 files above it.*_BASE_"):
+        cfg.merge_from_file(write("_BASE_: 9.yml", "8.yml"))
+    cfg.merge_from_file(write("_BASE_: 11.yml", "10.yml"))
+    assert cfg.SEED == 7
 
 
 def test_without_the_repair_a_bad_file_is_not_named(cfg, write):
@@ -245,6 +268,30 @@ def test_an_unknown_loss_lists_the_known_ones(make_model, architecture):
         losses(make_model(*mistyped))
     with compat.without("unknown_loss"):
         assert set(losses(make_model(*mistyped))) - {"loss_mb"} == {"loss_cls"}
+
+
+class OfTheForeground(Baseline):
+    """As PartialBaseline of FastReID's repository, which is made for a head of its own."""
+
+    def losses(self, outputs, gt_labels):
+        found = super().losses(outputs, gt_labels)
+        return {**found, "loss_fore": outputs["fore_cls_outputs"].square().mean()}
+
+
+@pytest.mark.parametrize("head", ["CamSepHead", "EmbeddingHead"])
+def test_an_output_that_the_head_does_not_give_is_named(make_model, head, monkeypatch):
+    monkeypatch.setitem(META_ARCH_REGISTRY._obj_map, "OfTheForeground", OfTheForeground)
+    words = ("MODEL.META_ARCHITECTURE", "OfTheForeground", "MODEL.HEADS.NAME", head,
+             "MODEL.HEADS.CAMSEP.ATTENTION", "none")
+    says = (rf"OfTheForeground asks its head for 'fore_cls_outputs', which {head} "
+            r"\(MODEL\.HEADS\.NAME\) does not give: it gives \['cls_outputs', 'features', "
+            r"'pred_class_logits'\]")
+    model = make_model(*words)
+    for network in (model, copy.deepcopy(model)):
+        with pytest.raises(KeyError, match=says):
+            losses(network)
+    with compat.without("missing_output"), pytest.raises(KeyError, match="^'fore_cls_outputs'$"):
+        losses(make_model(*words))
 
 
 def test_mgn_does_not_know_the_pairwise_losses_either():

@@ -3,11 +3,14 @@
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from caureid_plugin import compat
 from fastreid.engine import defaults
+from fastreid.utils.checkpoint import Checkpointer
 from fastreid.utils.events import EventStorage, JSONWriter, TensorboardXWriter
 
 full_disk = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux")
@@ -41,6 +44,42 @@ def test_an_error_about_another_file_is_left_alone(tiny_cfg, monkeypatch):
     with pytest.raises(FileNotFoundError) as caught:
         defaults.DefaultTrainer(tiny_cfg)
     assert caught.value.filename == "/elsewhere/weights.pth"
+
+
+@pytest.mark.parametrize("number, advice", [
+    (errno.EACCES, r"Let this user write {} \(chmod u\+rwx\)"),
+    (errno.EPERM, r"It may be immutable .*`lsattr -d` shows: end that \(chattr -i -a\)"),
+    (errno.ENOENT, "It was removed or renamed .*: put it back"),
+    (errno.EROFS, "Its file system is mounted read-only.*: mount it for writing"),
+    (errno.ENOSPC, "Free space {}"), (errno.EDQUOT, "Free space {}"),
+    (errno.EIO, "The disk or the network failed: check it"),
+    (errno.ENAMETOOLONG, "Shorten its name")])
+def test_the_advice_fits_the_error(make_trainer, tmp_path, monkeypatch, number, advice):
+    def fails(*args, **options):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(compat.tempfile, "TemporaryFile", fails)
+    first = rf"{tmp_path} cannot be written: .*\. {advice.format('there')}, or set OUTPUT_DIR to"
+    with pytest.raises(OSError, match=first) as caught:
+        make_trainer("OUTPUT_DIR", str(tmp_path))
+    assert caught.value.errno == number
+    monkeypatch.setattr(torch, "save", fails)
+    where = advice.format(rf"in {tmp_path} \(OUTPUT_DIR\)")
+    with pytest.raises(OSError, match=rf"a\.pth could not be saved: .*\. {where}, then go on with "
+                       "--resume") as caught:
+        Checkpointer(torch.nn.Linear(1, 1), str(tmp_path)).save("a")
+    assert caught.value.errno == number
+
+
+def test_an_output_folder_that_is_deleted_in_a_run(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    checkpointer = Checkpointer(torch.nn.Linear(1, 1), str(folder))
+    checkpointer.save("a")
+    shutil.rmtree(folder)
+    with pytest.raises(FileNotFoundError, match=r"b\.pth could not be saved: No such file.*There "
+                       r"is no earlier checkpoint\. It was removed or renamed"):
+        checkpointer.save("b")
 
 
 @full_disk

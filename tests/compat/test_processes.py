@@ -14,8 +14,10 @@ import psutil
 import pytest
 import torch
 from caureid_plugin import compat
+from caureid_plugin.launcher import PortError
 from fastreid import engine
 from fastreid.engine import defaults
+from fastreid.layers import get_norm
 from torch import nn
 
 from helpers import warm
@@ -48,6 +50,16 @@ def test_data_parallel_works_on_the_cpu(group_of_one):
     with compat.without("ddp_on_cpu"):
         with pytest.raises(ValueError, match="device_ids"):
             defaults.DistributedDataParallel(nn.Linear(2, 2), device_ids=[0])
+
+
+def test_sync_batch_norm_on_the_cpu_is_said_before_the_first_step(group_of_one):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), get_norm("syncBN", 4), get_norm("syncBN", 4))
+    with pytest.raises(ValueError, match=r"have it, first in 1: set MODEL\.BACKBONE\.NORM "
+                       r"and MODEL\.HEADS\.NORM to BN, or train in one process"):
+        defaults.DistributedDataParallel(model, device_ids=[0])
+    with compat.without("ddp_on_cpu"):  # of torch's own, which knows no key
+        with pytest.raises(ValueError, match="^SyncBatchNorm layers only work with GPU modules$"):
+            defaults.DistributedDataParallel(model)
 
 
 def test_the_toolboxs_launch_is_replaced():
@@ -98,6 +110,19 @@ def test_numbers_that_cannot_be(numbers, url, message):
         engine.launch(print, gpus, num_machines=machines, machine_rank=rank, dist_url=url)
 
 
+def test_a_port_that_is_taken_is_said_before_a_process_starts(monkeypatch):
+    started = []
+    monkeypatch.setattr(compat, "run_processes", lambda *_, **__: started.append(1))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        url = f"tcp://127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(PortError, match=f"--dist-url {url}: port .* is taken"):
+            engine.launch(print, 2, dist_url=url)
+        assert not started
+        engine.launch(print, 2, 2, 1, url)  # it is the first machine's port
+        engine.launch(print, 1, dist_url=url)  # nobody is to be met
+    assert len(started) == 1
+
+
 def meet(ranks, local_size, world_size, seconds):
     """What processes of the ranks that wait for each other are told: errors, or None."""
     url, seen = f"tcp://127.0.0.1:{free_port()}", [None] * len(ranks)
@@ -120,7 +145,8 @@ def meet(ranks, local_size, world_size, seconds):
 def test_a_machine_that_never_comes(rank):
     (error,) = meet([rank], 2, 4, 0.5)
     assert f"Process {rank} of --num-machines 2 with --num-gpus 2 each at --dist-url tcp" in error
-    assert "waited 0.5 s (--join-timeout) for the others, and not all came" in error
+    assert re.search(r"waited \d+ s for the others, of 0.5 s \(--join-timeout\), and not all came",
+                     error)
 
 
 def test_two_machines_of_one_rank():
@@ -216,6 +242,42 @@ def test_torchrun_starts_one_run_and_ends_all_when_one_fails(training, tmp_path)
     assert_one_network_was_trained(done)
     cause = done.stderr[done.stderr.index("Root Cause"):]  # torchrun's summary
     assert "OSError: the second process has failed" in cause
+
+
+_HANGING = '''
+import sys
+import time
+
+import caureid_plugin
+from caureid_plugin import compat
+from fastreid.engine import launch
+from fastreid.utils import comm
+
+compat.HANG_SECONDS = 3.0
+
+
+def main(hanging):
+    comm.synchronize()
+    if comm.get_rank() in hanging:
+        time.sleep(600)
+    comm.all_gather(1)
+
+
+if __name__ == "__main__":
+    launch(main, 3, dist_url="auto", args=([int(rank) for rank in sys.argv[1:]],))
+'''
+
+
+@pytest.mark.parametrize("hanging, named", [
+    ([1], "Process 1"), pytest.param([0], "Process 0", marks=pytest.mark.slow),
+    pytest.param([1, 2], r"Processes \[1, 2\]", marks=pytest.mark.slow)])
+def test_a_process_that_hangs_is_named_by_the_others(tmp_path, hanging, named):
+    script = tmp_path / "script.py"
+    script.write_text(_HANGING)
+    done = warm.run([script, *hanging], tmp_path, prepare=warm.FORKED_RANKS)
+    assert done.returncode == 1
+    assert re.search(rf"ProcessHangs: {named} of 3 \(counted from 0\) did not come to where "
+                     r"process \d waited 3 s: .*--resume goes on", done.stderr), done.stderr[-3000:]
 
 
 _IDLE = '''

@@ -246,6 +246,14 @@ def test_two_patterns_that_disagree(own):
             "camera north", "reads gate")
 
 
+def test_patterns_that_would_take_for_ever(own, tmp_path):
+    files = touch(tmp_path / "n", f"{60 * 'a'}!.jpg")
+    refused(lambda: own(ROOT=files, CAMERA="pattern", PATTERN="^(a|aa)+_c").train,
+            "CAMERA_FOLDER.PATTERN: '^(a|aa)+_c' takes more than 1 s", f"{60 * 'a'}!.jpg")
+    refused(lambda: own(CAMERA="pattern", PATTERN="(a)" + 2000 * "b"),
+            "CAMERA_FOLDER.PATTERN has 2003 characters, and 2000 are allowed")
+
+
 def test_patterns_that_match_nothing_or_only_some(own):
     text = refused(lambda: own(CAMERA="pattern", PATTERN="_c([0-9])").train,
                    "CAMERA_FOLDER.PATTERN '_c([0-9])'", "4 of the 4 images",
@@ -707,3 +715,40 @@ def test_cameras_of_odd_names_are_cameras(own, root):
     Path(os.fsdecode(folder), "x.jpg").touch()
     found = collections.Counter(camera for _, _, camera in own().train)
     assert found == {"camerafolder_north": 3, "camerafolder_south": 1, "camerafolder_\udcff": 1}
+
+
+def test_a_table_of_images_is_left_out(own, root, logged):
+    """Its paths are seen from its folder, and it may have other columns."""
+    everything = own().train
+    assert own().left_out_images == []
+    (root.parent / "spare.csv").write_text(f"path,why\n{root.name}/{IMAGES[0]},black\n")
+    dataset = own(LEAVE_OUT=root.parent / "spare.csv")
+    assert dataset.train == everything[1:]
+    assert dataset.left_out_images == [everything[0][0]]
+    logged.clear()
+    dataset.show_train()
+    (text,) = [r.getMessage() for r in logged.records if "LEAVE_OUT" in r.getMessage()]
+    assert "1 images below" in text and "spare.csv" in text
+
+
+def test_an_image_that_is_left_out_needs_no_camera(own, root):
+    touch(root, "loose.jpg")
+    refused(lambda: own().train, "loose.jpg")
+    (root / "spare.csv").write_text("path\nloose.jpg\n")
+    assert len(own(LEAVE_OUT=root / "spare.csv").train) == len(IMAGES)
+
+
+@pytest.mark.parametrize("content, said", [
+    ("path\nnorth/absent.jpg\n", ("1 of 1 rows name no image below ROOT", "line 2", "absent.jpg")),
+    ("file\nx.jpg\n", ("needs the column(s) path",)),
+    (None, ("spare.csv", "is not a file"))])
+def test_wrong_tables_of_images_to_leave_out(own, root, content, said):
+    if content:
+        (root / "spare.csv").write_text(content)
+    refused(lambda: own(LEAVE_OUT=root / "spare.csv").train, "CAMERA_FOLDER.LEAVE_OUT", *said,
+            kind=ValueError if content else FileNotFoundError)
+
+
+def test_a_table_that_leaves_nothing(own, root):
+    (root / "spare.csv").write_text("path\n" + "".join(f"{name}\n" for name in IMAGES))
+    refused(lambda: own(LEAVE_OUT=root / "spare.csv").train, "names all 4 images", "none is left")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from caureid_plugin import clustering
 from caureid_plugin.engine import UnsupervisedHook
-from caureid_plugin.engine.verdict import judge
+from caureid_plugin.engine.verdict import JUDGED, KEYS, judge
 from sklearn.metrics import adjusted_rand_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -52,16 +52,16 @@ def test_tensorboard_has_every_figure_of_metrics_json(start, tmp_path):
 
 
 def test_a_finished_run_ends_with_its_verdict(start, messages, tmp_path):
-    start("SOLVER.MAX_EPOCH", 3).train()
+    trainer = start("SOLVER.MAX_EPOCH", 3)
+    trainer.train()
     assert sum("48 training images of 2 cameras, 24 each" in text for text in messages) == 1
     rows = read_rows(tmp_path / "out")
-    names = ("silhouette", "outlier_share", "stability", "largest_share", "cross_camera")
-    verdict = judge({name: [row[f"labels/{name}"] for row in rows if f"labels/{name}" in row]
-                     for name in names}, num_cameras=2)
-    assert len(verdict.findings) == 4
-    assert messages[-5:] == [
-        *(f"{f.name} {f.value:.2f}: {f.sentence}" for f in verdict.findings),
-        " ".join([verdict.summary, *verdict.advice])]
+    verdict = judge({name: [row[key] for row in rows if key in row] for name, key in KEYS.items()},
+                    trainer.cfg, num_cameras=2)
+    assert len(verdict.findings) == len(JUDGED) == 6
+    assert messages[-7:] == [
+        *(f"{f.name} {f.figure}: {f.sentence}" for f in verdict.findings),
+        " ".join([verdict.summary, verdict.note, *verdict.advice])]
 
 
 def test_a_run_that_fails_has_no_verdict(start, messages):

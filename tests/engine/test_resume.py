@@ -5,8 +5,11 @@ import json
 import os
 import random
 import signal
+import threading
+import types
 from pathlib import Path
 
+import caureid_plugin
 import numpy as np
 import pytest
 import torch
@@ -119,7 +122,7 @@ def stopped(trainer, step=None, number=signal.SIGTERM):
 @pytest.fixture(autouse=True)
 def signals_are_not_ignored():
     """As a shell starts a program, whatever this test run was started with."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
 
 
@@ -193,6 +196,156 @@ def test_a_run_that_is_stopped_between_two_epochs(start, whole, resumed, monkeyp
     assert_ends_as(resumed(*options), expected)
 
 
+FEW = "TEST.IMS_PER_BATCH", 4  # several batches in an evaluation
+
+
+def in_an_evaluation(trainer, monkeypatch, iteration, number=signal.SIGTERM):
+    """Sends a signal in the first batch of one; what is appended to for each of its batches."""
+    forward, batches = trainer.model.forward, []
+
+    def changed(batch):
+        if not trainer.model.training and "indexes" not in batch and trainer.iter == iteration:
+            batches.append(1)
+            if len(batches) == 1:
+                send(number)
+        return forward(batch)
+
+    monkeypatch.setattr(trainer.model, "forward", changed)
+    return batches
+
+
+@pytest.mark.parametrize("preset, epoch, number", [
+    ("bank", 0, signal.SIGTERM), ("extract", 1, signal.SIGHUP)])
+def test_a_run_that_is_stopped_in_an_evaluation_makes_it_again(
+        start, whole, resumed, tmp_path, monkeypatch, preset, epoch, number):
+    options = ("CAUREID.LABELS", preset, *FEW)
+    expected = whole(*options)
+    trainer = start(*OPTIONS, *options)
+    batches = in_an_evaluation(trainer, monkeypatch, 3 * (epoch + 1), number)
+    assert stopped(trainer) == signals.EXIT_STOPPED
+    assert len(batches) == 1
+    assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_stopped.pth"
+    trainer = resumed(*options)
+    assert_ends_as(trainer, expected)
+    assert trainer.start_iter == 3 * (epoch + 1)
+
+
+def test_a_run_that_is_stopped_in_the_evaluation_behind_its_last_epoch(
+        start, resumed, tmp_path, monkeypatch, messages):
+    options = *FEW, "TEST.EVAL_PERIOD", 5
+    trainer = start(*OPTIONS, *options)
+    trainer.train()
+    expected = result(trainer)
+    assert "mAP" in expected["rows"][-1]
+    empty(tmp_path / "out")
+    trainer = start(*OPTIONS, *options)
+    batches = in_an_evaluation(trainer, monkeypatch, 6)
+    assert stopped(trainer) == signals.EXIT_STOPPED and len(batches) == 1
+    assert said(messages, "model_final.pth is still good. --resume evaluates it.")
+    trainer = resumed(*options)
+    trainer.train()
+    found = result(trainer)
+    assert trainer.start_iter == 6
+    assert found["rows"] == expected["rows"] and found["best"] == expected["best"]
+
+
+def test_a_run_that_is_stopped_in_its_first_evaluation(start, tmp_path, monkeypatch, messages):
+    trainer = start(*OPTIONS, *FEW)
+    trainer.register_hooks([EvalAtStart(True)])
+    batches = in_an_evaluation(trainer, monkeypatch, 0, signal.SIGINT)
+    assert stopped(trainer) == signals.EXIT_INTERRUPTED and len(batches) == 1
+    assert said(messages, "before the first step: there is nothing to save")
+    assert not (tmp_path / "out" / "last_checkpoint").exists()
+
+
+def test_without_the_loop_an_evaluation_does_not_look_for_signals(monkeypatch):
+    with compat.without("training_loop"), signals.StopRequest() as request:
+        request.signal = signal.SIGTERM
+        assert compat._defaults.inference_on_dataset.__module__ == "fastreid.evaluation.evaluator"
+        assert not hasattr(compat._defaults.inference_on_dataset, "__wrapped__")
+    assert signals.StopRequest.current is None
+
+
+class Ranks:
+    """Threads that stand for processes: all of them gather, or the barrier breaks."""
+
+    def __init__(self, count, monkeypatch):
+        self.barrier = threading.Barrier(count)
+        self.values, self.failed = [None] * count, []
+        self.rank = threading.local()
+        monkeypatch.setattr(compat.comm, "all_gather", self.gather)
+
+    def gather(self, value):
+        self.values[self.rank.number] = value
+        self.barrier.wait(20)
+        found = list(self.values)
+        self.barrier.wait(20)
+        return found
+
+    def run(self, work):
+        def begin(number):
+            self.rank.number = number
+            try:
+                work(number)
+            except Exception as error:  # noqa: BLE001  compared below
+                self.failed.append(type(error))
+
+        threads = [threading.Thread(target=begin, args=(n,)) for n in range(len(self.values))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+
+
+@pytest.mark.parametrize("stop_at", [None, 0, 3, 5])
+def test_processes_with_unequal_numbers_of_batches_stop_together(monkeypatch, stop_at):
+    ranks, seen = Ranks(3, monkeypatch), [0, 0, 0]
+
+    def evaluate(rank):
+        for number, _ in enumerate(compat._StoppableLoader([None] * (2, 5, 0)[rank])):
+            seen[rank] = number + 1
+            if rank == 1 and number + 1 == stop_at:
+                request.signal = signal.SIGTERM
+
+    with signals.StopRequest() as request:
+        if stop_at == 0:
+            request.signal = signal.SIGTERM
+        ranks.run(evaluate)
+    assert ranks.failed == ([] if stop_at is None else [signals.StopNow] * 3)
+    assert seen == ([2, 5, 0] if stop_at is None else [min(2, stop_at), stop_at, 0])
+
+
+def test_processes_stop_together_in_an_extraction(monkeypatch):
+    ranks, asked = Ranks(2, monkeypatch), [0, 0]
+
+    class Loader(list):
+        dataset = types.SimpleNamespace(paths=["a"] * 4)
+
+        def shutdown(self):
+            pass
+
+    def extract(rank):
+        batches = Loader({"indexes": torch.tensor([3 * rank + i])} for i in range((3, 1)[rank]))
+        network = torch.nn.Module()
+        network.forward = lambda batch: batch["indexes"][:, None].float()
+
+        def after_batch():
+            asked[rank] += 1
+            compat.stop_point(trainer, together=True)
+
+        found = caureid_plugin.extract_features(network, batches, after_batch=after_batch)
+        assert found.flatten().tolist() == [0, 1, 2, 3]
+
+    monkeypatch.setattr(compat.comm, "get_world_size", lambda: 2)
+    trainer = types.SimpleNamespace(stop_request=signals.StopRequest())
+    ranks.run(extract)
+    assert ranks.failed == [] and asked == [3, 3]
+    trainer.stop_request.signal = signal.SIGTERM
+    ranks.run(extract)
+    assert ranks.failed == [signals.StopNow] * 2 and asked == [4, 4]
+    compat.stop_point(trainer)  # where they cannot agree, several go on
+
+
 def test_a_run_that_is_stopped_before_its_first_step(start, tmp_path, monkeypatch):
     def made():
         trainer = start(*OPTIONS)
@@ -237,14 +390,16 @@ def test_ctrl_c_saves_and_the_second_one_ends_at_once(start, resumed, tmp_path):
 
 
 def test_the_handlers_are_given_back_and_an_ignored_signal_stays_ignored(start):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as under nohup
+    ignored = signal.SIGINT, signal.SIGHUP  # as under nohup, and in a shell's background
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
     before = signal.getsignal(signal.SIGTERM)
     trainer = start(*OPTIONS)
-    trainer.register_hooks([At(1, lambda: send(signal.SIGINT))])
+    trainer.register_hooks([At(1, lambda: [send(number) for number in ignored])])
     trainer.train()
     assert trainer.iter == trainer.max_iter
     assert signal.getsignal(signal.SIGTERM) is before
-    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    assert [signal.getsignal(number) for number in ignored] == [signal.SIG_IGN] * 2
 
 
 def test_without_the_loop_a_signal_ends_the_run_where_it_is(start, tmp_path):

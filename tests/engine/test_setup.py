@@ -304,9 +304,11 @@ def test_labels_given_after_training(on_own_data, market):
     weights = ["MODEL.WEIGHTS", run / "model_final.pth"]
     found = evaluate(str(run / "config.yaml"), *keys, *weights)["mAP"]
     assert found == map_on_market(run) != map_on_market(run, "MODEL.WEIGHTS", "")
-    name, query, gallery = report_ranks.find_test_set(
+    name, query, gallery, cameras = report_ranks.find_test_set(
         report_data.read_config(run, keys, training=True))
     assert (name, len(query), len(gallery)) == ("CameraFolder", 16, 33)
+    for path, _, camera in query + gallery:  # named as in the files
+        assert f"_c{cameras[camera]}" in path
 
 
 def test_nothing_to_evaluate_is_said(market):

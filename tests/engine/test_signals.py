@@ -1,13 +1,16 @@
 """Signals to real processes: the step is finished, a checkpoint saved, no process stays."""
 
 import contextlib
+import multiprocessing
 import os
+import pty
 import signal
 import subprocess
 import time
 
 import psutil
 import pytest
+from caureid_plugin.signals import EXIT_STOPPED, StopRequest
 
 import check_reliability as tool
 from helpers import warm
@@ -28,8 +31,9 @@ class Trainings:
         tool.write_images(home / "datasets")  # where the toolbox looks, from its working directory
 
     def log(self, folder):
-        path = self.home / f"{folder}.log"
-        return path.read_text() if path.exists() else ""
+        """What it has shown, and its log.txt, which says more."""
+        paths = self.home / f"{folder}.log", self.home / folder / "log.txt"
+        return "\n".join(path.read_text() for path in paths if path.exists())
 
     def start(self, folder, *arguments):
         _, script, *options = tool.command(self.home / folder, EPOCHS, KEYS)
@@ -84,6 +88,7 @@ def nobody_is_left(child, family):
 
 
 SAVED, IN_STEPS = "model_0000.pth", "epoch 1: "  # between two epochs; the second's steps begin
+EVALUATES = "Start inference"
 
 
 @pytest.mark.parametrize("processes, number, code, to_all, state, goes_on", [
@@ -91,6 +96,8 @@ SAVED, IN_STEPS = "model_0000.pth", "epoch 1: "  # between two epochs; the secon
     (1, signal.SIGINT, 130, True, SAVED, False),  # as a terminal does
     (2, signal.SIGTERM, 75, False, SAVED, True),
     (2, signal.SIGINT, 130, True, IN_STEPS, False),
+    (2, signal.SIGHUP, 75, False, EVALUATES, True),
+    pytest.param(1, signal.SIGHUP, 75, True, EVALUATES, True, marks=pytest.mark.slow),
     pytest.param(1, signal.SIGTERM, 75, False, SAVED, False, marks=pytest.mark.slow),
     pytest.param(2, signal.SIGTERM, 75, True, IN_STEPS, False, marks=pytest.mark.slow),
 ])
@@ -146,7 +153,7 @@ while True:
 
     try:
         says_it_is_here(1)
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
             child.send_signal(number)
             says_it_is_here(5)
         child.send_signal(signal.SIGTERM)
@@ -154,3 +161,28 @@ while True:
     finally:
         child.kill()
         child.wait()
+
+
+def _closes_its_terminal():
+    master, slave = pty.openpty()
+    for number in (1, 2):
+        os.dup2(slave, number)
+    os.close(slave)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    with StopRequest() as request:
+        os.close(master)
+        with contextlib.suppress(OSError):
+            os.write(1, b"an error")
+            os._exit(2)
+        os.kill(os.getpid(), signal.SIGHUP)
+        for number in (1, 2):
+            os.write(number, b"this goes nowhere")
+        os._exit(request.exit_code)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_output_to_a_closed_terminal_is_no_error():
+    process = multiprocessing.get_context("fork").Process(target=_closes_its_terminal)
+    process.start()
+    process.join(LIMIT)
+    assert process.exitcode == EXIT_STOPPED

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import caureid_plugin
+import cv2
 import numpy as np
 import onnx
 import onnxruntime
@@ -204,6 +205,47 @@ def test_fewer_bits(load, export, paths, precision, convention, allowed, kind):
     if precision == "int8" and convention == "rgb255":
         assert said_of(export(precision="int8", images=paths[:8]))["fingerprint"] not in (
             loaded.fingerprint, embedder.fingerprint)
+
+
+@pytest.mark.parametrize("name, precision", [
+    ("ours", "fp32"), ("ours", "fp16"), ("ours", "int8"), ("toolbox", "fp32")])
+def test_openvino_gives_the_files_embeddings(load, export, paths, name, precision):
+    """With any number of images; its int8 differs from onnxruntime's by a few roundings."""
+    openvino = pytest.importorskip("openvino", reason="needs openvino (the extra \"test\")")
+    file = export(name, precision=precision, images=paths)
+    images, expected = images_of(load(name), paths), load(name).embed(paths)
+    program = openvino.Core().compile_model(str(file), "CPU")
+    for batch in (1, 3, 8):
+        found = program(images[:batch])[0]
+        assert found.shape == (batch, 16)
+        assert distances(found, expected[:batch]).max() <= {"fp32": 1e-4, "fp16": 1e-3,
+                                                            "int8": 0.1}[precision]
+
+
+@pytest.mark.parametrize("name, precision", [
+    ("ours", "fp32"), ("ours", "int8"), ("toolbox", "fp32"), ("osnet", "fp32")])
+def test_opencv_gives_the_files_embeddings(load, export, paths, name, precision):
+    """By the engine that docs/export.md names; OpenCV before 4.11 has no other."""
+    file = export(name, precision=precision, images=paths)
+    images, expected = images_of(load(name), paths), load(name).embed(paths)
+    engine = {"engine": cv2.dnn.ENGINE_CLASSIC} if hasattr(cv2.dnn, "ENGINE_CLASSIC") else {}
+    for batch in (1, 3, 8):
+        program = cv2.dnn.readNetFromONNX(str(file), **engine)
+        program.setInput(images[:batch])
+        found = program.forward()
+        assert found.shape == (batch, load(name).dim)
+        assert distances(found, expected[:batch]).max() <= (1e-4 if precision == "fp32" else 0.1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_nodes_stand_in_the_order_that_onnx_asks_for(export, paths, precision):
+    """Each comes after what it reads; and no Gather takes the places off, see graph._flatten."""
+    model = onnx.load(export(precision=precision, images=paths if precision != "fp32" else ()))
+    known = {graph.INPUT_NAME, "", *(tensor.name for tensor in model.graph.initializer)}
+    for node in model.graph.node:
+        assert known.issuperset(node.input), node.name
+        known.update(node.output)
+    assert [node.op_type for node in model.graph.node].count("Flatten") == 1
 
 
 @pytest.mark.parametrize("convention", ["rgb255", "imagenet"])
@@ -442,6 +484,34 @@ def test_weights_in_another_file_are_refused(export, tmp_path, monkeypatch, find
     with pytest.raises(ExportError, match=rf"x.onnx: .*weights in other files \({name}\).*"
                                           "no digest covers: give one that holds all"):
         load_export(path)
+
+
+@pytest.mark.parametrize("kind", ["a constant", "by the image"])
+def test_a_file_that_asks_for_endless_memory(export, tmp_path, monkeypatch, kind):
+    """For 80 GB at once, or for each image; whatever the machine has."""
+    model = onnx.load(str(export()))
+    images, output = graph.INPUT_NAME, graph.OUTPUT_NAME
+    last = next(node for node in model.graph.node if output in node.output)
+    last.output[:] = ["found"]
+    make = onnx.helper.make_node
+    shape = make("Constant", [], ["shape"], value_ints=[20_000_000_000])
+    if kind == "by the image":
+        model.graph.node.extend([make("Shape", [images], ["count"], start=0, end=1), shape])
+        model.graph.node.append(make("Mul", ["count", "shape"], ["size"]))
+    else:
+        model.graph.node.extend([shape, make("Identity", ["shape"], ["size"])])
+    model.graph.node.extend([
+        make("ConstantOfShape", ["size"], ["huge"]), make("ReduceMax", ["huge"], ["most"],
+                                                          keepdims=0),
+        make("Add", ["found", "most"], [output])])
+    content = model.SerializeToString()
+    path = tmp_path / "x.onnx"
+    path.write_bytes(content)
+    shutil.copy(f"{export()}.json", f"{path}.json")
+    change(digest=digest(content))(path, Path(f"{path}.json"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ExportError, match="cannot (read|run) the file.* more memory than the 8 G"):
+        load_export(path)(torch.zeros(2, 3, *load_export(export()).preprocessing.shape))
 
 
 def test_a_name_of_a_part_may_be_location(export, paths, tmp_path):

@@ -7,7 +7,7 @@ import caureid_plugin  # noqa: F401  (before everything that imports fastreid)
 import imagehash
 import numpy as np
 import pytest
-from caureid_plugin.inspection import images, inspect_images
+from caureid_plugin.inspection import choose, images, inspect_images, structure
 from PIL import Image
 
 
@@ -39,6 +39,11 @@ def test_facts_of_each_file(folder, monkeypatch, workers):
         assert np.array_equal(facts.bits[row], imagehash.phash(image, 16).hash.ravel())
         small = np.asarray(image.resize((4, 8), Image.Resampling.BOX))
         assert np.array_equal(facts.thumbnails[row].reshape(8, 4, 3), small)
+        assert facts.structure[row] == structure(image)
+    odd = choose(facts, np.arange(5) % 2 == 1)
+    assert odd.rows.tolist() == [1, 3] and odd.digests == [facts.digests[1], facts.digests[3]]
+    for name in ("sizes", "bits", "thumbnails", "structure"):
+        assert np.array_equal(getattr(odd, name), getattr(facts, name)[[1, 3]])
 
 
 def test_unreadable_files_are_listed_and_the_others_read(folder, monkeypatch):

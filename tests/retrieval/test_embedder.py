@@ -340,6 +340,9 @@ def test_the_checkpoint_that_a_run_names(run, caplog):
 
 @pytest.mark.parametrize("changes, said", [
     (None, "holds no memory bank"), ({"labels": torch.zeros(65)}, "is not whole"),
+    ({"labels": torch.full((66,), 10**12)}, f"to {10**12}, and must be from -1 to 65"),
+    ({"camids": torch.full((66,), -1)}, "camids go from -1 to -1, and must be from 0"),
+    ({"labels": torch.zeros(66)}, "the last two whole numbers"),
     ({"labels": torch.full((66,), -1)}, "0 pairs of images in the same cluster"),
 ])
 def test_without_statistics(run, market, changes, said):

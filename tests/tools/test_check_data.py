@@ -291,6 +291,55 @@ def test_identical_images_fail(check, tiny_crops):
     assert "embedding of all 24 images is the same" in failed and "24 images" in done.printed
 
 
+def write_empty(folder):
+    """Images that show nothing: two of north are black, the same file as one of south."""
+    dark = np.random.default_rng(0).normal(6, 3, (64, 32, 3)).clip(0, 255).astype(np.uint8)
+    for name in ("north/black.png", "north/later.png", "south/black.png"):
+        Image.new("RGB", (32, 64)).save(folder / name)
+    Image.fromarray(dark).save(folder / "south" / "lens.jpg")
+
+
+def test_images_that_show_nothing_are_listed_and_left_out(check, tiny_crops, tmp_path):
+    write_empty(tiny_crops)
+    done, table = check(page=True), tmp_path / "empty.csv"
+    assert done.found["verdict"] == "PASS with advice", "black files are no copies of a person"
+    names = {str(tiny_crops / name) for name in (
+        "north/black.png", "north/later.png", "south/black.png", "south/lens.jpg")}
+    assert set(done.found["without_content"]) == names and done.found["copies"]["exact"] == []
+    advice, = texts(done, "advice")
+    assert "4 of 28 (14.3 %), of north (2), south (2)" in advice
+    assert "--empty empty.csv and set CAMERA_FOLDER.LEAVE_OUT empty.csv" in advice
+    assert re.search(r"\| north +\| +2 \| +14\.3 % \|", done.printed)
+    shown = done.page.text[done.page.text.index("Images that show nothing"):]
+    shown = shown[:shown.index("Copies")]
+    for part in ("north, 2 images", "south, 2 images", "later.png", "lens.jpg"):
+        assert part in shown
+    done = check("--empty", table)
+    assert f"set CAMERA_FOLDER.LEAVE_OUT {table}" in texts(done, "advice")[0]
+    with open(table, newline="", encoding="utf-8") as file:
+        assert {row["path"] for row in csv.DictReader(file)} == names
+    for options in (["--empty", table], []):  # the first writes them again
+        done = check(*options, keys=["CAMERA_FOLDER.LEAVE_OUT", table])
+        assert (done.found["verdict"], done.found["images"]) == ("PASS", 24)
+        assert done.found["left_out_images"] == 4 and done.found["without_content"] == []
+        assert "named by CAMERA_FOLDER.LEAVE_OUT: 4 images" in done.text
+
+
+def test_a_name_that_no_table_holds_is_said(check, tiny_crops, tmp_path):
+    write_empty(tiny_crops)
+    os.rename(tiny_crops / "north" / "later.png", os.fsencode(tiny_crops) + b"/north/\xff.png")
+    done = check("--empty", tmp_path / "empty.csv")
+    assert len((tmp_path / "empty.csv").read_text().splitlines()) == 4
+    assert any("lacks 1 image whose name" in text for text in texts(done, "advice"))
+
+
+def test_nothing_but_images_that_show_nothing_fails(check, tiny_crops):
+    for path in tiny_crops.glob("*/*.png"):
+        Image.new("RGB", (32, 64), (len(path.parent.name), int(path.stem), 9)).save(path)
+    done = check(page=True)
+    assert done.status == 1 and "No image shows anything" in texts(done, "FAIL")[0]
+
+
 def test_tiny_images_are_no_error(check, tiny_crops):
     for i, path in enumerate(tiny_crops.glob("south/*.png")):
         Image.new("RGB", (1, 1), (20 * i, 10 * i, 255 - 20 * i)).save(path)

@@ -12,7 +12,7 @@ import caureid_plugin
 import numpy as np
 import pytest
 import torch
-from caureid_plugin.clustering import silhouettes
+from caureid_plugin.clustering import camera_shares, silhouettes
 from caureid_plugin.data import training_images
 from caureid_plugin.engine import images_digest, load_config
 from caureid_plugin.retrieval.run_folder import column, read_rows
@@ -29,7 +29,6 @@ import report_data
 import report_draw
 import report_network
 import report_ranks
-from camera_bias import camera_shares
 from helpers.page import Page, picture
 from helpers.run_folder import ROWS, change_checkpoint, draw_nothing, write_run
 from helpers.tiny import KEYS, write_crops, write_market
@@ -140,18 +139,20 @@ def test_no_identity_of_a_training_image_changes_a_bit(drawn_file, kept_run, tmp
 def test_the_verdict_is_asked_with_the_indicators_and_shown(run_folder, page_of, monkeypatch):
     asked = []
 
-    def judge(indicators, *, num_cameras):
-        asked.append((indicators, num_cameras))
-        return SimpleNamespace(level="bad", summary="It <fell> apart.", advice=["Lower A.B."],
-                               findings=[SimpleNamespace(name="silhouette", value=0.5,
+    def judge(indicators, cfg, *, num_cameras):
+        asked.append(({name: values for name, values in indicators.items() if values},
+                      cfg.SOLVER.MAX_EPOCH, num_cameras))
+        return SimpleNamespace(level="bad", summary="It <fell> apart.", note="It was short.",
+                               advice=["Lower A.B."],
+                               findings=[SimpleNamespace(name="silhouette", figure="0.50",
                                                          level="mixed", sentence="Half way.")])
 
     monkeypatch.setattr(report, "judge", judge)
     page = page_of(run_folder)
     assert asked == [({"outlier_share": [0.1875, 0.0625], "largest_share": [0.25, 0.125],
                        "cross_camera": [0.5, 1.0], "silhouette": [0.25, 0.5],
-                       "stability": [0.75]}, 2)]
-    for text in ("It <fell> apart.", "Lower A.B.", "Half way.", "Verdict: bad",
+                       "stability": [0.75], "mAP": [55.0], "start_mAP": [20.0]}, 2, 2)]
+    for text in ("It <fell> apart. It was short.", "Lower A.B.", "Half way.", "Verdict: bad",
                  "unless --despite-verdict"):
         assert text in page.text
 
@@ -402,7 +403,7 @@ def identity(path):
 def test_rank_lists_of_a_labelled_test_set(run):
     model = report_network.build_trained(run)
     found = report_ranks.rank_lists(model, run, 1)
-    name, query, gallery = report_ranks.find_test_set(run.cfg)
+    name, query, gallery, _ = report_ranks.find_test_set(run.cfg)
     assert name == "Market1501" and found["queries"] == len(query) == 16
     assert found["gallery"] == found["gallery_total"] == len(gallery)
     features = normalize(report_network.embed(
@@ -424,6 +425,9 @@ def test_rank_lists_of_a_labelled_test_set(run):
         for item in part["found"]:
             assert item["right"] == (identity(item["path"]) == identity(asked))
     assert {item["right"] for part in found["lists"] for item in part["found"]} == {True, False}
+    named = report_ranks._shown(query[0], gallery, np.arange(9), np.ones(9), ["gate", "door"], "")
+    assert [item["caption"] for item in (named["query"], *named["found"])] == [
+        ["gate", "door"][camera] for _, _, camera in (query[0], *gallery[:9])]
 
 
 def test_distances_may_be_euclidean():

@@ -120,7 +120,7 @@ def said(response, code):
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
 def test_an_upload_finds_what_numpy_finds(client, index, kind):
-    data = encoded(paint(3), kind)
+    data = encoded(paint(3), kind, **{"compress_level": 1} if kind == "PNG" else {})
     hits = client.post("/search", data=data, headers=IMAGE).get_json()["hits"]
     expected = plainly(index, Image.open(io.BytesIO(data)).convert("RGB"))[:5]
     assert expected[0][0] == 3
@@ -138,6 +138,31 @@ def test_a_crop_finds_others_and_not_itself(client, index):
     assert [hit["row"] for hit in answer["hits"]] == [
         row for row, _ in plainly(index, paint(4)) if row != 4]
     assert len(answer["hits"]) == 11 and answer["query"]["camera"] == "unknown"
+
+
+def test_the_querys_own_file_is_no_match(own_index):
+    """Where the index has it, and its copies; another file of the same picture is one."""
+    folder = own_index.folder.parent / "crops"
+    data = Path(own_index.paths[4]).read_bytes()
+    for name in ("copy.png", "changed.png", "gone.png"):
+        (folder / name).write_bytes(data)
+    query = Shrunk().embed(paint(4))
+    own_index.add(np.repeat(query, 3, axis=0), [
+        Entry(str(folder), "copy.png", "yard"), Entry(str(folder), "changed.png", "", len(data)),
+        Entry(str(folder), "gone.png", "", len(data))])
+    (folder / "changed.png").write_bytes(data[:-1] + b"x")
+    (folder / "gone.png").unlink()
+    client = client_of(own_index)
+    for top in (5, 15):
+        answer = client.post(f"/search?top={top}", data=data, headers=IMAGE).get_json()
+        rows = [hit["row"] for hit in answer["hits"]]
+        assert set(rows[:2]) == {13, 14} and not {4, 12} & set(rows)
+        assert len(rows) == min(top, 13)
+        assert [hit["rank"] for hit in answer["hits"]] == list(range(1, len(rows) + 1))
+        assert sorted(own["name"] for own in answer["own"]) == [
+            own_index.entries[4].path, "copy.png"]
+    answer = client.post("/search", data=encoded(paint(4), "BMP"), headers=IMAGE).get_json()
+    assert answer["own"] == [] and {4, 12} < {hit["row"] for hit in answer["hits"]}
 
 
 def test_cameras_and_number_are_chosen(client, index):
@@ -204,7 +229,8 @@ def test_a_crop_is_standardised_by_its_camera_and_an_upload_by_all(own_index):
     client = client_of(own_index)
     page = client.get("/").text
     assert 'id="standardized"' in page and "The index standardises by camera" in page
-    uploaded = client.post("/search?top=12", data=encoded(paint(3)), headers=IMAGE).get_json()
+    uploaded = client.post("/search?top=12", data=encoded(paint(3), "BMP"),
+                           headers=IMAGE).get_json()
     crop = client.post("/search?row=3&top=12").get_json()
     query = Shrunk().embed(Image.open(own_index.paths[3]).convert("RGB"))
     for answer, camera in ((uploaded, ""), (crop, "door")):
@@ -450,6 +476,52 @@ def test_it_listens_on_this_machine_alone_and_ends_by_sigterm(index, tmp_path):
         assert status == 413 and b"larger than 8 MiB" in body and "waitress" not in headers
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0 and errors.read_text() == ""
+
+
+def with_limits(index, **limits):
+    script = STAND_IN.replace("serve.main()", f"vars(serve).update({limits})\nserve.main()")
+    return ["-c", script, *arguments(index)[2:]]
+
+
+def begin(url, *parts):
+    """A connection on which a request has begun."""
+    connection = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=60)
+    connection.sendall(b"POST /search HTTP/1.1\r\nHost: localhost\r\n" + b"".join(parts))
+    return connection
+
+
+@pytest.mark.alone
+def test_slow_connections_keep_nobody_out(index, tmp_path):
+    """With room for six there are twenty, in the head of a request or in its body."""
+    with served(with_limits(index, CONNECTIONS=6), tmp_path) as (_, url, errors):
+        slow = [begin(url, *[b"Content-Length: 9000\r\n\r\nabc"] * (number % 2))
+                for number in range(20)]
+        assert ask(url)[0] == 200 and ask(url, "/crops/0")[0] == 200
+        for connection in slow[:14]:  # the first came first
+            assert connection.recv(1) == b""
+        slow[-1].sendall(bytes(8997))
+        assert slow[-1].recv(12) == b"HTTP/1.1 415"  # still listened to: the body has no type
+        assert errors.read_text() == ""
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("part", [b"", b"Content-Length: 1000000\r\n\r\n"], ids=["head", "body"])
+def test_a_request_as_a_whole_has_a_deadline(index, tmp_path, part):
+    with served(with_limits(index, SECONDS=1), tmp_path) as (_, url, _):
+        slow = begin(url, part)
+        slow.settimeout(0.1)
+        for _ in range(300):  # bytes, of which each is a sign of life
+            try:
+                slow.sendall(b"a")
+                if slow.recv(1) == b"":
+                    break
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                break
+        else:
+            pytest.fail("it is still listened to")
+        assert ask(url)[0] == 200
 
 
 def test_all_that_an_index_shows_is_said(tmp_path):

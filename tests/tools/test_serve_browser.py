@@ -167,15 +167,40 @@ def test_cameras_and_number_and_search_with_a_crop(page, find):
         first.press("Enter")  # by the keyboard
     expect(page.locator("#caption")).to_contain_text(name)
     expect(page.locator("#hits")).not_to_contain_text(name)
+    expect(page.locator("#hits li").first).to_contain_text("Search with this crop")
     again = [row for row in find.ranked(next(p for p in find.crops if p.name == name))
              if row[2] != name]
     assert_ranked(shown(page, 5), again)
 
 
-def test_it_fits_a_phone(page, find):
+def test_it_fits_a_phone_and_crops_come_into_view(page, find):
     page.set_viewport_size({"width": 360, "height": 700})
-    page.set_input_files("#file", find.crops[0])
+    page.set_input_files("#file", find.queries[0])
     shown(page, 8)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     boxes = [page.locator("#hits li").nth(number).bounding_box() for number in range(8)]
     assert all(box["width"] > 80 and box["x"] >= 0 for box in boxes)
+    expect(page.locator("#hits li").first).to_be_in_viewport(ratio=1)
+    page.evaluate("scrollTo(0, 0)")
+    page.fill("#top", "4")  # whoever sets options stays with them
+    shown(page, 4)
+    assert page.evaluate("scrollY") < 50  # the field itself is scrolled to
+    page.locator("#hits li button").nth(3).click()
+    expect(page.locator("#status")).to_contain_text("4 crops")
+    expect(page.locator("#hits li").first).to_be_in_viewport(ratio=1)
+    page.evaluate("scrollTo(0, 0)")
+    page.evaluate(DROP, [list(b"this is no image"), "text.jpg"])
+    expect(page.locator("#error")).to_be_in_viewport()
+
+
+def test_any_crop_begins_and_the_querys_own_file_is_left_out(page, find):
+    with page.expect_response(re.compile("row=")):
+        page.click("#any")
+    found = {name for _, _, name, _ in shown(page, 8)}
+    own = page.locator("#caption").inner_text().split()[-1]
+    assert own in {path.name for path in find.crops} and own not in found
+    page.set_input_files("#file", find.crops[5])
+    expect(page.locator("#status")).to_contain_text(
+        f"has the query's own file, which is left out: camera {camera_of(find.crops[5])}, "
+        f"{find.crops[5].name}.")
+    assert find.crops[5].name not in {name for _, _, name, _ in shown(page, 8)}

@@ -69,22 +69,6 @@ def test_a_demo_whose_training_fails_ends_with_its_status(tmp_path, monkeypatch)
         demo.main()
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_camera_shares_against_a_loop(seed):
-    rng = np.random.default_rng(seed)
-    features = rng.normal(size=(40, 6)).astype(np.float32)
-    camids = rng.integers(3, size=40)
-    features[:, 0] += camids
-    shared = 0
-    for i in range(40):
-        distance = ((features - features[i]) ** 2).sum(axis=1)
-        distance[i] = np.inf
-        shared += (camids[np.argsort(distance)[:5]] == camids[i]).sum()
-    chance = np.mean([camids[i] == camids[j] for i in range(40) for j in range(40) if i != j])
-    measured = camera_bias.camera_shares(torch.from_numpy(features), camids, 5)
-    assert measured == pytest.approx((shared / 200, chance))
-
-
 def test_camera_accuracy_by_hand():
     """The probe misses the 4 of 80 images that look like another camera, and nothing else."""
     rng = np.random.default_rng(0)

@@ -131,7 +131,7 @@ def test_a_bad_verdict_is_said(run, undrawn, capsys):
     (run / "metrics.json").write_text('{"iteration": 0, "labels/silhouette": 0.1}\n')
     threshold.main([str(run)])
     said = capsys.readouterr().out
-    assert "By its label-free indicators training went wrong: " in said
+    assert "By its indicators training went wrong: " in said
     assert "searches tell same or different with --despite-verdict alone" in said
     assert load_run(run).statistics.source == "training images"  # to be asked for all the same
 

@@ -1,0 +1,108 @@
+"""What shows nothing and what does, and the measure itself by sums of cosines."""
+
+import io
+
+import caureid_plugin  # noqa: F401  (before everything that imports fastreid)
+import numpy as np
+import pytest
+from caureid_plugin.data.rendering import make_camera, make_person, render
+from caureid_plugin.inspection import LEAST_STRUCTURE, structure
+from caureid_plugin.inspection.content import NOISE_RATIO
+from PIL import Image, ImageFilter
+
+
+def saved(array, quality=75):
+    """An image of an array of any numbers, as a camera's JPEG has it."""
+    file = io.BytesIO()
+    Image.fromarray(np.clip(array, 0, 255).round().astype(np.uint8)).save(file, "JPEG",
+                                                                          quality=quality)
+    return Image.open(file).convert("RGB")
+
+
+def noise(seed, deviation, shape=(128, 64)):
+    return np.random.default_rng(seed).normal(scale=deviation, size=(*shape, 3))
+
+
+@pytest.fixture(scope="module")
+def people():
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(render(make_person(rng), make_camera(rng), rng)[0]) for _ in range(6)]
+
+
+def flat(colour, deviation=0.0, vignette=0.0):
+    y, x = np.mgrid[-1:1:128j, -1:1:64j]
+    return saved(np.array(colour) - vignette * (x ** 2 + y ** 2)[..., None] + noise(1, deviation))
+
+
+SLOPE = saved(np.linspace(40, 220, 128)[:, None, None] + noise(1, 2))
+
+
+@pytest.mark.parametrize("image", [
+    Image.new("RGB", (64, 128)), Image.new("L", (300, 700), 255), flat((0, 0, 0)),
+    flat((30, 60, 200)), flat((6, 6, 8), 3), flat((12, 12, 12), 10), flat((90, 90, 90), 20),
+    flat((60, 60, 60), 3, vignette=25), SLOPE, Image.new("RGB", (1, 1), "red")])
+def test_what_shows_nothing(image):
+    assert structure(image) < LEAST_STRUCTURE
+
+
+@pytest.mark.parametrize("deviation", [0, 5])
+def test_people_until_they_are_blurred_away(people, deviation):
+    def blurred(image, radius):
+        smooth = np.asarray(image.filter(ImageFilter.GaussianBlur(radius * image.width)))
+        return saved(smooth + noise(2, deviation, smooth.shape[:2]))
+
+    for image in people:
+        assert structure(image) > 4 * LEAST_STRUCTURE
+        soft, gone = (structure(blurred(image, radius)) for radius in (1 / 12, 1 / 3))
+        assert soft > LEAST_STRUCTURE > gone
+
+
+@pytest.mark.parametrize("deviation", [0, 3, 6])
+def test_people_at_night(people, deviation):
+    """A fifth of the contrast, on black."""
+    for image in people:
+        dark = 6 + 0.2 * np.asarray(image.convert("L").convert("RGB"), dtype=float)
+        assert structure(saved(dark + noise(3, deviation, dark.shape[:2]))) > LEAST_STRUCTURE
+
+
+@pytest.mark.parametrize("size", [(12, 24), (20, 48), (16, 32), (128, 256)])
+def test_people_in_other_sizes(people, size):
+    for image in people:
+        assert structure(image.resize(size)) > 4 * LEAST_STRUCTURE
+
+
+def wave(i, j):
+    """A cosine of i half waves over 32 rows and j over 16 columns, of mean square 1."""
+    y, x = (np.arange(32) + 0.5) * np.pi / 32, (np.arange(16) + 0.5) * np.pi / 16
+    return (np.sqrt(2) if i else 1) * (np.sqrt(2) if j else 1) * np.outer(np.cos(i * y),
+                                                                          np.cos(j * x))
+
+
+@pytest.mark.parametrize("i, j, counts", [
+    (0, 0, False), (6, 0, False), (0, 3, False), (4, 2, False),  # coarse
+    (7, 0, True), (0, 4, True), (5, 2, True), (15, 7, True),
+    (16, 0, False), (0, 8, False), (31, 15, False)])  # fine
+def test_each_wave(i, j, counts):
+    image = Image.fromarray((128 + 20 * wave(i, j)).round().astype(np.uint8))
+    found = structure(image)  # less what a quadratic surface holds of the wave
+    assert 6 < found < 21 if counts else found < LEAST_STRUCTURE
+
+
+def test_noise_is_taken_off():
+    """As many waves as there are of each kind, by loops over all of them."""
+    rng = np.random.default_rng(4)
+    array = 128 + 6 * sum(wave(i, 2) for i in (7, 8, 9)) + rng.normal(scale=5, size=(32, 16))
+    array = array.clip(0, 255).round().astype(np.uint8)
+    middle, fine = [], []
+    for i in range(32):
+        for j in range(16):
+            power = (array * wave(i, j)).mean() ** 2
+            if i >= 16 or j >= 8:
+                fine.append(power)
+            elif (i / 6) ** 2 + (j / 3) ** 2 > 1:
+                middle.append(power)
+    level = np.median(fine) / 0.455
+    assert np.mean(middle) > NOISE_RATIO * level
+    expected = np.sqrt(sum(middle) - len(middle) * level)
+    assert structure(Image.fromarray(array)) == pytest.approx(expected, rel=1e-3)
+    assert expected == pytest.approx(6 * np.sqrt(3), rel=0.2)
