@@ -3,8 +3,8 @@
 
     tools/demo.py [--output logs/demo] [--seed 1] [KEY VALUE ...]
 
-It runs tools/train_net.py on configs/Synthetic/caureid.yml and then tools/report.py, whose page
-report.html is the thing to look at; no weights and no data are downloaded.
+It runs tools/train_net.py on configs/Synthetic/caureid_best.yml and then tools/report.py, whose
+page report.html is the thing to look at; no weights and no data are downloaded.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def main() -> None:
         metrics.rename(output / f"metrics-until-{time.strftime('%Y%m%d-%H%M%S')}.json")
     start = time.perf_counter()
     command = [sys.executable, str(HERE / "train_net.py"), "--config-file",
-               "Synthetic/caureid.yml", "SEED", str(args.seed), "OUTPUT_DIR", str(output),
+               "Synthetic/caureid_best.yml", "SEED", str(args.seed), "OUTPUT_DIR", str(output),
                *args.opts]
     code = subprocess.run(command, check=False).returncode
     if code:

@@ -103,6 +103,8 @@ def evaluate(cfg):
         if not cfg.DATASETS.TESTS:
             raise ValueError("DATASETS.TESTS is empty, there is nothing to evaluate on: name a "
                              "dataset. For CameraFolder set CAMERA_FOLDER.QUERY and GALLERY too.")
+        for name in cfg.DATASETS.TESTS:
+            _ = caureid_plugin.build_dataset(cfg, name).query  # its errors are the user's as well
         cfg = to_evaluate(cfg)
         model = DefaultTrainer.build_model(cfg)
         if cfg.MODEL.WEIGHTS:

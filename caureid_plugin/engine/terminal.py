@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 
+import torch
 from fastreid.config import CfgNode
 from fastreid.engine import HookBase
 from fastreid.utils import comm
@@ -113,11 +114,15 @@ class EpochLines(HookBase):
         solver, trainer = self._cfg.SOLVER, self.trainer
         self._start, self._first = time.perf_counter(), trainer.start_epoch
         logger.info(
-            "Training on %s: epochs %d to %d of %d steps, %d images each, seed %d, on %s. "
+            "Training on %s: epochs %d to %d of %d steps, %d images each, seed %d, on %s%s. "
             "The whole log is %s/log.txt.", ", ".join(self._cfg.DATASETS.NAMES),
             trainer.start_epoch + 1, trainer.max_epoch, trainer.iters_per_epoch,
-            solver.IMS_PER_BATCH, trainer.run_state.seed, trainer.model.device,
+            solver.IMS_PER_BATCH, trainer.run_state.seed, self._device(),
+            f" in {count} processes" if (count := comm.get_world_size()) > 1 else "",
             self._cfg.OUTPUT_DIR)
+
+    def _device(self) -> torch.device:
+        return next(self.trainer.model.parameters()).device
 
     def before_epoch(self) -> None:
         steps = self.trainer.iters_per_epoch
