@@ -47,7 +47,7 @@ import types
 import urllib.parse
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +70,7 @@ from .safe_load import (
     plain_values,
 )
 from .signals import StopNow, StopRequest
-from .weights import load_matching, unwrap
+from .weights import check_content, load_matching, unwrap
 
 logger = logging.getLogger("fastreid.caureid")
 
@@ -2046,7 +2046,12 @@ def _run_config(patch: _Patches) -> None:
     @functools.wraps(before_train)
     def before_train_(self):
         if comm.is_main_process() and self.cfg.OUTPUT_DIR:
-            _write_run_config(self.cfg.OUTPUT_DIR, self.cfg.dump())
+            path, goes_on = Path(self.cfg.OUTPUT_DIR, _RUN_CONFIG), getattr(
+                getattr(self, "run_state", None), "is_resumed", False)
+            if goes_on and path.is_file():  # until there is a checkpoint that it describes
+                _new_configs[os.path.abspath(path)] = self.cfg.dump()
+            else:
+                _write_run_config(self.cfg.OUTPUT_DIR, self.cfg.dump())
         before_train(self)
 
     patch.set(_defaults, "PathManager", _KeepsConfig(_defaults.PathManager))
@@ -3275,7 +3280,8 @@ def _foreign_checkpoint(patch: _Patches) -> None:
 
     @functools.wraps(load_model)
     def load_model_(self, checkpoint):
-        expected = list(self.model.state_dict())
+        expected = self.model.state_dict()
+        check_content(checkpoint["model"], expected, "The checkpoint")
         incompatible = load_model(self, checkpoint)
         wrong = {name for name, *_ in incompatible.incorrect_shapes}
         wrong.update(incompatible.missing_keys, incompatible.unexpected_keys)
@@ -3294,11 +3300,12 @@ def _foreign_checkpoint(patch: _Patches) -> None:
     patch.set(_checkpoint.Checkpointer, "resume_or_load", resume_or_load_)
 
 
-def _check_checkpoint(expected: list[str], wrong: set[str], strict: bool) -> None:
+def _check_checkpoint(expected: Iterable[str], wrong: set[str], strict: bool) -> None:
     """Refuses another backbone; another head too where the run is to go on or to be evaluated."""
     advice = ("Check MODEL.WEIGHTS (or the checkpoint in OUTPUT_DIR) against MODEL.BACKBONE and "
               "MODEL.HEADS.")
-    backbone = [name for name in expected if name.startswith("backbone.")]
+    backbone = [name for name in expected if name.startswith("backbone.")
+                and not name.endswith("num_batches_tracked")]
     lost = [name for name in backbone if name in wrong]
     if lost:
         if len(lost) == len(backbone):

@@ -84,9 +84,39 @@ def load_matching(network: nn.Module, state: Mapping[str, torch.Tensor], source:
             f"{source} has {count} of the {len(own)} tensors of the network. Missing, for "
             f"example: {_examples(own, found)}. In the file instead: {_examples(found, own)}. Set "
             f"{key} to weights of this network, or the network to that of the weights.")
+    check_content(matching, every, source)
     network.load_state_dict(matching, strict=False)
     without = f", without the prefix {prefix!r}" if prefix else ""
     logger.info("%s: %d of %d tensors loaded%s.", source, count, len(own), without)
+
+
+def check_content(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor],
+                  source: str) -> None:
+    """Refuses tensors that have the right names and shapes and are no weights.
+
+    Args:
+        state: from the file; what ``own`` does not name is passed over.
+        own: tensors of the network.
+        source: the file, for the error.
+
+    Raises:
+        ValueError: integers or complex numbers where the network has fractions, values that are
+            not finite, or nearly all weights zero.
+    """
+    floats = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)
+              and name in own and own[name].is_floating_point()}
+    advice = "Give the file that training wrote, or download it again."
+    for name, value in floats.items():
+        if not value.is_floating_point() or value.layout != torch.strided or value.is_meta:
+            raise ValueError(f"{source} holds {name} as {value.dtype} ({value.layout}), and the "
+                             f"network computes with {own[name].dtype}. {advice}")
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{source} holds values in {name} that are not finite. {advice}")
+    matrices = [value for value in floats.values() if value.dim() > 1]
+    zero = sum(not value.any() for value in matrices)
+    if matrices and zero >= LEAST_SHARE * len(matrices):
+        raise ValueError(f"{source} holds nothing but zeros in {zero} of {len(matrices)} weight "
+                         f"tensors. {advice}")
 
 
 def _examples(some: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> str:

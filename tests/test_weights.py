@@ -66,3 +66,22 @@ def test_another_width():
     with pytest.raises(ValueError, match=r"w.pth has 0 of the 24 .*0.weight \(4, 3, 1, 1\).* "
                        r"In the file instead: 0.weight \(8, 3, 1, 1\).*Set KEY"):
         weights.load_matching(network(), network(8).state_dict(), "w.pth", "KEY")
+
+
+@pytest.mark.parametrize("change, says", [
+    (lambda value: value.to(torch.int8), "0.weight as torch.int8"),
+    (lambda value: value.to(torch.complex64), "0.weight as torch.complex64"),
+    (lambda value: value.to_sparse(), "0.weight as torch.float32 (torch.sparse_coo)"),
+    (lambda value: value * 0, "nothing but zeros in 10 of 10 weight tensors"),
+    (lambda value: value * float("nan"), "values in 0.weight that are not finite"),
+    (lambda value: value.half(), None), (lambda value: value.double(), None)])
+def test_what_has_the_right_names_and_is_no_weight(change, says):
+    target = network()
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    state = {name: change(value) if value.dim() == 4 else value for name, value in before.items()}
+    if says is None:
+        weights.load_matching(target, state, "w.pth", "KEY")
+        return
+    with pytest.raises(ValueError, match=re.escape(f"w.pth holds {says}")):
+        weights.load_matching(target, state, "w.pth", "KEY")
+    assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())

@@ -36,11 +36,17 @@ def plain_name(text: str) -> str:
 
 
 def spelling_key(name: str) -> str:
-    """What names have in common that differ in capitals, blanks, - and _, and leading zeros alone.
+    """What names have in common that differ only in capitals, signs, blanks or leading zeros.
+
+    So does ``.0`` behind a number, as pandas writes it.
 
     Signs between two numbers count: "1-2" is not "12". How Unicode composes a letter does not.
     """
-    text = re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", name).casefold())
+    name = "".join(c for c in unicodedata.normalize("NFKC", name).casefold()
+                   if unicodedata.category(c) != "Cf")  # invisible
+    text = re.sub(r"(?<=[0-9])[.,]0+(?![0-9])", "", name)
+    # bytes that are no text, which Python keeps as surrogates, count
+    text = re.sub(r"(?:[^\w\udc80-\udcff]|_)+", " ", text).strip()
     text = re.sub(r"(?<![0-9])0+(?=[0-9])", "", text)
     return re.sub(r"(?<![0-9]) | (?![0-9])", "", text)
 

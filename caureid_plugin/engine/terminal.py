@@ -53,8 +53,10 @@ def shortened_log(cfg: CfgNode, *, results: bool) -> Iterator[None]:
     Example:
         ``with shortened_log(cfg, results=False): default_setup(cfg, args)``
     """
+    seeds = logging.getLogger("fastreid.utils.env")
+    seeds.removeFilter(_no_generated_seed)
     if cfg.SEED >= 0:  # the toolbox names a seed that it drew, before SEED takes effect
-        logging.getLogger("fastreid.utils.env").addFilter(_no_generated_seed)
+        seeds.addFilter(_no_generated_seed)
     if not cfg.OUTPUT_DIR:
         yield
         return
@@ -73,13 +75,16 @@ def shortened_log(cfg: CfgNode, *, results: bool) -> Iterator[None]:
             yield
     finally:
         toolbox.removeHandler(early)
-        for handler in toolbox.handlers:
-            if isinstance(handler, logging.StreamHandler) and handler.stream is held:
-                handler.setStream(terminal)
-                handler.addFilter(is_shown)
-                handler.setFormatter(TerminalFormatter())
-                for record in early.records:
-                    handler.handle(record)
+        found = [handler for handler in toolbox.handlers
+                 if isinstance(handler, logging.StreamHandler) and handler.stream is held]
+        if not found:  # what was printed is no log
+            terminal.write(held.getvalue())
+        for handler in found:
+            handler.setStream(terminal)
+            handler.addFilter(is_shown)
+            handler.setFormatter(TerminalFormatter())
+            for record in early.records:
+                handler.handle(record)
 
 
 class _Kept(logging.Handler):

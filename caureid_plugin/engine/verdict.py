@@ -78,7 +78,8 @@ def judge(indicators: Indicators, cfg: CfgNode, *, num_cameras: int | None = Non
              for name, values in indicators.items()}
     findings = [Finding(name, known[name][-1], *describe(known))
                 for name, describe in JUDGED.items()
-                if known.get(name) and not (name in OF_CAMERAS and num_cameras == 1)]
+                if len(known.get(name, ())) >= LEAST_VALUES.get(name, 1)
+                and not (name in OF_CAMERAS and num_cameras == 1)]
     level = max((finding.level for finding in findings), key=LEVELS.index, default="unknown")
     return Verdict(level, SUMMARIES[level], _first_look(cfg), _advice(findings, cfg), findings)
 
@@ -245,9 +246,11 @@ def _own_camera(known: Indicators) -> Judgement:
 def _mean_precision(known: Indicators) -> Judgement:
     first = (known.get("start_mAP") or known["mAP"][-LOOKED_BACK:])[0]
     last = known["mAP"][-1]
-    if last < first:
-        return ("bad", f"training made retrieval worse: mAP {last:.1f}, before {first:.1f}",
-                ("lower_rate", "better_weights"))
+    peak, steps = max(known["mAP"][-LOOKED_BACK:]), ("lower_rate", "better_weights")
+    if last < first - 1.0:
+        return "bad", f"training made retrieval worse: mAP {last:.1f}, before {first:.1f}", steps
+    if last < max(first, 0.8 * peak):
+        return "mixed", f"mAP fell to {last:.1f}, from {max(first, peak):.1f}", steps
     return _grade(last, 10.0, 25.0, ("better_weights", "train_longer"), {
         "bad": "mAP on the labelled images: hardly any right image is found",
         "mixed": "mAP on the labelled images: many right images are not found",
@@ -259,3 +262,4 @@ JUDGED: dict[str, Callable[[Indicators], Judgement]] = {
     "mAP": _mean_precision, "silhouette": _silhouette, "outlier_share": _outliers,
     "stability": _stability, "cross_camera": _cross_camera, "own_camera": _own_camera}
 OF_CAMERAS = ("cross_camera", "own_camera")
+LEAST_VALUES = {"own_camera": 2}  # that a judgement takes

@@ -506,6 +506,13 @@ def test_names_that_differ_only_in_spelling(first, second, alike):
     assert alike_names({"A": [first, "other"], "B": [second]}) == expected
 
 
+@pytest.mark.parametrize("name", ["cam.1", "cam#1", "CAM(1)", "cam\u20131", "cam1/", "cam\u200b1",
+                                  "cam1.0", "cam01,00"])
+def test_signs_that_differ_are_reported(name):
+    assert alike_names({"A": [name], "B": ["cam1"]})
+    assert not alike_names({"A": [name], "B": ["cam2", "cam10", "1"]})
+
+
 @pytest.fixture
 def tables(own, tmp_path, labelled):
     """Builds the dataset with a query and a gallery of (name, identity, camera)."""

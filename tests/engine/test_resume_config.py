@@ -299,6 +299,31 @@ def test_a_run_can_be_opened_after_commands_that_were_refused(small_run, monkeyp
     caureid_plugin.load_run(folder)
 
 
+def test_a_run_that_dies_before_its_checkpoint_takes_its_key_over_again(start, tmp_path):
+    """config.yaml describes the checkpoint that is there, not what has begun since."""
+    first, out = start(*ONE_STEP, "SOLVER.MAX_EPOCH", 1), tmp_path / "out"
+    (out / "config.yaml").write_text(first.cfg.dump())
+    first.train()
+    keys = (*ONE_STEP, "SOLVER.MAX_EPOCH", 9, "SOLVER.BASE_LR", 0.05)
+
+    def fail():
+        raise RuntimeError("killed")
+
+    for _ in range(2):
+        before = contents(out)["config.yaml"]
+        trainer = start(*keys)
+        trainer.resume_or_load(resume=True)
+        assert trainer.optimizer.param_groups[0]["initial_lr"] == pytest.approx(0.05)
+        trainer.run_step = fail
+        with pytest.raises(RuntimeError, match="killed"):
+            trainer.train()
+        assert contents(out)["config.yaml"] == before
+    trainer = start(*keys)
+    trainer.resume_or_load(resume=True)
+    trainer.train()
+    assert read_config(out)["SOLVER"]["BASE_LR"] == 0.05
+
+
 def test_a_new_run_has_its_own_config_in_a_used_folder(start, set_up):
     start(*ONE_STEP, "SOLVER.MAX_EPOCH", 1).train()
     set_up(*ONE_STEP, "CAUREID.CLUSTER.EPS", 0.5, resume=False)

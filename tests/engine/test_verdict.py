@@ -111,6 +111,7 @@ def test_neighbours_of_the_own_camera_that_become_more(of, levels):
     assert "91% of an image's nearest neighbours are of its own camera, first 83%" in (
         finding.sentence)
     assert of({"own_camera": [0.83, 0.91]}, num_cameras=1).level == "unknown"
+    assert of({"own_camera": [0.5]}).level == "unknown"  # nothing to compare with
 
 
 def test_map_counts_where_there_are_labels(of, levels):
@@ -120,7 +121,9 @@ def test_map_counts_where_there_are_labels(of, levels):
     worse = of({**WELL, "mAP": [30.0, 29.0], "start_mAP": [41.9]})
     assert worse.level == "bad" and "mAP 29.0, before 41.9" in worse.findings[0].sentence
     assert worse.findings[0].figure == "29.0"
-    assert of({**WELL, "mAP": [30.0, 29.0]}).level == "bad"
+    assert of({**WELL, "mAP": [30.0, 28.9]}).level == "bad"
+    for series, start in (([69.9], [70.0]), ([60.0, 26.0], [10.0])):  # a little, or from a peak
+        assert levels({"mAP": series, "start_mAP": start}) == {"mAP": "mixed"}
     assert of({**WELL, "start_mAP": [41.9]}).level == "good"
 
 
