@@ -477,30 +477,42 @@ def _contiguous_zero_grad(patch: _Patches) -> None:
     def make_params_contiguous(self):
         make(self)
         self.members = []
+        self.flats: list[tuple[torch.Tensor, torch.Tensor, list[Member]]] = []
         groups = zip(self._param_buffer, self._grad_buffer, self._group_dict.values(), strict=True)
         for flat, gradient, entries in groups:
             weights = [entry["params"][0] for entry in entries]
             members = [(weight, weight.grad) for weight in weights]
             _receive(flat, gradient, members)
             self.members += members
+            self.flats.append((flat, gradient, members))
 
     @functools.wraps(build)
-    def build_optimizer(*args, **kwargs):
-        optimizer, wrapper = build(*args, **kwargs)
+    def build_optimizer(cfg, model, *args, **kwargs):
+        optimizer, wrapper = build(cfg, model, *args, **kwargs)
         if hasattr(wrapper, "members"):  # it is a list where no flat buffer is asked for
-            optimizer.register_step_pre_hook(lambda *_: _check_buffer(wrapper))
+            alive = weakref.ref(model)
+            optimizer.register_step_pre_hook(lambda *_: _check_buffer(wrapper, alive()))
         return optimizer, wrapper
 
     patch.set(ContiguousParams, "make_params_contiguous", make_params_contiguous)
     patch.everywhere(build, build_optimizer)
 
 
-def _check_buffer(wrapper: ContiguousParams) -> None:
+def _check_buffer(wrapper: ContiguousParams, model: torch.nn.Module | None) -> None:
+    for flat, gradient, members in wrapper.flats:
+        # gradients that were put there by hand, behind zero_grad() of the optimizer
+        if flat.grad is None and any(weight.grad is not None and weight.grad is not place
+                                     for weight, place in members):
+            gradient.zero_()
+            flat.grad = gradient
     _gather(wrapper.members)
-    if not wrapper.buffer_is_valid():
+    known = {id(weight) for weight, _ in wrapper.members}
+    replaced = model is not None and not any(id(weight) in known for weight in model.parameters())
+    if replaced or not wrapper.buffer_is_valid():
         raise ValueError(
             "The optimizer moves weights that the model no longer has: the model was moved or "
-            "converted (to(), cuda(), half()), or got another optimizer, after this one was built. "
+            "converted (to(), cuda(), half(), load_state_dict(assign=True)), or got another "
+            "optimizer, after this one was built. "
             "Call fastreid.solver.build_optimizer afterwards.")
 
 

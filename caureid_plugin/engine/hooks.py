@@ -28,7 +28,7 @@ from .checks import check_clustering, check_size, eps_at, eps_gap, why_not_to_tr
 from .extraction import extract_features
 from .images import TrainingImages
 from .terminal import FILE_ONLY
-from .verdict import KEYS, judge
+from .verdict import collect, judge
 
 logger = logging.getLogger("fastreid.caureid")
 
@@ -215,9 +215,8 @@ class UnsupervisedHook(HookBase):
             self._log_verdict()
 
     def _log_verdict(self) -> None:
-        figures = self.trainer.storage.histories()
-        known = {name: [value for value, _ in figures[key].values()]
-                 for name, key in KEYS.items() if key in figures}
+        known = collect({key: [value for value, _ in figure.values()]
+                         for key, figure in self.trainer.storage.histories().items()})
         verdict = judge(known, self._cfg, num_cameras=len(torch.unique(self._bank.camids)))
         for finding in verdict.findings:
             logger.info("%s %s: %s", finding.name, finding.figure, finding.sentence)

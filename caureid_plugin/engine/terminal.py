@@ -20,6 +20,8 @@ from fastreid.utils import comm
 from termcolor import colored
 from tqdm import tqdm
 
+from .verdict import is_precision
+
 LOG = "fastreid.caureid"
 FILE_ONLY = {"file_only": True}  # extra= of what log.txt alone holds
 RESULTS = "fastreid.evaluation.testing"  # logs the table of an evaluation
@@ -167,8 +169,9 @@ class EpochLines(HookBase):
         if "labels/clusters" in known:
             parts += [f"{known['labels/clusters'][0]:6.0f} clusters",
                       f"{100 * known['labels/outlier_share'][0]:3.0f} % outliers"]
-        value, iteration = known.get("mAP", (0.0, -1))
-        parts.append(f"mAP {value:5.1f}" if iteration >= trainer.epoch * steps else " " * 9)
+        found = [value for key, (value, iteration) in known.items()
+                 if is_precision(key) and iteration >= trainer.epoch * steps]
+        parts.append(f"mAP {sum(found) / len(found):5.1f}" if found else " " * 9)
         seconds = (time.perf_counter() - self._start) / (epoch - self._first) * (last - epoch)
         parts.append(f"left {datetime.timedelta(seconds=round(seconds))}")
         return "  ".join(parts)

@@ -27,6 +27,25 @@ KEYS |= {"mAP": "mAP", "start_mAP": "start/mAP"}
 Indicators = Mapping[str, Sequence[float]]
 
 
+def collect(figures: Indicators) -> dict[str, list[float]]:
+    """What :func:`judge` takes, of figures by their keys in metrics.json.
+
+    With several test sets, whose keys are ``NAME/mAP``, mAP is their mean.
+    """
+    found = {name: list(figures.get(key, ())) for name, key in KEYS.items()}
+    for name, prefix in (("mAP", ""), ("start_mAP", "start/")):
+        sets = [values for key, values in figures.items() if is_precision(key, prefix)]
+        found[name] = [sum(values) / len(sets) for values in zip(*sets, strict=False)]
+    return found
+
+
+def is_precision(key: str, prefix: str = "") -> bool:
+    """Whether a key of metrics.json is the mAP of a test set; before training: prefix start/."""
+    rest = key.removeprefix(prefix)
+    return (key.startswith(prefix) and not rest.startswith("start/")
+            and rest.rpartition("/")[2] == "mAP")
+
+
 class Finding(NamedTuple):
     """What one indicator says: name, last value, one of LEVELS, a sentence, steps to take.
 

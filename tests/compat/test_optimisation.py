@@ -225,6 +225,34 @@ def test_a_script_with_a_loop_of_its_own_equals_plain_pytorch(cfg, clear, scaled
     assert moved(toolbox, start) == TRAINABLE
 
 
+@pytest.mark.parametrize("clear", CLEARED.values(), ids=CLEARED)
+def test_gradients_of_a_copy_that_are_put_in_place_train_as_in_plain_pytorch(cfg, clear):
+    cfg.merge_from_list(["SOLVER.OPT", "SGD", "SOLVER.BASE_LR", 0.05])
+    toolbox, batches = net_and_batches()
+    start, plain = copy.deepcopy(toolbox), copy.deepcopy(toolbox)
+    optimizer, _ = build_optimizer(cfg, toolbox)
+    for batch in batches:
+        clear(toolbox, optimizer)
+        other = copy.deepcopy(toolbox)
+        other.zero_grad()
+        sum(other(batch).values()).backward()
+        toolbox.load_state_dict(other.state_dict())  # running statistics
+        for weight, source in zip(toolbox.parameters(), other.parameters(), strict=True):
+            weight.grad = source.grad
+        optimizer.step()
+    run_plain(plain, batches, cfg)
+    assert_same(toolbox, plain)
+    assert moved(toolbox, start) == TRAINABLE
+
+
+def test_weights_that_are_replaced_behind_their_optimizer_are_an_error(cfg):
+    model, batches = net_and_batches()
+    optimizer, _ = build_optimizer(cfg, model)
+    model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+    with pytest.raises(ValueError, match="weights that the model no longer has"):
+        run_own_loop(model, batches, optimizer, CLEARED["the model's"])
+
+
 @pytest.mark.parametrize("clear", ["the optimizer's gradients", "the model's"])
 def test_without_the_repair_such_a_script_trains_nothing(cfg, clear):
     cfg.merge_from_list(NO_DECAY)

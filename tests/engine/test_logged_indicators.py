@@ -57,7 +57,7 @@ def test_a_finished_run_ends_with_its_verdict(start, messages, tmp_path):
     assert sum("48 training images of 2 cameras, 24 each" in text for text in messages) == 1
     rows = read_rows(tmp_path / "out")
     verdict = judge({name: [row[key] for row in rows if key in row] for name, key in KEYS.items()},
-                    trainer.cfg, num_cameras=2)
+                    trainer.cfg, num_cameras=2)  # one test set
     assert len(verdict.findings) == len(JUDGED) == 6
     assert messages[-7:] == [
         *(f"{f.name} {f.figure}: {f.sentence}" for f in verdict.findings),

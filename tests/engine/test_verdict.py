@@ -4,7 +4,14 @@ import re
 
 import pytest
 from caureid_plugin import compat
-from caureid_plugin.engine.verdict import LEVELS, LOOKED_BACK, MOST_STEPS, STEPS, judge
+from caureid_plugin.engine.verdict import (
+    LEVELS,
+    LOOKED_BACK,
+    MOST_STEPS,
+    STEPS,
+    collect,
+    judge,
+)
 
 NAN = float("nan")
 # values over the clusterings of runs that were measured, and how they ended
@@ -187,3 +194,13 @@ def test_advice_names_keys_that_exist(cfg):
         node = cfg
         for part in key.split("."):
             node = node[part]
+
+
+def test_figures_by_their_keys_and_the_mean_of_several_test_sets():
+    found = collect({"labels/silhouette": [0.1, 0.2], "One/mAP": [10.0, 30.0], "loss": [1.0],
+                     "Two/mAP": [20.0, 50.0], "start/One/mAP": [4.0], "start/Two/mAP": [8.0],
+                     "One/mINP": [1.0]})
+    assert {name: values for name, values in found.items() if values} == {
+        "silhouette": [0.1, 0.2], "mAP": [15.0, 40.0], "start_mAP": [6.0]}
+    single = collect({"mAP": [10.0], "start/mAP": [5.0]})
+    assert (single["mAP"], single["start_mAP"]) == ([10.0], [5.0])
