@@ -19,9 +19,12 @@ import pytest
 from helpers import warm
 from helpers.tiny import KEYS, write_crops, write_market
 
-# A run that was started in the background has SIGINT ignored, and so would its tests' processes.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A run in the background has SIGINT ignored, one under nohup SIGHUP, and so would the processes of
+# its tests.
+for number, handler in ((signal.SIGINT, signal.default_int_handler),
+                        (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 # What the machines of the project's CI cannot run: a part of the test's id, and the reason.
 EXPECTED_SKIPS = {
