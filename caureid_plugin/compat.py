@@ -476,20 +476,18 @@ def _contiguous_zero_grad(patch: _Patches) -> None:
     @functools.wraps(make)
     def make_params_contiguous(self):
         make(self)
-        self.members = []
         self.flats: list[tuple[torch.Tensor, torch.Tensor, list[Member]]] = []
         groups = zip(self._param_buffer, self._grad_buffer, self._group_dict.values(), strict=True)
         for flat, gradient, entries in groups:
             weights = [entry["params"][0] for entry in entries]
             members = [(weight, weight.grad) for weight in weights]
             _receive(flat, gradient, members)
-            self.members += members
             self.flats.append((flat, gradient, members))
 
     @functools.wraps(build)
     def build_optimizer(cfg, model, *args, **kwargs):
         optimizer, wrapper = build(cfg, model, *args, **kwargs)
-        if hasattr(wrapper, "members"):  # it is a list where no flat buffer is asked for
+        if hasattr(wrapper, "flats"):  # it is a list where no flat buffer is asked for
             alive = weakref.ref(model)
             optimizer.register_step_pre_hook(lambda *_: _check_buffer(wrapper, alive()))
         return optimizer, wrapper
@@ -505,8 +503,8 @@ def _check_buffer(wrapper: ContiguousParams, model: torch.nn.Module | None) -> N
                                      for weight, place in members):
             gradient.zero_()
             flat.grad = gradient
-    _gather(wrapper.members)
-    known = {id(weight) for weight, _ in wrapper.members}
+        _gather(members)
+    known = {id(weight) for _, _, members in wrapper.flats for weight, _ in members}
     replaced = model is not None and not any(id(weight) in known for weight in model.parameters())
     if replaced or not wrapper.buffer_is_valid():
         raise ValueError(
@@ -2217,8 +2215,8 @@ def _one_run(patch: _Patches) -> None:
 
 @_repair(
     upstream="engine/defaults.py:111 (seed_all_rng() without a seed)",
-    symptom="there is no key for the random seed: no run can be repeated; and none that asks for "
-    "deterministic algorithms",
+    symptom="there is no key for the random seed: no run can be repeated, and the log names a seed "
+    "that does not count; and none that asks for deterministic algorithms",
     versions="all",
 )
 def _seed(patch: _Patches) -> None:
@@ -2230,16 +2228,26 @@ def _seed(patch: _Patches) -> None:
         if deterministic:
             # read when the first cuBLAS handle is made; a value of the user's own stays
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        original(cfg, args)
+        log, is_given = logging.getLogger("fastreid.utils.env"), cfg.get("SEED", -1) >= 0
+        if is_given:
+            log.addFilter(_names_no_seed)
+        try:
+            original(cfg, args)
+        finally:
+            log.removeFilter(_names_no_seed)
         if deterministic:  # after the toolbox, which sets cudnn.benchmark from CUDNN_BENCHMARK
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.deterministic = True
             torch.backends.cudnn.benchmark = False
-        if cfg.get("SEED", -1) >= 0:
+        if is_given:
             # every process draws its own augmentations; what must be shared is shared by comm
             seed_all_rng(process_seed(cfg.SEED, comm.get_rank()))
 
     patch.everywhere(original, default_setup)
+
+
+def _names_no_seed(record: logging.LogRecord) -> bool:
+    return "generated random seed" not in record.getMessage()
 
 
 def process_seed(seed: int, rank: int) -> int:
@@ -3515,6 +3523,17 @@ class _CountingLoader(yaml.SafeLoader):
                 (":int", ":float")):  # digits to the base 60, of any number
             raise ValueError(f"{node.value[:20]!r} is read as a number to the base 60: put it in "
                              "quotes")
+        return node
+
+    def compose_mapping_node(self, anchor):
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:  # YAML keeps the last, without a word
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise ValueError(f"{key.value[:80]} stands twice at one place, again in line "
+                                     f"{key.start_mark.line + 1}: make one of the two")
+                seen.add(key.value)
         return node
 
     def flatten_mapping(self, node):

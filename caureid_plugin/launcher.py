@@ -59,6 +59,9 @@ def check_port(url: str) -> None:
         PortError: it is taken, closed to this user, or no port.
     """
     port = int(url.rpartition(":")[2])
+    if port == 0:  # each process would take another
+        raise PortError(f"--dist-url {url}: port 0 is none that others find: name one from 1024 to "
+                        "65535, or on one machine take --dist-url auto.")
     both = socket.has_dualstack_ipv6()
     try:
         socket.create_server(("", port), family=socket.AF_INET6 if both else socket.AF_INET,

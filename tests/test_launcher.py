@@ -322,6 +322,8 @@ def test_a_port_that_is_taken_is_said_at_once(family, host):
 def test_a_port_that_is_none():
     with pytest.raises(launcher.PortError, match="port 70000 cannot be used.*from 1024 to 65535"):
         launcher.check_port("tcp://a:70000")
+    with pytest.raises(launcher.PortError, match="port 0 is none that others find"):
+        launcher.check_port("tcp://a:0")
 
 
 def test_handlers_are_given_back_and_outside_the_main_thread_none_is_set(monkeypatch, tmp_path):

@@ -49,16 +49,12 @@ def shortened_log(cfg: CfgNode, *, results: bool) -> Iterator[None]:
     """Starts the log within it; the terminal then shows what is for it, log.txt holds everything.
 
     Args:
-        cfg: SEED, OUTPUT_DIR. Without OUTPUT_DIR there is no log.txt, and nothing is left out.
+        cfg: OUTPUT_DIR. Without OUTPUT_DIR there is no log.txt, and nothing is left out.
         results: show the tables of evaluations.
 
     Example:
         ``with shortened_log(cfg, results=False): default_setup(cfg, args)``
     """
-    seeds = logging.getLogger("fastreid.utils.env")
-    seeds.removeFilter(_no_generated_seed)
-    if cfg.SEED >= 0:  # the toolbox names a seed that it drew, before SEED takes effect
-        seeds.addFilter(_no_generated_seed)
     if not cfg.OUTPUT_DIR:
         yield
         return
@@ -98,10 +94,6 @@ class _Kept(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.records.append(record)
-
-
-def _no_generated_seed(record: logging.LogRecord) -> bool:
-    return "generated random seed" not in record.getMessage()
 
 
 class EpochLines(HookBase):

@@ -19,10 +19,8 @@ LOOKED_BACK = 20  # clusterings: as many as a resumed run knows of the time befo
 MOST_STEPS = 3  # of advice
 FIRST_LOOK = 2000  # steps; the paper's 50 epochs have 20,000
 
-# what is judged, or explains it -> its key in metrics.json
-KEYS = {name: f"labels/{name}" for name in (
-    "silhouette", "outlier_share", "stability", "cross_camera", "own_camera", "largest_share")}
-KEYS |= {"mAP": "mAP", "start_mAP": "start/mAP"}
+OF_CLUSTERINGS = ("silhouette", "outlier_share", "stability", "cross_camera", "own_camera",
+                  "largest_share")  # what is logged of each, judged or to explain it
 
 Indicators = Mapping[str, Sequence[float]]
 
@@ -32,7 +30,7 @@ def collect(figures: Indicators) -> dict[str, list[float]]:
 
     With several test sets, whose keys are ``NAME/mAP``, mAP is their mean.
     """
-    found = {name: list(figures.get(key, ())) for name, key in KEYS.items()}
+    found = {name: list(figures.get(f"labels/{name}", ())) for name in OF_CLUSTERINGS}
     for name, prefix in (("mAP", ""), ("start_mAP", "start/")):
         sets = [values for key, values in figures.items() if is_precision(key, prefix)]
         found[name] = [sum(values) / len(sets) for values in zip(*sets, strict=False)]
@@ -82,7 +80,7 @@ def judge(indicators: Indicators, cfg: CfgNode, *, num_cameras: int | None = Non
     """Judges a run by its clusterings, and by its evaluations where it has any.
 
     Args:
-        indicators: values in order, by the names in :data:`KEYS`: those of
+        indicators: values in order, of :func:`collect`: those of
             :func:`caureid_plugin.clustering.label_indicators` over the clusterings, "mAP" in per
             cent over the evaluations, "start_mAP" before training. "largest_share" tells what to
             change, the others are judged; what is missing is not, values that are not finite are
@@ -209,15 +207,16 @@ def _grade(value: float, bad: float, mixed: float, steps: tuple[str, ...],
 
 def _silhouette(known: Indicators) -> Judgement:
     value, largest = known["silhouette"][-1], (known.get("largest_share") or [0.0])[-1]
-    if largest > 0.2:
-        return _grade(value, 0.2, 0.3, ("lower_eps",), dict.fromkeys(
-            ("bad", "mixed", "good"),
-            f"the largest cluster holds {largest:.0%} of the images: several people or vehicles "
-            "are taken for one"))
-    return _grade(value, 0.2, 0.3, ("better_weights",), {
+    steps, sentences = ("better_weights",), {
         "bad": "clusters lie within each other, or hold few of the images",
         "mixed": "clusters lie close to each other, or leave many images out",
-        "good": "clusters are tight, apart, and hold most images"})
+        "good": "clusters are tight, apart, and hold most images"}
+    if largest > 0.2:
+        steps = ("lower_eps",)
+        sentences["bad"] = sentences["mixed"] = (
+            f"the largest cluster holds {largest:.0%} of the images: several people or vehicles "
+            "are taken for one")
+    return _grade(value, 0.2, 0.3, steps, sentences)
 
 
 def _outliers(known: Indicators) -> Judgement:

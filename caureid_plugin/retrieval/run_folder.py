@@ -17,7 +17,7 @@ from fastreid.config import CfgNode
 
 from ..compat import shown
 from ..engine import load_config
-from ..engine.verdict import KEYS, collect, judge
+from ..engine.verdict import collect, judge
 from ..files import write_atomically
 from ..safe_load import load_tensors
 from .threshold import PairStatistics, RunVerdict
@@ -232,9 +232,8 @@ def column(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float
 
 def indicators(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     """Values in order of what :func:`caureid_plugin.engine.verdict.judge` looks at."""
-    keys = {key for row in rows for key in row
-            if key in KEYS.values() or key.endswith("/mAP")}
-    return collect({key: [value for _, value in column(rows, key)] for key in sorted(keys)})
+    keys = sorted({key for row in rows for key in row})
+    return collect({key: [value for _, value in column(rows, key)] for key in keys})
 
 
 def read_verdict(folder: Path, content: Mapping[str, Any], cfg: CfgNode) -> RunVerdict:

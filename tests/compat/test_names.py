@@ -179,6 +179,8 @@ BAD_FILES = {
     "too long": ("# " + 500_000 * "x", f"{UNREAD} longer than 500000 characters"),
     "too deep": ("".join(i * " " + "A:\n" for i in range(70)), f"{UNREAD} nested more than 30"),
     "merges of merges": (MERGES, "'a1' is no config key|no config key 'a0'|more than 20000"),
+    "a key twice": ("SOLVER:\n  BASE_LR: 1.0\nSEED: 1\nSOLVER:\n  MAX_EPOCH: 2\n",
+                    "SOLVER stands twice at one place, again in line 4"),
     "base 60": ("SEED: 1" + 1000 * ":1", "'1:1:1:1:.*' is read as a number to the base 60"),
     "itself": ("SOLVER: &a {X: *a}", "SOLVER.X contains itself"),
     "aliases of aliases": (ALIASES, "holds more than"),

@@ -250,6 +250,13 @@ def test_one_seed_for_all_random_numbers(cfg, tmp_path):
     assert all(len(set(numbers)) == 6 for numbers in zip(*runs, strict=True))
 
 
+@pytest.mark.parametrize("seed, named", [(7, 0), (-1, 1)])
+def test_a_seed_that_does_not_count_is_not_named(cfg, tmp_path, messages, seed, named):
+    cfg.merge_from_list(["OUTPUT_DIR", str(tmp_path / "log"), "SEED", seed])
+    drawn_after_setup(cfg)
+    assert sum("generated random seed" in text for text in messages) == named
+
+
 @NO_CUDA
 def test_same_seed_gives_the_same_weights_bit_for_bit(tiny_cfg):
     tiny_cfg.merge_from_list([

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from caureid_plugin import clustering
 from caureid_plugin.engine import UnsupervisedHook
-from caureid_plugin.engine.verdict import JUDGED, KEYS, judge
+from caureid_plugin.engine.verdict import JUDGED, judge
 from sklearn.metrics import adjusted_rand_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -56,8 +56,10 @@ def test_a_finished_run_ends_with_its_verdict(start, messages, tmp_path):
     trainer.train()
     assert sum("48 training images of 2 cameras, 24 each" in text for text in messages) == 1
     rows = read_rows(tmp_path / "out")
-    verdict = judge({name: [row[key] for row in rows if key in row] for name, key in KEYS.items()},
-                    trainer.cfg, num_cameras=2)  # one test set
+    figures = {name: [row[f"labels/{name}"] for row in rows if f"labels/{name}" in row]
+               for name in (*JUDGED, "largest_share")}
+    figures["mAP"] = [row["mAP"] for row in rows if "mAP" in row]
+    verdict = judge(figures, trainer.cfg, num_cameras=2)
     assert len(verdict.findings) == len(JUDGED) == 6
     assert messages[-7:] == [
         *(f"{f.name} {f.figure}: {f.sentence}" for f in verdict.findings),

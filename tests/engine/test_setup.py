@@ -311,6 +311,32 @@ def test_labels_given_after_training(on_own_data, market):
         assert f"_c{cameras[camera]}" in path
 
 
+def test_a_table_of_images_to_leave_out_that_has_changed_is_no_run_to_go_on_with(
+        on_own_data, train_as_script, tmp_path):
+    """Whatever its name: other images are trained on, in other rows of the memory bank."""
+    images = sorted(str(path) for path in (tmp_path / "crops").rglob("*.jpg"))
+    table = tmp_path / "empty.csv"
+
+    def leave_out(*paths):
+        table.write_text("\n".join(("path", *paths)) + "\n")
+
+    leave_out(images[0])
+    run = on_own_data("CAMERA_FOLDER.LEAVE_OUT", table)
+    saved = torch.load(run / "model_final.pth", weights_only=True)
+    assert len(saved["memory_bank"]["labels"]) == len(images) - 1
+
+    def goes_on(trainer):
+        trainer.resume_or_load(resume=True)
+        raise InterruptedError  # it would
+
+    for paths, error in ((images[:1], InterruptedError), (images[1:2], ValueError),
+                         (images[:2], ValueError)):
+        leave_out(*paths)
+        with pytest.raises(error):
+            train_as_script(*OWN, "CAMERA_FOLDER.ROOT", tmp_path / "crops", "SOLVER.MAX_EPOCH", 2,
+                            "CAMERA_FOLDER.LEAVE_OUT", table, config=CONFIG, watch=goes_on)
+
+
 def test_nothing_to_evaluate_is_said(market):
     cfg = load_config(CONFIG, ["CAMERA_FOLDER.ROOT", str(market), "CAMERA_FOLDER.CAMERA", "none"])
     with pytest.raises(ValueError, match=r"DATASETS.TESTS is empty.*CAMERA_FOLDER.QUERY"):

@@ -59,6 +59,8 @@ def test_clusters_that_ran_together_ask_for_a_smaller_eps(of):
         "Most likely helps: a lower CAUREID.CLUSTER.EPS than 0.7")
     assert "83%" in verdict.findings[0].sentence
     assert not any("higher" in text for text in verdict.advice)
+    large = of({"silhouette": [0.5], "largest_share": [0.3]})  # of few people
+    assert large.level == "good" and "taken for one" not in large.findings[0].sentence
 
 
 def test_clusters_that_follow_cameras_look_good_but_for_one_figure(of, levels):
