@@ -268,11 +268,11 @@ def _mean_precision(known: Indicators) -> Judgement:
     if last < first - 1.0:
         return "bad", f"training made retrieval worse: mAP {last:.1f}, before {first:.1f}", steps
     if last < max(first, 0.8 * peak):
-        return "mixed", f"mAP fell to {last:.1f}, from {max(first, peak):.1f}", steps
+        return "mixed", f"retrieval fell to mAP {last:.1f}, from {max(first, peak):.1f}", steps
     return _grade(last, 10.0, 25.0, ("better_weights", "train_longer"), {
-        "bad": "mAP on the labelled images: hardly any right image is found",
-        "mixed": "mAP on the labelled images: many right images are not found",
-        "good": "mAP on the labelled images"})
+        "bad": "hardly any right image is found in the labelled ones",
+        "mixed": "many right images are not found in the labelled ones",
+        "good": "most right images are found early in the labelled ones"})
 
 
 # indicator -> what it says
