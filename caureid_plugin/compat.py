@@ -60,7 +60,7 @@ from . import resume as _resume
 from . import run_lock
 from .clustering import Search, jaccard_distances, standardize_by_camera
 from .files import remove_leftovers, write_atomically
-from .launcher import check_port, run_processes
+from .launcher import PortError, check_address, check_port, run_processes
 from .safe_load import (
     CodeInFile,
     DamagedFile,
@@ -70,7 +70,7 @@ from .safe_load import (
     plain_values,
 )
 from .signals import StopNow, StopRequest
-from .weights import check_content, load_matching, unwrap
+from .weights import check_content, find_weights, load_matching, strip, unwrap
 
 logger = logging.getLogger("fastreid.caureid")
 
@@ -268,8 +268,11 @@ from fastreid.data.datasets import market1501 as _market  # noqa: E402
 from fastreid.data.datasets import msmt17 as _msmt17  # noqa: E402
 from fastreid.data.samplers import data_sampler as _data_sampler  # noqa: E402
 from fastreid.data.samplers import imbalance_sampler as _imbalance_sampler  # noqa: E402
+from fastreid.modeling.heads import REID_HEADS_REGISTRY, EmbeddingHead  # noqa: E402
 from fastreid.modeling.meta_arch import MGN as _MGN  # noqa: E402
 from fastreid.modeling.meta_arch import Baseline as _Baseline  # noqa: E402
+from fastreid.modeling.meta_arch import Distiller as _Distiller  # noqa: E402
+from fastreid.modeling.meta_arch import MoCo as _MoCo  # noqa: E402
 from fastreid.utils import comm  # noqa: E402
 from fastreid.utils.env import seed_all_rng  # noqa: E402
 from fastreid.utils.params import ContiguousParams  # noqa: E402
@@ -549,10 +552,11 @@ class WeightsMovedGuard(_train_loop.HookBase):
         trained = {name: p for name, p in self.trainer.model.named_parameters() if p.requires_grad}
         free = {name: p for name, p in trained.items() if not self._is_frozen(name)}
         self._wait = self._steps
+        frozen = self._freeze_iters - self.trainer.start_iter  # of the steps of a resumed run
         if trained and not free:
-            free, self._wait = trained, self._freeze_iters + self._steps
+            free, self._wait = trained, max(frozen, 0) + self._steps
             length = self.trainer.max_iter - self.trainer.start_iter
-            if length <= self._freeze_iters:
+            if 0 < length <= frozen:
                 logger.warning(
                     "This run trains nothing: MODEL.FREEZE_LAYERS %s freezes every weight for "
                     "SOLVER.FREEZE_ITERS %d steps, and the run has %d. Lower FREEZE_ITERS.",
@@ -593,6 +597,83 @@ def _weights_guard(patch: _Patches) -> None:
             cfg.SOLVER.FREEZE_ITERS)])
 
     patch.set(_defaults.DefaultTrainer, "__init__", init)
+
+
+@_repair(
+    upstream="engine/hooks.py:457-500 (LayerFreeze), solver/build.py:120-154 "
+    "(_generate_optimizer_class_with_freeze_layer), :180-209 (build_optimizer)",
+    symptom="MODEL.FREEZE_LAYERS: a resumed run freezes them anew for SOLVER.FREEZE_ITERS steps, "
+    "an evaluation sets their batch norm back to training, `heads` is an IndexError of the first "
+    "step, and a name that no weight begins with freezes nothing, silently",
+    versions="all",
+)
+def _frozen_layers(patch: _Patches) -> None:
+    generate = _solver_build._generate_optimizer_class_with_freeze_layer
+    build = _solver_build.build_optimizer
+    init, before_step = _hooks.LayerFreeze.__init__, _hooks.LayerFreeze.before_step
+
+    @functools.wraps(generate)
+    def generate_(optimizer, *, freeze_iters=0):
+        kind = generate(optimizer, freeze_iters=freeze_iters)
+        frozen_step = kind.step
+
+        def step(self, closure=None):
+            first = self.param_groups[0]  # in the optimizer's checkpoint, unlike its own counter
+            done = first.setdefault(_FROZEN_STEPS, 0)
+            if done >= freeze_iters:
+                return optimizer.step(self, closure)
+            first[_FROZEN_STEPS] = done + 1
+            return frozen_step(self, closure)
+
+        kind.step = step
+        return kind
+
+    @functools.wraps(build)
+    def build_optimizer(cfg, model, *args, **kwargs):
+        if cfg.SOLVER.FREEZE_ITERS > 0:
+            _check_frozen_layers(cfg.MODEL.FREEZE_LAYERS, model)
+        return build(cfg, model, *args, **kwargs)
+
+    @functools.wraps(init)
+    def init_(self, model, freeze_layers, freeze_iters):
+        init(self, model, freeze_layers, freeze_iters)
+        heads = [name for name, part in self.model.named_children() if name in freeze_layers
+                 and type(part).__name__ in registered_names(REID_HEADS_REGISTRY)]
+        if heads:
+            raise ValueError(
+                f"MODEL.FREEZE_LAYERS {list(freeze_layers)} has {heads[0]!r}, the head: frozen as "
+                "in evaluation, it would give no losses. Take it out, or write "
+                f"'{heads[0]}.' to freeze its weights alone.")
+
+    @functools.wraps(before_step)
+    def before_step_(self):
+        # a checkpoint without it is the toolbox's
+        self.trainer.optimizer.param_groups[0].setdefault(_FROZEN_STEPS, self.trainer.start_iter)
+        before_step(self)
+        for name, part in self.model.named_children():
+            if self.is_frozen and name in self.freeze_layers:
+                part.eval()
+
+    patch.set(_solver_build, "_generate_optimizer_class_with_freeze_layer", generate_)
+    patch.everywhere(build, build_optimizer)
+    patch.set(_hooks.LayerFreeze, "__init__", init_)
+    patch.set(_hooks.LayerFreeze, "before_step", before_step_)
+
+
+_FROZEN_STEPS = "frozen_steps"
+
+
+def _check_frozen_layers(layers: Sequence[str], model: torch.nn.Module) -> None:
+    for layer in layers:
+        try:
+            matches = any(re.match(layer, name) for name, _ in model.named_parameters())
+        except re.error as error:
+            raise ValueError(f"MODEL.FREEZE_LAYERS {list(layers)}: {layer!r} is no regular "
+                             f"expression ({error}).") from error
+        if not matches:
+            parts = [name for name, _ in model.named_children()]
+            raise ValueError(f"MODEL.FREEZE_LAYERS {list(layers)}: the name of no weight begins "
+                             f"with {layer!r}; the network has {parts}.")
 
 
 @_repair(
@@ -1054,17 +1135,18 @@ def _worker(local_rank, main_func, world_size, local_size, machine_rank, url, jo
 
 def _check_machines(num_gpus: int, num_machines: int, machine_rank: int, dist_url) -> None:
     if num_gpus < 1 or num_machines < 1:
-        raise ValueError(f"--num-gpus {num_gpus} and --num-machines {num_machines} must be at "
+        raise PortError(f"--num-gpus {num_gpus} and --num-machines {num_machines} must be at "
                          "least 1; without CUDA, --num-gpus counts processes.")
     if not 0 <= machine_rank < num_machines:
-        raise ValueError(f"--machine-rank {machine_rank} must be from 0 to {num_machines - 1}: "
+        raise PortError(f"--machine-rank {machine_rank} must be from 0 to {num_machines - 1}: "
                          f"there are --num-machines {num_machines}.")
-    if num_machines > 1 and dist_url in (None, "auto"):
-        raise ValueError("--dist-url auto works on one machine only: give tcp://host:port.")
-    if (dist_url or "").startswith("tcp://") and not re.fullmatch(r"tcp://.+:\d+", dist_url):
-        raise ValueError(f"--dist-url {dist_url} has no port: give tcp://host:port.")
-    if machine_rank == 0 and num_machines * num_gpus > 1 and (dist_url or "").startswith("tcp://"):
-        check_port(dist_url)
+    if dist_url in (None, "auto"):
+        if num_machines > 1:
+            raise PortError("--dist-url auto works on one machine only: give tcp://host:port.")
+    elif num_machines * num_gpus > 1:  # else nobody is to be met
+        check_address(dist_url)
+        if machine_rank == 0:
+            check_port(dist_url)
 
 
 def launch(main_func, num_gpus_per_machine, num_machines=1, machine_rank=0, dist_url=None, args=(),
@@ -1085,7 +1167,8 @@ def launch(main_func, num_gpus_per_machine, num_machines=1, machine_rank=0, dist
 
     Raises:
         ValueError: numbers of processes, machines or a rank that cannot be.
-        PortError: the port of ``dist_url`` is taken on this machine, which is to offer it.
+        PortError: ``dist_url`` is no such address, nothing knows its host, or its port is taken on
+            this machine, which is to offer it.
         ProcessError: a process failed.
         SystemExit: the run was stopped by a signal.
     """
@@ -1289,30 +1372,24 @@ def _as_numbers(inputs, key: str) -> torch.Tensor:
     versions="all",
 )
 def _small_gallery(patch: _Patches) -> None:
-    original = _defaults.ReidEvaluator.evaluate
+    with warnings.catch_warnings():  # that it is not compiled, which comes before it is used
+        warnings.simplefilter("ignore")
+        original = importlib.import_module("fastreid.evaluation.rank").evaluate_rank
 
     @functools.wraps(original)
-    def evaluate(self):
-        rank = importlib.import_module("fastreid.evaluation.rank")  # not before it is compiled
-        padded = _Patches()
-        padded.set(rank, "evaluate_rank",
-                   functools.partial(_rank_small_gallery, rank.evaluate_rank))
-        try:
-            return original(self)
-        finally:
-            padded.revert()
+    def evaluate_rank(distmat, q_pids, g_pids, q_camids, g_camids, max_rank=50,
+                      use_metric_cuhk03=False, use_cython=True):
+        same = (q_pids[:, None] == g_pids) & (q_camids[:, None] == g_camids)
+        # that metric counts identities, which are fewer
+        if use_metric_cuhk03 or distmat.shape[1] - same.sum(axis=1).max(initial=0) < max_rank:
+            # infinitely far: no hit, and behind every other image
+            nobody = -2 - np.arange(max_rank)
+            distmat = np.pad(distmat, ((0, 0), (0, max_rank)), constant_values=np.inf)
+            g_pids, g_camids = np.append(g_pids, nobody), np.append(g_camids, nobody)
+        return original(distmat, q_pids, g_pids, q_camids, g_camids, max_rank, use_metric_cuhk03,
+                        use_cython)
 
-    patch.set(_defaults.ReidEvaluator, "evaluate", evaluate)
-
-
-def _rank_small_gallery(original, distmat, q_pids, g_pids, q_camids, g_camids, max_rank=50,
-                        **options):
-    same = (q_pids[:, None] == g_pids) & (q_camids[:, None] == g_camids)
-    if distmat.shape[1] - same.sum(axis=1).max() < max_rank:
-        nobody = np.full(max_rank, -2)  # infinitely far: no hit, and behind every other image
-        distmat = np.pad(distmat, ((0, 0), (0, max_rank)), constant_values=np.inf)
-        g_pids, g_camids = np.append(g_pids, nobody), np.append(g_camids, nobody)
-    return original(distmat, q_pids, g_pids, q_camids, g_camids, max_rank, **options)
+    patch.everywhere(original, evaluate_rank)
 
 
 @_repair(
@@ -1532,6 +1609,10 @@ _RUN_STATE = {"seed": int, "steps_done": int, "iters_per_epoch": int, "random": 
               "best_metric": float, "grad_scaler": (dict, types.NoneType)}
 
 
+EVALUATION_CHANGED = "evaluation_changed"
+"""Scalar of the step from which on a resumed run evaluates otherwise: on other test sets, say."""
+
+
 class RunState:
     """What a run needs to go on bit for bit, besides weights, optimizer, schedule and bank.
 
@@ -1559,6 +1640,7 @@ class RunState:
         self._random: list[dict] = []
         self._unused_random: list[dict] = []
         self._restored: dict | None = None
+        self._evaluates_anew = False
 
     @property
     def is_resumed(self) -> bool:
@@ -1652,6 +1734,12 @@ class RunState:
             self._periodic().best_metric = state["best_metric"]
         self._restored = state
 
+    def evaluate_anew(self) -> None:
+        """Tells a resumed run that its evaluations cannot be compared with those before."""
+        self._evaluates_anew = True
+        if self._periodic():
+            self._periodic().best_metric = -1
+
     def restore_figures(self) -> None:
         """Gives the trainer's storage and writers what they held when the checkpoint was saved."""
         if not self.is_resumed:
@@ -1669,6 +1757,18 @@ class RunState:
         if self._trainer.start_epoch > 0 and not self.steps_done:
             # a checkpoint is saved before its epoch's figures are written
             _write_figures(self._writers())
+        if self._evaluates_anew:
+            self._forget_evaluations(storage)
+
+    def _forget_evaluations(self, storage) -> None:
+        for name in list(storage.histories()):
+            if name.rpartition("/")[2] in ("mAP", "metric", EVALUATION_CHANGED):
+                for known in (storage.histories(), storage.smoothing_hints(), storage.latest()):
+                    del known[name]
+        # one that was stopped behind its epoch's last step, and is made again, has its number
+        storage.iter = self._trainer.start_iter - (self.steps_done > 0)
+        storage.put_scalar(EVALUATION_CHANGED, 1.0, smoothing_hint=False)
+        storage.iter = self._trainer.start_iter
 
     def restore_random_states(self) -> None:
         """Gives this process the random state of the checkpoint; only the first call does."""
@@ -1693,9 +1793,11 @@ class RunState:
 
 
 def _flushed_size(writer) -> int:
-    if not writer._file_handle.closed:
-        writer._file_handle.flush()
-    return os.path.getsize(writer._file_handle.name)
+    file = writer._file_handle
+    if file.closed:
+        return os.path.getsize(file.name)
+    file.flush()
+    return os.fstat(file.fileno()).st_size  # also of one whose folder was deleted
 
 
 def _drop_rows_after(writer, size: int) -> None:
@@ -1815,7 +1917,9 @@ def _after_train(self) -> None:
         self.after_train()
     except StopNow:  # in the evaluation behind the last epoch, whose checkpoint is saved
         self.is_finished = False
-        self.after_train()  # the hooks behind the evaluation end what they began
+        evaluates = [isinstance(hook, _hooks.EvalHook) for hook in self._hooks]
+        for hook in self._hooks[evaluates.index(True) if any(evaluates) else 0:]:
+            hook.after_train()  # those behind the evaluation end what they began
         logger.warning("Stopped by %s in the last evaluation. %s --resume evaluates it.",
                        self.stop_request.signal.name,
                        _last_good(self.checkpointer) if comm.is_main_process() else "")
@@ -2166,9 +2270,7 @@ def _take_over(trainer, changes: dict[str, tuple[object, object]]) -> None:
         before, now = changes["SOLVER.BASE_LR"]
         _multiply_learning_rates(trainer, now / before)
     if _resume.changes_metric(changes):
-        for hook in trainer._hooks:
-            if isinstance(hook, _hooks.PeriodicCheckpointer):
-                hook.best_metric = -1  # of another evaluation
+        trainer.run_state.evaluate_anew()
 
 
 def _multiply_learning_rates(trainer, factor: float) -> None:
@@ -2380,39 +2482,79 @@ def _sorted_split(split: str):
     return items
 
 
-def _mixed_cameras_fail() -> bool:
-    return _raises(lambda: _CommDataset([("a", "p", "c"), ("b", "p", None)]), TypeError)
-
-
 @_repair(
-    upstream="data/common.py:27 (CommDataset.__init__, sorted(list(cam_set)))",
+    upstream="data/common.py:27 (CommDataset.__init__, sorted(list(cam_set))), "
+    "data/datasets/bases.py:112-128 (combine_all)",
     symptom="training images some of which have no camera, which supervised training does not ask "
-    "for, end in a TypeError about '<'; where none has one, they count as one camera",
+    "for, end in a TypeError about '<'; where none has one, they count as one camera, and those "
+    "of DATASETS.COMBINEALL as a camera None; test images whose camera is NaN are never left out "
+    "as the query's, so that mAP is too high",
     versions="all",
-    broken=_mixed_cameras_fail,
 )
 def _unknown_cameras(patch: _Patches) -> None:
-    original = _CommDataset.__init__
+    original, combine = _CommDataset.__init__, _bases.Dataset.combine_all
 
     @functools.wraps(original)
     def init(self, img_items, transform=None, relabel=True):
-        known = {item[2] for item in img_items} - set(_NO_CAMERA)
-        if not relabel or all(item[2] in known for item in img_items):
+        known = known_cameras((item[0], item[2]) for item in img_items)
+        unknown = [item for item in img_items if item[2] not in known]
+        if not relabel:
+            for path, _, camera, *_ in unknown[:1]:
+                raise ValueError(
+                    f"The test image {path} has no camera ({camera!r}): an evaluation leaves out "
+                    "images of the query's camera. Give it one in the dataset.")
+            if any(isinstance(value, np.integer) for item in img_items for value in item[1:3]):
+                img_items = [tuple(int(part) if isinstance(part, np.integer) else part
+                                   for part in item) for item in img_items]  # else not collated
+        if not unknown:
             original(self, img_items, transform, relabel)
             return
         stand_in = min(known, default="")
         original(self, [(*item[:2], item[2] if item[2] in known else stand_in)
                         for item in img_items], transform, relabel)
-        self.img_items = img_items
+        self.img_items = [(*item[:2], None) if item[2] != item[2] else item for item in img_items]
         if not known:
             self.cams, self.cam_dict = [], {}
         # a number that no camera has: what needs cameras refuses it
         self.cam_dict.update(dict.fromkeys(_NO_CAMERA, -1))
 
+    @functools.wraps(combine)
+    def combine_all(self):
+        combine(self)
+        added = [item for subset in (self.query, self.gallery) for item in subset
+                 if item[1] not in self._junk_pids]
+        for place, item in enumerate(added, len(self._train) - len(added)):
+            if item[2] in _NO_CAMERA or item[2] != item[2]:
+                self._train[place] = (*self._train[place][:2], None)
+
     patch.set(_CommDataset, "__init__", init)
+    patch.set(_bases.Dataset, "combine_all", combine_all)
 
 
-_NO_CAMERA = (None, "")  # what a dataset says of an image whose camera is not known
+_NO_CAMERA = (None, "")  # what a dataset says of an image whose camera is not known; NaN as well
+
+
+def known_cameras(items: Iterable[tuple[str, object]]) -> set:
+    """Cameras of images, (path, camera), without those that stand for none: None, "" and NaN.
+
+    Raises:
+        ValueError: one that is neither text nor a number, or cameras of both kinds.
+    """
+    known: dict[object, str] = {}
+    for path, camera in items:
+        if camera is not None and not isinstance(camera, (str, int, float, np.number)):
+            raise ValueError(
+                f"The camera of the image {path} must be text or a number, got {camera!r} "
+                f"({type(camera).__name__}). Mend the dataset.")
+        if camera not in _NO_CAMERA and camera == camera:
+            known.setdefault(camera, path)
+    texts, numbers = ([camera for camera in known if isinstance(camera, str) == wanted]
+                      for wanted in (True, False))
+    if texts and numbers:
+        raise ValueError(
+            f"Cameras must be all text or all numbers, and {known[texts[0]]} has {texts[0]!r}, "
+            f"{known[numbers[0]]} {numbers[0]!r}. Mend the dataset, or DATASETS.NAMES.")
+    return set(known)
 
 
 @_repair(
@@ -2820,6 +2962,9 @@ def _writable_folder(folder: str) -> Iterator[None]:
     if any(0xD800 <= ord(letter) <= 0xDFFF for letter in folder):  # how Python holds such bytes
         raise ValueError(f"OUTPUT_DIR {shown(folder)} is no text in UTF-8, which the log cannot "
                          "hold. Set OUTPUT_DIR to another folder.")
+    if "\0" in folder:
+        raise ValueError(f"OUTPUT_DIR {shown(folder)} has a null byte, which no name of a file "
+                         "can have. Set OUTPUT_DIR to another folder.")
     try:
         if folder:
             os.makedirs(folder, exist_ok=True)
@@ -2942,6 +3087,8 @@ def _write_checkpoint(checkpointer, filename: str, data: dict) -> None:
     path = Path(checkpointer.save_dir, filename)
     if path.name != filename:
         raise ValueError(f"{filename!r} is no file name: a checkpoint is saved in OUTPUT_DIR.")
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # said below
+        run_lock.hold_again(checkpointer.save_dir)
     checkpointer.logger.info("Saving checkpoint to %s", path)
     waiting = _new_configs.get(os.path.abspath(path.with_name(_RUN_CONFIG)))
     if waiting is not None:  # of a script with a loop of its own
@@ -2986,6 +3133,8 @@ def _unreadable(error: OSError, path: str | os.PathLike[str], remedy: str) -> OS
 def _last_good(checkpointer) -> str:
     """A sentence that names the checkpoint which --resume would take."""
     last = _tagged(checkpointer)
+    if not os.path.isdir(checkpointer.save_dir):
+        return "Earlier checkpoints went with their folder."
     if not last:
         return "There is no earlier checkpoint."
     return f"{Path(checkpointer.save_dir, last)} is still good."
@@ -3140,6 +3289,9 @@ def _plain_weights(patch: _Patches) -> None:
     @functools.wraps(load_file)
     def load_file_(self, f):
         content = load_file(self, f)
+        tensors, under = find_weights(content)
+        if under not in ((), ("model",)) and not _is_resumed(self, f):
+            content = {"model": tensors}
         if isinstance(content, dict) and isinstance(content.get("model"), dict):
             for name, value in content["model"].items():
                 if not isinstance(name, str) or not isinstance(value, (torch.Tensor, np.ndarray)):
@@ -3147,19 +3299,46 @@ def _plain_weights(patch: _Patches) -> None:
                         f"{f} is no checkpoint: under the key 'model' it must have tensors by "
                         f"their names, and {str(name)[:80]!r} ({type(name).__name__}) is a "
                         f"{type(value).__name__}. {_remedy(self, f)}")
-            return content
+            return without_prefix(self, f, content, under)
         is_weights = isinstance(content, dict) and content and all(
             isinstance(name, str) and isinstance(value, torch.Tensor)
             for name, value in content.items())
-        if is_weights and not (_tagged(self) and os.path.samefile(f, self.get_checkpoint_file())):
-            return {"model": content}
+        if is_weights and not _is_resumed(self, f):
+            return without_prefix(self, f, {"model": content}, ())
         found = sorted(map(str, content))[:5] if isinstance(content, dict) else type(content)
         raise ValueError(
             f"{f} is no checkpoint: it has no weights under the key 'model' (found: {found}). "
             "A run goes on from its own checkpoints only; MODEL.WEIGHTS may also be the file of "
             "torch.save(model.state_dict(), ...).")
 
+    def without_prefix(self, f, content, under):
+        _refuse_a_part(self, f, content)
+        weights, prefix = strip(content["model"], self.model.state_dict())
+        if prefix and _is_resumed(self, f):
+            return content
+        if prefix or under not in ((), ("model",)):
+            logger.info("%s: the weights%s are taken%s.", f,
+                        f" under {' > '.join(map(repr, under))}" if under else "",
+                        f", without the prefix {prefix!r}" if prefix else "")
+        return {**content, "model": weights}
+
     patch.set(_checkpoint.Checkpointer, "_load_file", load_file_)
+
+
+def _is_resumed(checkpointer, path: str) -> bool:
+    return (_tagged(checkpointer) == os.path.basename(path)
+            and os.path.samefile(os.path.dirname(path) or ".", checkpointer.save_dir))
+
+
+def _refuse_a_part(checkpointer, path: str, content: dict) -> None:
+    # its run_state may be missing: FastReID alone saves none
+    missing = [part for part in ("optimizer", "lr_sched", "warmup_sched", "memory_bank")
+               if part in checkpointer.checkpointables and part not in content]
+    if "optimizer" in checkpointer.checkpointables and "epoch" not in content:
+        missing.append("epoch")
+    if missing and _is_resumed(checkpointer, path):
+        raise ValueError(f"{path} has no {', '.join(missing)}: a run goes on from a whole "
+                         f"checkpoint of its own. {_remedy(checkpointer, path)}")
 
 
 @_repair(
@@ -3268,7 +3447,7 @@ def _foreign_pretraining(patch: _Patches) -> None:
             return original(cfg)
         state = _load_pretrained(keys.PRETRAIN_PATH)
         try:
-            tensors = unwrap(state)
+            tensors = unwrap(state, keys.PRETRAIN_PATH)
         except ValueError as error:
             raise ValueError(
                 f"MODEL.BACKBONE.PRETRAIN_PATH {keys.PRETRAIN_PATH}: {error}.") from error
@@ -3509,6 +3688,7 @@ class _CountingLoader(yaml.SafeLoader):
 
     _nodes = 0
     _depth = 0
+    _merged = 0
 
     def compose_node(self, parent, index):
         self._nodes += 1  # keys and values
@@ -3537,9 +3717,11 @@ class _CountingLoader(yaml.SafeLoader):
         return node
 
     def flatten_mapping(self, node):
-        super().flatten_mapping(node)
-        if len(node.value) > LARGEST_CONFIG:  # merged by "<<" again and again
-            raise ValueError(f"it holds more than {LARGEST_CONFIG} values")
+        super().flatten_mapping(node)  # which comes here for each mapping that "<<" names
+        self._merged += 1 + len(node.value)  # copied next, however often it was before
+        if self._merged > 2 * LARGEST_CONFIG:
+            raise ValueError(f"it holds more than {LARGEST_CONFIG} values, what << merges counted "
+                             "each time")
 
 
 def _load_config(filename: str, derived: tuple[str, ...]) -> dict:
@@ -3903,32 +4085,38 @@ def _unknown_loss(patch: _Patches) -> None:
 
 def _has_own_losses(model: torch.nn.Module) -> bool:
     """Whether somebody's own class computes losses: neither the toolbox's nor the plugin's."""
-    classes = [(c, c.__module__.split(".")[0]) for c in type(model).__mro__]
-    if any(origin == "caureid_plugin" for _, origin in classes):  # it checks the names itself
-        return False
-    return any(origin not in ("fastreid", "torch") and vars(c).keys() & {"losses", "forward"}
-               for c, origin in classes)
+    for kind in type(model).__mro__:  # a fork of the toolbox may have more than the toolbox
+        if (kind.__module__.split(".")[0] in ("caureid_plugin", "torch")
+                or kind in (_Baseline, _MGN, _MoCo, _Distiller)):
+            return False
+        if vars(kind).keys() & {"losses", "forward"}:
+            return True
+    return False
 
 
 def _watch_losses(model: torch.nn.Module, names: Sequence[str]) -> None:
     unknown = [name for name in names if name not in (*TOOLBOX_LOSSES, *PLUGIN_LOSSES)]
     if unknown:
-        logger.warning("MODEL.LOSSES.NAME has %s, which neither FastReID nor the plugin knows: it "
-                       "is left to %s to compute.", unknown, type(model).__name__)
+        logger.warning("MODEL.LOSSES.NAME has %s, which is neither FastReID's nor the plugin's "
+                       "own: it is left to %s to compute (one of LOSS_REGISTRY by "
+                       "caureid_plugin.build_losses).", unknown, type(model).__name__)
     own = [name for name in names if name in PLUGIN_LOSSES]
     if own:
         model.register_forward_hook(functools.partial(_check_losses, own))
 
 
 def _check_losses(names: Sequence[str], model: torch.nn.Module, _, outputs) -> None:
-    if not model.training or not isinstance(outputs, dict):
+    if not model.training:
         return
-    missing = [name for name in names if PLUGIN_LOSSES[name] not in outputs]
+    found = sorted(outputs) if isinstance(outputs, dict) else []
+    missing = [name for name in names if PLUGIN_LOSSES[name] not in found]
     if missing:
+        given = found if isinstance(outputs, dict) else f"a {type(outputs).__name__}, no dict"
         raise ValueError(
-            f"{type(model).__name__} does not compute the losses {missing} of MODEL.LOSSES.NAME, "
-            f"which are the plugin's: its own are {sorted(outputs)}. Take them out, set "
-            "MODEL.META_ARCHITECTURE CAUReID, or call caureid_plugin.build_losses there.")
+            f"{type(model).__name__} gives no {', '.join(PLUGIN_LOSSES[n] for n in missing)} in "
+            f"training, for the plugin's losses {missing} of MODEL.LOSSES.NAME: it gives {given}. "
+            "Take them out, set MODEL.META_ARCHITECTURE CAUReID, or call "
+            "caureid_plugin.build_losses there, and give each scalar by its name.")
 
 
 def _with_known_losses(original: Callable, known: Sequence[str]) -> Callable:
@@ -3957,7 +4145,8 @@ class _Outputs(dict):
         raise KeyError(
             f"{architecture} asks its head for {key!r}, which {head} (MODEL.HEADS.NAME) does not "
             f"give: it gives {sorted(self)}. Choose the head that is made for this "
-            "MODEL.META_ARCHITECTURE, or another architecture.")
+            "MODEL.META_ARCHITECTURE, or another architecture; scores of classes need "
+            "MODEL.HEADS.NUM_CLASSES, a Distiller's teacher's as well.")
 
 
 def _tell_missing_outputs(architecture: str, head: torch.nn.Module, _, outputs):
@@ -3969,7 +4158,8 @@ def _tell_missing_outputs(architecture: str, head: torch.nn.Module, _, outputs):
 @_repair(
     upstream="modeling/meta_arch/baseline.py:112-113 (self.losses(outputs, targets))",
     symptom="an architecture of somebody's own with a head that it is not made for, such as "
-    "PartialBaseline with another than DSRHead, is a bare KeyError of its first step",
+    "PartialBaseline with another than DSRHead, is a bare KeyError of its first step, as is a "
+    "Distiller whose teacher has no classes",
     versions="all",
 )
 def _missing_output(patch: _Patches) -> None:
@@ -3978,7 +4168,7 @@ def _missing_output(patch: _Patches) -> None:
     @functools.wraps(original)
     def build_model(cfg):
         model = original(cfg)
-        if _has_own_losses(model) and isinstance(getattr(model, "heads", None), torch.nn.Module):
+        if isinstance(getattr(model, "heads", None), torch.nn.Module):
             model.heads.register_forward_hook(
                 functools.partial(_tell_missing_outputs, type(model).__name__))
         return model
@@ -3998,15 +4188,31 @@ def _embedding_as_scores(patch: _Patches) -> None:
     @functools.wraps(original)
     def process(self, inputs, outputs):
         heads = self.cfg.MODEL.HEADS
-        if heads.NUM_CLASSES > 0 and outputs.shape[1] != heads.NUM_CLASSES:
+        if 0 < heads.NUM_CLASSES != outputs.shape[1] or _gives_embeddings(self.cfg):
             raise ValueError(
                 f"The network gives {outputs.shape[1]} numbers for an image, and there are "
-                f"{heads.NUM_CLASSES} classes (MODEL.HEADS.NUM_CLASSES): MODEL.HEADS.NAME "
+                f"{max(heads.NUM_CLASSES, 0)} classes (MODEL.HEADS.NUM_CLASSES): MODEL.HEADS.NAME "
                 f"{heads.NAME} gives embeddings, not scores of classes. Set it to ClasHead, or "
                 "evaluate with ReidEvaluator.")
         return original(self, inputs, outputs)
 
     patch.set(_clas_evaluator.ClasEvaluator, "process", process)
+
+
+def _gives_embeddings(cfg: CfgNode) -> bool:
+    """Whether the head is known to, and is what the architecture evaluates with.
+
+    An embedding may be as long as there are classes. Somebody's own parts are left alone.
+    """
+    try:
+        architecture = _meta_build.META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+        forward = REID_HEADS_REGISTRY.get(cfg.MODEL.HEADS.NAME).forward
+    except KeyError:
+        return False
+    of_architecture, of_head = (function.__module__.split(".")[0]
+                                for function in (architecture.forward, forward))
+    return of_architecture in ("fastreid", "caureid_plugin") and (
+        forward is EmbeddingHead.forward or of_head == "caureid_plugin")
 
 
 # ------------------------------------------------------------------------ for the plugin ----
@@ -4015,6 +4221,15 @@ def _embedding_as_scores(patch: _Patches) -> None:
 def dataset_root() -> str:
     """Folder that the toolbox's loaders look for datasets in: FASTREID_DATASETS, or "datasets"."""
     return _data_build._root
+
+
+def junk_identities(name: str) -> list:
+    """Identities of a registered dataset's test images that are no one's: -1 and 0 in Market-1501.
+
+    Args:
+        name: as in DATASETS.TESTS.
+    """
+    return list(getattr(_data_build.DATASET_REGISTRY.get(name), "_junk_pids", []))
 
 
 def swap_train_loader(trainer, loader) -> None:

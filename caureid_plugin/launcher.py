@@ -45,8 +45,33 @@ class ProcessError(RuntimeError):
     """A process of the run failed; the text ends with the traceback of the first that did."""
 
 
-class PortError(OSError):
-    """The port at which the processes of a run are to meet cannot be had."""
+class PortError(ValueError, OSError):
+    """The processes of a run cannot start or meet as the command line says."""
+
+
+# an IPv6 address is in brackets
+_ADDRESS = re.compile(r"tcp://(?:\[([^\s\[\]]+)\]|([^\s\[\]:/?#@]+)):([0-9]{1,9})")
+
+
+def check_address(url: str) -> None:
+    """Looks whether processes can meet at ``tcp://host:port``, before any is started.
+
+    Raises:
+        PortError: it is no such address, its port is none, or nothing knows the host.
+    """
+    found = _ADDRESS.fullmatch(url)
+    if found is None:
+        raise PortError(f"--dist-url {url!r} is no address at which processes can meet: give "
+                        "tcp://host:port (an IPv6 address in brackets), or on one machine auto.")
+    host, port = found[1] or found[2], int(found[3])
+    if not 0 < port < 65536:
+        raise PortError(f"--dist-url {url}: port {port} is none: name one from 1 to 65535, or on "
+                        "one machine take --dist-url auto.")
+    try:
+        socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:  # a name that cannot be one is a UnicodeError
+        raise PortError(f"--dist-url {url}: this machine finds no host {host} ({error}): name "
+                        "machine 0 as the others know it, or give its IP address.") from error
 
 
 def check_port(url: str) -> None:
@@ -55,18 +80,18 @@ def check_port(url: str) -> None:
     It is free again afterwards. Whoever takes it in the moment between is found by the processes
     that wait for each other.
 
+    Args:
+        url: one that :func:`check_address` accepts.
+
     Raises:
-        PortError: it is taken, closed to this user, or no port.
+        PortError: it is taken, or closed to this user.
     """
     port = int(url.rpartition(":")[2])
-    if port == 0:  # each process would take another
-        raise PortError(f"--dist-url {url}: port 0 is none that others find: name one from 1024 to "
-                        "65535, or on one machine take --dist-url auto.")
     both = socket.has_dualstack_ipv6()
     try:
         socket.create_server(("", port), family=socket.AF_INET6 if both else socket.AF_INET,
                              dualstack_ipv6=both).close()
-    except (OverflowError, PermissionError) as error:
+    except PermissionError as error:
         raise PortError(f"--dist-url {url}: port {port} cannot be used ({error}): name one from "
                         "1024 to 65535.") from error
     except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import io
 import os
 import pickle
 import pickletools
@@ -29,6 +30,9 @@ _ZIP = b"PK\x03\x04"  # the first bytes
 # Far above what a checkpoint needs, below Python's limit for those who walk through it.
 DEEPEST_CONTENT = 50
 SMALL = 2 ** 20  # bytes of a tensor that any file may name, however small it is itself
+# Of a key, and of what a call in a pickle is given: C code follows it without a limit of its own.
+DEEPEST_KEY = 1000
+MOST_ODD_KEYS = 10_000  # that could all have one hash, so that each is compared with all others
 # torch < 2.6 runs the code in such a file in spite of weights_only (CVE-2025-32434)
 _TAR = ("it is in the tar format of very old torch, which is not read: if you trust where it comes "
         "from, read it elsewhere and save it again with a current torch")
@@ -99,7 +103,8 @@ def load_tensors(path: str | os.PathLike[str]) -> Any:
     Raises:
         DamagedFile: the file is empty, cut off, changed, or no file of ``torch.save``; or it is in
             the tar format of very old torch. Or its content is larger than the file, contains
-            itself, or is nested more than ``DEEPEST_CONTENT`` deep.
+            itself, is nested more than ``DEEPEST_CONTENT`` deep or hides what it holds. Or a key or
+            call in it would take endless time.
         CodeInFile: it asks for functions or classes that are no tensors or plain values.
         OSError: it cannot be read.
     """
@@ -108,8 +113,9 @@ def load_tensors(path: str | os.PathLike[str]) -> Any:
     if damage:
         raise DamagedFile(f"{path} is damaged: {damage}.")
     try:
+        _check_pickles(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except _BROKEN as error:
+    except (*_BROKEN, MemoryError) as error:
         found = _forbidden(path, str(error))
         if found:
             raise CodeInFile(
@@ -131,7 +137,7 @@ def _check_content(content: Any, path: Path) -> None:
         if count > size:
             raise ValueError(f"it holds {count} values, those that it names often counted each "
                              f"time, in {size} bytes")
-    except ValueError as error:
+    except _BROKEN as error:  # not only ours: a tensor may be of a kind without a size
         raise DamagedFile(f"{path} is no file of weights or of a run: {error}. Take another "
                           "file.") from None
 
@@ -139,22 +145,28 @@ def _check_content(content: Any, path: Path) -> None:
 def _count(tree: Any, name: str, above: tuple[int, ...], counts: dict[int, int],
            largest: int) -> int:
     """The number of values in a tree, aliases written out: linear, however large that is."""
+    if isinstance(tree, (Mapping, list, tuple, torch.Tensor)):
+        for attribute in getattr(tree, "__dict__", ()):  # OrderedDicts and parameters may have some
+            if hasattr(type(tree), attribute):  # such as items, which would hide what it holds
+                raise ValueError(f"{name or 'its content'!r} replaces {attribute[:200]!r} of its "
+                                 f"{type(tree).__name__}")
     if isinstance(tree, torch.Tensor):
         if tree.device.type != "cpu":
-            raise ValueError(f"the tensor {name[:200]!r} has no values (device {tree.device})")
+            raise ValueError(f"the tensor {name!r} has no values (device {tree.device})")
         if tree.numel() * tree.element_size() > largest:
-            raise ValueError(f"the tensor {name[:200]!r} of shape {tuple(tree.shape)} is larger "
+            raise ValueError(f"the tensor {name!r} of shape {tuple(tree.shape)} is larger "
                              "than the file: it repeats its values")
     children = _children(tree)
     if children is None:
         return 1
     if id(tree) in above:
-        raise ValueError(f"{name[:200] or 'its content'!r} contains itself")
+        raise ValueError(f"{name or 'its content'!r} contains itself")
     if len(above) >= DEEPEST_CONTENT:
         raise ValueError(f"it is nested more than {DEEPEST_CONTENT} deep")
     if id(tree) not in counts:
         inside = (*above, id(tree))
-        counts[id(tree)] = 1 + sum(_count(value, _join(name, key), inside, counts, largest)
+        # cut, since a key of a megabyte would be copied for each value below it
+        counts[id(tree)] = 1 + sum(_count(value, _join(name, key)[:200], inside, counts, largest)
                                    for key, value in children)
     return counts[id(tree)]
 
@@ -229,8 +241,9 @@ def salvage(path: str | os.PathLike[str]) -> Any:
     vars(inert).update(Unpickler=_InertUnpickler, UnpicklingError=pickle.UnpicklingError,
                        load=lambda file, **options: _InertUnpickler(file, **options).load())
     try:
+        _check_pickles(path)
         content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=inert)
-    except _BROKEN as error:
+    except (*_BROKEN, MemoryError) as error:
         raise DamagedFile(f"{path} is damaged or no file of torch.save: {error}") from error
     _check_content(content, path)
     return _without_inert(content)
@@ -238,7 +251,7 @@ def salvage(path: str | os.PathLike[str]) -> Any:
 
 def _parts(network: _Inert) -> dict[str, Any]:
     """Parameters, buffers and modules of what was a network; nothing of anything else."""
-    state = network.state if isinstance(network.state, dict) else {}
+    state = network.state if type(network.state) is dict else {}
     if not isinstance(state.get("_parameters"), dict):
         return {}
     return {name: part for name in ("_parameters", "_buffers", "_modules")
@@ -298,6 +311,111 @@ def _damage(path: Path) -> str | None:
     except _BROKEN as error:
         return f"it is cut off or changed ({error})"
     return f"its part {broken} differs from its checksum" if broken else None
+
+
+# instructions of a pickle, by pickletools' names
+_GETS = {"GET", "BINGET", "LONG_BINGET"}
+_PUTS = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
+_FILLS = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
+# the keys that an instruction hashes, of what it takes from the stack
+_HASHES = {"SETITEM": slice(1, None, 2), "SETITEMS": slice(1, None, 2), "DICT": slice(0, None, 2),
+           "ADDITEMS": slice(1, None), "FROZENSET": slice(None)}
+# and what a call may hash, compare or print
+_FOLLOWED = {**_HASHES, "BUILD": slice(1, None), **dict.fromkeys(
+    ("BINPERSID", "INST", "NEWOBJ", "NEWOBJ_EX", "OBJ", "REDUCE"), slice(None))}
+
+
+def _check_pickles(path: Path) -> None:
+    """Refuses what takes endless time while the pickles in a file are read.
+
+    A few hundred bytes can name a tuple of a tuple twice, forty times over: to hash it as a key
+    takes 2^40 steps. This follows the stack of the pickles without building anything.
+
+    Raises:
+        ValueError: what the keys hold and the calls are given has more values than 8 for each byte
+            of the file, those that are named often counted each time.
+        Exception: any of ``_BROKEN``, of what is no pickle.
+    """
+    # of a whole network, the state of each module holds those of the modules in it once more
+    most = max(8 * os.path.getsize(path), SMALL)
+    with open(path, "rb") as file:
+        if file.read(4) == _ZIP:
+            file.seek(0)
+            record = torch.PyTorchFileReader(file).get_record("data.pkl")  # as torch.load does
+            _check_pickle(io.BytesIO(record), most)
+        else:
+            file.seek(0)
+            for _ in range(5):  # as in _names
+                most = _check_pickle(file, most)
+
+
+def _check_pickle(file: BinaryIO, most: int) -> int:
+    """Checks one pickle; gives what it has left of ``most``."""
+    stack: list[Any] = []  # each value is the list of those in it, whatever its kind
+    marks: list[list[Any]] = []
+    memo: dict[object, Any] = {}
+    odd = 0
+    for code, argument, _ in pickletools.genops(file):
+        name = code.name
+        if name == "MARK":
+            marks.append(stack)
+            stack = []
+        elif name in _GETS:
+            stack.append(memo[argument])
+        elif name in _PUTS:
+            memo[len(memo) if argument is None else argument] = stack[-1]
+        elif name == "DUP":
+            stack.append(stack[-1])
+        elif not code.stack_before:
+            # hashes of long integers can be chosen, those of text cannot
+            odd += isinstance(argument, int) and argument.bit_length() > 64
+            stack.extend([] for _ in code.stack_after)
+        else:
+            parts, stack = _taken(code, stack, marks)
+            if name in _FOLLOWED:
+                followed = parts[_FOLLOWED[name]]
+                most -= _written_out(followed, most)
+                odd += name in _HASHES and sum(map(bool, followed))
+            if name in _FILLS:
+                parts[0].extend(parts[1:])
+                stack.append(parts[0])
+            elif code.stack_after:
+                stack.append(parts)
+        if odd > MOST_ODD_KEYS:
+            raise ValueError(f"it holds more than {MOST_ODD_KEYS} keys of several parts or "
+                             "integers of more than 64 bits")
+    return most
+
+
+def _taken(code: pickletools.OpcodeInfo, stack: list[Any], marks: list[list[Any]]
+           ) -> tuple[list[Any], list[Any]]:
+    """What an instruction takes from the stack, and the stack without it."""
+    parts: list[Any] = []
+    takes = len(code.stack_before)
+    if pickletools.markobject in code.stack_before:
+        parts, stack = stack, marks.pop()
+        takes = code.stack_before.index(pickletools.markobject)
+    if len(stack) < takes:
+        raise ValueError("its stack is empty")
+    left = len(stack) - takes
+    parts = stack[left:] + parts
+    del stack[left:]
+    return parts, stack
+
+
+def _written_out(values: list[Any], most: int) -> int:
+    """The number of values in some, those that are named often counted each time."""
+    count = depth = 0
+    while values:
+        count += len(values)
+        depth += 1
+        if depth > DEEPEST_KEY:
+            raise ValueError(f"a key or a call in it is nested more than {DEEPEST_KEY} deep")
+        if count + sum(map(len, values)) > most:
+            raise ValueError("its keys and calls hold far more values than it has bytes, those "
+                             "that it names often counted each time")
+        values = [part for value in values for part in value]
+    return count
 
 
 def _forbidden(path: Path, message: str) -> str | None:
@@ -362,7 +480,7 @@ def newest_that_loads(paths: Iterable[Path]) -> Path | None:
             content = load_tensors(path)
             if isinstance(content, dict) and "model" in content:
                 epoch = content.get("epoch")
-                found.append((epoch if isinstance(epoch, int) else -1, path.stat().st_mtime, path))
+                found.append((epoch if type(epoch) is int else -1, path.stat().st_mtime, path))
     return max(found)[2] if found else None
 
 

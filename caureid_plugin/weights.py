@@ -17,22 +17,45 @@ WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state", "model",
 NAMED = 3  # tensors of each side in an error
 
 
-def unwrap(content: Any) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint: of the first of ``WRAPPERS`` that it has, or its own.
+def unwrap(content: Any, source: str) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint, as :func:`find_weights`; the log says where they were.
+
+    Args:
+        content: of the file.
+        source: the file, for the log.
 
     Raises:
         ValueError: there are none.
     """
-    while isinstance(content, Mapping):
-        inner = [content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)]
-        if not inner:
-            break
-        content = inner[0]
-    tensors = {str(name): value for name, value in content.items()
-               if isinstance(value, torch.Tensor)} if isinstance(content, Mapping) else {}
+    tensors, under = find_weights(content)
     if not tensors:
         raise ValueError("it holds no tensors by their names")
+    if under:
+        logger.info("%s: the weights under %s are taken.", source, " > ".join(map(repr, under)))
     return tensors
+
+
+def find_weights(content: Any) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """The tensors of a checkpoint by their names, and the ``WRAPPERS`` around them.
+
+    Of several wrappers, and what lies beside them, the first with half as many tensors as the
+    fullest: one that is empty, or holds a few counters, is no network's.
+
+    Example:
+        >>> find_weights({"model_ema": {}, "state_dict": {"fc.bias": torch.ones(1)}})
+        ({'fc.bias': tensor([1.])}, ('state_dict',))
+    """
+    if not isinstance(content, Mapping):
+        return {}, ()
+    found = []
+    for name in WRAPPERS:
+        tensors, under = find_weights(content.get(name))
+        found.append((tensors, (name, *under)))
+    found.append(({str(name): value for name, value in content.items()
+                   if isinstance(value, torch.Tensor)}, ()))
+    most = max(len(tensors) for tensors, _ in found)
+    return next((tensors, under if tensors else ()) for tensors, under in found
+                if 2 * len(tensors) >= most)
 
 
 def strip(state: Mapping[str, torch.Tensor], names: Iterable[str]
@@ -48,9 +71,10 @@ def strip(state: Mapping[str, torch.Tensor], names: Iterable[str]
     """
     own = set(names)
     counts = {"": 0}
+    longest = max((name.count(".") + 1 for name in own), default=0)
     for name in state:
         parts = name.split(".")
-        for start in range(len(parts)):
+        for start in range(max(len(parts) - longest, 0), len(parts)):  # of 10^5 parts, a few
             if ".".join(parts[start:]) in own:
                 prefix = "".join(f"{part}." for part in parts[:start])
                 counts[prefix] = counts.get(prefix, 0) + 1
@@ -80,8 +104,11 @@ def load_matching(network: nn.Module, state: Mapping[str, torch.Tensor], source:
                 if name in every and value.shape == every[name].shape}
     count = len(matching.keys() & own.keys())
     if not own or count < LEAST_SHARE * len(own):
+        resized = len(own.keys() & found.keys()) >= LEAST_SHARE * len(own)
+        why = (" Their names are the same and their shapes are not: the weights are of another "
+               "width, depth or image size." if resized else "")
         raise ValueError(
-            f"{source} has {count} of the {len(own)} tensors of the network. Missing, for "
+            f"{source} has {count} of the {len(own)} tensors of the network.{why} Missing, for "
             f"example: {_examples(own, found)}. In the file instead: {_examples(found, own)}. Set "
             f"{key} to weights of this network, or the network to that of the weights.")
     check_content(matching, every, source)
@@ -120,6 +147,6 @@ def check_content(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Ten
 
 
 def _examples(some: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> str:
-    found = [f"{name} {tuple(value.shape)}" for name, value in some.items()
+    found = [f"{name[:100]} {tuple(value.shape)}" for name, value in some.items()
              if name not in other or other[name].shape != value.shape]
     return ", ".join(found[:NAMED]) or "none"

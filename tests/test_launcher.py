@@ -4,8 +4,10 @@ Here its processes are forked, which takes no time, and it runs in a process of 
 be sent signals. tests/compat/test_processes.py starts it as a user does.
 """
 
+import errno
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import sys
@@ -319,11 +321,45 @@ def test_a_port_that_is_taken_is_said_at_once(family, host):
         launcher.check_port(f"tcp://a:{port}")
 
 
-def test_a_port_that_is_none():
-    with pytest.raises(launcher.PortError, match="port 70000 cannot be used.*from 1024 to 65535"):
-        launcher.check_port("tcp://a:70000")
-    with pytest.raises(launcher.PortError, match="port 0 is none that others find"):
-        launcher.check_port("tcp://a:0")
+def test_a_port_that_this_user_may_not_take(monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(socket, "create_server", refuse)
+    with pytest.raises(launcher.PortError, match="port 80 cannot be used.*from 1024 to 65535"):
+        launcher.check_port("tcp://a:80")
+
+
+@pytest.mark.parametrize("url", [
+    "", "AUTO", "tcp://", "tcp://localhost", "tcp://localhost:", "tcp://:29500", "localhost:29500",
+    "env://", "file:///nope/x", "http://localhost:29500", "tcp://::1:29500", "tcp://[]:29500",
+    "tcp://me@localhost:29500", "tcp://localhost:29500/", "tcp://localhost:29500?rank=0",
+    "tcp://localhost:-1", "tcp://localhost:a", "tcp://localhost:\u0661", "tcp://local host:29500",
+    f"tcp://localhost:{'9' * 5000}"])
+def test_addresses_that_are_none(url):
+    with pytest.raises(launcher.PortError, match=re.escape(f"--dist-url {url!r} is no address")
+                       + ".*give tcp://host:port .*auto"):
+        launcher.check_address(url)
+
+
+@pytest.mark.parametrize("port", [0, 65536, 70000])
+def test_a_port_that_is_none(port):
+    url = f"tcp://localhost:{port}"
+    with pytest.raises(launcher.PortError, match=f"--dist-url {url}: port {port} .*1 to 65535"):
+        launcher.check_address(url)
+
+
+@pytest.mark.parametrize("host", ["nobody.invalid", "a..b", "a" * 70])
+def test_a_host_that_nothing_knows(host):
+    with pytest.raises(launcher.PortError,
+                       match=rf"--dist-url tcp://{host}:1: .* finds no host {host} \(.*IP address"):
+        launcher.check_address(f"tcp://{host}:1")
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]"])
+@pytest.mark.parametrize("port", [1, 65535])
+def test_addresses_at_which_processes_can_meet(host, port):
+    launcher.check_address(f"tcp://{host}:{port}")
 
 
 def test_handlers_are_given_back_and_outside_the_main_thread_none_is_set(monkeypatch, tmp_path):

@@ -18,6 +18,7 @@ from fastreid.config import CfgNode, get_cfg
 from fastreid.engine import DefaultTrainer
 from fastreid.evaluation import ClasEvaluator, ReidEvaluator
 from fastreid.modeling import build_model, meta_arch
+from fastreid.modeling.heads import REID_HEADS_REGISTRY, EmbeddingHead
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY, Baseline
 from fastreid.utils.compute_dist import build_dist
 from fastreid.utils.events import EventStorage
@@ -298,6 +299,28 @@ def supervised_run(cfg, tmp_path):
 
 def test_a_run_of_the_plugin_teaches_in_a_distiller(cfg, tmp_path):
     teacher = supervised_run(cfg, tmp_path)
+    student = student_of(tmp_path)
+    model = build_model(student)
+    taught, = model.model_ts
+    assert all(torch.equal(value, teacher.state_dict()[name])
+               for name, value in taught.state_dict().items() if name in teacher.state_dict())
+    with EventStorage(0):
+        found = model({"images": torch.rand(8, 3, 32, 16), "targets": torch.arange(8) // 2})
+    assert set(found) == {"loss_cls", "loss_jsdiv"}
+
+
+def test_a_teacher_needs_classes(cfg, tmp_path):
+    cfg.merge_from_list([*TINY, *PLAIN])
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.HEADS.NAME = "CAUReID", "CamSepHead"
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model_final.pth")
+    model = build_model(student_of(tmp_path))
+    with EventStorage(0), pytest.raises(KeyError, match="'pred_class_logits', which CamSepHead .*"
+                                        "NUM_CLASSES, a Distiller's teacher's as well"):
+        model({"images": torch.rand(8, 3, 32, 16), "targets": torch.arange(8) // 2})
+
+
+def student_of(tmp_path):
     student = get_cfg()
     student.KD = CfgNode({  # as FastReID's FastDistill adds them
         "MODEL_CONFIG": [str(tmp_path / "config.yaml")],
@@ -306,13 +329,7 @@ def test_a_run_of_the_plugin_teaches_in_a_distiller(cfg, tmp_path):
     student.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.BACKBONE.PRETRAIN", False, *PLAIN[:4],
                              "MODEL.META_ARCHITECTURE", "Distiller",
                              "MODEL.HEADS.NUM_CLASSES", 4])
-    model = build_model(student)
-    taught, = model.model_ts
-    assert all(torch.equal(value, teacher.state_dict()[name])
-               for name, value in taught.state_dict().items() if name in teacher.state_dict())
-    with EventStorage(0):
-        found = model({"images": torch.rand(8, 3, 32, 16), "targets": torch.arange(8) // 2})
-    assert set(found) == {"loss_cls", "loss_jsdiv"}
+    return student
 
 
 def test_the_toolboxs_tools_read_the_config_of_a_run(cfg, tmp_path):
@@ -424,7 +441,29 @@ class Unchanged(Baseline):
         return super().preprocess_image(batched_inputs)
 
 
-OWN = (ByAttributes, WithCentres, InForward, WithTheRegistry, Unchanged)
+class AddedToAFork(Baseline):
+    def losses(self, outputs, gt_labels):
+        return {"loss_own": outputs["features"].mean()}
+
+
+AddedToAFork.__module__ = "fastreid.modeling.meta_arch.added"
+
+
+class OfThePlugin(caureid_plugin.CAUReID):
+    """A subclass of CAUReID that leaves a loss out."""
+
+    def losses(self, outputs, batch):
+        found = super().losses(outputs, batch)
+        return {"loss_own": 2 * found.pop("loss_camsep"), **found}
+
+
+class OneNumber(Baseline):
+    def losses(self, outputs, gt_labels):
+        return outputs["features"].mean()
+
+
+OWN = (ByAttributes, WithCentres, InForward, WithTheRegistry, Unchanged, AddedToAFork, OfThePlugin,
+       OneNumber)
 
 
 @pytest.fixture
@@ -453,12 +492,15 @@ def first_step(cfg, monkeypatch):
     (ByAttributes, ("CameraSeparationLoss",), "CamSepHead"),
     (ByAttributes, ("CrossEntropyLoss", "InfoNCELoss"), "EmbeddingHead"),
     (WithCentres, ("CrossEntropyLoss", "CACCLoss", "CentreLoss"), "CamSepHead"),
-    (InForward, ("CrossEntropyLoss", "CameraSeparationLoss"), "EmbeddingHead")])
+    (InForward, ("CrossEntropyLoss", "CameraSeparationLoss"), "EmbeddingHead"),
+    (AddedToAFork, ("CameraSeparationLoss",), "CamSepHead"),
+    (OfThePlugin, ("CameraSeparationLoss",), "CamSepHead"),
+    (OneNumber, ("CameraSeparationLoss",), "CamSepHead")])
 def test_a_loss_of_the_plugin_that_nobody_computes_is_an_error(
         first_step, architecture, names, head):
     ours, = set(names) & {"CameraSeparationLoss", "InfoNCELoss", "CACCLoss"}
-    with pytest.raises(ValueError, match=rf"{architecture.__name__} does not compute the losses "
-                       rf"\['{ours}'\] of MODEL.LOSSES.NAME.*CAUReID.*build_losses"):
+    with pytest.raises(ValueError, match=rf"{architecture.__name__} gives no {SCALARS[ours]} in "
+                       rf"training.*\['{ours}'\] of MODEL.LOSSES.NAME.*CAUReID.*build_losses"):
         first_step(architecture, *names, head=head)
 
 
@@ -478,12 +520,14 @@ def test_baseline_does_not_know_them_at_its_first_step(first_step):
 @pytest.mark.parametrize("architecture, name, expected", [
     (WithCentres, "CentreLoss", {"loss_cls", "loss_centre"}),
     (InForward, "CentreLoss", {"loss_cls", "loss_centre"}),
-    (ByAttributes, "BinaryCrossEntropyLoss", {"loss_attributes"})])
+    (ByAttributes, "BinaryCrossEntropyLoss", {"loss_attributes"}),
+    (AddedToAFork, "OwnLoss", {"loss_own"})])
 def test_an_architecture_may_have_losses_of_its_own(
         first_step, messages, architecture, name, expected):
     assert first_step(architecture, "CrossEntropyLoss", name, head="EmbeddingHead") == expected
     told, = [message for message in messages if "LOSSES.NAME" in message]
     assert f"has ['{name}']" in told and f"left to {architecture.__name__}" in told
+    assert "neither FastReID's nor the plugin's own" in told and "LOSS_REGISTRY" in told
 
 
 def test_an_architecture_without_losses_of_its_own_knows_the_toolboxs(first_step):
@@ -498,11 +542,13 @@ def test_the_scalars_of_the_plugins_losses_are_known():
     assert theirs == compat.PLUGIN_LOSSES
 
 
+@pytest.mark.parametrize("classes", [4, 16])  # as many as the embedding has numbers
 @pytest.mark.parametrize("head", ["CamSepHead", "EmbeddingHead", "ClasHead"])
-def test_classification_with_embeddings_is_an_error(cfg, head):
+def test_classification_with_embeddings_is_an_error(cfg, head, classes):
     """It would take the place of the embedding's largest number for a class."""
     cfg.merge_from_file(str(CONFIGS / "Mix" / "bagtricks_camsep.yml"))
-    cfg.merge_from_list([*TINY, *PLAIN, "MODEL.HEADS.NAME", head, "MODEL.HEADS.NUM_CLASSES", 4])
+    cfg.merge_from_list([*TINY, *PLAIN, "MODEL.HEADS.NAME", head,
+                         "MODEL.HEADS.NUM_CLASSES", classes])
     evaluator = ClasEvaluator(cfg)
     batch = {"images": torch.rand(8, 3, 32, 16), "targets": torch.arange(8) // 2}
     with torch.no_grad():
@@ -512,11 +558,33 @@ def test_classification_with_embeddings_is_an_error(cfg, head):
         right = 100 * (outputs.argmax(dim=1) == batch["targets"]).float().mean()
         assert evaluator.evaluate()["Acc@1"] == pytest.approx(right.item())
         return
-    with pytest.raises(ValueError, match=f"16 numbers for an image.*there are 4 classes.*{head} "
-                       "gives embeddings.*ClasHead"):
+    with pytest.raises(ValueError, match=f"16 numbers for an image.*there are {classes} classes.*"
+                       f"{head} gives embeddings.*ClasHead"):
         evaluator.process(batch, outputs)
     with compat.without("embedding_as_scores"):
         evaluator.process(batch, outputs)
+
+
+@pytest.mark.parametrize("own", ["head", "architecture"])
+def test_scores_of_ones_own_parts_are_scores(cfg, own, monkeypatch):
+    """The configured head may be another's that inherits, or one that nobody asks."""
+    class OwnHead(EmbeddingHead):
+        def forward(self, features, targets=None):
+            return features
+
+    class OwnNet(Baseline):
+        def forward(self, batched_inputs):
+            return batched_inputs["scores"]
+
+    monkeypatch.setitem(REID_HEADS_REGISTRY._obj_map, "OwnHead", OwnHead)
+    monkeypatch.setitem(META_ARCH_REGISTRY._obj_map, "OwnNet", OwnNet)
+    key, name = {"head": ("MODEL.HEADS.NAME", "OwnHead"),
+                 "architecture": ("MODEL.META_ARCHITECTURE", "OwnNet")}[own]
+    cfg.merge_from_list(["MODEL.META_ARCHITECTURE", "Baseline", "MODEL.HEADS.NAME", "EmbeddingHead",
+                         "MODEL.HEADS.NUM_CLASSES", 4, key, name])
+    evaluator = ClasEvaluator(cfg)
+    evaluator.process({"targets": torch.arange(4)}, torch.eye(4))
+    assert evaluator.evaluate()["Acc@1"] == 100
 
 
 # ----------------------------------------------------- EmbeddingHead without identities ----

@@ -28,23 +28,38 @@ def test_known_wrappers_and_prefixes_are_taken_off(prefix, wraps, messages):
     expected = {name: value + 1 for name, value in source.state_dict().items()}
     for name in reversed(wraps):
         content = {"epoch": 3, name: content}
-    weights.load_matching(target, weights.unwrap(content), "w.pth", "KEY")
+    weights.load_matching(target, weights.unwrap(content, "w.pth"), "w.pth", "KEY")
     for name, value in target.state_dict().items():
         assert torch.equal(value, expected[name]), name
     without = f", without the prefix {prefix!r}" if prefix else ""
-    assert messages == [f"w.pth: 24 of 24 tensors loaded{without}."]
+    taken = [f"w.pth: the weights under {' > '.join(map(repr, wraps))} are taken."] * bool(wraps)
+    assert messages == [*taken, f"w.pth: 24 of 24 tensors loaded{without}."]
 
 
 def test_averaged_weights_come_first():
     one, other = {"a": torch.ones(1)}, {"a": torch.zeros(1)}
-    assert weights.unwrap({"state_dict": other, "state_dict_ema": one}) is not None
-    assert weights.unwrap({"state_dict": other, "state_dict_ema": one})["a"] == 1
+    assert weights.unwrap({"state_dict": other, "state_dict_ema": one}, "w.pth")["a"] == 1
+
+
+FEW, MANY = ({str(i): torch.full((), float(count)) for i in range(count)} for count in (1, 3))
+
+
+@pytest.mark.parametrize("content, under", [
+    ({"model_ema": {}, "state_dict": MANY}, ("state_dict",)),
+    ({"model_ema": {"model": {}}, "model": {"net": MANY, "teacher": None}}, ("model", "net")),
+    ({"model_ema": {"updates": torch.ones(())}, "state_dict": MANY}, ("state_dict",)),
+    ({"model": FEW, **{f"own{i}": value for i, value in MANY.items()}}, ()),
+    ({"model": MANY, "seed": torch.ones(())}, ("model",)),
+    ({"model": 3, "net": MANY}, ("net",)), ({"model": {}, "epoch": 3}, ())])
+def test_wrappers_without_a_network_are_passed_over(content, under):
+    tensors, found = weights.find_weights(content)
+    assert found == under and len(tensors) == (0 if "epoch" in content else 3)
 
 
 @pytest.mark.parametrize("content", [{}, [1], None, {"epoch": 3}, {"model": {"model": {}}}])
 def test_without_tensors(content):
     with pytest.raises(ValueError, match="holds no tensors"):
-        weights.unwrap(content)
+        weights.unwrap(content, "w.pth")
 
 
 @pytest.mark.parametrize("missing, loads", [(2, True), (3, False)])
@@ -63,9 +78,24 @@ def test_nine_of_ten_tensors(missing, loads):
 
 
 def test_another_width():
-    with pytest.raises(ValueError, match=r"w.pth has 0 of the 24 .*0.weight \(4, 3, 1, 1\).* "
+    with pytest.raises(ValueError, match=r"w.pth has 0 of the 24 .*names are the same and their "
+                       r"shapes are not: .*another width.*0.weight \(4, 3, 1, 1\).* "
                        r"In the file instead: 0.weight \(8, 3, 1, 1\).*Set KEY"):
         weights.load_matching(network(), network(8).state_dict(), "w.pth", "KEY")
+
+
+def test_the_hint_at_another_width_is_left_out_where_the_names_are_others():
+    with pytest.raises(ValueError, match=r"has 0 of the 24 tensors of the network\. Missing"):
+        weights.load_matching(network(), {"a": torch.ones(1)}, "w.pth", "KEY")
+
+
+def test_a_name_of_many_parts():
+    state = {f"{'a.' * 10**5}{name}": value for name, value in network().state_dict().items()}
+    found, prefix = weights.strip(state, network().state_dict())
+    assert found.keys() == network().state_dict().keys() and prefix == "a." * 10**5
+    with pytest.raises(ValueError) as refused:
+        weights.load_matching(network(), {"b." * 10**5: torch.ones(1)}, "w.pth", "KEY")
+    assert len(str(refused.value)) < 1000
 
 
 @pytest.mark.parametrize("change, says", [

@@ -487,6 +487,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         help="leave out time, memory and the first clustering")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values")
     args = parser.parse_args(argv)
+    if not args.config_file:  # the toolbox's own config would be taken
+        parser.error("--config-file is empty: name a config, configs/OwnData/caureid.yml for "
+                     "images of your own")
     late = [word for word in args.opts if word.startswith("--")]
     if late:
         parser.error(f"{late[0]} stands among config keys: options stand before them")

@@ -32,7 +32,7 @@ def extract(source: Path, output: Path) -> str:
     if output.exists():
         raise ValueError(f"OUTPUT {output} is there already: name another file.")
     try:
-        tensors = unwrap(salvage(source))
+        tensors = unwrap(salvage(source), str(source))
     except DamagedFile:
         raise
     except ValueError as error:

@@ -45,7 +45,7 @@ from search_embedder import load_embedder, options_first, sentence
 
 BLOCK = 500  # images that are embedded before the index is written: what an interruption costs
 SECTION = "CAMERA_FOLDER."
-KEYS = ("CAMERA", "LEVEL", "PATTERN", "CSV")  # of that section; the others are of training
+KEYS = ("CAMERA", "LEVEL", "PATTERN", "CSV")  # how a run read its cameras
 HINT = " (CAMERA_FOLDER keys say where to read it, see --help)."
 STANDARDIZED = "; searches standardise them by camera."
 NAMED = 5  # unreadable images that are named

@@ -64,7 +64,7 @@ def headline(run: Run) -> dict:
         "epochs": f"{run.epochs:.3g}", "max_epoch": run.cfg.SOLVER.MAX_EPOCH,
         "finished": run.is_finished, "level": verdict.level, "mark": MARKS[verdict.level],
         "summary": verdict.summary, "note": verdict.note, "advice": verdict.advice,
-        "labelled": any(finding.name == "mAP" for finding in verdict.findings),
+        "labelled": any(finding.name.rpartition("/")[2] == "mAP" for finding in verdict.findings),
         "findings": [{"name": NAMES.get(finding.name, finding.name), "level": finding.level,
                       "mark": MARKS[finding.level], "value": finding.figure,
                       "sentence": finding.sentence} for finding in verdict.findings]}

@@ -8,6 +8,7 @@ The index is one that tools/index.py made with the same network. Each query gets
 score (the cosine of the two embeddings), whether that is above the threshold, camera and path. The
 threshold follows from pairs of images in the same and in different clusters of the training run.
 Where the run's verdict is bad, same or different is not told (--despite-verdict tells it).
+The query's own file, and copies of it, are left out of the list where the index has them.
 An index that standardises by camera does so with the queries, and has no threshold: --query-camera
 says which camera they are from.
 
@@ -20,6 +21,7 @@ import json
 import os
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import caureid_plugin  # noqa: F401  first: it makes the toolbox importable
 from caureid_plugin.compat import shown
@@ -29,6 +31,8 @@ from PIL import Image, PngImagePlugin
 from tabulate import tabulate
 
 from search_embedder import (
+    COPIES,
+    is_query,
     load_embedder,
     pair_statistics,
     percent,
@@ -77,20 +81,33 @@ def check_query(path: Path) -> None:
                          f"{MOST_PIXELS}: make it smaller.")
 
 
-def answer(args: argparse.Namespace, embedder, index: Index) -> list[tuple[Path, list[Hit], str]]:
-    """For each query its hits, or why it has none."""
+class Answer(NamedTuple):
+    """To a query: its hits, those of its own file or copies, which are left out of them, or why
+    there are none."""
+
+    path: Path
+    hits: list[Hit]
+    own: list[Hit]
+    error: str
+
+
+def answer(args: argparse.Namespace, embedder, index: Index) -> list[Answer]:
+    """Of each query."""
     answers = []
     camera = None if args.query_camera is None else [args.query_camera]
     for path in args.queries:
         try:
             check_query(path)
-            features = embedder.embed([path])
+            features, data = embedder.embed([path]), path.read_bytes()
         except (ValueError, OSError) as error:
-            answers.append((path, [], sentence(error)))
+            answers.append(Answer(path, [], [], sentence(error)))
             continue
-        hits = index.search(features, args.top, cameras=args.camera,
+        hits = index.search(features, args.top + COPIES, cameras=args.camera,
                             without_cameras=args.without_camera, query_cameras=camera)[0]
-        answers.append((path, hits, ""))
+        own = [hit for hit in hits if is_query(index.entries[hit.row], path, data)]
+        kept = [hit for hit in hits if hit not in own][:args.top]
+        answers.append(Answer(path, [hit._replace(rank=rank)
+                                     for rank, hit in enumerate(kept, start=1)], own, ""))
     return answers
 
 
@@ -128,19 +145,24 @@ def say_standardized(index: Index, camera: str | None) -> str:
     return f"\nStandardised by camera; the queries by the statistics of the index: {whose}."
 
 
-def table(index: Index, hits: list[Hit], threshold) -> str:
-    if not hits:
-        return ("Nothing: the index is empty, tools/index.py fills it." if not len(index) else
-                "Nothing: no image of the index is of a camera that was asked for (--camera, "
-                "--without-camera).")
+def table(index: Index, answered: Answer, threshold) -> str:
+    """Of its hits, and what is left out of them."""
+    own = ", ".join(f"{shown(hit.path)} (camera {shown(hit.camera) or 'unknown'})"
+                    for hit in answered.own)
+    own = f"Left out, the query's own file: {own}." if own else ""
+    if not answered.hits:
+        return own or (
+            "Nothing: the index is empty, tools/index.py fills it." if not len(index) else
+            "Nothing: no image of the index is of a camera that was asked for (--camera, "
+            "--without-camera).")
     marks = {None: "-", True: "yes", False: "no"}
     rows = [(hit.rank, f"{hit.score:.3f}", marks[is_same(hit, threshold)],
-             shown(hit.camera) or "-", shown(hit.path)) for hit in hits]
+             shown(hit.camera) or "-", shown(hit.path)) for hit in answered.hits]
     return tabulate(rows, headers=("rank", "score", "same?", "camera", "path"),
-                    disable_numparse=True)
+                    disable_numparse=True) + (own and f"\n{own}")
 
 
-def as_json(index: Index, answers: list, threshold, why: str, camera: str | None,
+def as_json(index: Index, answers: list[Answer], threshold, why: str, camera: str | None,
             more: dict) -> bytes:
     content = {
         "made_by": MARK, "index": str(index.folder), "model": index.model,
@@ -151,14 +173,15 @@ def as_json(index: Index, answers: list, threshold, why: str, camera: str | None
         "queries": [
             {"path": str(path), "error": error, "hits": [
                 {"rank": hit.rank, "score": round(hit.score, 6), "same": is_same(hit, threshold),
-                 "camera": hit.camera, "path": hit.path} for hit in hits]}
-            for path, hits, error in answers]}
+                 "camera": hit.camera, "path": hit.path} for hit in hits],
+             "own_file": [{"camera": hit.camera, "path": hit.path} for hit in own]}
+            for path, hits, own, error in answers]}
     return (json.dumps(content, indent=1) + "\n").encode("ascii")
 
 
-def as_picture(answers: list, threshold) -> bytes:
+def as_picture(answers: list[Answer], threshold) -> bytes:
     rows = []
-    for path, hits, error in answers:
+    for path, hits, _, error in answers:
         if not error:
             cells = [Cell(hit.path, (
                 f"{hit.rank}: {hit.score:.3f} " + {None: "", True: "✓", False: "✗"}[
@@ -228,7 +251,7 @@ def run(args: argparse.Namespace) -> list[str]:
     verdict = verdict_of(embedder, index)
     threshold = None if statistics is None else statistics.threshold(args.false_match_rate)
     answers = answer(args, embedder, index)
-    errors = [error for _, _, error in answers if error]
+    errors = [answered.error for answered in answers if answered.error]
     if args.json:
         expected = {} if threshold is None else statistics.expected(
             threshold.value, index.camera_counts)
@@ -239,8 +262,8 @@ def run(args: argparse.Namespace) -> list[str]:
     if args.picture and len(errors) < len(answers):
         picture = as_picture(answers, threshold)
         write_atomically(args.picture, lambda file: file.write(picture))
-    lines = [f"\n{shown(path)}\n{table(index, hits, threshold)}"
-             for path, hits, error in answers if not error]
+    lines = [f"\n{shown(answered.path)}\n{table(index, answered, threshold)}"
+             for answered in answers if not answered.error]
     if lines:
         told = [say_threshold(threshold, statistics, why)]
         if threshold is not None:

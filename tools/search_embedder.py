@@ -8,6 +8,10 @@ from pathlib import Path
 import caureid_plugin  # noqa: F401  first: it makes the toolbox importable
 from caureid_plugin.compat import shown
 
+from serve_images import NoImage, read_bytes
+
+COPIES = 10  # of the query's own file that are left out without making the list shorter
+
 
 def load_embedder(path: Path):
     """The network of a run folder or an .onnx file of tools/export.py.
@@ -32,6 +36,26 @@ def verdict_of(embedder, index):
     return index.verdict if index.verdict.level == "bad" else embedder.verdict
 
 
+def is_query(entry, path: Path, data: bytes) -> bool:
+    """Whether an entry of an index is the query's file, or has the same content.
+
+    Args:
+        path: of the query.
+        data: its content.
+    """
+    try:
+        if os.path.samefile(path, entry.name):  # also where it was changed since
+            return True
+    except (OSError, ValueError):
+        return False
+    if entry.size not in (-1, len(data)):
+        return False
+    try:
+        return read_bytes(entry.name, len(data)) == data
+    except NoImage:
+        return False
+
+
 def pair_statistics(embedder, index, despite_verdict: bool = False):
     """The pair statistics that tell most of a network and its index, and why there are none.
 
@@ -50,10 +74,10 @@ def pair_statistics(embedder, index, despite_verdict: bool = False):
 
 
 def say_doubt(verdict) -> str:
-    """What else is to be said of a run that did not go well, where same or different is told."""
+    """What else is to be said where same or different is told and the run may have gone wrong."""
     if verdict.level == "bad":
         return f" This is told despite the verdict of the run. {shown(verdict.reason)}"
-    return f" {shown(verdict.reason)}" if verdict.level == "mixed" else ""
+    return f" {shown(verdict.reason)}" if verdict.level != "good" else ""
 
 
 def say_expected(statistics, value: float, camera_counts: Mapping[str, int], mark: str) -> str:

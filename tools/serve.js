@@ -76,8 +76,10 @@
   // of a new query: on a phone what is found lies below the window
   function reveal() {
     const found = byId("found"), first = byId("hits").firstElementChild;
-    if (first !== null && (found.getBoundingClientRect().top < 0
-        || first.getBoundingClientRect().bottom > window.innerHeight)) found.scrollIntoView();
+    if (found.getBoundingClientRect().top < 0
+        || (first ?? found).getBoundingClientRect().bottom > window.innerHeight) {
+      found.scrollIntoView();
+    }
   }
 
   function fill(answer) {

@@ -10,7 +10,9 @@ of the index: docs/web.md says what to put in front. Ctrl-C or SIGTERM ends it, 
 """
 
 import argparse
+import contextlib
 import errno
+import functools
 import importlib
 import ipaddress
 import logging
@@ -140,6 +142,25 @@ def make_channel(base: type) -> type:
     return Channel
 
 
+def end_late(server, now: float) -> None:
+    """Ends connections whose request and answer, or pause, take longer than ``SECONDS``.
+
+    waitress leaves alone those that have asked for more, and waits for those that read nothing:
+    four of them would hold its threads for ever.
+
+    Args:
+        server: of waitress, which calls this now and then.
+        now: as of ``time.time()``.
+    """
+    for channel in server.active_channels.values():
+        # what waits for a thread is not late
+        if channel.last_activity < now - SECONDS and (
+                channel.total_outbufs_len or not channel.requests):
+            channel.will_close = True
+            with contextlib.suppress(OSError):  # which lets it be written to, and closed then
+                channel.socket.shutdown(socket.SHUT_RDWR)
+
+
 def make_server(args: argparse.Namespace, listening: socket.socket):
     """The page's server, ready to run, and the index."""
     app, waitress = web_module("serve_app"), web_module("waitress")
@@ -159,6 +180,7 @@ def make_server(args: argparse.Namespace, listening: socket.socket):
         channel_timeout=SECONDS, cleanup_interval=SECONDS / 4, connection_limit=2 * CONNECTIONS,
         max_request_body_size=2 * limit, inbuf_overflow=2 * limit + 1)
     server.channel_class = make_channel(server.channel_class)
+    server.maintenance = functools.partial(end_late, server)
     return server, index
 
 

@@ -20,13 +20,13 @@ those are known. It changes nothing of what is kept.
 import argparse
 import io
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import caureid_plugin  # noqa: F401  first: it makes the toolbox importable
 import matplotlib
 import numpy as np
-from caureid_plugin.compat import shown
+from caureid_plugin.compat import junk_identities, shown
 from caureid_plugin.data import build_dataset
 from caureid_plugin.files import write_atomically
 from caureid_plugin.retrieval import Embedder, PairStatistics, load_run
@@ -64,23 +64,24 @@ def measure(run: Run, embedder: Embedder, count: int, seed: int) -> PairStatisti
 # -------------------------------------------------------------------- the marked diagnostic ----
 
 
-def by_identity(embedder: Embedder, items: Iterable[tuple], count: int, seed: int
+def by_identity(embedder: Embedder, items: Sequence[tuple], count: int, seed: int
                 ) -> PairStatistics:
     """Pair statistics of images with identities in place of clusters.
 
     Args:
-        items: (path, identity, camera); 0 and less are no one's in Market-1501's layout.
+        items: (path, identity, camera).
     """
-    known = [item for item in items if not (isinstance(item[1], int) and item[1] <= 0)]
-    codes = [np.unique([str(item[part]) for item in known], return_inverse=True)[1]
+    codes = [np.unique([str(item[part]) for item in items], return_inverse=True)[1]
              for part in (1, 2)]
     rows = sample_clusters(codes[0], count, seed)
-    features = embedder.embed([known[row][0] for row in rows], progress=True)
+    features = embedder.embed([items[row][0] for row in rows], progress=True)
     return PairStatistics.from_features(features, codes[0][rows], codes[1][rows], seed=seed)
 
 
 def labelled_sets(cfg) -> dict[str, list]:
     """(path, identity, camera) of the images whose identities are known, by name of the set.
+
+    Images of no one, which some test sets have, are left out.
 
     Raises:
         Missing: there are none.
@@ -92,7 +93,8 @@ def labelled_sets(cfg) -> dict[str, list]:
             sets[f"{name}, training images"] = items
     name, query, gallery, _ = find_test_set(cfg)
     if name:
-        sets[f"{name}, test images"] = query + gallery
+        junk = junk_identities(name)
+        sets[f"{name}, test images"] = [item for item in query + gallery if item[1] not in junk]
     if not sets:
         raise Missing("--true-labels: neither the training images nor a test set (DATASETS.TESTS) "
                       "have identities.")
@@ -193,6 +195,8 @@ def work(args: argparse.Namespace) -> None:
     if embedder.verdict.level == "bad":
         say(f"{embedder.verdict.reason} Its clusters are no people then, and searches tell same or "
             "different with --despite-verdict alone.")
+    elif embedder.verdict.level == "unknown":
+        say(embedder.verdict.reason)
     if measured.lowest_rate > RATES[-1]:
         say("So few pairs of two clusters tell no false match rate below "
             f"{100 * measured.lowest_rate:.2g} %: take more images (--images), if there are any.")

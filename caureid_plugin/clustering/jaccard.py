@@ -33,12 +33,15 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from . import kernels
+from . import kernels, memory
 from .encoding import encode
 from .inputs import as_feature_matrix, check_eps
 from .lists import neighbor_lists
 from .neighbors import Progress, Search
 from .threads import over_rows, stack_rows
+
+# of one pair, at the peak: both halves of the graph, its transpose and what scipy copies
+BYTES_OF_A_PAIR = 116
 
 
 def jaccard_graph(features: torch.Tensor | np.ndarray, *, eps: float,
@@ -111,11 +114,19 @@ def pairs_within(encoding: sparse.csr_matrix, eps: float,
 
     Returns:
         (N, N), as :func:`jaccard_graph` returns it.
+
+    Raises:
+        MemoryError: so many pairs are within ``eps`` that their graph does not fit in what is free.
     """
     n = encoding.shape[0]
     above = stack_rows(over_rows(
         functools.partial(kernels.close_pairs, *_with_lists(encoding), np.float32(eps)), n,
         progress and functools.partial(progress, "pairs")), n)
+    needed, free = BYTES_OF_A_PAIR * above.nnz / memory.GIB, memory.available()
+    if needed > free:
+        raise MemoryError(f"{above.nnz:,} pairs of images lie within eps {eps:g}, which takes "
+                          f"about {needed:.1f} GiB, and {free:.1f} are free: lower eps "
+                          "(CAUREID.CLUSTER.EPS)")
     below = above.T.tocsr()
     bounds = np.arange(n + 1) + above.indptr + below.indptr
     columns = np.empty(bounds[-1], dtype=np.int32)

@@ -32,11 +32,27 @@ def compiled(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     if function is None:
         return functools.partial(compiled, **options)
     try:
-        return numba.njit(nogil=True, cache=True, **options)(function)
+        return _kept_if_possible(numba.njit(nogil=True, cache=True, **options)(function))
     except RuntimeError as error:  # neither the package's folder nor HOME, as in many containers
         _say_uncached(str(error).partition(": ")[2])
         return numba.njit(nogil=True, **options)(function)
 
+
+def _kept_if_possible(dispatcher: Any) -> Any:
+    """The same function, which goes on where its folder takes no more: a full disk, a quota."""
+    cache = getattr(dispatcher, "_cache", None)  # numba has no public name for it
+    save = getattr(cache, "save_overload", None)
+    if save is None:
+        return dispatcher
+
+    def save_overload(*compiled: Any) -> None:
+        try:
+            save(*compiled)
+        except OSError as error:
+            _say_uncached(str(error))
+
+    vars(cache)["save_overload"] = save_overload
+    return dispatcher
 
 
 # Sums may be reordered, which is what lets the compiler use the vector units; nothing else.

@@ -27,8 +27,9 @@ logger = logging.getLogger("fastreid.caureid")
 CAMERA_PREFIX = "camerafolder_"  # of every camera's name
 NO_IDENTITY = f"{CAMERA_PREFIX}unlabelled"  # of every training image
 SYSTEM_FOLDERS = ("skip", "read")
-# More cameras than this with fewer images each on average are hardly cameras: tracks, people, days.
-MANY_CAMERAS, FEW_IMAGES = 30, 100
+# More cameras than this are hardly cameras, but tracks, people or days, where each has on average
+# fewer images than three for each camera, or than a hundred.
+MANY_CAMERAS, FEW_IMAGES = 10, 100
 
 
 @DATASET_REGISTRY.register()
@@ -210,7 +211,7 @@ class CameraFolder(ImageDataset):
 
     def _warn_of_tiny_cameras(self) -> None:
         images, cameras = len(self.train), self.get_num_cams(self.train)
-        if cameras > MANY_CAMERAS and images < FEW_IMAGES * cameras:
+        if cameras > MANY_CAMERAS and images < min(3 * cameras, FEW_IMAGES) * cameras:
             logger.warning(
                 "%d images are of %d cameras, %.1f each: are these cameras, or tracks, people or "
                 "days? Images of one camera must have one name: %s", images, cameras,

@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import os
 import re
+import time
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 
@@ -21,7 +22,9 @@ UNMATCHED = ("error", "skip")
 USED_BY = {"level": ("folder",), "pattern": ("pattern",), "csv": ("csv",),
            "unmatched": ("folder", "pattern", "csv")}
 LONGEST_PATTERN = 2000  # characters
-PATTERN_SECONDS = 1.0  # of computing, for one image: Python's own ``re`` has no limit
+# Of computing, for one image; and for each, beside twice that. Python's own ``re`` has no limit. A
+# plain pattern takes some ten microseconds.
+PATTERN_SECONDS, MORE_SECONDS = 1.0, 1e-4
 ONLY_CAMERA = "one"  # its name, where there is no other
 _WHOLE_NUMBER = re.compile(r"(-?)0*([0-9]+?)(?:\.0*)?")
 
@@ -29,10 +32,13 @@ _WHOLE_NUMBER = re.compile(r"(-?)0*([0-9]+?)(?:\.0*)?")
 def plain_name(text: str) -> str:
     """A camera's or identity's name; whole numbers in one spelling: 01 and 1.0 are 1.
 
-    pandas writes 1.0 where a column of numbers has a gap.
+    pandas writes 1.0 where a column of numbers has a gap. Other ways to write a number, such as +1
+    and 1e0, are names.
     """
     number = _WHOLE_NUMBER.fullmatch(text)
-    return number[1] + number[2] if number else text
+    if number is None:
+        return text
+    return number[2] if number[2] == "0" else number[1] + number[2]
 
 
 def spelling_key(name: str) -> str:
@@ -40,15 +46,17 @@ def spelling_key(name: str) -> str:
 
     So does ``.0`` behind a number, as pandas writes it.
 
-    Signs between two numbers count: "1-2" is not "12". How Unicode composes a letter does not.
+    Signs between two numbers count: "1-2" is not "12"; so does the minus of a number: "-1" is not
+    "1". How Unicode composes a letter does not.
     """
+    minus = "-" if re.fullmatch(r"-[0-9]+(?:[.,][0-9]*)?", name) else ""
     name = "".join(c for c in unicodedata.normalize("NFKC", name).casefold()
                    if unicodedata.category(c) != "Cf")  # invisible
     text = re.sub(r"(?<=[0-9])[.,]0+(?![0-9])", "", name)
     # bytes that are no text, which Python keeps as surrogates, count
     text = re.sub(r"(?:[^\w\udc80-\udcff]|_)+", " ", text).strip()
     text = re.sub(r"(?<![0-9])0+(?=[0-9])", "", text)
-    return re.sub(r"(?<![0-9]) | (?![0-9])", "", text)
+    return minus + re.sub(r"(?<![0-9]) | (?![0-9])", "", text)
 
 
 def alike_names(places: Mapping[str, Collection[str]]) -> str:
@@ -144,16 +152,19 @@ class CameraSource:
             paths: of the images.
 
         Raises:
-            ValueError: patterns that disagree about an image; a CSV file that is damaged, names
-                one image twice with different cameras, or images that there are not.
+            ValueError: patterns that disagree about an image, or take more than a second for one
+                or 0.1 ms for each; a CSV file that is damaged, names one image twice with
+                different cameras, or images that there are not.
         """
         if self.camera == "none":
             return [ONLY_CAMERA] * len(paths)
         if self.camera == "csv":
             found = self._by_table(paths)
+        elif self.camera == "pattern":
+            search = _Search(self.patterns, len(paths))
+            found = [search.camera(path) for path in below(root, paths)]
         else:
-            read_one = self._by_folder if self.camera == "folder" else self._by_pattern
-            found = [read_one(path) for path in below(root, paths)]
+            found = [self._by_folder(path) for path in below(root, paths)]
         return [None if name is None else plain_name(name) for name in found]
 
     def _by_folder(self, path: str) -> str | None:
@@ -161,26 +172,6 @@ class CameraSource:
         if len(folders) < abs(self.level):
             return None
         return folders[self.level - 1 if self.level > 0 else self.level]
-
-    def _by_pattern(self, path: str) -> str | None:
-        camera, by = None, ""
-        for text in self.patterns:
-            try:
-                match = regex.search(text, path, timeout=PATTERN_SECONDS)
-            except TimeoutError as error:
-                raise ValueError(
-                    f"{SECTION}.PATTERN: {text!r} takes more than {PATTERN_SECONDS:g} s for "
-                    f"{shown(path)}: it repeats what repeats, as (a+)+ does, or has several of .*; "
-                    "write it without.") from error
-            found = match and match["camera" if "camera" in match.groupdict() else 1]
-            if not found:
-                continue
-            if camera is not None and plain_name(found) != plain_name(camera):
-                raise ValueError(
-                    f"Two of {SECTION}.PATTERN disagree about {shown(path)}: {by!r} reads camera "
-                    f"{shown(camera)}, {text!r} reads {shown(found)}. Change one of them.")
-            camera, by = found, text
-        return camera
 
     def _by_table(self, paths: Sequence[str]) -> list[str | None]:
         key = f"{SECTION}.CSV"
@@ -234,6 +225,50 @@ class CameraSource:
             return (f"{SECTION}.PATTERN {self.pattern!r} finds no camera in {which}. It is "
                     f"searched in paths such as {first}. Change it, or add another behind a blank")
         return (f"{SECTION}.CSV {shown(self.csv)} has no row for {which}: {first}. Add them")
+
+
+class _Search:
+    """Patterns in the paths of so many images, which have one budget of time together."""
+
+    def __init__(self, patterns: Sequence[str], images: int) -> None:
+        self.patterns = [regex.compile(text) for text in patterns]
+        self.images, self.seconds = images, 2 * PATTERN_SECONDS + MORE_SECONDS * images
+        self.end = time.thread_time() + self.seconds
+        self.slowest = 0.0, "", ""  # seconds, pattern, path
+
+    def camera(self, path: str) -> str | None:
+        """What the patterns find that match, None if none does."""
+        camera, by = None, ""
+        for pattern in self.patterns:
+            match = self._match(pattern, path)
+            found = match and match["camera" if "camera" in match.groupdict() else 1]
+            if not found:
+                continue
+            if camera is not None and plain_name(found) != plain_name(camera):
+                raise ValueError(
+                    f"Two of {SECTION}.PATTERN disagree about {shown(path)}: {by!r} reads camera "
+                    f"{shown(camera)}, {pattern.pattern!r} reads {shown(found)}. Change one of "
+                    "them.")
+            camera, by = found, pattern.pattern
+        return camera
+
+    def _match(self, pattern: regex.Pattern[str], path: str) -> regex.Match[str] | None:
+        start = time.thread_time()
+        left = self.end - start
+        try:
+            if left <= 0:  # short searches do not look at their limit
+                raise TimeoutError
+            match = pattern.search(path, timeout=min(PATTERN_SECONDS, left))
+        except TimeoutError as error:
+            text, where = pattern.pattern, f"{PATTERN_SECONDS:g} s for {shown(path)}"
+            if left < PATTERN_SECONDS:
+                _, text, slowest = max(self.slowest, (left, text, path))
+                where = f"{self.seconds:.3g} s for {self.images} images, {shown(slowest)} for one"
+            raise ValueError(
+                f"{SECTION}.PATTERN: {text!r} takes more than {where}: it repeats what repeats, "
+                "as (a+)+ does, or has several of .*; write it without.") from error
+        self.slowest = max(self.slowest, (time.thread_time() - start, pattern.pattern, path))
+        return match
 
 
 def below(root: str, paths: Sequence[str]) -> list[str]:

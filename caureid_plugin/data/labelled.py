@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -68,7 +69,7 @@ def read_labelled(query: str, gallery: str, *, system_folders: bool = False) -> 
         answers = [(path, identity, 1) for path, identity, _ in answers]
     unanswered = _count_unanswered(queries, answers)
     return Labelled(queries, answers, names[1], list(cameras) * (2 if len(cameras) == 1 else 1),
-                    _warnings(len(queries), unanswered, *names))
+                    _warnings(len(queries), unanswered, *names) + _copies(queries, answers))
 
 
 def _check_shared(query: _Named, gallery: _Named, one_camera: bool) -> None:
@@ -114,6 +115,38 @@ def _warnings(queries: int, unanswered: int, identities: dict[str, set[str]],
         found.append(f"Identities that differ only in their spelling are different people: {alike}."
                      " If one is meant, write it the same everywhere: the figures are wrong.")
     return found
+
+
+def _copies(queries: Sequence[tuple[str, int, int]],
+            gallery: Sequence[tuple[str, int, int]]) -> list[str]:
+    """A warning of queries that find a file of the same content; none if there are none."""
+    sizes = [[os.path.getsize(path) if os.path.isfile(path) else 0 for path, *_ in part]
+             for part in (queries, gallery)]
+    both = set(sizes[0]) & set(sizes[1]) - {0}
+    contents: dict[bytes, list[tuple[str, int, int]]] = {}
+    for item, size in zip(gallery, sizes[1], strict=True):
+        if size in both:
+            contents.setdefault(_digest(item[0]), []).append(item)
+    pairs = []
+    for item, size in zip(queries, sizes[0], strict=True):
+        same = contents.get(_digest(item[0]), []) if size in both else []
+        # of the same labels, the evaluator leaves it out
+        pairs += [(item[0], other[0]) for other in same if other[1:] != item[1:]][:1]
+    if not pairs:
+        return []
+    first = " and ".join(map(shown, pairs[0]))
+    return [(
+        f"{len(pairs)} of the {len(queries)} images of {SECTION}.QUERY have a copy in GALLERY, the "
+        f"same file by another name or label (first: {first}): each finds itself, and the figures "
+        "are wrong. Remove the copies.")]
+
+
+def _digest(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.blake2b(file.read()).digest()
+    except OSError:  # which the evaluation names
+        return os.fsencode(path)
 
 
 def _read(path: str, key: str, system_folders: bool) -> _Named:

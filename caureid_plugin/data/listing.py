@@ -18,7 +18,8 @@ NOTHING = ("", "nan", "<na>", "none", "null", "#n/a")
 # whose names begin with a dot are hidden anyway.
 SYSTEM_FOLDERS = frozenset((
     "@eadir", "#recycle", "#snapshot", "@tmp", "@sharebin",  # Synology
-    "@recycle", "@recently-snapshot", "@upload_cache", "network recycle bin",  # QNAP
+    "@recycle", "@recently-snapshot", "@__thumb", "@upload_cache", "network recycle bin",  # QNAP
+    "recycle bin", "trashbox", "_gsdata_",  # other NAS, GoodSync
     "~snapshot", "files_trashbin", "files_versions",  # NetApp, Nextcloud
     "$recycle.bin", "recycler", "recycled", "system volume information",  # Windows
     "__macosx", "network trash folder", "temporary items",  # macOS
@@ -142,7 +143,8 @@ def _list_folder(folder: str, key: str, found: Listing, system_folders: bool) ->
 
 
 def _is_systems(name: str) -> bool:
-    return name.lower() in SYSTEM_FOLDERS or _DISK_CHECK.fullmatch(name.lower()) is not None
+    name = name.strip().lower()  # tools that copy add blanks
+    return name in SYSTEM_FOLDERS or _DISK_CHECK.fullmatch(name) is not None
 
 
 def _count_images(folder: str) -> int:

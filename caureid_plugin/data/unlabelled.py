@@ -16,6 +16,7 @@ from fastreid.data.data_utils import read_image
 from fastreid.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from ..compat import known_cameras
 from .sampler import ClusterSampler, Draw
 
 
@@ -23,7 +24,7 @@ class UnlabelledImages(Dataset[dict[str, Any]]):
     """Images with cameras and, later, pseudo labels. Identities never enter it.
 
     Args:
-        items: (path, camera) of each image; cameras are any sortable names.
+        items: (path, camera) of each image; cameras are all text or all numbers.
         transform: image -> tensor.
         labels: (N,) pseudo labels, -1 for outliers; None: all -1.
 
@@ -35,7 +36,7 @@ class UnlabelledImages(Dataset[dict[str, Any]]):
     An item is a dict: images (3, H, W), targets, camids, indexes (its row), img_paths.
 
     Raises:
-        ValueError: no image; an image without a camera (names it).
+        ValueError: no image; an image without a camera, or with what is no name of one (names it).
     """
 
     def __init__(self, items: Sequence[tuple[str, Any]],
@@ -44,12 +45,13 @@ class UnlabelledImages(Dataset[dict[str, Any]]):
         if not items:
             raise ValueError("The training set has no image: check DATASETS.NAMES and the "
                              "environment variable FASTREID_DATASETS.")
+        known = known_cameras(items)
         for path, camera in items:
-            if camera is None or camera == "" or camera == -1:
+            if camera not in known or camera == -1:
                 raise ValueError(f"The training image {path} has no camera label; every training "
                                  "image needs one. Mend the dataset or remove the file.")
         self.paths = [path for path, _ in items]
-        self.camera_names = sorted({camera for _, camera in items})
+        self.camera_names = sorted(known)
         number = {name: i for i, name in enumerate(self.camera_names)}
         self.camids = np.array([number[camera] for _, camera in items], dtype=np.int64)
         self.num_cameras = len(self.camera_names)

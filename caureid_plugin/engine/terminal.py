@@ -6,7 +6,6 @@ The whole log, which begins with some 350 lines of versions and keys, is in log.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import io
 import logging
 import sys
@@ -157,7 +156,8 @@ class EpochLines(HookBase):
         known = {name: figure.values()[-1] for name, figure in trainer.storage.histories().items()}
         steps = trainer.iters_per_epoch
         loss = trainer.storage.history("total_loss").avg(steps)
-        parts = [f"epoch {epoch:>{len(str(last))}}/{last}", f"loss {loss:7.3f}"]
+        parts = [f"epoch {epoch:>{len(str(last))}}/{last}",
+                 f"loss {loss:7.1e}" if loss >= 1000 else f"loss {loss:7.3f}"]
         if "labels/clusters" in known:
             parts += [f"{known['labels/clusters'][0]:6.0f} clusters",
                       f"{100 * known['labels/outlier_share'][0]:3.0f} % outliers"]
@@ -165,5 +165,6 @@ class EpochLines(HookBase):
                  if is_precision(key) and iteration >= trainer.epoch * steps]
         parts.append(f"mAP {sum(found) / len(found):5.1f}" if found else " " * 9)
         seconds = (time.perf_counter() - self._start) / (epoch - self._first) * (last - epoch)
-        parts.append(f"left {datetime.timedelta(seconds=round(seconds))}")
+        minutes, second = divmod(round(seconds), 60)
+        parts.append(f"left {minutes // 60}:{minutes % 60:02}:{second:02}")
         return "  ".join(parts)

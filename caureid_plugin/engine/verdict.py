@@ -28,13 +28,12 @@ Indicators = Mapping[str, Sequence[float]]
 def collect(figures: Indicators) -> dict[str, list[float]]:
     """What :func:`judge` takes, of figures by their keys in metrics.json.
 
-    With several test sets, whose keys are ``NAME/mAP``, mAP is their mean.
+    mAP keeps its key, which with several test sets is ``NAME/mAP`` for each of them, and
+    ``start/NAME/mAP`` before training.
     """
-    found = {name: list(figures.get(f"labels/{name}", ())) for name in OF_CLUSTERINGS}
-    for name, prefix in (("mAP", ""), ("start_mAP", "start/")):
-        sets = [values for key, values in figures.items() if is_precision(key, prefix)]
-        found[name] = [sum(values) / len(sets) for values in zip(*sets, strict=False)]
-    return found
+    return {**{name: list(figures.get(f"labels/{name}", ())) for name in OF_CLUSTERINGS},
+            **{key: list(values) for key, values in sorted(figures.items())
+               if is_precision(key) or is_precision(key, "start/")}}
 
 
 def is_precision(key: str, prefix: str = "") -> bool:
@@ -59,7 +58,7 @@ class Finding(NamedTuple):
     @property
     def figure(self) -> str:
         """The value as it is written."""
-        return f"{self.value:.{1 if self.name == 'mAP' else 2}f}"
+        return f"{self.value:.{1 if is_precision(self.name) else 2}f}"
 
 
 class Verdict(NamedTuple):
@@ -82,9 +81,9 @@ def judge(indicators: Indicators, cfg: CfgNode, *, num_cameras: int | None = Non
     Args:
         indicators: values in order, of :func:`collect`: those of
             :func:`caureid_plugin.clustering.label_indicators` over the clusterings, "mAP" in per
-            cent over the evaluations, "start_mAP" before training. "largest_share" tells what to
-            change, the others are judged; what is missing is not, values that are not finite are
-            passed over.
+            cent over the evaluations, each test set by itself, "start/mAP" before training.
+            "largest_share" tells what to change, the others are judged, and what is missing is not.
+            A last value that is not finite is bad; earlier ones are passed over.
         cfg: config of the run.
         num_cameras: of the training set; with 1 no cluster can span cameras.
 
@@ -93,10 +92,17 @@ def judge(indicators: Indicators, cfg: CfgNode, *, num_cameras: int | None = Non
     """
     known = {name: [value for value in values if math.isfinite(value)]
              for name, values in indicators.items()}
-    findings = [Finding(name, known[name][-1], *describe(known))
-                for name, describe in JUDGED.items()
-                if len(known.get(name, ())) >= LEAST_VALUES.get(name, 1)
-                and not (name in OF_CAMERAS and num_cameras == 1)]
+    findings = []
+    for name in [*filter(is_precision, indicators), *JUDGED]:
+        values = indicators.get(name, ())
+        if name in OF_CAMERAS and num_cameras == 1:
+            continue
+        if len(values) and not math.isfinite(values[-1]):
+            findings.append(Finding(name, values[-1], *NO_NUMBER))
+        elif len(known.get(name, ())) >= LEAST_VALUES.get(name, 1):
+            said = JUDGED[name](known) if name in JUDGED else _mean_precision(
+                known[name], known.get(f"start/{name}"))
+            findings.append(Finding(name, known[name][-1], *said))
     level = max((finding.level for finding in findings), key=LEVELS.index, default="unknown")
     return Verdict(level, SUMMARIES[level], _first_look(cfg), _advice(findings, cfg), findings)
 
@@ -151,12 +157,14 @@ def _lower_eps(cfg: CfgNode) -> str:
 
 
 def _raise_eps(cfg: CfgNode) -> str:
+    if cfg.CAUREID.CLUSTER.EPS >= 0.9:  # at 1 all images are one cluster
+        return ""
     return f"a higher {EPS} than {cfg.CAUREID.CLUSTER.EPS:g} (tools/choose_eps.py proposes one)"
 
 
 def _raise_first_eps(cfg: CfgNode) -> str:
     node = cfg.CAUREID.CLUSTER
-    return ("" if node.EPS_FIRST or not node.CAMERA_AWARE else
+    return ("" if node.EPS_FIRST or not node.CAMERA_AWARE or node.EPS >= 0.6 else
             "a larger eps in the first epochs (CAUREID.CLUSTER.EPS_FIRST 0.6, EPS_FIRST_EPOCHS 4)")
 
 
@@ -196,6 +204,10 @@ SUMMARIES = {
 }
 
 Judgement = tuple[str, str, tuple[str, ...]]  # level, sentence, steps
+
+
+NO_NUMBER: Judgement = ("bad", "the last value is not finite: the network gives no usable numbers",
+                        ("lower_rate",))
 
 
 def _grade(value: float, bad: float, mixed: float, steps: tuple[str, ...],
@@ -261,10 +273,9 @@ def _own_camera(known: Indicators) -> Judgement:
         "good": moved})
 
 
-def _mean_precision(known: Indicators) -> Judgement:
-    first = (known.get("start_mAP") or known["mAP"][-LOOKED_BACK:])[0]
-    last = known["mAP"][-1]
-    peak, steps = max(known["mAP"][-LOOKED_BACK:]), ("lower_rate", "better_weights")
+def _mean_precision(values: Sequence[float], start: Sequence[float] | None) -> Judgement:
+    first, last = (start or values[-LOOKED_BACK:])[0], values[-1]
+    peak, steps = max(values[-LOOKED_BACK:]), ("lower_rate", "better_weights")
     if last < first - 1.0:
         return "bad", f"training made retrieval worse: mAP {last:.1f}, before {first:.1f}", steps
     if last < max(first, 0.8 * peak):
@@ -275,9 +286,9 @@ def _mean_precision(known: Indicators) -> Judgement:
         "good": "most right images are found early in the labelled ones"})
 
 
-# indicator -> what it says
+# indicator -> what it says; besides mAP, of each test set
 JUDGED: dict[str, Callable[[Indicators], Judgement]] = {
-    "mAP": _mean_precision, "silhouette": _silhouette, "outlier_share": _outliers,
+    "silhouette": _silhouette, "outlier_share": _outliers,
     "stability": _stability, "cross_camera": _cross_camera, "own_camera": _own_camera}
 OF_CAMERAS = ("cross_camera", "own_camera")
 LEAST_VALUES = {"own_camera": 2}  # that a judgement takes

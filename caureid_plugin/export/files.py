@@ -27,7 +27,7 @@ from .graph import (
     INPUTS,
     OUTPUT_NAME,
     ExportError,
-    external_files,
+    check_graph,
     prepare,
     require,
     suffix_of,
@@ -177,17 +177,13 @@ def onnx_program(content: bytes) -> Loaded:
     """Runs an ONNX file by onnxruntime, on CUDA where that is there, else on the CPU.
 
     Raises:
-        ImportError: onnxruntime is not installed.
-        ExportError: it cannot read the file, would read others with it, or would take more than
-            ``MOST_MEMORY``; the program raises it as well.
+        ImportError: onnxruntime or onnx is not installed.
+        ExportError: it cannot read the file, would read others with it, could run for ever, or
+            would take more than ``MOST_MEMORY``; the program raises it as well.
     """
     runtime = require("onnxruntime")
     _limit_memory(runtime)
-    if others := external_files(content):
-        raise ExportError(
-            f"The file keeps weights in other files ({shown(', '.join(others)[:200])}), which "
-            "onnxruntime would take from the current directory and no digest covers: give one that "
-            "holds all of its weights, as tools/export.py writes it.")
+    check_graph(content)
     wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
     there = [name for name in wanted if name in runtime.get_available_providers()]
     options = runtime.SessionOptions()
@@ -263,15 +259,15 @@ def difference(embedder: Embedder, program: Program, pixels: torch.Tensor, conve
 def load_export(path: str | os.PathLike[str]) -> Embedder:
     """The network of an ONNX file that :func:`export_network` or tools/export.py has written.
 
-    Needs onnxruntime, and neither the run folder nor its config.
+    Needs onnx and onnxruntime, and neither the run folder nor its config.
 
     Args:
         path: of the file, whose sidecar lies beside it.
 
     Raises:
-        ExportError: no file, no sidecar, a damaged or foreign one; no ONNX file, or one that keeps
-            weights in other files.
-        ImportError: onnxruntime is not installed.
+        ExportError: no file, no sidecar, a damaged or foreign one; no ONNX file, or one of
+            :func:`check_graph`'s refusals.
+        ImportError: onnxruntime or onnx is not installed.
     """
     path = Path(path)
     if suffix_of(path) != "onnx":

@@ -6,6 +6,7 @@ Letters: B images, (H, W) their size, D embedding size.
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
 import io
 import warnings
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..compat import shown
 from ..layers import GroupedBatchNorm2d
 
 INPUT_NAME, OUTPUT_NAME = "images", "embeddings"
@@ -40,8 +42,6 @@ def require(module: str) -> ModuleType:
     Raises:
         ImportError: says what to install.
     """
-    import importlib
-
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -158,6 +158,8 @@ def _finished(content: bytes) -> bytes:
     """The file with D, which tracing leaves open, and nothing of the machine; it is checked."""
     onnx = require("onnx")
     model = onnx.load_model_from_string(content)
+    if model.functions:  # of torch's newer exporter; check_graph refuses them
+        model = importlib.import_module("onnx.inliner").inline_local_functions(model)
     output, = model.graph.output
     dims = output.type.tensor_type.shape.dim
     if not dims[1].HasField("dim_value"):
@@ -166,26 +168,43 @@ def _finished(content: bytes) -> bytes:
         given = model.graph.input[0].type.tensor_type.shape.dim
         zeros = torch.zeros(1, 3, *(dim.dim_value for dim in given[2:])).numpy()
         dims[1].dim_value = found.run(None, {INPUT_NAME: zeros})[0].shape[1]
-    _flatten(model.graph)
+    _flatten(model)
     _strip(model)
     onnx.checker.check_model(model)
     checked: bytes = model.SerializeToString()
     return checked
 
 
-def _flatten(graph: Any) -> None:
-    """Writes ``features[..., 0, 0]``, which is traced as two Gathers, as one Flatten.
+def _flatten(model: Any) -> None:
+    """Writes ``features[..., 0, 0]`` of 1 x 1 maps, traced as two Gathers, as one Flatten.
 
     OpenVINO 2026.4 gives the Gathers of an int8 file for any B another shape than they have.
     """
+    graph, shapes = model.graph, _shapes(model)
     makers = {node.output[0]: node for node in graph.node}
     for last in graph.node:
         first = makers.get(last.input[0]) if last.op_type == "Gather" else None
-        if first is not None and first.op_type == "Gather":
+        if (first is not None and first.op_type == "Gather"
+                and shapes.get(first.input[0], ())[2:] == (1, 1) and _axis(first) in (2, 3)
+                and len(shapes.get(last.input[0], ())) == 3 and _axis(last) == 2
+                and len(shapes.get(last.output[0], ())) == 2
+                and sum(first.output[0] in node.input for node in graph.node) == 1):
             last.CopyFrom(require("onnx").helper.make_node(
                 "Flatten", first.input[:1], last.output, last.name, axis=1))
             graph.node.remove(first)
             return
+
+
+def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Of each value whose number of dimensions is known; a size that is not is 0."""
+    graph = require("onnx.shape_inference").infer_shapes(model).graph
+    return {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+            for value in (*graph.value_info, *graph.output)}
+
+
+def _axis(gather: Any) -> int:
+    """That a Gather takes from, counted from the front as PyTorch's exporters have it."""
+    return next((entry.i for entry in gather.attribute if entry.name == "axis"), 0)
 
 
 def _strip(message: Any) -> None:
@@ -200,25 +219,37 @@ def _strip(message: Any) -> None:
                 _strip(part)
 
 
-def external_files(content: bytes) -> list[str]:
-    """Names of the files in which an ONNX file keeps weights outside of itself.
+def check_graph(content: bytes) -> None:
+    """Refuses an ONNX file that needs other files, or that a few bytes can let run for ever.
 
-    onnxruntime reads them from the current directory, and no digest of the file covers them.
+    onnxruntime reads weights in other files from the current directory, and no digest of the file
+    covers them. A loop in it may have 10^12 rounds; functions that call functions twice each are
+    written out before the file runs. No network of ours has either.
 
     Raises:
-        ExportError: it is no ONNX file.
+        ExportError: it is no ONNX file, keeps weights in other files, has nodes with graphs in
+            them (Loop, Scan, If), or functions of its own.
         ImportError: onnx is not installed, and it takes that to tell.
     """
-    if b"location" not in content:  # the key that names such a file, in all versions
-        return []
     onnx = require("onnx")
     try:
         model = onnx.load_model_from_string(content)
     except Exception as error:  # of protobuf, whose errors have moved
         raise ExportError(f"The file is no ONNX: onnx {onnx.__version__} says {error}. Give one "
                           "that tools/export.py has written.") from error
-    return sorted({entry.value for entries in _external_data(model) for entry in entries
-                   if entry.key == "location"})
+    others = sorted({entry.value for entries in _external_data(model) for entry in entries
+                     if entry.key == "location"})
+    if others:
+        raise ExportError(
+            f"The file keeps weights in other files ({shown(', '.join(others)[:200])}), which "
+            "onnxruntime would take from the current directory and no digest covers: give one that "
+            "holds all of its weights, as tools/export.py writes it.")
+    endless = sorted({node.op_type for node in model.graph.node for attribute in node.attribute
+                      if attribute.HasField("g") or attribute.graphs})
+    if endless or model.functions:
+        found = shown(", ".join(endless)[:200]) or "functions of its own"
+        raise ExportError(f"The file has {found}, which can take endless time, and no network of "
+                          "tools/export.py has: give a file that it has written.")
 
 
 def _external_data(message: Any) -> Iterator[Any]:

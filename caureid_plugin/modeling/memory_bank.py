@@ -174,7 +174,8 @@ class MemoryBank:
         """Restores :meth:`state_dict`, also one of before there were thresholds.
 
         Raises:
-            ValueError: the saved bank belongs to other images, cameras or another dimension.
+            ValueError: the saved bank belongs to other images, cameras or another dimension, or its
+                sums are not those of its clusters.
             NotFiniteError: some of its features are NaN or infinite.
         """
         saved, own = tuple(state["features"].shape), tuple(self.features.shape)
@@ -185,8 +186,15 @@ class MemoryBank:
         _check_finite(state["features"], torch.arange(len(self)))
         self.features = state["features"].to(self.features, copy=True)
         self.relabel(state["labels"])
-        self._cluster_sums = state["cluster_sums"].to(self.features, copy=True)
-        self._centre_sums = state["centre_sums"].to(self.features, copy=True)
+        for field, sums in (("cluster_sums", self._cluster_sums),
+                            ("centre_sums", self._centre_sums)):
+            saved, own = tuple(state[field].shape), tuple(sums.shape)
+            if saved != own or not torch.isfinite(state[field]).all():
+                raise ValueError(
+                    f"The checkpoint's memory bank is damaged: {field} has shape {saved} or values "
+                    f"that are not finite, and its labels ask for finite ones of {own}. Resume "
+                    "from another checkpoint.")
+            sums.copy_(state[field])
         self.threshold = float(state["threshold"]) if "threshold" in state else None
         self.is_filled = True
 

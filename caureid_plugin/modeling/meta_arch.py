@@ -106,7 +106,11 @@ class CAUReID(Baseline):
 
     def losses(self, outputs: dict[str, torch.Tensor],
                batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Named losses, computed in fp32 whatever the precision of the network."""
+        """Named losses, computed in fp32 whatever the precision of the network.
+
+        Raises:
+            ValueError: two losses give a scalar of one name.
+        """
         with torch.autocast(self.device.type, enabled=False):
             # without the scores of a classifier of no classes
             outputs = {key: value.float() for key, value in outputs.items() if value.numel()}
@@ -115,7 +119,12 @@ class CAUReID(Baseline):
                 self._seen = features, batch["indexes"]
             total: dict[str, torch.Tensor] = {}
             for loss in self._losses:
-                total.update(loss(outputs, batch, self.memory))
+                found = loss(outputs, batch, self.memory)
+                if twice := sorted(total.keys() & found):
+                    raise ValueError(
+                        f"Two losses of MODEL.LOSSES.NAME give {twice}: one would replace the "
+                        "other. Give each scalar a name of its own.")
+                total.update(found)
             return total
 
     def pop_seen(self) -> tuple[torch.Tensor, torch.Tensor]:

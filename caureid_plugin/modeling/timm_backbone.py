@@ -281,7 +281,7 @@ def _load(network: Any, path: str, model: str) -> None:
         if path.endswith(".safetensors"):
             state = importlib.import_module("safetensors.torch").load_file(path)
         else:
-            state = unwrap(load_tensors(path))
+            state = unwrap(load_tensors(path), path)
         state = {name.removeprefix("module."): value for name, value in state.items()}
         state = state if convert is None else convert(state, network)
     except (DamagedFile, CodeInFile) as error:

@@ -406,7 +406,8 @@ def _vectors(path: Path, content: bytes, images: int, dim: int) -> Any:
     What faiss would make of anything else is not tried: it allots what a file claims to hold.
     """
     header = _HEADER.unpack(content[:_HEADER.size].ljust(_HEADER.size, b"\0"))
-    kind, size, count, *_, metric, quantizer, _, _, same_size, code, trained, codes = header
+    kind, size, count, _, _, whole, metric, quantizer, _, _, *rest = header
+    same_size, code, trained, codes = rest
     if kind != b"IxSQ" or metric != _INNER_PRODUCT or quantizer != _FP16:
         raise IndexRefused(
             f"{shown(path)} begins with {kind!r}, metric {metric} and type {quantizer}, and an "
@@ -421,6 +422,9 @@ def _vectors(path: Path, content: bytes, images: int, dim: int) -> Any:
     if (same_size, code, trained, codes, room) != (dim, 2 * dim, 0, 2 * images * dim, codes):
         raise IndexRefused(f"{shown(path)} claims {codes} bytes, {code} for each vector, and holds "
                            f"{room}: it was not written by this plugin. {AGAIN}")
+    if not whole:
+        raise IndexRefused(f"{shown(path)} says that it is not trained, and faiss would search in "
+                           f"no such file: it was not written by this plugin. {AGAIN}")
     rows = np.frombuffer(content, np.float16, offset=_HEADER.size).reshape(images, dim)
     lengths = np.linalg.norm(rows.astype(np.float32), axis=1)
     wrong = np.flatnonzero(~(np.abs(lengths - 1) < _LENGTHS))  # NaN as well

@@ -15,12 +15,12 @@ import torch
 import yaml
 from fastreid.config import CfgNode
 
-from ..compat import shown
+from ..compat import EVALUATION_CHANGED, shown
 from ..engine import load_config
-from ..engine.verdict import collect, judge
+from ..engine.verdict import collect, is_precision, judge
 from ..files import write_atomically
 from ..safe_load import load_tensors
-from .threshold import PairStatistics, RunVerdict
+from .threshold import NO_VERDICT, PairStatistics, RunVerdict
 
 STATISTICS = "pair_statistics.json"
 STATISTICS_FORMAT = 2  # 1 held one network's
@@ -216,7 +216,7 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], str]:
             if number == len(lines) and not line.endswith("\n"):
                 break
             return [], (f"{path.name} is damaged, its line {number} is no row of figures: remove "
-                        "the line and make the report again.")
+                        "the line.")
         while rows and rows[-1]["iteration"] > step:
             rows.pop()
         rows.append(row)
@@ -231,30 +231,61 @@ def column(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float
 
 
 def indicators(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Values in order of what :func:`caureid_plugin.engine.verdict.judge` looks at."""
-    keys = sorted({key for row in rows for key in row})
-    return collect({key: [value for _, value in column(rows, key)] for key in keys})
+    """Values in order of what :func:`caureid_plugin.engine.verdict.judge` looks at, NaN as well.
+
+    Evaluations before the last change of the test sets are left out, as a resumed run does.
+    """
+    changed = max((n for n, row in enumerate(rows) if EVALUATION_CHANGED in row), default=0)
+    figures: dict[str, dict[int, float]] = {}
+    for n, row in enumerate(rows):
+        for key, value in row.items():
+            if n < changed and (is_precision(key) or is_precision(key, "start/")):
+                continue
+            if type(value) is float or (type(value) is int and abs(value) < 1e300):
+                figures.setdefault(key, {})[row["iteration"]] = value
+    return collect({key: [value for _, value in sorted(found.items())]
+                    for key, found in figures.items()})
+
+
+def _kept_indicators(state: Mapping[str, Any]) -> dict[str, list[float]]:
+    """The same from a checkpoint's run_state, which holds a figure's last 20 values."""
+    try:
+        return collect({key: [float(value) for value, _ in values]
+                        for key, (_, values) in state["scalars"].items()})
+    except (AttributeError, KeyError, TypeError, ValueError):  # not as a run saves it
+        return collect({})
 
 
 def read_verdict(folder: Path, content: Mapping[str, Any], cfg: CfgNode) -> RunVerdict:
     """Whether the training of a network went well, by what its run has logged until then.
 
+    Where metrics.json does not tell all of that, the checkpoint's own figures are taken. Without
+    those nothing good is known.
+
     Args:
-        folder: of the run, whose metrics.json is read; without one nothing is known.
+        folder: of the run, whose metrics.json is read.
         content: of the network's checkpoint.
         cfg: config of the run.
     """
-    rows, _ = read_rows(folder / "metrics.json")
+    rows, why = read_rows(folder / "metrics.json")
     bank, state = content.get("memory_bank"), content.get("run_state")
     state = state if isinstance(state, Mapping) else {}
     # whole epochs, steps of one, steps after the last whole one
     epoch, steps, done = content.get("epoch"), state.get("iters_per_epoch"), state.get("steps_done")
     if type(epoch) is type(steps) is int:  # what came later is of other checkpoints
-        end = (epoch + 1) * steps + (done if type(done) is int else 0)
+        last = (epoch + 1) * steps
+        end = last + (done if type(done) is int else 0)
         rows = [row for row in rows if row["iteration"] <= end]
+        if not why and max((row["iteration"] for row in rows), default=-1) < last - 1:
+            why = f"metrics.json ends before step {last}, at which the checkpoint was saved."
     camids = bank.get("camids") if isinstance(bank, Mapping) else None
     cameras = len(torch.unique(camids)) if isinstance(camids, torch.Tensor) else None
-    found = judge(indicators(rows), cfg, num_cameras=cameras)
+    figures = indicators(rows)
+    if why and any((kept := _kept_indicators(state)).values()):
+        figures, why = kept, ""
+    found = judge(figures, cfg, num_cameras=cameras)
+    if why and found.level != "bad":
+        return RunVerdict(reason=f"{NO_VERDICT.reason[:-1]}: {why}")
     reasons = "; ".join(f"{finding.sentence} ({finding.name} {finding.figure})"
                         for finding in found.findings if finding.level == found.level)
     return RunVerdict(found.level, f"{found.summary[:-1]}: {reasons}." if reasons else

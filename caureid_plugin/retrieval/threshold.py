@@ -21,6 +21,7 @@ import numpy as np
 STEP = 0.001  # of the similarities that are kept
 PAIRS = 100_000  # of each kind, at most
 LEAST_PAIRS = 20  # of each kind, for a threshold
+MOST_MATES = 1e9  # images of one cluster: no index has so many
 DEFAULT_RATE = 0.001  # false match rate of the threshold that is suggested
 # where the features come from: of the network as it is, or as training left them in the bank
 SOURCES = ("training images", "memory bank")
@@ -63,7 +64,7 @@ class RunVerdict(NamedTuple):
     """
 
     level: str = "unknown"
-    reason: str = ""
+    reason: str = "Whether training went well is not known."
 
     def why_withheld(self, despite_verdict: bool = False) -> str:
         """Why same or different is not told, and how to have it told; "" if it may be."""
@@ -257,7 +258,7 @@ def _parts(content: Any) -> tuple[np.ndarray, np.ndarray, bool, str, float | Non
     across, source, mates = content["across"], content["source"], content.get("mates")
     if content["step"] != STEP or not isinstance(across, bool) or source not in SOURCES:
         raise ValueError(f"step {content['step']!r}, across {across!r}, source {source!r}")
-    if mates is not None and not (type(mates) in (int, float) and 0 <= mates < math.inf):
+    if mates is not None and not (type(mates) in (int, float) and 0 <= mates <= MOST_MATES):
         raise ValueError(f"mates {mates!r}")
     return _expanded(content["same"]), _expanded(content["different"]), across, source, mates
 

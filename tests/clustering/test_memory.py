@@ -1,9 +1,12 @@
 import sys
 import types
 
+import numpy as np
 import pytest
 import torch
 from caureid_plugin.clustering import Search, assign_pseudo_labels, jaccard_graph, memory
+from caureid_plugin.clustering.jaccard import pairs_within
+from scipy import sparse
 
 from helpers import warm
 
@@ -30,6 +33,15 @@ def test_what_the_machine_has_free_is_the_limit(make_features, monkeypatch, opti
     monkeypatch.setattr(memory, "available", lambda: 1e-6)
     with pytest.raises(MemoryError, match=f"are free: lower {keys} or the embedding size"):
         assign_pseudo_labels(features, eps=0.5, min_samples=3, **options)
+
+
+def test_pairs_without_end_are_an_error_and_not_a_full_memory(monkeypatch):
+    """Images that all list the same few neighbours are all within eps of each other."""
+    encoding = sparse.csr_matrix(np.full((40, 40), 1 / 40))
+    assert pairs_within(encoding, 0.5).nnz == 1600
+    monkeypatch.setattr(memory, "available", lambda: 1e-6)
+    with pytest.raises(MemoryError, match="780 pairs of images lie within eps 0.5.*lower eps"):
+        pairs_within(encoding, 0.5)
 
 
 @pytest.mark.parametrize("folder, limit, taken, unlimited, statistics", [

@@ -21,7 +21,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from caureid_plugin import compat
+from caureid_plugin import compat, safe_load
 from caureid_plugin.safe_load import CodeInFile, DamagedFile, load_tensors, salvage
 from fastreid.modeling import backbones
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
@@ -493,6 +493,110 @@ def test_what_only_endless_time_or_memory_could_use_is_refused(tmp_path, monkeyp
             read(tmp_path / "weights.pth")
 
 
+# a tuple of a tuple of ..., twice each; and lists, the outer ones filled first
+TUPLES = b")" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(40))
+LISTS = b"".join(b"]q%c" % i for i in range(40)) + b"".join(
+    b"h%ch%cah%ca" % (i, i + 1, i + 1) for i in range(39)) + b"h\x00"
+ODICT, COUNTER = (b"ccollections\n%b\n" % name for name in (b"OrderedDict", b"Counter"))
+STORED = b"X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+PRIME = 2**61 - 1  # Python's hashes are modulo it
+LONG = b"".join(b"\x8a\x0f%bK\x01" % (i * PRIME).to_bytes(15, "little")
+                for i in range(8, 10_050))
+PAIRS = b"".join(b"M%bK\x01\x86K\x01" % i.to_bytes(2, "little") for i in range(10_001))
+FAR = "keys and calls hold far more values than it has bytes"
+# what takes endless time, or crashes, while it is read, and what is said of it
+PICKLES = {
+    "a key": (b"}" + TUPLES + b"K\x01s", FAR), "keys": (b"}(" + TUPLES + b"K\x01u", FAR),
+    "a dict's pairs": (b"(" + TUPLES + b"K\x01d", FAR),
+    "an OrderedDict's pairs": (ODICT + b"]" + TUPLES + b"K\x01\x86a\x85R", FAR),
+    "what is counted": (COUNTER + b"]" + TUPLES + b"a\x85R", FAR),
+    "attributes": (ODICT + b")R]" + TUPLES + b"K\x01\x86ab", FAR),
+    "doubled on the stack": (b"})" + 40 * b"2\x86" + b"K\x01s", FAR),
+    "what is called": (LISTS + b")R", FAR),
+    "a storage's name": (b"(" + LISTS + b"1(" + STORED + LISTS + b"X\x03\x00\x00\x00cpuK\x01tQ",
+                         FAR),
+    "a deep key": (b"})" + 10**4 * b"\x85" + b"K\x01s", "is nested more than 1000 deep"),
+    "long integers of one hash": (b"}(" + LONG + b"u", "more than 10000 keys of several parts or"),
+    "pairs of one hash": (b"}(" + PAIRS + b"u", "more than 10000 keys of several parts or"),
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("name", PICKLES)
+def test_pickles_that_would_be_read_for_ever(tmp_path, monkeypatch, name, zipped):
+    content, said = PICKLES[name]
+    content, path = b"\x80\x02" + content + b".", tmp_path / "weights.pth"
+    path.write_bytes(content)
+    if zipped:
+        write_zip(path, lambda part, data: content if part.endswith("data.pkl") else data)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch reads it"))
+    for read in (load_tensors, salvage):
+        with pytest.raises(DamagedFile, match=rf"weights\.pth.*{said}"):
+            read(path)
+
+
+def test_an_older_file_is_followed_to_its_end(tmp_path, monkeypatch):
+    """It is a row of pickles, the fourth of which is its content."""
+    torch.save({"w": torch.zeros(3)}, tmp_path / "old", _use_new_zipfile_serialization=False)
+    content, start = (tmp_path / "old").read_bytes(), b"\x80\x02}q\x00X\x01\x00\x00\x00w"
+    assert content.count(start) == 1
+    hostile = content.replace(start, start[:3] + TUPLES + b"K\x01s" + start[5:])
+    (tmp_path / "new").write_bytes(hostile)
+    assert load_tensors(tmp_path / "old")["w"].tolist() == [0, 0, 0]
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch reads it"))
+    with pytest.raises(DamagedFile, match=FAR):
+        load_tensors(tmp_path / "new")
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_what_is_large_and_no_attack_is_read(tmp_path, monkeypatch, old):
+    """Whole networks name modules in modules, checkpoints the same weights twice."""
+    monkeypatch.setattr(safe_load, "SMALL", 0)  # as if they were large
+    module = torch.nn.Linear(1, 1)
+    for _ in range(20):
+        module = torch.nn.Sequential(module, torch.nn.BatchNorm1d(1))
+    weights = module.state_dict()
+    content = {"model": weights, "model_ema": weights, "sizes": {(1, 2): 3}, "seed": 2**127}
+    for name, tree, read in (("whole", module, salvage), ("weights", content, load_tensors)):
+        torch.save(tree, tmp_path / name, _use_new_zipfile_serialization=not old)
+        found = read(tmp_path / name)
+    assert found["sizes"] == {(1, 2): 3} and found["seed"] == 2**127
+    assert salvage(tmp_path / "whole").keys() == found["model_ema"].keys() == weights.keys()
+
+
+class Attributed(collections.OrderedDict):
+    """An OrderedDict that is saved with attributes of any name."""
+
+    def __reduce__(self):
+        items = {"w": torch.zeros(1)}.items()
+        return collections.OrderedDict, (), self.attributes, None, iter(items)
+
+
+def with_attribute(name, value=()):
+    content = Attributed()
+    content.attributes = {name: value}
+    return content
+
+
+def a_parameter():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    parameter.numel = 1
+    return parameter
+
+
+@pytest.mark.parametrize("content, name", [
+    *[(with_attribute(name), name) for name in ("items", "keys", "values", "get", "__len__")],
+    # of a class that can be called and then is empty
+    (with_attribute("items", collections.OrderedDict), "items"),
+    ({"model": with_attribute("pop")}, "pop"), ({"model": {"w": a_parameter()}}, "numel")])
+def test_attributes_that_hide_what_a_dict_holds_are_refused(tmp_path, content, name):
+    torch.save(content, tmp_path / "weights.pth")
+    with pytest.raises(DamagedFile, match=rf"weights\.pth is no file .* replaces '{name}'"):
+        load_tensors(tmp_path / "weights.pth")
+    torch.save(with_attribute("_metadata"), tmp_path / "weights.pth")  # as state_dict() has it
+    assert load_tensors(tmp_path / "weights.pth").keys() == {"w"}
+
+
 def test_small_files_may_repeat_and_share_a_little(tmp_path):
     shared = torch.arange(3.0)
     content = {"a": shared.expand(1000, 3), "b": [shared, shared], "c": {1: (True, None)}}
@@ -519,6 +623,32 @@ def test_a_checkpoint_whose_parts_are_others_is_named(run, change, said):
     torch.save({1: torch.zeros(3)}, run.parent / "weights.pth")
     with pytest.raises(ValueError, match="no weights under the key 'model'"):
         Checkpointer(Net()).load(str(run.parent / "weights.pth"))
+
+
+@pytest.mark.parametrize("lost", [
+    ["optimizer"], ["lr_sched"], ["optimizer", "lr_sched", "epoch"], ["memory_bank"], []], ids=str)
+def test_a_run_goes_on_from_a_whole_checkpoint(run, lost):
+    """Without its optimizer or schedule it would go on with others, and say nothing."""
+    parts = {name: Part() for name in ("optimizer", "lr_sched", "memory_bank", "run_state")}
+    content = torch.load(run / "model_0002.pth", weights_only=True)
+    content |= {name: parts[name].state_dict() for name in parts if name != "run_state"}
+    for name in lost:
+        del content[name]
+    torch.save(content, run / "model_0002.pth")
+    checkpointer = Checkpointer(Net(), str(run), **parts)
+    if not lost:  # a checkpoint of FastReID alone has no run_state
+        assert checkpointer.resume_or_load("", resume=True)["epoch"] == content["epoch"]
+        return
+    with pytest.raises(ValueError, match=rf"model_0002\.pth has no {', '.join(lost)}: .*whole "
+                                         r"checkpoint.*newest other .* is model_0001\.pth"):
+        checkpointer.resume_or_load("", resume=True)
+    # its weights are as good as before, whatever the tag of the folder names
+    Checkpointer(Net()).load(str(run / "model_0002.pth"))
+    (run / "last_checkpoint").write_text("model_0009.pth")
+    weights = str(run.parent / "weights.pth")
+    torch.save({"model": Net(7.0).state_dict()}, weights)
+    checkpointer.resume_or_load(weights, resume=False)
+    assert checkpointer.model.first[0].item() == 7
 
 
 @pytest.mark.parametrize("change", [
@@ -567,9 +697,38 @@ def test_a_state_dict_alone_is_weights_and_no_checkpoint_of_a_run(run):
         resumed(run)
 
 
+WRAPPED = [  # and what is taken
+    (lambda net: {"state_dict": net, "epoch": 3}, "weights under 'state_dict' are taken."),
+    (lambda net: {"model": {"state_dict": net}}, "under 'model' > 'state_dict' are"),
+    (lambda net: {"model_ema": {}, "model": {}, "state_dict": net}, "under 'state_dict' are"),
+]
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "module.model."])
+@pytest.mark.parametrize("wrap, said", [(None, ""), *WRAPPED])
+def test_weights_of_others_are_unwrapped_as_those_of_a_backbone(tmp_path, messages, prefix, wrap,
+                                                               said):
+    state = {f"{prefix}{name}": value for name, value in Net(5.0).state_dict().items()}
+    torch.save(wrap(state) if wrap else state, tmp_path / "weights.pth")
+    net = Net()
+    Checkpointer(net).load(str(tmp_path / "weights.pth"))
+    assert (net.first == 5).all() and (net.second == 5).all()
+    told = [text for text in messages if "are taken" in text]
+    assert len(told) == bool(wrap or prefix)
+    if told:
+        assert said.strip(".") in told[0] and (f"without the prefix {prefix!r}" in told[0]) == bool(
+            prefix)
+
+
+def test_a_run_goes_on_from_no_wrapped_weights(run):
+    torch.save({"state_dict": Net(5.0).state_dict()}, run / "model_0002.pth")
+    with pytest.raises(ValueError, match="is no checkpoint"):
+        resumed(run)
+
+
 @pytest.mark.parametrize("content", [
-    {}, None, {"state_dict": {"first": torch.zeros(3)}}, {"model": torch.zeros(3), "epoch": 1}],
-    ids=repr)
+    {}, None, {"weights": {"first": torch.zeros(3)}}, {"model": torch.zeros(3), "epoch": 1},
+    {"state_dict": {}, "model_ema": {"state_dict": {}}}], ids=repr)
 def test_what_holds_no_weights_is_no_checkpoint(tmp_path, content):
     torch.save(content, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match=r"weights\.pth is no checkpoint.*'model'.*found:"):

@@ -13,6 +13,7 @@ from caureid_plugin.data import UnlabelledImages
 from fastreid.config import configurable
 from fastreid.data import build as data_build
 from fastreid.data import data_utils
+from fastreid.data.common import CommDataset
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
 from fastreid.data.datasets.dukemtmcreid import DukeMTMC
@@ -182,7 +183,8 @@ def test_subsets_of_any_kind_are_sorted(kind):
 
 @pytest.mark.parametrize("cameras, expected", [
     (["c_1", None, "c_0", ""], [1, -1, 0, -1]), ([None] * 4, [-1] * 4), ([3, None, 3, 5],
-                                                                         [0, -1, 0, 1])])
+                                                                         [0, -1, 0, 1]),
+    ([3.0, float("nan"), 5.0, np.float64("nan")], [0, -1, 1, -1])])
 def test_supervised_training_needs_no_cameras(tiny_cfg, monkeypatch, tmp_path, cameras, expected):
     items = [(str(tmp_path / f"{i}.jpg"), f"p_{i % 2}", camera)
              for i, camera in enumerate(cameras)]
@@ -199,9 +201,13 @@ def test_supervised_training_needs_no_cameras(tiny_cfg, monkeypatch, tmp_path, c
     images = data_build.build_reid_train_loader(tiny_cfg).dataset
     assert [images[i]["camids"] for i in range(4)] == expected
     assert [images[i]["targets"] for i in range(4)] == [0, 1, 0, 1]
-    assert images.num_cameras == max(expected) + 1 and images.img_items == items
+    assert images.num_cameras == max(expected) + 1
+    assert images.img_items == [(*item[:2], None if item[2] != item[2] else item[2])
+                                for item in items]
     with compat.without("unknown_cameras"):
-        if len(set(cameras)) > 1:
+        if cameras[1] != cameras[1]:  # each is a camera of its own
+            assert data_build.build_reid_train_loader(tiny_cfg).dataset.num_cameras == 4
+        elif len(set(cameras)) > 1:
             with pytest.raises(TypeError, match="not supported between"):
                 data_build.build_reid_train_loader(tiny_cfg)
         else:
@@ -209,6 +215,44 @@ def test_supervised_training_needs_no_cameras(tiny_cfg, monkeypatch, tmp_path, c
             assert images.num_cameras == 1
     with pytest.raises(ValueError, match="0.jpg|1.jpg"):  # which needs every image's
         UnlabelledImages([(path, camera) for path, _, camera in items], None)
+
+
+@pytest.mark.parametrize("camera", [None, "", float("nan")])
+def test_a_test_image_without_a_camera_is_an_error(camera):
+    """Those of the query's camera are left out of an evaluation, and NaN equals no camera."""
+    items = [("a.jpg", 1, 0), ("b.jpg", 1, camera)]
+    with pytest.raises(ValueError, match="test image b.jpg has no camera .*in the dataset"):
+        CommDataset(items, relabel=False)
+
+
+def test_cameras_of_one_kind():
+    for other in ("1", (1,), torch.tensor(1)):
+        for relabel in (True, False):
+            with pytest.raises(ValueError, match="b.jpg.*Mend the dataset|a.jpg 0. Mend"):
+                CommDataset([("a.jpg", 1, 0), ("b.jpg", 1, other)], relabel=relabel)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    Image.new("RGB", (4, 8)).save(tmp_path / "a.jpg")
+    items = [(str(tmp_path / "a.jpg"), np.int64(5), np.int32(7))]
+    item = CommDataset(items, relabel=False)[0]
+    assert (type(item["targets"]), item["targets"]) == (int, 5)
+    assert (type(item["camids"]), item["camids"]) == (int, 7)
+
+
+@pytest.mark.parametrize("camera", [None, "", float("nan")])
+def test_combined_images_without_a_camera_have_none(camera):
+    class Own(ImageDataset):
+        dataset_name, _junk_pids = "own", [-1]
+
+    def combined():
+        return Own([("a.jpg", "p", "c1")], [("b.jpg", 1, camera), ("c.jpg", -1, camera)],
+                   [("d.jpg", 2, 3)], combineall=True).train
+
+    assert combined() == [("a.jpg", "p", "c1"), ("b.jpg", "own_test_1", None),
+                          ("d.jpg", "own_test_2", "own_test_3")]
+    with compat.without("unknown_cameras"):
+        assert combined()[1][2] == f"own_test_{camera}"
 
 
 # ------------------------------------------------------------------------ single images ----

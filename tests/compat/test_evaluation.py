@@ -349,6 +349,46 @@ def test_a_gallery_of_any_size_is_evaluated(cfg, monkeypatch, compiled, total, f
             evaluate(cfg, data)
 
 
+@pytest.mark.parametrize("size", [0, 1, 4, 9])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_small_gallery_is_ranked_without_an_evaluator_too(monkeypatch, compiled, size):
+    """Queries that keep different numbers of images; a rank beyond the last image is the last."""
+    from fastreid.evaluation import rank
+
+    monkeypatch.setattr(rank, "IS_CYTHON_AVAI", compiled)
+    rng = np.random.default_rng(size)
+    dist = rng.random((5, size)).astype(np.float32)
+    pids, camids = rng.integers(0, 2, (2, 5)), rng.integers(0, 3, (2, 5))
+    near, far = (np.resize(values[1], size) for values in (pids, camids))
+    given = (dist, pids[0], near, camids[0], far)
+    kept = [[g for g in np.argsort(dist[q]) if (near[g], far[g]) != (pids[0][q], camids[0][q])]
+            for q in range(5)]
+    hits = [[near[g] == pids[0][q] for g in row] for q, row in enumerate(kept)]
+    found = [row for row in hits if any(row)]
+    if not found:
+        with pytest.raises(AssertionError, match="do not appear in gallery"):
+            rank.evaluate_rank(*given)
+        return
+    cmc, precisions, _ = rank.evaluate_rank(*given, 10)
+    assert list(cmc) == pytest.approx(
+        [np.mean([any(row[:k]) for row in found]) for k in range(1, 11)])
+    expected = [np.mean([sum(row[:k + 1]) / (k + 1) for k, hit in enumerate(row) if hit])
+                for row in found]
+    assert list(precisions) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_gallery_of_few_identities_is_ranked_by_cuhk03s_metric(monkeypatch):
+    """One image for each identity counts: 20 images of two identities are two."""
+    from fastreid.evaluation import rank
+
+    monkeypatch.setattr(rank, "IS_CYTHON_AVAI", False)
+    dist = np.arange(60, dtype=np.float32).reshape(3, 20)
+    people = np.arange(20) % 2
+    cmc, *_ = rank.evaluate_rank(dist, np.array([0, 1, 1]), people, np.array([7, 7, 8]),
+                                 np.full(20, 9), 5, use_metric_cuhk03=True)
+    assert len(cmc) == 5 and list(cmc[1:]) == [1.0] * 4
+
+
 _WITHOUT_COMPILER = """
 import logging, sys
 import caureid_plugin, numpy as np, torch

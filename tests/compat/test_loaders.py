@@ -4,6 +4,7 @@ import copy
 import itertools
 import multiprocessing
 import os
+import signal
 import time
 import types
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from caureid_plugin import compat
+from caureid_plugin.signals import StopRequest
 from fastreid.data import build as data_build
 from fastreid.data import samplers
 from fastreid.data.samplers import data_sampler, imbalance_sampler
@@ -127,6 +129,37 @@ def test_an_error_in_a_worker_surfaces_and_leaves_no_process():
         next(iterator)
     assert_ended(before)
     loader.shutdown()
+
+
+def test_a_signal_that_comes_while_workers_are_forked_waits(monkeypatch):
+    """Python's own hooks around a fork would lose the exception of a second Ctrl-C."""
+    seen, fork = [], os.fork
+
+    def with_signal():
+        if not seen:
+            os.kill(os.getpid(), signal.SIGINT)
+        seen.append(request.signal)
+        return fork()
+
+    monkeypatch.setattr(os, "fork", with_signal)
+    loader = endless(2)
+    with StopRequest() as request:
+        next(iter(loader))
+        assert seen == [None, None] and request.signal == signal.SIGINT
+    loader.shutdown()
+
+
+class Deaf(Numbered):
+    """Target 1 where signals that ask for an end are blocked."""
+
+    def __getitem__(self, index):
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, []) & compat._TO_WORKERS
+        return {**super().__getitem__(index), "targets": len(blocked)}
+
+
+def test_workers_hear_signals():
+    loader, _ = data_build.build_reid_test_loader(Deaf(4), 4, 0, num_workers=1)
+    assert [batch["targets"].tolist() for batch in loader] == [[0, 0, 0, 0]]
 
 
 def test_processes_and_threads_stay_flat_over_swaps():

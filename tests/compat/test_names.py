@@ -166,6 +166,11 @@ ALIASES = "a0: &a0 {x: 1, y: 2}\n" + "".join(
 # without PyYAML's own care of doubles, which is new, it would have 2 ** 40 keys
 MERGES = "a0: &a0 {x: 1}\n" + "".join(
     f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in range(1, 41))
+# of what is merged again and again: one mapping with values, or a list of many without
+COPIES = ("a: &a {" + "".join(f"k{i}: 1, " for i in range(300)) + "}\n"
+          "b: {<<: [" + 300 * "*a, " + "]}\n")
+HOLLOW = "a: &a {}\nc: &c [" + 300 * "*a, " + "]\n" + "".join(
+    f"b{i}: {{<<: *c}}\n" for i in range(300))
 UNREAD = "is not readable as YAML.* it (holds|is)"  # ended before it was whole
 
 BAD_FILES = {
@@ -179,6 +184,8 @@ BAD_FILES = {
     "too long": ("# " + 500_000 * "x", f"{UNREAD} longer than 500000 characters"),
     "too deep": ("".join(i * " " + "A:\n" for i in range(70)), f"{UNREAD} nested more than 30"),
     "merges of merges": (MERGES, "'a1' is no config key|no config key 'a0'|more than 20000"),
+    "merges of one mapping": (COPIES, f"{UNREAD} more than 20000 values, what << merges counted"),
+    "merges of nothing": (HOLLOW, f"{UNREAD} more than 20000 values, what << merges counted"),
     "a key twice": ("SOLVER:\n  BASE_LR: 1.0\nSEED: 1\nSOLVER:\n  MAX_EPOCH: 2\n",
                     "SOLVER stands twice at one place, again in line 4"),
     "base 60": ("SEED: 1" + 1000 * ":1", "'1:1:1:1:.*' is read as a number to the base 60"),

@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from caureid_plugin import compat
 from caureid_plugin.compat import WeightsMovedGuard
+from fastreid.engine import hooks as _hooks
 from fastreid.engine import train_loop
 from fastreid.engine.train_loop import AMPTrainer, SimpleTrainer
+from fastreid.evaluation import inference_context
 from fastreid.solver import build_optimizer
 from fastreid.solver.build import get_default_optimizer_params
 from fastreid.utils.events import EventStorage
@@ -153,6 +155,76 @@ def test_frozen_layers_equal_plain_pytorch(cfg):
     assert_same(toolbox, plain)
     run_toolbox(early, batches[:3], cfg)
     assert moved(early, start) == {"neck.weight", "heads.weight", "heads.bias"}
+
+
+@pytest.mark.parametrize("done", [0, 2, 3, 4])
+def test_frozen_layers_of_a_run_that_goes_on_are_free_when_they_would_have_been(cfg, done):
+    cfg.merge_from_list(["SOLVER.OPT", "Adam", "SOLVER.BASE_LR", 0.01, "MODEL.FREEZE_LAYERS",
+                         ["conv", "bn"], "SOLVER.FREEZE_ITERS", 3])
+    whole, batches = net_and_batches()
+    parts = copy.deepcopy(whole)
+    run_toolbox(whole, batches, cfg)
+    state = None
+    for share in (batches[:done], batches[done:]):
+        parts = copy.deepcopy(parts)  # in a flat buffer of its own
+        optimizer, wrapper = build_optimizer(cfg, parts)
+        if state is not None:
+            optimizer.load_state_dict(state)
+        trainer = SimpleTrainer(parts, share, optimizer, wrapper)
+        with EventStorage(0):
+            for trainer.iter in range(len(share)):
+                trainer.run_step()
+        state = copy.deepcopy(optimizer.state_dict())
+    assert_same(parts, whole, atol=0)
+
+
+def frozen_trainer(make_trainer, layers, **given):
+    return make_trainer("MODEL.FREEZE_LAYERS", layers, "SOLVER.FREEZE_ITERS", 3, *(
+        part for item in given.items() for part in item))
+
+
+def test_frozen_batch_norm_stays_so_behind_an_evaluation(make_trainer):
+    trainer = frozen_trainer(make_trainer, ["backbone"])
+    layer = next(hook for hook in trainer._hooks if isinstance(hook, _hooks.LayerFreeze))
+    trainer.start_iter, modes = 0, []
+    for trainer.iter in range(4):
+        layer.before_step()
+        modes.append(trainer.model.backbone[1].training)
+        with inference_context(trainer.model):
+            pass
+    assert modes == [False, False, False, True]
+
+
+def test_a_checkpoint_of_the_toolbox_does_not_freeze_anew(make_trainer):
+    trainer = frozen_trainer(make_trainer, ["backbone"])
+    layer = next(hook for hook in trainer._hooks if isinstance(hook, _hooks.LayerFreeze))
+    trainer.start_iter = trainer.iter = 7
+    layer.before_step()
+    start = copy.deepcopy(trainer.model)
+    trainer.model.backbone[0].weight.sum().backward()
+    trainer.optimizer.step()
+    assert "backbone.0.weight" in moved(trainer.model, start)
+
+
+@pytest.mark.parametrize("layers, message", [
+    (["backbone", "heads"], r"'heads', the head.*write 'heads\.' to freeze its weights"),
+    (["bakcbone"], r"no weight begins with 'bakcbone'; the network has \['backbone', 'heads'\]"),
+    (["("], r"'\(' is no regular expression")])
+def test_layers_that_cannot_be_frozen(make_trainer, layers, message):
+    with pytest.raises(ValueError, match=r"MODEL\.FREEZE_LAYERS .*" + message):
+        frozen_trainer(make_trainer, layers)
+
+
+def test_the_weights_of_the_head_can_be_frozen(make_trainer):
+    trainer = frozen_trainer(make_trainer, ["heads."])
+    start = copy.deepcopy(trainer.model)
+    trainer.train()
+    assert trainer.iter == 2 and not any("heads" in name for name in moved(trainer.model, start))
+
+
+def test_without_the_repair_a_frozen_head_is_an_index_error(make_trainer):
+    with compat.without("frozen_layers"), pytest.raises((IndexError, TypeError)):
+        frozen_trainer(make_trainer, ["heads"]).train()
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
@@ -391,6 +463,17 @@ def test_guard_waits_until_the_layers_are_free(layers):
         guarded_run(2000, moves_at=1010, freeze=frozen)
     with pytest.raises(RuntimeError, match="after 1001 training steps"):
         guarded_run(1001, moves_at=None, freeze=frozen)
+
+
+def test_guard_of_a_run_that_goes_on_waits_for_what_is_left_of_the_freezing(messages):
+    frozen = (["weight", "bias"], 1000)
+    guarded_run(500, moves_at=209, start=800, freeze=frozen)
+    guarded_run(500, moves_at=9, start=1000, freeze=frozen)
+    assert not messages
+    with pytest.raises(RuntimeError, match="after 210 training steps"):
+        guarded_run(500, moves_at=210, start=800, freeze=frozen)
+    guarded_run(200, moves_at=None, start=800, freeze=frozen)
+    assert "the run has 200" in messages[0]
 
 
 @pytest.mark.parametrize("layers, iters", [(["weight"], 0), (["eight", "bias"], 1000), ([], 1000)])

@@ -102,12 +102,22 @@ def test_launch_joins_the_group_that_torchrun_describes(monkeypatch):
 @pytest.mark.parametrize("numbers, url, message", [
     ((0, 1, 0), "auto", "--num-gpus 0 .* must be at least 1"),
     ((1, 2, 2), "tcp://h:1", "--machine-rank 2 must be from 0 to 1"),
-    ((1, 2, 0), "tcp://host", "--dist-url tcp://host has no port"),
     ((1, 2, 0), "auto", "auto works on one machine only")])
 def test_numbers_that_cannot_be(numbers, url, message):
     gpus, machines, rank = numbers
     with pytest.raises(ValueError, match=message):
         engine.launch(print, gpus, num_machines=machines, machine_rank=rank, dist_url=url)
+
+
+@pytest.mark.parametrize("machines, rank", [(1, 0), (2, 0), (2, 1)])
+@pytest.mark.parametrize("url", ["tcp://localhost", "file:///nope/x", "env://", "",
+                                 "tcp://nobody.invalid:29500"])
+def test_processes_that_could_never_meet_are_not_started(monkeypatch, machines, rank, url):
+    started = []
+    monkeypatch.setattr(compat, "run_processes", lambda *_, **__: started.append(1))
+    with pytest.raises(PortError, match=f"--dist-url .*{url}"):
+        engine.launch(print, 2, machines, rank, url)
+    assert not started
 
 
 def test_a_port_that_is_taken_is_said_before_a_process_starts(monkeypatch):

@@ -493,6 +493,7 @@ OUTPUTS = [
     ("new folders of odd names", " a\nb \u884c\u4eba/c/d", lambda out: None, None),
     ("a link to a folder", "out", link("."), None),
     ("not UTF-8", os.fsdecode(b"a\xff"), lambda out: None, "no text in UTF-8"),
+    ("a null byte", "a\0b", lambda out: None, "has a null byte"),
     ("below a file", "file/out", lambda out: out.parent.write_text("a file"),
      "Not a directory.*is a file"),
     ("a dangling link", "out", link("gone"), "File exists.*broken link"),

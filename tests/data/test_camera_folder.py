@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from caureid_plugin import build_dataset, compat, training_images
-from caureid_plugin.data import CAMERA_PREFIX
+from caureid_plugin.data import CAMERA_PREFIX, camera_source
 from caureid_plugin.data.camera_source import alike_names, plain_name
 from fastreid.data import build_reid_test_loader, build_reid_train_loader
 from PIL import Image
@@ -254,6 +254,28 @@ def test_patterns_that_would_take_for_ever(own, tmp_path):
             "CAMERA_FOLDER.PATTERN has 2003 characters, and 2000 are allowed")
 
 
+def test_patterns_that_take_long_for_each_of_many(own, tmp_path, monkeypatch):
+    """One budget for all of them: none takes as long as a single one may."""
+    spent = [0.0]
+    monkeypatch.setattr(camera_source.time, "thread_time", lambda: spent[0])
+    names = [f"c{i}_{i % 7 * 'a'}.jpg" for i in range(2000)]
+
+    class Slow:
+        pattern = "c([0-9])"
+
+        def search(self, path, timeout):
+            assert 0 < timeout <= 1
+            spent[0] += 0.9 if path == "c1234_aa.jpg" else 0.001
+            return re.search(self.pattern, path)
+
+    monkeypatch.setattr(camera_source.regex, "compile", lambda text: Slow())
+    files = touch(tmp_path / "n", *names)
+    refused(lambda: own(ROOT=files, CAMERA="pattern", PATTERN="c([0-9])").train,
+            "CAMERA_FOLDER.PATTERN: 'c([0-9])' takes more than 2.2 s for 2000 images, "
+            "c1234_aa.jpg for one: it repeats")
+    assert 2.2 <= spent[0] < 2.2 + 0.9
+
+
 def test_patterns_that_match_nothing_or_only_some(own):
     text = refused(lambda: own(CAMERA="pattern", PATTERN="_c([0-9])").train,
                    "CAMERA_FOLDER.PATTERN '_c([0-9])'", "4 of the 4 images",
@@ -493,14 +515,16 @@ def test_whole_numbers_are_one_name_in_every_spelling():
     spellings = ["1", "01", "1.0", "001.00", "1."]
     assert {plain_name(text) for text in spellings} == {"1"}
     assert [plain_name(text) for text in ("-1.0", "-01", "000", "10.0", "1.5", "1.0.0", "c1.0",
-                                          "", "1,0", ".0")] == [
-        "-1", "-1", "0", "10", "1.5", "1.0.0", "c1.0", "", "1,0", ".0"]
+                                          "", "1,0", ".0", "-0", "-0.0", "+1", "1e0")] == [
+        "-1", "-1", "0", "10", "1.5", "1.0.0", "c1.0", "", "1,0", ".0", "0", "0", "+1", "1e0"]
 
 
 @pytest.mark.parametrize("first, second, alike", [
     ("Cam1", "cam1", True), ("cam 1", "cam_01", True), ("gate-north", "GateNorth", True),
     ("Tu\u0308r", "T\u00fcr", True), ("cam1", "cam 2", False), ("cam1-2", "cam12", False),
-    ("cam10", "cam1", False), ("1.5", "15", False), ("\udcff", "\udcfe", False)])
+    ("cam10", "cam1", False), ("1.5", "15", False), ("\udcff", "\udcfe", False),
+    ("-1", "1", False), ("-1.5", "1.5", False), ("-1.0", "-01", True), ("+1", "1", True),
+    ("cam-1", "cam1", True), ("1e0", "1", False)])
 def test_names_that_differ_only_in_spelling(first, second, alike):
     expected = f"{first!r} (A) and {second!r} (B)" if alike else ""
     assert alike_names({"A": [first, "other"], "B": [second]}) == expected
@@ -599,24 +623,44 @@ def test_one_camera_whose_query_lies_in_the_gallery(tables, tmp_path):
                 "a.jpg", "one camera", "into one of them alone")
 
 
+@pytest.mark.parametrize("labels, counts", [
+    ((("1", "x"), ("1", "x")), True), ((("1", "x"), ("2", "x")), True),  # one camera: two sets
+    ((("1", "x"), ("1", "y")), True), ((("1", "x"), ("1", "x"), ("1", "y")), False)])
+def test_copies_of_queries_in_the_gallery_are_reported(tables, tmp_path, logged, labels, counts):
+    """Unless the evaluator leaves them out, as it does those of the query's camera and identity."""
+    rows = [[f"{name}.jpg", *label] for name, label in zip("abc", labels, strict=False)]
+    gallery = [*rows[1:], ["d.jpg", "1", labels[0][1]]]
+    dataset = tables(rows[:1], gallery)
+    for name, content in (("a", b"same"), ("b", b"same"), ("c", b"diff"), ("d", b"others")):
+        (tmp_path / f"{name}.jpg").write_bytes(content)
+    dataset.show_test()
+    found = [r.getMessage() for r in logged.records if "copy in GALLERY" in r.getMessage()]
+    assert len(found) == counts
+    assert not counts or ("1 of the 1 images of CAMERA_FOLDER.QUERY" in found[0]
+                          and "a.jpg" in found[0] and "b.jpg" in found[0])
+
+
 # ----------------------------------------------------------------------- systems' folders ----
 
 
 THUMBNAILS = ["north/@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg", "north/@eaDir/a.jpg/X.png",
               "@eaDir/y.jpg", "#recycle/old/z.jpg", "$RECYCLE.BIN/S-1-5/z.jpg", "FOUND.000/z.jpg",
-              "lost+found/1.jpg", "__MACOSX/north/1.jpg", ".thumbnails/1.jpg", "@eaDir/notes.txt"]
+              "lost+found/1.jpg", "__MACOSX/north/1.jpg", ".thumbnails/1.jpg", "@eaDir/notes.txt",
+              "north/@__thumb/default0.jpg", "Recycle Bin /z.jpg", "_gsdata_/_saved_/z.jpg",
+              ".@__thumb/z.jpg", ".Trash-1000/files/z.jpg"]
 
 
 def test_folders_of_the_system_are_left_out(own, root, logged):
     touch(root, *THUMBNAILS)
     dataset = own()
     assert sorted(cameras(dataset, root)) == IMAGES and dataset.left_out == {}
-    assert dataset.left_out_folders == {"#recycle": 1, "$RECYCLE.BIN": 1, "@eaDir": 3,
-                                        "FOUND.000": 1, "__MACOSX": 1, "lost+found": 1}
+    assert dataset.left_out_folders == {
+        "#recycle": 1, "$RECYCLE.BIN": 1, "@__thumb": 1, "@eaDir": 3, "FOUND.000": 1,
+        "Recycle Bin ": 1, "__MACOSX": 1, "_gsdata_": 1, "lost+found": 1}
     dataset.show_train()
     (text,) = [r.getMessage() for r in logged.records if "SYSTEM_FOLDERS" in r.getMessage()]
-    assert "8 images below" in text and "@eaDir (3)" in text
-    assert len(own(SYSTEM_FOLDERS="read").train) == len(IMAGES) + 8
+    assert "11 images below" in text and "@eaDir (3)" in text
+    assert len(own(SYSTEM_FOLDERS="read").train) == len(IMAGES) + 11  # hidden ones stay hidden
     refused(lambda: own(SYSTEM_FOLDERS="no"), "CAMERA_FOLDER.SYSTEM_FOLDERS 'no'", "known are")
 
 
@@ -687,9 +731,21 @@ def test_tracks_that_are_taken_for_cameras(own, tmp_path, warning, keys, says):
     assert "156 images are of 31 cameras, 5.0 each" in warning() and says in warning()
 
 
+@pytest.mark.parametrize("count, frames", [(11, 3), (20, 3), (20, 59)])
+def test_fewer_tracks_that_are_taken_for_cameras(own, tmp_path, warning, count, frames):
+    root = touch(tmp_path / "tracks", *(f"{number % 2}/track_{number}/{frame}.jpg"
+                                        for number in range(count) for frame in range(frames)))
+    own(ROOT=root, LEVEL=-1).show_train()
+    assert f"images are of {count} cameras, {frames}.0 each" in warning()
+    assert "LEVEL 1 finds 2." in warning()
+
+
 def test_a_few_small_cameras_or_many_large_ones_are_cameras(own, tmp_path, logged):
-    few = touch(tmp_path / "few", *(f"{camera}/{i}.jpg" for camera in range(30) for i in range(2)))
+    few = touch(tmp_path / "few", *(f"{camera}/{i}.jpg" for camera in range(10) for i in range(2)))
     own(ROOT=few).show_train()
+    more = touch(tmp_path / "more", *(f"{camera}/{i}.jpg" for camera in range(20)
+                                      for i in range(60)))
+    own(ROOT=more).show_train()
     many = touch(tmp_path / "many", *(f"{camera}/{i}.jpg" for camera in range(31)
                                       for i in range(100)))
     own(ROOT=many).show_train()

@@ -91,11 +91,20 @@ def test_cameras_are_numbered_in_the_order_of_their_names(cameras, numbers):
     assert images.num_cameras == len(set(cameras))
 
 
-@pytest.mark.parametrize("camera", [None, "", -1])
+@pytest.mark.parametrize("camera", [None, "", -1, float("nan"), np.float32("nan")])
 def test_missing_camera_names_the_file(camera):
     items = [("a/first.jpg", 0 if camera == -1 else "x"), ("a/second.jpg", camera)]
     with pytest.raises(ValueError, match="a/second.jpg has no camera"):
         UnlabelledImages(items, plain_transform)
+
+
+@pytest.mark.parametrize("camera, message", [
+    (torch.tensor(1), r"camera of the image b.jpg must be text or a number, got tensor\(1\)"),
+    ([1], r"b.jpg must be text or a number, got \[1\] \(list\)"),
+    ("1", "b.jpg has '1', a.jpg 0.*DATASETS.NAMES")])
+def test_cameras_that_are_no_names_of_one_kind(camera, message):
+    with pytest.raises(ValueError, match=message):
+        UnlabelledImages([("a.jpg", 0), ("b.jpg", camera)], plain_transform)
 
 
 def test_empty_training_set():

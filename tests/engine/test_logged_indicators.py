@@ -60,7 +60,7 @@ def test_a_finished_run_ends_with_its_verdict(start, messages, tmp_path):
                for name in (*JUDGED, "largest_share")}
     figures["mAP"] = [row["mAP"] for row in rows if "mAP" in row]
     verdict = judge(figures, trainer.cfg, num_cameras=2)
-    assert len(verdict.findings) == len(JUDGED) == 6
+    assert len(verdict.findings) == len(JUDGED) + 1 == 6
     assert messages[-7:] == [
         *(f"{f.name} {f.figure}: {f.sentence}" for f in verdict.findings),
         " ".join([verdict.summary, verdict.note, *verdict.advice])]

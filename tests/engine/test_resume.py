@@ -242,6 +242,7 @@ def test_a_run_that_is_stopped_in_the_evaluation_behind_its_last_epoch(
     batches = in_an_evaluation(trainer, monkeypatch, 6)
     assert stopped(trainer) == signals.EXIT_STOPPED and len(batches) == 1
     assert said(messages, "model_final.pth is still good. --resume evaluates it.")
+    assert sum("Total training time" in text for text in messages) == 1 + 1  # the whole run's
     trainer = resumed(*options)
     trainer.train()
     found = result(trainer)

@@ -2,7 +2,9 @@
 nothing.
 """
 
+import json
 import re
+import shutil
 import time
 import types
 from pathlib import Path
@@ -11,7 +13,8 @@ import caureid_plugin
 import pytest
 import torch
 import yaml
-from caureid_plugin import compat
+from caureid_plugin import compat, run_lock
+from caureid_plugin.engine.verdict import collect
 from caureid_plugin.resume import OF_THE_START, TAKEN_OVER
 from fastreid.engine import DefaultTrainer, defaults
 from fastreid.utils.checkpoint import Checkpointer
@@ -230,6 +233,33 @@ def test_the_best_of_another_evaluation_is_not_compared_with(start, change, best
     assert [h.best_metric for h in resumed._hooks if isinstance(h, periodic)] == [best]
 
 
+@pytest.mark.parametrize("change, compared", [(("TEST.METRIC", "euclidean"), False),
+                                              (("SOLVER.MAX_EPOCH", 3), True)])
+def test_the_verdict_compares_with_no_other_evaluation(start, monkeypatch, change, compared):
+    """Nor with the one before training: its test set may be another one."""
+    options = ("SOLVER.ITERS_PER_EPOCH", 1, "SOLVER.STEPS", [9], "TEST.EVAL_PERIOD", 1)
+    first = start(*options, "SOLVER.MAX_EPOCH", 2)
+    first.register_hooks([caureid_plugin.engine.EvalAtStart(True)])
+    monkeypatch.setattr(first, "test", lambda *_: {"mAP": 99.0, "metric": 99.0})
+    first.train()
+    resumed = start(*options, "SOLVER.MAX_EPOCH", 3, *change)
+    resumed.resume_or_load(resume=True)
+    monkeypatch.setattr(resumed, "test", lambda *_: {"mAP": 30.0, "metric": 30.0})
+    resumed.train()
+    history = {name: [value for value, _ in figure.values()]
+               for name, figure in resumed.storage.histories().items()}
+    found = collect(history)
+    assert found["mAP"] == [99.0, 99.0] * compared + [30.0]
+    assert found.get("start/mAP", []) == [99.0] * compared
+    rows = [json.loads(line) for line in
+            Path(resumed.cfg.OUTPUT_DIR, "metrics.json").read_text().splitlines()]
+    changed = [row["iteration"] for row in rows if compat.EVALUATION_CHANGED in row]
+    # the step from which on figures are of the new one
+    assert [row["mAP"] for row in rows if "mAP" in row] == [99.0, 99.0, 30.0]
+    assert changed == [] if compared else [
+        row["mAP"] for row in rows if "mAP" in row and row["iteration"] >= changed[0]] == [30.0]
+
+
 def test_a_run_cannot_become_shorter_than_it_is(start):
     start(*ONE_STEP, "SOLVER.MAX_EPOCH", 3).train()
     shorter = start(*ONE_STEP, "SOLVER.MAX_EPOCH", 2)
@@ -345,16 +375,51 @@ def test_a_script_with_its_own_loop_has_its_config_with_its_first_checkpoint(set
 # -------------------------------------------------------------------------- one run at a time ----
 
 
-def test_a_second_run_is_refused_and_names_the_first(set_up, start, out, tmp_path):
+def test_a_folder_that_is_deleted_in_a_run_is_said_at_the_next_checkpoint(start):
+    trainer = start(*ONE_STEP)
+    folder = trainer.cfg.OUTPUT_DIR
+    trainer.register_hooks([compat._hooks.CallbackHook(
+        after_step=lambda _: shutil.rmtree(folder))])
+    with pytest.raises(OSError, match=rf"{folder}/\S+ could not be saved: No such file"):
+        trainer.train()
+
+
+@pytest.fixture
+def another_run(tmp_path):
+    """Starts a process that holds a folder, and waits until it does."""
     code = ("import sys, time; from caureid_plugin import run_lock; run_lock.hold(sys.argv[1]);"
             "print('held', flush=True); time.sleep(100)")
-    output = tmp_path / "first.txt"
+    output, started = tmp_path / "first.txt", []
     output.touch()
-    first = warm.start(["-c", code, out], out=output)
-    try:
+
+    def hold(folder):
+        started.append(warm.start(["-c", code, folder], out=output))
         while "held" not in output.read_text():
-            assert first.poll() is None, output.read_text()
+            assert started[0].poll() is None, output.read_text()
             time.sleep(0.01)
+        return started[0]
+
+    yield hold
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_a_run_whose_folder_was_removed_and_is_another_runs_saves_nothing_there(
+        out, another_run):
+    run_lock.hold(out)
+    shutil.rmtree(out)
+    out.mkdir()
+    checkpointer = Checkpointer(torch.nn.Linear(2, 2), str(out))
+    other = another_run(out)
+    with pytest.raises(BlockingIOError, match=f"process {other.pid}"):
+        checkpointer.save("model_0001")
+    assert contents(out) == {}
+
+
+def test_a_second_run_is_refused_and_names_the_first(set_up, start, out, another_run):
+    first = another_run(out)
+    try:
         before = contents(out)
         held = rf"host \S+, process {first.pid}, since 20\d\d-\S+ \S+ \S+"
         for resume in (True, False):

@@ -3,10 +3,11 @@
 import logging
 import re
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
-from caureid_plugin.engine import shortened_log
+from caureid_plugin.engine import EpochLines, shortened_log, terminal
 
 from helpers.metrics import read_rows
 
@@ -89,6 +90,27 @@ def test_an_epoch_is_one_aligned_line_with_its_figures(train_as_script, messages
         assert precision is None or float(precision) == round(evaluated[int(number)], 1)
     assert found[-1][-1] == "0:00:00"
     assert sum("epochs 1 to 10 of 2 steps, 16 images each, seed" in text for text in messages) == 1
+
+
+@pytest.mark.parametrize("epoch, last, loss, clusters, days, shown_loss, left", [
+    (1, 50, 3.14159, 900, 1.5, "  3.142", "36:00:00"),
+    (1000, 2000, 1234567.0, 250_000, 120, "1.2e+06", "2880:00:00"),
+    (99, 100, float("nan"), 0, 0, "    nan", "0:00:00")])
+def test_a_line_of_large_numbers_is_no_longer(
+        cfg, monkeypatch, epoch, last, loss, clusters, days, shown_loss, left):
+    def figure(value):
+        return mock.Mock(values=lambda: [(value, 10 ** 9)], avg=lambda steps: value)
+
+    figures = {"total_loss": figure(loss), "mAP": figure(55.1),
+               "labels/clusters": figure(clusters), "labels/outlier_share": figure(0.05)}
+    storage = mock.Mock(histories=lambda: figures, history=figures.get)
+    lines = EpochLines(cfg)
+    lines.trainer = mock.Mock(epoch=epoch - 1, max_epoch=last, iters_per_epoch=10, storage=storage)
+    lines._start, lines._first = 0.0, 0
+    taken = days * 86400 * epoch / (last - epoch)
+    monkeypatch.setattr(terminal.time, "perf_counter", lambda: taken)
+    line = lines._line()
+    assert len(line) <= 90 and f"  loss {shown_loss}  " in line and line.endswith(f"left {left}")
 
 
 def test_the_loss_of_a_line_is_the_mean_over_its_epoch(train_as_script, messages):

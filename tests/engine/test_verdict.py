@@ -124,16 +124,16 @@ def test_neighbours_of_the_own_camera_that_become_more(of, levels):
 
 
 def test_map_counts_where_there_are_labels(of, levels):
-    assert levels({**WELL, "mAP": [59.4], "start_mAP": [9.0]})["mAP"] == "good"
-    assert of({**WELL, "mAP": [2.6], "start_mAP": [1.1]}).level == "bad"
+    assert levels({**WELL, "mAP": [59.4], "start/mAP": [9.0]})["mAP"] == "good"
+    assert of({**WELL, "mAP": [2.6], "start/mAP": [1.1]}).level == "bad"
     assert of({**WELL, "mAP": [20.0]}).level == "mixed"
-    worse = of({**WELL, "mAP": [30.0, 29.0], "start_mAP": [41.9]})
+    worse = of({**WELL, "mAP": [30.0, 29.0], "start/mAP": [41.9]})
     assert worse.level == "bad" and "mAP 29.0, before 41.9" in worse.findings[0].sentence
     assert worse.findings[0].figure == "29.0"
     assert of({**WELL, "mAP": [30.0, 28.9]}).level == "bad"
     for series, start in (([69.9], [70.0]), ([60.0, 26.0], [10.0])):  # a little, or from a peak
-        assert levels({"mAP": series, "start_mAP": start}) == {"mAP": "mixed"}
-    assert of({**WELL, "start_mAP": [41.9]}).level == "good"
+        assert levels({"mAP": series, "start/mAP": start}) == {"mAP": "mixed"}
+    assert of({**WELL, "start/mAP": [41.9]}).level == "good"
 
 
 def test_outliers_that_grow_are_no_matter_of_eps(of, levels):
@@ -177,11 +177,22 @@ def test_the_worst_finding_is_the_verdict_and_its_step_the_first(of):
 
 
 def test_what_is_not_known_is_not_judged(of, levels):
-    for nothing in ({}, {"stability": []}, {"silhouette": [NAN]}, {"largest_share": [0.9]}):
+    for nothing in ({}, {"stability": []}, {"largest_share": [0.9]}, {"largest_share": [NAN]}):
         verdict = of(nothing)
         assert (verdict.level, verdict.findings, verdict.advice) == ("unknown", [], [])
-    assert levels({"silhouette": [0.5, NAN]}) == {"silhouette": "good"}
     assert "not known" in of({}).summary
+
+
+@pytest.mark.parametrize("name", ["silhouette", "own_camera", "mAP"])
+@pytest.mark.parametrize("value", [NAN, float("inf"), -float("inf")])
+def test_a_last_value_that_is_not_finite_is_bad(of, levels, name, value):
+    for series in ([value], [50.0, value]):
+        verdict = of({**WELL, name: series})
+        finding = next(found for found in verdict.findings if found.name == name)
+        assert finding.level == verdict.level == "bad" and "not finite" in finding.sentence
+        assert finding.figure.strip("-") in ("nan", "inf") and "BASE_LR" in verdict.advice[0]
+    assert levels({name: [0.5, value, 0.5]}) == levels({name: [0.5, 0.5]})  # it has passed
+    assert of({"own_camera": [NAN]}, num_cameras=1).level == "unknown"
 
 
 def test_advice_names_keys_that_exist(cfg):
@@ -198,11 +209,30 @@ def test_advice_names_keys_that_exist(cfg):
             node = node[part]
 
 
-def test_figures_by_their_keys_and_the_mean_of_several_test_sets():
+def test_each_test_set_counts_by_itself(of, levels):
+    """One that falls is bad, however much another rises: their mean would hide it."""
+    sets = {"A/mAP": [50.0, 30.0], "start/A/mAP": [48.0], "B/mAP": [50.0, 72.0],
+            "start/B/mAP": [48.0]}
+    assert levels(collect(sets)) == {"A/mAP": "bad", "B/mAP": "good"}
+    assert of({**WELL, **sets}).level == "bad"
+    # one that joined later is not mixed with other evaluations of the first
+    assert collect({"A/mAP": [50, 40, 30, 10, 5], "B/mAP": [50, 45]})["A/mAP"][-1] == 5
+
+
+def test_a_high_eps_is_not_to_be_raised(of):
+    for eps in (0.5, 0.7, 0.98):
+        found = of({"outlier_share": [0.9]}, {"CAUREID.CLUSTER.EPS": eps,
+                                              "CAUREID.CLUSTER.CAMERA_AWARE": True})
+        assert any("EPS_FIRST" in text for text in found.advice) == (eps < 0.6)
+        assert any("a higher CAUREID.CLUSTER.EPS" in text for text in found.advice) == (eps < 0.9)
+
+
+def test_figures_by_their_keys():
     found = collect({"labels/silhouette": [0.1, 0.2], "One/mAP": [10.0, 30.0], "loss": [1.0],
                      "Two/mAP": [20.0, 50.0], "start/One/mAP": [4.0], "start/Two/mAP": [8.0],
                      "One/mINP": [1.0]})
     assert {name: values for name, values in found.items() if values} == {
-        "silhouette": [0.1, 0.2], "mAP": [15.0, 40.0], "start_mAP": [6.0]}
+        "silhouette": [0.1, 0.2], "One/mAP": [10.0, 30.0], "Two/mAP": [20.0, 50.0],
+        "start/One/mAP": [4.0], "start/Two/mAP": [8.0]}
     single = collect({"mAP": [10.0], "start/mAP": [5.0]})
-    assert (single["mAP"], single["start_mAP"]) == ([10.0], [5.0])
+    assert (single["mAP"], single["start/mAP"]) == ([10.0], [5.0])

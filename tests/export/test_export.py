@@ -1,6 +1,7 @@
 """Exported files give PyTorch's embeddings, hold nothing of training, and are told apart."""
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -248,6 +249,31 @@ def test_nodes_stand_in_the_order_that_onnx_asks_for(export, paths, precision):
     assert [node.op_type for node in model.graph.node].count("Flatten") == 1
 
 
+class Picks(torch.nn.Module):
+    """A network that takes one place of a map, by two indices one after the other."""
+
+    def __init__(self, pick):
+        super().__init__()
+        self.pick = pick
+
+    def forward(self, images):
+        return self.pick(images)
+
+
+@pytest.mark.parametrize("pick, flattened", [
+    (lambda x: x.mean((2, 3), keepdim=True)[..., 0, 0], 1), (lambda x: x[:, :, 3][:, :, 2], 0),
+    (lambda x: torch.nn.functional.avg_pool2d(x, (16, 8))[..., 0, 0], 0),
+    (lambda x: x.mean((2, 3), keepdim=True)[:, 0][:, 0], 0)])
+def test_only_the_single_place_of_a_map_becomes_a_flatten(pick, flattened):
+    """A Flatten of two places is longer than what was picked of them."""
+    content = graph.to_onnx(graph.prepare(Picks(pick), "rgb255"), (32, 16))
+    kinds = [node.op_type for node in onnx.load_model_from_string(content).graph.node]
+    assert kinds.count("Flatten") == flattened
+    images = torch.rand(3, 3, 32, 16)
+    found = onnxruntime.InferenceSession(content).run(None, {graph.INPUT_NAME: images.numpy()})[0]
+    np.testing.assert_allclose(found, pick(images).numpy(), rtol=1e-5)
+
+
 @pytest.mark.parametrize("convention", ["rgb255", "imagenet"])
 def test_a_file_is_used_as_a_run_is(load, export, paths, tmp_path, convention):
     embedder, loaded = load(), load_export(export(convention=convention))
@@ -316,7 +342,7 @@ def test_files_of_older_versions_have_no_verdict(export, tmp_path):
     content = said_of(export())
     assert content.pop("verdict")["level"] == "unknown"
     side.write_text(json.dumps(content))
-    assert load_export(path).verdict == ("unknown", "")
+    assert load_export(path).verdict == ("unknown", "Whether training went well is not known.")
 
 
 def test_the_documents_lines_for_other_programs(load, export, paths, tmp_path, monkeypatch):
@@ -411,6 +437,17 @@ def change(**fields):
     return apply
 
 
+def replace_model(edit):
+    """Edits the file's model; the sidecar has the digest of the new one."""
+    def apply(path, side):
+        model = onnx.load(path)
+        edit(model)
+        path.write_bytes(model.SerializeToString())
+        change(digest=digest(path.read_bytes()))(path, side)
+
+    return apply
+
+
 @pytest.mark.parametrize("spoil, said", [
     (lambda path, side: side.unlink(),
      r"x.onnx has no sidecar x.onnx.json, which tells size.*copy it along"),
@@ -431,6 +468,8 @@ def change(**fields):
     (lambda path, side: (side.unlink(), os.mkfifo(side)), "is no regular file"),
     (lambda path, side: path.unlink(), "x.onnx does not exist"),
     (lambda path, side: (path.write_bytes(b"new"), change(digest=digest(b"new"))(path, side)),
+     r"The file is no ONNX: onnx [\d.]+ says .*export.py has written"),
+    (replace_model(lambda model: setattr(model, "ir_version", 10**6)),
      r"onnxruntime [\d.]+ cannot read the file.*newer one"),
 ])
 def test_files_that_cannot_be_used(export, tmp_path, spoil, said):
@@ -440,6 +479,70 @@ def test_files_that_cannot_be_used(export, tmp_path, spoil, said):
     spoil(path, side)
     with pytest.raises(ExportError, match=said):
         load_export(path)
+
+
+def a_loop(model, kind):
+    """Of 10^12 rounds, each of which adds 1 to the embedding."""
+    make, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    last = next(node for node in model.graph.node if graph.OUTPUT_NAME in node.output)
+    last.output[:] = ["found"]
+    inside = onnx.helper.make_graph(
+        [make("Identity", ["go"], ["on"]), make("Add", ["old", "one"], ["new"])], "inside",
+        [value("round", 7, []), value("go", 9, []), value("old", 1, ["B", "D"])],
+        [value("on", 9, []), value("new", 1, ["B", "D"])])
+    model.graph.node.extend([
+        make("Constant", [], ["rounds"], value_int=10**12), make("Constant", [], ["one"],
+                                                                value_float=1.0),
+        make(kind, ["rounds", "", "found"], [graph.OUTPUT_NAME], body=inside)])
+
+
+def doubling_functions(model):
+    """Forty, each of which calls the one before it twice."""
+    make, versions = onnx.helper.make_node, [onnx.helper.make_opsetid("", 17),
+                                             onnx.helper.make_opsetid("own", 1)]
+    last = next(node for node in model.graph.node if graph.OUTPUT_NAME in node.output)
+    last.output[:] = ["found"]
+    nodes = [make("Relu", ["x"], ["y"])]
+    for number in range(40):
+        model.functions.append(onnx.helper.make_function(
+            "own", f"f{number}", ["x"], ["y"], nodes, versions))
+        nodes = [make(f"f{number}", ["x"], ["m"], domain="own"),
+                 make(f"f{number}", ["m"], ["y"], domain="own")]
+    model.opset_import.append(versions[1])
+    model.graph.node.append(make("f39", ["found"], [graph.OUTPUT_NAME], domain="own"))
+
+
+@pytest.mark.parametrize("add, said", [
+    (functools.partial(a_loop, kind="Loop"), "has Loop, which can take endless time"),
+    (functools.partial(a_loop, kind="Scan"), "has Scan, which"),
+    (functools.partial(a_loop, kind="Own\n"), r"has 'Own\\n', which"),
+    (doubling_functions, "has functions of its own, which can take endless time")],
+    ids=["Loop", "Scan", "unknown", "functions"])
+def test_a_file_that_could_run_for_ever(export, tmp_path, monkeypatch, add, said):
+    path = tmp_path / "x.onnx"
+    shutil.copy(export(), path)
+    shutil.copy(f"{export()}.json", f"{path}.json")
+    replace_model(add)(path, Path(f"{path}.json"))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: pytest.fail("opened"))
+    with pytest.raises(ExportError, match=f"x.onnx: The file {said}"):
+        load_export(path)
+
+
+def test_functions_of_the_newer_exporter_are_written_out(export):
+    model = onnx.load(export())
+    last = next(node for node in model.graph.node if graph.OUTPUT_NAME in node.output)
+    last.output[:] = ["found"]
+    versions = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("own", 1)]
+    model.functions.append(onnx.helper.make_function(
+        "own", "f", ["x"], ["y"], [onnx.helper.make_node("Neg", ["x"], ["y"])], versions))
+    model.opset_import.append(versions[1])
+    model.graph.node.append(
+        onnx.helper.make_node("f", ["found"], [graph.OUTPUT_NAME], domain="own"))
+    content = graph._finished(model.SerializeToString())
+    shape = load_export(export()).preprocessing.shape
+    images = 255 * torch.rand(2, 3, *shape, generator=torch.Generator().manual_seed(0))
+    expected = files.onnx_program(export().read_bytes()).program(images)
+    torch.testing.assert_close(files.onnx_program(content).program(images), -expected)
 
 
 def a_weight(model):

@@ -8,7 +8,7 @@ import pytest
 from caureid_plugin.data.rendering import make_camera, make_person, render
 from caureid_plugin.inspection import LEAST_STRUCTURE, structure
 from caureid_plugin.inspection.content import NOISE_RATIO
-from PIL import Image, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 
 
 def saved(array, quality=75):
@@ -43,6 +43,62 @@ SLOPE = saved(np.linspace(40, 220, 128)[:, None, None] + noise(1, 2))
     flat((60, 60, 60), 3, vignette=25), SLOPE, Image.new("RGB", (1, 1), "red")])
 def test_what_shows_nothing(image):
     assert structure(image) < LEAST_STRUCTURE
+
+
+def stamped(deviation, *lines):
+    """Black, with what a camera writes on it: text and the row that it begins in."""
+    image = Image.new("RGB", (64, 128))
+    for row, text in lines:
+        ImageDraw.Draw(image).text((2, row), text, fill="white")
+    return saved(np.asarray(image) + noise(4, deviation))
+
+
+@pytest.mark.parametrize("image", [
+    stamped(0, (2, "2026-01-02")), stamped(5, (2, "2026-01-02"), (14, "13:14:15")),
+    stamped(3, (4, "2026-01-02"), (113, "CAM 07"))])
+def test_text_on_black_shows_nothing(image):
+    assert structure(image) < LEAST_STRUCTURE
+
+
+def test_people_who_are_padded_or_cut_out(people):
+    y, x = np.mgrid[-1:1:128j, -1:1:64j]
+    for image in people:
+        person = Image.fromarray(np.asarray(image.resize((64, 128)))
+                                 * ((x / 0.5) ** 2 + (y / 0.9) ** 2 < 1)[..., None].astype("uint8"))
+        square = Image.new("RGB", (128, 128))
+        square.paste(person, (32, 0))
+        assert min(structure(person), structure(square)) > LEAST_STRUCTURE
+
+
+def test_a_part_is_not_enough():
+    """Nine of 32 parts are, of 4 x 4 values."""
+    for parts in (8, 9):
+        array = np.full((32, 16), 90)
+        for part in range(parts):
+            row, column = divmod(5 * part % 32, 4)
+            array[4 * row + 1:4 * row + 3, 4 * column:4 * column + 4] += 30
+        found = structure(Image.fromarray(array.astype(np.uint8)))
+        assert found == 0 if parts == 8 else 4 < found <= 15  # the deviation within a part
+
+
+@pytest.mark.parametrize("colours, counts", [
+    (("red", "green"), True), (("#804040", "#703f80"), True), (("#808080", "#868080"), False)])
+def test_colours_of_one_luminance(colours, counts):
+    """Stripes of two colours, the second made as bright as the first."""
+    first, second = (np.array(Image.new("RGB", (1, 1), colour).convert("YCbCr"))[0, 0]
+                     for colour in colours)
+    array = np.broadcast_to(first, (128, 64, 3)).copy()
+    array[(np.arange(128) // 8 + 1) % 2 == 0, :, 1:] = second[1:]
+    image = Image.fromarray(array, "YCbCr").convert("RGB")
+    assert np.ptp(np.asarray(image.convert("L")).astype(int)) <= 3
+    assert (structure(image) > LEAST_STRUCTURE) == counts
+
+
+@pytest.mark.parametrize("size", [(24, 10), (24, 40), (40, 12), (32, 16)])
+def test_noise_in_few_pixels(size):
+    found = [structure(Image.fromarray((90 + noise(seed, 20, size)).clip(0, 255).astype(np.uint8)))
+             for seed in range(40)]
+    assert sum(value < LEAST_STRUCTURE for value in found) >= 38
 
 
 @pytest.mark.parametrize("deviation", [0, 5])

@@ -139,6 +139,17 @@ def test_supervised_training_is_that_of_the_toolbox(make_cfg, make_batch, option
     assert torch.equal(ours.eval()(make_batch()), baseline.eval()(make_batch()))
 
 
+def test_two_losses_with_a_scalar_of_one_name(make_cfg, make_batch, monkeypatch):
+    """The second would replace the first."""
+    class Twin(LOSS_REGISTRY.get("CameraSeparationLoss")):
+        pass
+
+    monkeypatch.setitem(LOSS_REGISTRY._obj_map, "Twin", Twin)
+    model = build_model(make_cfg(NAME, ("CameraSeparationLoss", "Twin")))
+    with pytest.raises(ValueError, match=r"Two losses .* give \['loss_camsep'\].*of its own"):
+        model(make_batch())
+
+
 def test_a_step_gives_every_loss_and_what_the_bank_is_updated_with(
         make_cfg, make_batch, make_bank):
     cfg = make_cfg("MODEL.LOSSES.CAMSEP.SCALE", 0.4, "MODEL.LOSSES.CACC.SCALE", 0.7)

@@ -201,6 +201,19 @@ def test_a_bank_of_other_images_is_not_loaded(make_bank, make_other):
     assert not other.features.any() and other.num_clusters == 0
 
 
+@pytest.mark.parametrize("field", ["cluster_sums", "centre_sums"])
+@pytest.mark.parametrize("change", [
+    lambda sums: sums[:-1], lambda sums: sums[:, :1], lambda sums: sums[0],
+    lambda sums: sums.sum(), lambda sums: sums[:, :, None], lambda sums: sums * float("nan")])
+def test_sums_of_other_clusters_are_not_loaded(make_bank, field, change):
+    """One row would be added to all, where it is broadcast."""
+    state = make_bank().state_dict()
+    state[field] = change(state[field])
+    with pytest.raises(ValueError, match=f"memory bank is damaged: {field} has shape .* ask for "
+                       r"finite ones of \(\d+, 16\).*Resume from another"):
+        make_bank().load_state_dict(state)
+
+
 @pytest.mark.parametrize("labels", [[0, 0, 2], [1, 1, 1]])
 def test_labels_with_a_gap_are_refused(labels):
     bank = MemoryBank(torch.zeros(3), 4, momentum=0.2)

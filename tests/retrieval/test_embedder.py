@@ -257,6 +257,59 @@ def test_the_verdict_is_that_of_the_checkpoint(run, market, caplog, values, leve
     assert (loaded.compare(*paths_of(market)[:2]).same is None) == (level == "bad")
 
 
+def change_checkpoint(run, **changes):
+    content = torch.load(run / "model_final.pth", weights_only=True)
+    torch.save({**content, **changes}, run / "model_final.pth")
+
+
+def write_rows(run, *rows):
+    (run / "metrics.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("changed, level, keys", [
+    ({}, "bad", ["mAP"]), ({"evaluation_changed": 1.0}, "good", ["mAP"]),
+    ({"evaluation_changed": 1.0}, "good", ["Market1501/mAP", "MSMT17/mAP"])])
+def test_evaluations_on_other_test_sets_are_not_compared(run, changed, level, keys):
+    write_rows(run, {"iteration": 0, "mAP": 60.0, "start/mAP": 58.0},
+               {"iteration": 4, **changed}, {"iteration": 5, **dict.fromkeys(keys, 40.0)})
+    assert load_run(run).verdict.level == level
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e400"])
+def test_a_last_figure_that_is_no_number_is_bad(run, value):
+    (run / "metrics.json").write_text('{"iteration": 0, "labels/silhouette": 0.5}\n'
+                                      f'{{"iteration": 5, "labels/silhouette": {value}}}\n')
+    assert load_run(run).verdict.level == "bad"
+
+
+def lose_the_end(path):
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+
+
+@pytest.mark.parametrize("spoil, says", [
+    (lose_the_end, "metrics.json ends before step 10"),
+    (lambda path: path.write_text("x\n" + path.read_text()), "damaged, its line 1"),
+    (lambda path: path.write_text(path.read_text(), "utf-16"), "damaged, its line 1"),
+    (lambda path: path.unlink(), "missing"), (lambda path: (path.unlink(), path.mkdir()), "missing")
+])
+def test_without_all_figures_nothing_good_is_known_of_a_run(run, spoil, says):
+    """Unless the checkpoint holds them."""
+    log_silhouettes(run, 0.5, 0.1, 0.1)
+    assert load_run(run).verdict.level == "bad"
+    spoil(run / "metrics.json")
+    verdict = load_run(run).verdict
+    assert verdict.level == "unknown" and says in verdict.reason
+    assert verdict.reason.startswith("Whether training went well is not known: ")
+    for last, level in ((0.1, "bad"), (0.5, "good")):
+        change_checkpoint(run, run_state={"iters_per_epoch": 5, "steps_done": 0, "scalars": {
+            "labels/silhouette": (False, [(0.5, 0), (last, 5)])}})
+        assert load_run(run).verdict.level == level
+    for scalars in ([], {"labels/silhouette": 1}, {"labels/silhouette": (False, [("x", 1)])}):
+        change_checkpoint(run, run_state={"iters_per_epoch": 5, "steps_done": 0,
+                                          "scalars": scalars})
+        assert load_run(run).verdict == verdict
+
+
 def test_of_one_camera_no_cluster_can_span_several(run):
     (run / "metrics.json").write_text('{"iteration": 0, "labels/cross_camera": 0.0}\n')
     assert load_run(run).verdict.level == "bad"

@@ -348,6 +348,12 @@ def with_value(place, value):
     return make
 
 
+def untrained(faiss):
+    content = bytearray(halves(faiss))
+    content[32] = 0  # behind kind, D, n and two numbers
+    return bytes(content)
+
+
 def claims(place, value):
     """Such a file whose header claims more than there is: 8 bytes, counted from the codes."""
     def make(faiss):
@@ -371,6 +377,7 @@ def claims(place, value):
     (lambda faiss: halves(faiss, scale=60000), "vector 0 has length 6e.04"),
     (lambda faiss: halves(faiss, scale=0), "vector 0 has length 0,"),
     (claims(-8, 2 ** 39), "claims 549755813888 bytes"), (claims(-16, 2 ** 37), "claims 240 bytes"),
+    (untrained, "not trained"),
     (lambda faiss: halves(faiss) + bytes(24), "claims 240 bytes, 24 .* and holds 264"),
 ])
 def test_vectors_that_are_others_are_refused(block, make, part, monkeypatch):

@@ -512,6 +512,7 @@ def test_words():
     (["--json", "nowhere/a.json"], "the folder nowhere does not exist"),
     (["--output", "folder.html"], "--output folder.html cannot be written"),
     (["--workers", "0"], "--workers 0 must be at least 1"),
+    (["--config-file", ""], "--config-file is empty: name a config"),
     (["CAMERA_FOLDER.ROOT", "x", "--no-network"], "--no-network stands among config keys"),
 ])
 def test_wrong_arguments_are_said_before_the_work(options, message, tmp_path, monkeypatch, capsys):

@@ -151,7 +151,7 @@ def test_the_verdict_is_asked_with_the_indicators_and_shown(run_folder, page_of,
     page = page_of(run_folder)
     assert asked == [({"outlier_share": [0.1875, 0.0625], "largest_share": [0.25, 0.125],
                        "cross_camera": [0.5, 1.0], "silhouette": [0.25, 0.5],
-                       "stability": [0.75], "mAP": [55.0], "start_mAP": [20.0]}, 2, 2)]
+                       "stability": [0.75], "mAP": [55.0], "start/mAP": [20.0]}, 2, 2)]
     for text in ("It <fell> apart. It was short.", "Lower A.B.", "Half way.", "Verdict: bad",
                  "unless --despite-verdict"):
         assert text in page.text

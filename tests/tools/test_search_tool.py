@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from caureid_plugin import Index, load_run
 from caureid_plugin.retrieval import PairStatistics, RunVerdict
+from caureid_plugin.retrieval.index_files import Entry
 from caureid_plugin.retrieval.run_folder import write_statistics
+from caureid_plugin.retrieval.threshold import NO_VERDICT
 from PIL import Image
 
 import index
@@ -21,6 +23,7 @@ import search_sheet
 from helpers import warm
 from helpers.tiny import write_market
 from helpers.tool_output import refusal
+from search_embedder import is_query
 
 PATTERN = ["CAMERA_FOLDER.CAMERA", "pattern", "CAMERA_FOLDER.PATTERN", r"_c(\d+)"]
 
@@ -159,6 +162,8 @@ def test_of_a_run_that_went_wrong_same_is_not_told(ask, run, queries, tmp_path, 
     monkeypatch.setattr(load_once(run), "verdict", RunVerdict("mixed", "Training went partly."))
     said = ask(queries[0], "--top", "5")
     assert {row[2] for row in rows(said)} <= {"yes", "no"} and "Training went partly." in said
+    monkeypatch.setattr(load_once(run), "verdict", NO_VERDICT)
+    assert "Whether training went well is not known." in ask(queries[0])
 
 
 def test_how_many_are_expected_to_be_right_is_said(ask, run, queries, home, tmp_path, monkeypatch):
@@ -201,6 +206,47 @@ def test_what_was_measured_comes_before_the_memory_bank(run, market, queries, tm
     (tmp_path / "kept").rename(kept)
     said = ask("bank")
     assert value in said and "(training images)" in said
+
+
+def test_the_querys_own_file_is_left_out(ask, run, market, queries, home, tmp_path, capsys):
+    """By its place or its content, with what it pushed from the list in its place."""
+    crops = sorted((market / "bounding_box_test").glob("*.jpg"))
+    found, link, copy = (tmp_path / name for name in ("found.json", "link.jpg", "copy.jpg"))
+    link.symlink_to(crops[3])
+    shutil.copy(crops[3], copy)
+    others = None
+    for query in (crops[3], link, copy):
+        said = ask(query, "--top", "4", "--json", found)
+        (answer,) = json.loads(found.read_text())["queries"]
+        assert "Left out, the query's own file: " + f"{crops[3]} (camera " in said
+        assert [item["path"] for item in answer["own_file"]] == [str(crops[3])]
+        assert [row[0] for row in rows(said)] == list("1234")
+        assert str(crops[3]) not in [row[4] for row in rows(said)]
+        assert others in (None, answer["hits"])
+        others = answer["hits"]
+        assert [hit["rank"] for hit in others] == [1, 2, 3, 4]
+    assert "own file" not in ask(queries[0], "--json", found)
+    assert json.loads(found.read_text())["queries"][0]["own_file"] == []
+
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(crops[3], alone)
+    index.main([str(run), str(alone), "--index", str(tmp_path / "x")])
+    capsys.readouterr()
+    search.main([str(run), str(copy), "--index", str(tmp_path / "x")])
+    said = capsys.readouterr().out
+    assert "own file" in said and "asked for" not in said and not rows(said)
+
+
+def test_the_querys_own_file_of_an_index_whose_file_is_gone_or_changed(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"abc")
+    for name, size, data, is_own in (
+            ("a.jpg", 9, b"abc", True), ("b.jpg", 3, b"abc", False), ("c.jpg", 3, b"abd", False),
+            ("c.jpg", -1, b"abc", True), ("c.jpg", 4, b"abc", False)):
+        (tmp_path / "c.jpg").write_bytes(b"abc")
+        entry = Entry(str(tmp_path), name, "", size)
+        assert is_query(entry, path, data) == is_own
 
 
 def test_picture(ask, queries, tmp_path):

@@ -524,6 +524,28 @@ def test_a_request_as_a_whole_has_a_deadline(index, tmp_path, part):
         assert ask(url)[0] == 200
 
 
+@pytest.mark.alone
+def test_who_reads_no_answer_holds_no_thread(index, tmp_path):
+    """Four connections, as many as there are threads, ask for much and read nothing of it."""
+    name, script, *rest = with_limits(index, SECONDS=1)
+    script = script.replace("serve.main()", """
+import socket
+from waitress.adjustments import Adjustments
+Adjustments.outbuf_high_watermark = 1
+Adjustments.socket_options = [(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)]
+serve.main()
+""")
+    with served([name, script, *rest], tmp_path) as (_, url, errors):
+        deaf = []
+        for _ in range(4):
+            deaf.append(socket.socket())
+            deaf[-1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf[-1].connect(("127.0.0.1", int(url.rpartition(":")[2])))
+            deaf[-1].sendall(100 * b"GET /serve.js HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert ask(url)[0] == 200
+        assert errors.read_text() == ""
+
+
 def test_all_that_an_index_shows_is_said(tmp_path):
     index = Index.create(tmp_path / "x", Shrunk())
     index.add(np.eye(13, 24), [*(Entry(f"/home/{row % 6}", f"{row}.jpg") for row in range(10)),

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from caureid_plugin import load_run
+from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.data.datasets.bases import ImageDataset
 from PIL import Image
 
 import threshold
@@ -91,6 +93,21 @@ def test_rates_by_identity(run, undrawn, tiny_market, tmp_path, capsys):
     assert (run / "pair_statistics.json").read_bytes() == with_labels
 
 
+@pytest.mark.parametrize("junk, known", [([], [0, -1, 0, 5]), ([0, -1], [5])])
+def test_identities_that_are_no_ones_are_the_datasets_own(cfg, monkeypatch, junk, known):
+    """Own images count people from 0, which Market-1501 gives to its distractors."""
+    class Own(ImageDataset):
+        _junk_pids = junk
+
+        def __init__(self, root="", **kwargs):
+            super().__init__([], [("a", 0, 0), ("b", -1, 0)], [("c", 0, 1), ("d", 5, 1)], **kwargs)
+
+    monkeypatch.setitem(DATASET_REGISTRY._obj_map, "Own", Own)
+    cfg.merge_from_list(["DATASETS.NAMES", (), "DATASETS.TESTS", ("Own",)])
+    (name, items), = threshold.labelled_sets(cfg).items()
+    assert name == "Own, test images" and [item[1] for item in items] == known
+
+
 def right_by_hand(features, people, cameras, value, sizes):
     """Shares of what is marked that are right, from other cameras and from the query's own.
 
@@ -134,6 +151,12 @@ def test_a_bad_verdict_is_said(run, undrawn, capsys):
     assert "By its indicators training went wrong: " in said
     assert "searches tell same or different with --despite-verdict alone" in said
     assert load_run(run).statistics.source == "training images"  # to be asked for all the same
+
+
+def test_a_verdict_that_is_not_known_is_said(run, undrawn, capsys):
+    (run / "metrics.json").unlink(missing_ok=True)
+    threshold.main([str(run)])
+    assert "Whether training went well is not known: metrics.json is" in capsys.readouterr().out
 
 
 def test_a_part_of_the_images(run, undrawn):
