@@ -1,9 +1,9 @@
 # make demo      the method on its embedded data, from rendering to the result table
 # make test      the tests, in two processes (WORKERS=N: in N)
 # make test-all  the tests and what is long and rare
-# make lint      the static checks alone: ruff, mypy, vulture, directions of imports, the documents
+# make lint      the static checks only: ruff, mypy, vulture, directions of imports, the documents
 # make docs      the documentation as a site, in build/docs
-# make env       the environment alone, for tools/: source .venv/bin/activate
+# make env       the environment only: source .venv/bin/activate
 # Each makes its own environment in .venv first and uses it again the next time.
 
 PYTHON ?= python3
@@ -21,7 +21,7 @@ help:
 	@sed -n 's/^# \(make.*\)/\1/p' Makefile
 
 demo: $(READY)
-	$(RUN) tools/demo.py --output $(DEMO_OUTPUT) --seed $(SEED)
+	$(VENV)/bin/caureid demo --output $(DEMO_OUTPUT) --seed $(SEED)
 
 # those that measure memory or wait for signals need the machine to themselves
 test: $(READY)

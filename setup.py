@@ -6,18 +6,19 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+)"', (HERE / "caureid_plugin/__init__.py").read_text())[1]
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "caureid_plugin/_version.py").read_text())[1]
 
 # FastReID itself is not among them: its own pins ask for torch 1.13.1, so it is installed with
 # `pip install --no-deps fastreid==1.4.0`; what it really needs is listed here instead.
 # faiss is not among them either: faiss-cpu and faiss-gpu are two distributions of one module, of
-# which at most one may be installed, and only two back ends of the clustering need it.
+# which at most one may be installed. Two back ends of the clustering need it, and the index.
 REQUIRES = [
     "torch>=2.1",
     "torchvision>=0.16",
     "numpy>=1.24",
     "scipy>=1.10",
     "scikit-learn>=1.2",
+    "click>=8.1",
     "numba>=0.57",
     "psutil>=5.9",
     "threadpoolctl>=3.1",
@@ -42,7 +43,8 @@ REQUIRES = [
 setup(
     name="caureid-plugin",
     version=VERSION,
-    description="CA-UReID for FastReID: person re-identification learnt from camera labels alone",
+    description="CA-UReID for FastReID: person re-identification learnt from cameras, without "
+                "identity labels",
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -53,10 +55,11 @@ setup(
     + ["caureid_plugin.configs"],
     package_dir={"caureid_plugin.configs": "configs"},
     package_data={
-        "caureid_plugin": ["py.typed"],
+        "caureid_plugin": ["py.typed", "*/*.j2", "*/*.css", "*/*.js"],
         "caureid_plugin.configs": ["*.yml", "*/*.yml", "*/*/*.yml"],
     },
     install_requires=REQUIRES,
+    entry_points={"console_scripts": ["caureid = caureid_plugin.cli:main"]},
     extras_require={
         "faiss-cpu": ["faiss-cpu>=1.7.4"],
         "faiss-gpu": ["faiss-gpu>=1.14"],

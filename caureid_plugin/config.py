@@ -38,7 +38,7 @@ def add_caureid_config(cfg: CN) -> None:
     cfg.MODEL.BN_GROUP_SIZE = 16
     # Memory layout of the feature maps of CAUReID: channels last (NHWC) instead of NCHW. The same
     # results but for rounding; which is faster depends on the machine and the backbone
-    # (tools/benchmark_training.py).
+    # (tools/benchmarks/training.py).
     cfg.MODEL.CHANNELS_LAST = False
 
     _add_backbone(cfg)
@@ -203,7 +203,7 @@ def _add_camera_folder(cfg: CN) -> None:
     # (the log says how many images that leaves out); "read": they are folders like others.
     node.SYSTEM_FOLDERS = "skip"
     # Images below ROOT that are not trained on: a CSV file like that of CSV, with the column path.
-    # tools/check_data.py --empty writes one of the images that show nothing. "": none.
+    # caureid check --empty writes one of the images that show nothing. "": none.
     node.LEAVE_OUT = ""
     # Labelled images to evaluate with, both or neither; they are never trained on unless they lie
     # below ROOT. Each is a folder of images named as in Market-1501 (identity and camera first, as

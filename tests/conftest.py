@@ -150,9 +150,8 @@ def train_as_script(tiny_market, tmp_path, monkeypatch):
     Arguments: keys and values as on the command line; ``folder``: below tmp_path, for the output;
     ``watch``: called with the trainer before it trains.
     """
+    from caureid_plugin.engine import training as train_net
     from fastreid.engine import defaults
-
-    import train_net
 
     monkeypatch.setattr(defaults, "collect_env_info", lambda: "")  # slow, of no interest here
 

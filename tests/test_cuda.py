@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from caureid_plugin import compat
 from caureid_plugin.clustering import assign_pseudo_labels, jaccard_graph
 from caureid_plugin.clustering.simulated import simulate_features
 from caureid_plugin.losses import (
@@ -23,9 +22,8 @@ from caureid_plugin.losses import (
 from fastreid import engine
 from fastreid.engine.train_loop import HookBase
 from fastreid.layers import GatherLayer
+from fastreid.utils import comm
 from torch import nn
-
-import train_net
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a GPU")]
@@ -169,7 +167,7 @@ def test_one_process_with_nccl(train, monkeypatch):
         statistics = net[1].running_mean.clone()
         torch.distributed.all_reduce(statistics)
         assert torch.equal(statistics, net[1].running_mean)
-        assert compat.comm.all_gather("a thing") == ["a thing"]
+        assert comm.all_gather("a thing") == ["a thing"]
         seen.extend(train(DEVICE, "SOLVER.MAX_EPOCH", 1)[1].losses)
 
     engine.launch(main, 1)
@@ -181,8 +179,8 @@ def test_deterministic_runs_are_equal(run_python, script_keys, tiny_market, tmp_
     saved = []
     for folder in ("one", "other"):
         done = run_python(
-            train_net.__file__, "--config-file", "Synthetic/caureid.yml", *script_keys,
-            "MODEL.DEVICE", DEVICE, "DETERMINISTIC", True, "SEED", 7, "OUTPUT_DIR",
+            "-m", "caureid_plugin", "train", "--config-file", "Synthetic/caureid.yml",
+            *script_keys, "MODEL.DEVICE", DEVICE, "DETERMINISTIC", True, "SEED", 7, "OUTPUT_DIR",
             tmp_path / folder, timeout=240,
             CUDA_VISIBLE_DEVICES=os.environ.get("CUDA_VISIBLE_DEVICES"))
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -1,12 +1,13 @@
 """The documents follow the code: what they name exists, and the code in them runs.
 
-Python blocks are run, each document's in one namespace. Command lines are parsed by the tools
+Python blocks are run, each document's in one namespace. Command lines are parsed by the commands
 themselves up to the point where these would begin to work, and their configs merged. A block that
 is neither is marked by a comment above it, ``<!-- not run: REASON -->``.
 """
 
 import argparse
 import ast
+import importlib
 import os
 import re
 import runpy
@@ -14,10 +15,12 @@ import shlex
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
 from caureid_plugin import add_caureid_config, compat, get_config_file
+from caureid_plugin.cli import COMMANDS
 from fastreid.config import get_cfg
 from markdown_it import MarkdownIt
 
@@ -36,11 +39,20 @@ def test_every_repair_is_listed_as_the_code_describes_it():
     assert text.count("\n| `") == len(compat.REPAIRS)
 
 
+def test_the_architecture_shows_every_room():
+    drawn = re.findall(r"^      (\w+(?:/|\.py)) ", (ROOT / "docs" / "architecture.md").read_text(),
+                       re.MULTILINE)
+    package = ROOT / "caureid_plugin"
+    rooms = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    assert set(drawn) == rooms | {path.name for path in package.glob("[!_]*.py")}
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
 def test_links_files_and_config_keys_exist(path, cfg):
     """A key written in capitals, as in `CAUREID.CLUSTER.EPS`, is one of the config."""
     text = path.read_text()
-    files = re.findall(r"(?:^|\s)((?:tools|configs)/[\w/.-]+\.(?:py|yml))", text)
+    files = re.findall(
+        r"(?:^|[\s`])((?:tools|configs|tests|caureid_plugin)/[\w/.-]+\.(?:py|yml))", text)
     assert [name for name in files if not (ROOT / name).is_file()] == []
     links = re.findall(r"\]\((?!http)([^)#]+)\)", text)
     assert [link for link in links if not (path.parent / link).exists()] == []
@@ -64,11 +76,11 @@ def code_blocks(text):
 
 
 def inline_commands(text):
-    """Command lines within a sentence: a tool with arguments, pip, make."""
+    """Command lines within a sentence: a command or script with arguments, pip, make."""
     for token in MarkdownIt().parse(text):
         for child in token.children or ():
             if child.type == "code_inline" and re.match(
-                    r"(tools/[\w/]+\.py |pip |make )\S", child.content):
+                    r"(tools/[\w/]+\.py |caureid [a-z]+ |pip |make )\S", child.content):
                 yield token.map[0] + 1, child.content
 
 
@@ -100,23 +112,21 @@ def is_shell(block):
 
 
 class Parsed(Exception):
-    """Ends a tool once its command line is parsed."""
+    """Ends a script once its command line is parsed."""
 
 
 def options_of(script, words, monkeypatch):
-    """(options, config keys and values) as the tool at ``script`` reads them.
+    """(options, config keys and values) as the script at ``script`` reads them.
 
     Raises:
-        SystemExit: the tool's parser refuses the command line.
+        SystemExit: the script's parser refuses the command line.
     """
     parse = argparse.ArgumentParser.parse_args
 
     def parse_and_stop(parser, args=None, namespace=None):
         parser.allow_abbrev = False  # a part of an option's name is no documentation
-        given = sys.argv[1:] if args is None else args
-        options = parse(parser, given, namespace)
-        # tools/ablation.py takes the keys off before
-        raise Parsed(options, [*getattr(options, "opts", []), *words[len(given):]])
+        options = parse(parser, args, namespace)
+        raise Parsed(vars(options), getattr(options, "opts", []))
 
     with monkeypatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
@@ -128,23 +138,45 @@ def options_of(script, words, monkeypatch):
     raise AssertionError(f"{script} parses no command line")
 
 
-def check_tool(words, monkeypatch):
+def check_script(words, monkeypatch):
     script = ROOT / words[0]
     assert os.access(script, os.X_OK), f"{words[0]} cannot be executed"
-    options, keys = options_of(script, words[1:], monkeypatch)
+    if script.name == "train_net.py":
+        check_caureid(["caureid", "train", *words[1:]], monkeypatch)
+    else:
+        check_keys(*options_of(script, words[1:], monkeypatch))
+
+
+def check_caureid(words, monkeypatch):
+    """What click makes of the words, as far as that does not depend on the files that are here."""
+    name, *rest = words[1:]
+    assert name in COMMANDS, f"caureid has no command {name}"
+    command = importlib.import_module(f"caureid_plugin.cli.{name}").command
+    with monkeypatch.context() as patch:
+        patch.setattr(click.Path, "convert", lambda _self, value, *_: Path(value))
+        options = command.make_context(f"caureid {name}", rest).params
+    check_keys(options, options.get("opts", ()))
+
+
+def check_keys(options, keys):
+    """The config file is there, and the keys are known and of the right kind."""
     cfg = get_cfg()
     add_caureid_config(cfg)
-    if name := getattr(options, "config_file", None):
+    if name := options.get("config_file"):
         path = ROOT / name
         cfg.merge_from_file(str(path) if path.is_file() else get_config_file(name))
-    cfg.merge_from_list(keys)
+    cfg.merge_from_list(list(keys))
 
 
 def check_torchrun(words, monkeypatch):
     from torch.distributed.run import get_args_parser
 
     options = get_args_parser().parse_args(words[1:])
-    check_tool([options.training_script, *options.training_script_args], monkeypatch)
+    script = options.training_script
+    if options.module:
+        assert script == "caureid_plugin", script
+        script = "caureid"
+    check_command([script, *options.training_script_args], monkeypatch)
 
 
 def check_make(words, _):
@@ -165,7 +197,9 @@ def check_pip(words, _):
     for word in words[2:]:
         own = re.fullmatch(r"(?:\.|caureid-plugin)(?:\[([\w,-]+)\])?", word)
         if word.startswith("-"):
-            assert word in ("--no-deps", "-e", "-r"), word
+            assert word in ("--no-deps", "-e", "-r", "--extra-index-url"), word
+        elif words[words.index(word) - 1] == "--extra-index-url":
+            assert word == "https://download.pytorch.org/whl/cpu", word
         elif own:
             assert set((own[1] or "test").split(",")) <= set(extras), word
         elif (ROOT / word).is_file():
@@ -179,25 +213,27 @@ def check_export(words, _):
         assert re.fullmatch(r"(FASTREID_DATASETS|OMP_NUM_THREADS)=\S+", word), word
 
 
-CHECKS = {"make": check_make, "pip": check_pip, "export": check_export, "torchrun": check_torchrun}
+CHECKS = {"caureid": check_caureid, "make": check_make, "pip": check_pip, "export": check_export,
+          "torchrun": check_torchrun}
 
 
 def check_command(words, monkeypatch):
     if words[0].startswith("tools/"):
-        check_tool(words, monkeypatch)
+        check_script(words, monkeypatch)
     else:
         CHECKS[words[0]](words, monkeypatch)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
-def test_command_lines_are_what_the_tools_take(path, monkeypatch):
+def test_command_lines_are_what_the_commands_take(path, monkeypatch):
     text = path.read_text()
     blocks = [block for block in code_blocks(text) if is_shell(block[1])]
     for line, block in [*blocks, *inline_commands(text)]:
         for words in command_lines(block):
             try:
                 check_command(words, monkeypatch)
-            except (SystemExit, KeyError, ValueError, AssertionError, OSError) as error:
+            except (SystemExit, click.ClickException, KeyError, ValueError, AssertionError,
+                    OSError) as error:
                 pytest.fail(f"{path.name}:{line}: {shlex.join(words)}: {error!r}")
 
 
@@ -205,17 +241,25 @@ TRAIN = "tools/train_net.py --config-file configs/Market/caureid.yml "
 
 
 @pytest.mark.parametrize("command, error", [
-    (TRAIN + "--num-gpu 2", SystemExit),  # a part of the name
+    (TRAIN + "--num-gpu 2", click.UsageError),  # a part of the name
+    (TRAIN + "SOLVER.MAX_EPOCH", click.UsageError),  # no value
     (TRAIN + "SOLVER.MAX_EPOCHS 2", KeyError),
     (TRAIN + "SOLVER.MAX_EPOCH many", ValueError),
     (TRAIN.replace("caureid", "caureids"), FileNotFoundError),
-    ("tools/ablation.py --family market SOLVER.MAX_EPOCHS 1", KeyError),
+    ("caureid ablation --family market SOLVER.MAX_EPOCHS 1", KeyError),
+    ("caureid ablation --family markets", click.UsageError),
+    ("caureid ablations --family market", AssertionError),
+    ("caureid search logs/run --index a.index", click.UsageError),
+    ("caureid search logs/run a.jpg --index a.index --picture a.jpg", click.UsageError),
     ("tools/train.py", AssertionError),
-    ("tools/ablation_runs.py", AssertionError),
-    ("torchrun --nproc-per-node 2 tools/train_net.py --resum", SystemExit),
+    ("tools/benchmarks/measure.py", AssertionError),
+    ("tools/benchmarks/step.py --ouput step.csv", SystemExit),
+    ("torchrun --nproc-per-node 2 tools/train_net.py --resum", click.UsageError),
+    ("torchrun --nproc-per-node 2 -m caureid_plugin trains", AssertionError),
     ("make demos", AssertionError),
     ("make SEEDS=2 demo", AssertionError),
     ("pip install .[gpu]", AssertionError),
+    ("pip install . --extra-index-url https://example.org/whl", AssertionError),
     ("pip install --no-deps fastreid==1.3.0", AssertionError),
     ("export DATASETS=/data", AssertionError),
 ])
@@ -282,9 +326,9 @@ def test_python_blocks_run(path, tiny_market, tmp_path):
         except SyntaxError as error:
             pytest.fail(f"{path.name}:{line} is neither Python nor command lines ({error}); a "
                         "drawing is marked by <!-- not run: REASON --> above it")
-    if path.name == "README.md":  # the trainer is ready to train
+    if path.name == "training.md":  # the trainer is ready to train
         hooks = [type(hook).__name__ for hook in session.names["trainer"]._hooks]
-        assert "UnsupervisedHook" in hooks and len(session.names["labels"]) == 120
+        assert "UnsupervisedHook" in hooks
 
 
 def test_a_wrong_python_block_is_found(tmp_path):

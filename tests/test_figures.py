@@ -24,7 +24,7 @@ def table(scores):
             seed: {"mAP": score, "Rank-1": 2 * score - 30, "start mAP": 24.0, "minutes": 6.0}
             for seed, score in seeds.items()}}
         rows[row] = entry | figures.statistics(entry["seeds"])
-    return {"command": "tools/ablation.py --family synthetic", "keys": [], "made": MADE,
+    return {"command": "caureid ablation --family synthetic", "keys": [], "made": MADE,
             "baseline": "base", "rows": rows}
 
 
@@ -153,7 +153,7 @@ def test_render(project, capsys):
     assert ["base", "3", "finished", "53.04", "76.08", "24.00", "6.0"] in cells
     assert ("Made 2026-01-02 by commit 0123456789ab on A (family 1); cores: 2; "
             "threads of a run: 1; Python 3.11, torch 2.11, FastReID 1.4.0, caureid-plugin 0.3.0."
-            "\n\n    tools/ablation.py --family synthetic\n\n<!-- end -->\n\nand\n") in text
+            "\n\n    caureid ablation --family synthetic\n\n<!-- end -->\n\nand\n") in text
     assert text.startswith("# Results\n\n<!-- figures: subset table -->\n\n| row ")
     assert text.endswith("<!-- end -->\n\nEnd.\n") and "old" not in text
     assert figures.main(["render"]) == 0 and capsys.readouterr().out == ""
@@ -180,11 +180,11 @@ def test_a_table_changed_by_hand_is_found(project):
 
 
 def output_folder(folder, notes, states=("finished", "finished", "not finished")):
-    """What tools/ablation.py leaves of three runs, the second of which serves another row too."""
+    """What caureid ablation leaves of three runs, the second of which serves another row too."""
     lines = [("plain", 1, "", 40.0), ("own", 1, "", 41.25), ("twin", 1, "own-seed1", 41.25)]
     folder.mkdir()
     (folder / "table.md").write_text(
-        "# Ablation\n\n- Command: `tools/ablation.py --jobs 2`\n"
+        "# Ablation\n\n- Command: `caureid ablation --jobs 2`\n"
         "- Rows: configs/plain.yml, configs/own.yml\n- Keys: `A.B /data/w.pth C 'x y'`\n\n"
         "Last epoch. Differences are to plain, seed by seed.\n")
     rows = [f"{row},about {row},{seed},{state},{same},{score},50,,2.5\n"
@@ -210,7 +210,7 @@ def test_collect(project, tmp_path, capsys):
     known, _ = figures.read()
     assert list(known) == ["subset", "demo", "new.1"] and known["demo"] == KNOWN["demo"]
     new = known["new.1"]
-    assert new["command"] == ("tools/ablation.py --configs configs/plain.yml configs/own.yml "
+    assert new["command"] == ("caureid ablation --configs configs/plain.yml configs/own.yml "
                               "--output logs/new.1 --seeds 1 A.B w.pth C 'x y'")
     assert new["keys"] == ["A.B", "w.pth", "C", "x y"] and new["baseline"] == "plain"
     assert new["made"] == {**MADE, "torch": "2.11; 2.12", "date": "2026-01-02 to 2026-01-05"}

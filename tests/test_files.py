@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from caureid_plugin import files
+from caureid_plugin.common import files
 
 
 def save_for_ever(folder, number):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from caureid_plugin import PersonX
-from caureid_plugin.data.synthetic_cameras import parse_name
+from caureid_plugin.data.synthetic.dataset import parse_name
 from fastreid.config import CfgNode
 from fastreid.data.datasets.dukemtmcreid import DukeMTMC
 from fastreid.data.datasets.market1501 import Market1501

@@ -17,8 +17,8 @@ import time
 import psutil
 import pytest
 import torch
-from caureid_plugin import launcher
-from caureid_plugin.signals import EXIT_INTERRUPTED, EXIT_STOPPED
+from caureid_plugin.common import launcher
+from caureid_plugin.common.signals import EXIT_INTERRUPTED, EXIT_STOPPED
 
 LIMIT = 60  # seconds after which a wait has failed
 FORK = multiprocessing.get_context("fork")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from caureid_plugin import LOSS_REGISTRY, compat
+from caureid_plugin.engine import training as train_net
 from caureid_plugin.layers import GroupedBatchNorm2d
 from fastreid.config import CfgNode, get_cfg
 from fastreid.engine import DefaultTrainer
@@ -23,8 +24,6 @@ from fastreid.modeling.meta_arch import META_ARCH_REGISTRY, Baseline
 from fastreid.utils.compute_dist import build_dist
 from fastreid.utils.events import EventStorage
 from PIL import Image
-
-import train_net
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 MIX = sorted(path.name for path in (CONFIGS / "Mix").glob("*.yml"))

@@ -7,11 +7,11 @@ import signal
 import time
 
 import pytest
-from caureid_plugin import run_lock
+from caureid_plugin.common import run_lock
 
 from helpers import warm
 
-HOLD = "import os, sys, time; from caureid_plugin import run_lock; "
+HOLD = "import os, sys, time; from caureid_plugin.common import run_lock; "
 TRY = HOLD + "run_lock.hold(sys.argv[1]); print('mine')"
 
 

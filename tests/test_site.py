@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 import caureid_plugin
 import pytest
 from caureid_plugin import add_caureid_config
+from caureid_plugin.cli import COMMANDS
 from fastreid.config import get_cfg
 
 from helpers import warm
@@ -141,20 +142,33 @@ def test_the_reference_has_every_public_name(pages):
                 assert thing.__name__ in known, name
 
 
-def test_the_reference_has_every_tool_with_its_options(pages, site):
-    text = pages[site / "reference" / "tools.html"].text
-    for path in (ROOT / "tools").rglob("*.py"):
-        if os.access(path, os.X_OK):
-            assert path.name in text
-            for option in options(path):
-                assert option in text, (path.name, option)
+def test_the_reference_has_every_command_and_script_with_its_options(site):
+    sources = {f"caureid {name}": ROOT / "caureid_plugin" / "cli" / f"{name}.py"
+               for name in COMMANDS}
+    scripts = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "tools").rglob("*.py")
+               if os.access(path, os.X_OK)}
+    found = 0
+    for page, paths in (("tools", sources), ("scripts", scripts)):
+        _, *sections = (site / "reference" / f"{page}.html").read_text().split("<h2>")
+        entries = {}
+        for section in sections:
+            name = re.match("[^<]+", section)[0]
+            terms = "".join(re.findall("<dt>(.*?)</dt>", section, re.DOTALL))
+            entries[name] = set(re.findall(r"--[\w-]+", re.sub("<[^>]+>", " ", terms)))
+        assert entries.keys() == paths.keys()
+        for name, path in paths.items():
+            assert set(options(path)) <= entries[name], name
+            found += len(entries[name])
+    assert found > 100
 
 
 def options(path):
-    """Those that a tool's source gives its parser, hidden ones aside."""
+    """Those that a source gives its parser, hidden ones aside."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if (isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument"
-                and not any(ast.unparse(word.value) == "argparse.SUPPRESS"
+        if (isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("add_argument",
+                                                                              "option")
+                and not any(ast.unparse(word) in ("help=argparse.SUPPRESS", "hidden=True")
                             for word in node.keywords)):
-            yield from (value.value for value in node.args
-                        if isinstance(value, ast.Constant) and value.value.startswith("--"))
+            for value in node.args:
+                if isinstance(value, ast.Constant) and value.value.startswith("--"):
+                    yield from value.value.split("/")

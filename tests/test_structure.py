@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import json
 import re
 import sys
 from pathlib import Path
@@ -10,30 +11,29 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "caureid_plugin"
 
-# subpackage -> what of the project it may import; "fastreid" marks those that know the toolbox
-ALLOWED = {
-    "layers": set(),
-    "losses": set(),
-    "clustering": set(),
-    "files": set(),
-    "safe_load": set(),
-    "weights": set(),
-    "signals": set(),
-    "resume": set(),
-    "run_lock": set(),
-    "launcher": {"signals"},
-    "compat": {"clustering", "files", "launcher", "resume", "run_lock", "safe_load", "signals",
-               "weights", "fastreid"},
-    "config": {"fastreid"},
-    "config_files": set(),
-    "modeling": {"compat", "layers", "losses", "safe_load", "weights", "fastreid"},
-    "data": {"compat", "fastreid"},
-    "inspection": {"clustering", "compat", "fastreid"},
-    "engine": {"clustering", "compat", "config", "config_files", "data", "inspection", "modeling",
-               "layers", "losses", "fastreid"},
-    "retrieval": {"clustering", "compat", "data", "engine", "files", "safe_load", "fastreid"},
-    "export": {"compat", "files", "layers", "retrieval"},
-}
+# The rooms of the package, from the top down: one may import those below it, not those beside it.
+LAYERS = (
+    {"__main__"},
+    {"cli"},
+    {"ablation", "check", "report", "search", "web"},
+    {"export"},
+    {"retrieval"},
+    {"runs"},
+    {"engine"},
+    {"data", "modeling"},
+    {"compat", "inspection"},
+    {"clustering", "common", "config", "config_files", "layers", "losses"},
+    {"_version"},
+)
+ALLOWED = {room: set().union(*LAYERS[place + 1:]) for place, layer in enumerate(LAYERS)
+           for room in layer}
+PLAIN = {"clustering", "layers", "losses"}  # know nothing of the rest
+ALLOWED |= {room: set() for room in PLAIN}
+# these do not know FastReID either
+WITHOUT_TOOLBOX = PLAIN | {"__main__", "_version", "common", "config_files", "export", "web"}
+
+LONGEST = 520  # lines of a file
+LONGER = {"tools/benchmarks/training.py": 587}  # the lines of those that may only shrink
 PUBLIC = ("os._exit",)  # documented, for all its underscore
 OF_NAMED_TUPLES = ("_asdict", "_replace")  # as well
 TOOLS = sorted((PACKAGE.parent / "tools").rglob("*.py"))
@@ -59,7 +59,6 @@ def names_imported(tree, package=()):
         elif isinstance(node, ast.ImportFrom):
             base = package[:len(package) - node.level + 1] if node.level else ()
             module = ".".join((*base, *([node.module] if node.module else [])))
-            yield module
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
@@ -83,6 +82,7 @@ def _part(path):
 
 FACE = PACKAGE / "__init__.py"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != FACE)
+COMPAT = PACKAGE / "compat"
 
 
 def test_import_direction():
@@ -91,17 +91,17 @@ def test_import_direction():
 
 
 def test_files_can_be_written_without_anything_but_python():
-    tops = {name.split(".")[0] for name in _imports(PACKAGE / "files.py")}
+    tops = {name.split(".")[0] for name in _imports(PACKAGE / "common/files.py")}
     assert "errno" in tops and tops <= sys.stdlib_module_names
 
 
 def forbidden(part, names):
-    """Those of the imported names that a part of the package may not use."""
+    """Those of the imported names that a part of the package may not use, its face among them."""
     for name in names:
         top, *rest = name.split(".")
-        if top == "fastreid" and "fastreid" not in ALLOWED[part]:
+        if top == "fastreid" and part in WITHOUT_TOOLBOX:
             yield name
-        if top == "caureid_plugin" and rest and rest[0] not in ALLOWED[part] | {part}:
+        if top == "caureid_plugin" and (not rest or rest[0] not in ALLOWED[part] | {part}):
             yield name
 
 
@@ -110,9 +110,74 @@ def forbidden(part, names):
     ("clustering", "from .. import compat"),
     ("modeling", "import caureid_plugin.engine"),
     ("data", "def later():\n    from ..engine import hooks"),
+    ("data", "from ..modeling import heads"),
+    ("report", "from ..search import answers"),
+    ("retrieval", "from ..export.load import load_embedder"),
+    ("runs", "import caureid_plugin"),
+    ("runs", "from .. import load_config"),
 ])
 def test_a_wrong_direction_is_found(part, line):
     assert list(forbidden(part, names_imported(ast.parse(line), ("caureid_plugin", part)))) != []
+
+
+def rooms_of_compat():
+    tree = _tree(COMPAT / "__init__.py")
+    value, = (node.value for node in tree.body if isinstance(node, ast.Assign)
+              and ast.unparse(node.targets[0]) == "ROOMS")
+    return ast.literal_eval(value)
+
+
+def rooms_imported(names, rooms):
+    """Rooms of compat among the imported names."""
+    parts = [name.split(".") for name in names]
+    return {part[2] for part in parts
+            if part[:2] == ["caureid_plugin", "compat"] and part[2:3] and part[2] in rooms}
+
+
+def test_no_room_of_compat_imports_another_and_all_repairs_are_in_rooms():
+    rooms = rooms_of_compat()
+    files = {path.stem: path for path in COMPAT.glob("*.py") if path != COMPAT / "__init__.py"}
+    assert set(rooms) <= set(files) and len(set(rooms)) == len(rooms)
+    assert _found(files.values(), lambda path: rooms_imported(_imports(path), rooms)) == {}
+    with_repairs = {name for name, path in files.items() if "\n@repair(" in path.read_text()}
+    assert with_repairs == set(rooms)
+
+
+@pytest.mark.parametrize("line", [
+    "from .weights import load_weights", "from . import weights",
+    "import caureid_plugin.compat.weights", "from ..compat.weights import load_weights"])
+def test_a_room_that_imports_another_is_found(line):
+    names = names_imported(ast.parse(line), ("caureid_plugin", "compat"))
+    assert rooms_imported(names, rooms_of_compat()) == {"weights"}
+
+
+def test_no_file_is_long():
+    lengths = {path.relative_to(PACKAGE.parent).as_posix(): len(path.read_text().splitlines())
+               for path in (FACE, *FILES, *TOOLS)}
+    assert {name: lines for name, lines in lengths.items() if lines > LONGEST} == LONGER
+
+
+_LIGHT = """
+import importlib, json, sys
+
+found = {}
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+    found[name] = [other for other in ("fastreid", "torch") if other in sys.modules]
+print(json.dumps(found))
+"""
+
+
+def test_the_face_the_commands_and_what_they_share_import_no_torch(run_python):
+    """`caureid --help` and a wrong argument are answered at once."""
+    own = {f"common/{name}.py" for name in ("launcher", "safe_load", "weights")}  # torch's subjects
+    paths = [path.relative_to(PACKAGE) for folder in ("cli", "common")
+             for path in sorted((PACKAGE / folder).glob("*.py"))]
+    names = [".".join(("caureid_plugin", *path.with_suffix("").parts)).removesuffix(".__init__")
+             for path in paths if path.as_posix() not in own]
+    done = run_python("-c", _LIGHT, "caureid_plugin", *names)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {name: [] for name in ("caureid_plugin", *names)}
 
 
 def _root(node):
@@ -148,7 +213,7 @@ def internals(tree):
 
 
 def test_only_compat_touches_the_internals_of_the_toolbox():
-    others = [path for path in (*FILES, *TOOLS) if path != PACKAGE / "compat.py"]
+    others = [path for path in (*FILES, *TOOLS) if not path.is_relative_to(COMPAT)]
     assert _found(others, lambda path: internals(_tree(path))) == {}
 
 
@@ -176,7 +241,7 @@ UNSAFE = re.compile(r"""
     | yaml\.(load|full_load|unsafe_load)(_all)? | shelve\.open | marshal\.loads?""", re.VERBOSE)
 MADE_HERE = {  # an error of the same process; a reader that looks nothing up
     "caureid_plugin/clustering/processes.py": ["pickle.loads"],
-    "caureid_plugin/safe_load.py": ["pickle.Unpickler", "torch.load"]}
+    "caureid_plugin/common/safe_load.py": ["pickle.Unpickler", "torch.load"]}
 
 
 def unsafe_reading(tree):
@@ -242,7 +307,8 @@ def test_tools_import_the_plugin_before_the_toolbox_and_no_tests():
 
 
 def test_the_package_imports_no_tool_and_no_test():
-    others = {path.stem for path in TOOLS} | {"tests", "tools", "pytest", "hypothesis"}
+    others = {path.stem for path in TOOLS} | {"benchmarks", "tests", "tools", "pytest",
+                                              "hypothesis"}
     assert _found([*FILES, FACE], lambda path: others & {
         name.split(".")[0] for name in _imports(path)}) == {}
 
@@ -253,9 +319,3 @@ def test_every_file_of_tests_has_tests():
         functions = [node.name for node in ast.parse(path.read_text()).body
                      if isinstance(node, ast.FunctionDef)]
         assert any(name.startswith("test_") for name in functions), path
-
-
-def test_the_face_of_the_package_imports_compat_before_the_toolbox():
-    names = [name for name in _imports(FACE) if name.startswith("caureid")]
-    assert names[1] == "caureid_plugin.compat"
-    assert not [name for name in _imports(FACE) if name.startswith("fastreid")]

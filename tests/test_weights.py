@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from caureid_plugin import weights
+from caureid_plugin.common import weights
 from torch import nn
 
 

@@ -4,7 +4,7 @@
     tools/figures.py collect market_osnet=logs/ablation/market_osnet
     tools/figures.py render
 
-"collect" takes the finished runs of output folders of tools/ablation.py into the file, each folder
+"collect" takes the finished runs of output folders of caureid ablation into the file, each folder
 as the table of that name. "render" writes the documents' tables anew and names what else differs.
 A document has figures in these forms, by comments that a reader does not see:
 
@@ -30,7 +30,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
-import ablation_report as report
+from caureid_plugin.ablation import table as report
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = (*report.FIGURES, "minutes")
@@ -55,7 +55,7 @@ EXCUSE = re.compile(r"<!-- not of figures\.json: \S[^>]{5,}-->")
 
 
 def read_folder(name: str, folder: Path, commit: str | None, processor: str | None) -> dict:
-    """A table of the file: the finished runs in an output folder of tools/ablation.py.
+    """A table of the file: the finished runs in an output folder of caureid ablation.
 
     Args:
         name: of the table.
@@ -67,7 +67,7 @@ def read_folder(name: str, folder: Path, commit: str | None, processor: str | No
     """
     if not (folder / "table.md").is_file():
         raise ValueError(f"{name}={folder}: it has no table.md, which an --output of "
-                         "tools/ablation.py has.")
+                         "caureid ablation has.")
     page, rows, notes = (folder / "table.md").read_text(), {}, {}
     heads = dict(re.findall(r"^- (\w+): (.*)$", page, re.MULTILINE))
     with (folder / "table.csv").open(newline="") as file:
@@ -93,7 +93,7 @@ def read_folder(name: str, folder: Path, commit: str | None, processor: str | No
     source = ["--family", family[1], "--rows", *rows] if family else [
         "--configs", *heads["Rows"].split(", "), "--output", f"logs/{name}"]
     seeds = sorted({int(seed) for row in rows.values() for seed in row["seeds"]})
-    words = ["tools/ablation.py", *source, "--seeds", *map(str, seeds), *keys]
+    words = ["caureid", "ablation", *source, "--seeds", *map(str, seeds), *keys]
     return {"command": shlex.join(words), "keys": keys, "made": _made(notes),
             "baseline": re.findall(r"Differences are to (.+?), seed by seed", page)[0],
             "rows": rows}
@@ -308,7 +308,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="collect | render")
     command = commands.add_parser("collect", description="takes tables into docs/figures.json")
     command.add_argument("tables", nargs="+", metavar="NAME=FOLDER",
-                         help="name of a table, output folder of tools/ablation.py")
+                         help="name of a table, output folder of caureid ablation")
     command.add_argument("--commit", help="of runs that did not note theirs")
     command.add_argument("--processor", help="of runs that did not note theirs")
     command.set_defaults(run=collect)

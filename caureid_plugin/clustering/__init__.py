@@ -23,9 +23,14 @@ Letters in the docstrings: N images, D embedding size, K clusters.
 from .eps import suggest_eps, sweep_eps
 from .indicators import camera_shares, label_indicators, silhouette, silhouettes, stability
 from .jaccard import jaccard_distances, jaccard_encoding, jaccard_graph, pairs_within
-from .labels import label_statistics, outliers_to_singletons
 from .neighbors import Search, search_by_camera, search_neighbors
-from .pseudo_labels import assign_pseudo_labels, cluster_graph, labels_at
+from .pseudo_labels import (
+    assign_pseudo_labels,
+    cluster_graph,
+    label_statistics,
+    labels_at,
+    outliers_to_singletons,
+)
 from .reliability import reliable_labels
 from .standardize import standardize_by_camera
 

@@ -15,9 +15,8 @@ import torch
 from scipy import sparse
 
 from .inputs import as_cameras, check_eps, check_min_samples
-from .labels import label_statistics
 from .neighbors import Progress
-from .pseudo_labels import labels_of_encoding
+from .pseudo_labels import label_statistics, labels_of_encoding
 
 
 def sweep_eps(encoding: sparse.csr_matrix, eps_values: Iterable[float], *, min_samples: int,

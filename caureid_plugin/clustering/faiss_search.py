@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from .exact_search import mean_of, num_candidates, rank_candidates, search_rows
+from .exact_search import rank_candidates, search_rows
 from .processes import Processes
 from .projected_search import SAMPLE, SEED, measure_recall
+from .rounded import mean_of, num_candidates
 
 logger = logging.getLogger(__name__)
 

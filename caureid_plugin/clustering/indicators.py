@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from .labels import label_statistics, outliers_to_singletons
+from .pseudo_labels import label_statistics, outliers_to_singletons
 
 # Images whose silhouette is taken: its standard error is then below 0.02, whatever N.
 SAMPLE = 2000

@@ -8,9 +8,10 @@ from pathlib import Path
 import psutil
 import torch
 
-from .exact_search import CACHED_TILE, fast_dtype, num_candidates
+from .exact_search import CACHED_TILE
 from .faiss_search import ROWS
 from .projected_search import BASIS_SAMPLE
+from .rounded import fast_dtype, num_candidates
 
 logger = logging.getLogger(__name__)
 

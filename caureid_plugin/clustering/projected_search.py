@@ -21,18 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from .exact_search import (
-    BestScores,
-    ByCamera,
-    Everyone,
-    RoundedFeatures,
-    fast_dtype,
-    mean_of,
-    rank_candidates,
-    search_exact,
-    search_rows,
-)
+from .best_scores import BestScores
+from .exact_search import ByCamera, Everyone, rank_candidates, search_exact, search_rows
 from .processes import Processes
+from .rounded import RoundedFeatures, fast_dtype, mean_of
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .labels import outliers_to_singletons
-from .pseudo_labels import number_by_appearance
+from .pseudo_labels import number_by_appearance, outliers_to_singletons
 
 # Share of the first clustering's clusters that set the threshold of independence (SpCL's code).
 INDEPENDENT_SHARE = 0.9

@@ -65,7 +65,7 @@ def simulate_features(n: int, dim: int, *, cameras: int = 6, per_identity: float
             block_rng = np.random.default_rng([seed, 1, number])
             means = people[identities[rows]] + styles[camids[rows]]
             means += noise * block_rng.standard_normal(means.shape, dtype=np.float32)
-            _fill(features[rows], means @ mapping, isotropic, block_rng)
+            fill_polygon(features[rows], means @ mapping, isotropic, block_rng)
     return features, identities, camids
 
 
@@ -76,7 +76,7 @@ def _draw_identities(rng: np.random.Generator, n: int, count: int) -> np.ndarray
     return np.unique(drawn, return_inverse=True)[1].reshape(n)
 
 
-def _fill(block: np.ndarray, means: np.ndarray, isotropic: float,
+def fill_polygon(block: np.ndarray, means: np.ndarray, isotropic: float,
           rng: np.random.Generator) -> None:
     """Puts ``means`` plus noise, cut off below 0 and normalised, into ``block`` (R, D)."""
     rng.standard_normal(dtype=np.float32, out=block)

@@ -4,7 +4,7 @@ from .build import build_dataset, training_images
 from .camera_folder import CAMERA_PREFIX, CameraFolder
 from .personx import PersonX
 from .sampler import ClusterSampler
-from .synthetic_cameras import SyntheticCameras
+from .synthetic.dataset import SyntheticCameras
 from .unlabelled import UnlabelledImages, build_extraction_loader, build_pseudo_label_loader
 
 __all__ = [

@@ -10,7 +10,7 @@ from fastreid.config import CfgNode, configurable
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
 
-from ..compat import shown
+from ..common.text import shown
 from .camera_source import SECTION, CameraSource, alike_names
 from .labelled import Labelled, read_labelled
 from .listing import (

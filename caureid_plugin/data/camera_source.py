@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import regex
 
-from ..compat import shown
+from ..common.text import shown
 from .listing import SHOWN, first_of, read_rows, same_file_names, why_gone
 
 SECTION = "CAMERA_FOLDER"

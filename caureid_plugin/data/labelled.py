@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..compat import shown
+from ..common.text import shown
 from .camera_source import SECTION, alike_names, plain_name
 from .listing import (
     existing_folder,

@@ -9,7 +9,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..compat import IMAGE_SUFFIXES, shown
+from ..common.images import IMAGE_SUFFIXES
+from ..common.text import shown
 
 SHOWN = 3  # paths that a message names
 # Cells of a table that hold nothing, in lower case: what programs write there.

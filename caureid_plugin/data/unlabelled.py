@@ -16,7 +16,7 @@ from fastreid.data.data_utils import read_image
 from fastreid.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
-from ..compat import known_cameras
+from ..compat.datasets import known_cameras
 from .sampler import ClusterSampler, Draw
 
 

@@ -153,13 +153,13 @@ def _better_weights(cfg: CfgNode) -> str:
 
 
 def _lower_eps(cfg: CfgNode) -> str:
-    return f"a lower {EPS} than {cfg.CAUREID.CLUSTER.EPS:g} (tools/choose_eps.py proposes one)"
+    return f"a lower {EPS} than {cfg.CAUREID.CLUSTER.EPS:g} (caureid eps proposes one)"
 
 
 def _raise_eps(cfg: CfgNode) -> str:
     if cfg.CAUREID.CLUSTER.EPS >= 0.9:  # at 1 all images are one cluster
         return ""
-    return f"a higher {EPS} than {cfg.CAUREID.CLUSTER.EPS:g} (tools/choose_eps.py proposes one)"
+    return f"a higher {EPS} than {cfg.CAUREID.CLUSTER.EPS:g} (caureid eps proposes one)"
 
 
 def _raise_first_eps(cfg: CfgNode) -> str:

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..compat import shown
-from ..files import write_atomically
+from .._version import __version__
+from ..common.files import write_atomically
+from ..common.text import shown
 from ..retrieval.embedder import Embedder
 from ..retrieval.preprocessing import ImageLike, Preprocessing, read_image_like
-from ..retrieval.threshold import PairStatistics
+from ..runs.threshold import PairStatistics
 from .graph import (
     INPUT_NAME,
     INPUTS,
@@ -53,7 +54,7 @@ def export_network(embedder: Embedder, path: str | os.PathLike[str], *,
                    images: Sequence[ImageLike] = (), despite_verdict: bool = False) -> Sidecar:
     """Writes the network of a run as ONNX or TorchScript, with a sidecar that describes it.
 
-    The file takes (B, 3, H, W) float32 for any B and gives (B, D) of length 1; what training alone
+    The file takes (B, 3, H, W) float32 for any B and gives (B, D) of length 1; what only training
     needs is not in it. Before it is written it is run with 1 and with 8 images and compared with
     PyTorch.
 
@@ -104,16 +105,10 @@ def export_network(embedder: Embedder, path: str | os.PathLike[str], *,
         statistics=None if statistics is None else statistics.to_json(),
         why_no_statistics=embedder.why_no_statistics,
         threshold=None if embedder.verdict.why_withheld(despite_verdict) else threshold,
-        difference=found, plugin=_version(), torch=torch.__version__, verdict=embedder.verdict)
+        difference=found, plugin=__version__, torch=torch.__version__, verdict=embedder.verdict)
     write_atomically(path, lambda file: file.write(content))
     sidecar.write(path)
     return sidecar
-
-
-def _version() -> str:
-    import caureid_plugin  # whose face imports this module
-
-    return caureid_plugin.__version__
 
 
 def _check(embedder: Embedder, path: Path, kind: str, convention: str, precision: str,
@@ -125,7 +120,7 @@ def _check(embedder: Embedder, path: Path, kind: str, convention: str, precision
         raise ExportError(f"{shown(embedder.name)} is an exported file itself: give the run folder "
                           "that it was made from.")
     if kind == "torchscript" and precision != "fp32":
-        raise ExportError(f"--precision {precision} is for ONNX files alone: give a name that ends "
+        raise ExportError(f"--precision {precision} is only for ONNX files: give a name that ends "
                           "in .onnx, or --precision fp32.")
     if precision == "int8" and images < LEAST_CALIBRATION:
         raise ExportError(f"--precision int8 takes at least {LEAST_CALIBRATION} images to calibrate"
@@ -257,7 +252,7 @@ def difference(embedder: Embedder, program: Program, pixels: torch.Tensor, conve
 
 
 def load_export(path: str | os.PathLike[str]) -> Embedder:
-    """The network of an ONNX file that :func:`export_network` or tools/export.py has written.
+    """The network of an ONNX file that :func:`export_network` or caureid export has written.
 
     Needs onnx and onnxruntime, and neither the run folder nor its config.
 
@@ -273,7 +268,7 @@ def load_export(path: str | os.PathLike[str]) -> Embedder:
     if suffix_of(path) != "onnx":
         raise ExportError(f"{shown(path)} is a program for other tools (torch.jit.load): export "
                           "the run as .onnx to use it here, or give the run folder.")
-    content = read_file(path, "what tools/export.py has written")
+    content = read_file(path, "what caureid export has written")
     sidecar = read_sidecar(path)
     if digest(content) != sidecar.digest:
         raise ExportError(f"{shown(path)} is damaged, or its sidecar {shown(path.name)}.json is "

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..compat import shown
+from ..common.text import shown
 from ..layers import GroupedBatchNorm2d
 
 INPUT_NAME, OUTPUT_NAME = "images", "embeddings"
@@ -236,20 +236,20 @@ def check_graph(content: bytes) -> None:
         model = onnx.load_model_from_string(content)
     except Exception as error:  # of protobuf, whose errors have moved
         raise ExportError(f"The file is no ONNX: onnx {onnx.__version__} says {error}. Give one "
-                          "that tools/export.py has written.") from error
+                          "that caureid export has written.") from error
     others = sorted({entry.value for entries in _external_data(model) for entry in entries
                      if entry.key == "location"})
     if others:
         raise ExportError(
             f"The file keeps weights in other files ({shown(', '.join(others)[:200])}), which "
             "onnxruntime would take from the current directory and no digest covers: give one that "
-            "holds all of its weights, as tools/export.py writes it.")
+            "holds all of its weights, as caureid export writes it.")
     endless = sorted({node.op_type for node in model.graph.node for attribute in node.attribute
                       if attribute.HasField("g") or attribute.graphs})
     if endless or model.functions:
         found = shown(", ".join(endless)[:200]) or "functions of its own"
         raise ExportError(f"The file has {found}, which can take endless time, and no network of "
-                          "tools/export.py has: give a file that it has written.")
+                          "caureid export has: give a file that it has written.")
 
 
 def _external_data(message: Any) -> Iterator[Any]:

@@ -14,9 +14,9 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from ..compat import shown
-from ..files import write_atomically
-from ..retrieval.threshold import LEVELS, NO_VERDICT, RunVerdict
+from ..common.files import write_atomically
+from ..common.text import shown
+from ..runs.threshold import LEVELS, NO_VERDICT, RunVerdict
 from .graph import IMAGENET_MEAN, IMAGENET_STD, INPUT_NAME, INPUTS, OUTPUT_NAME, ExportError
 from .precision import PRECISIONS
 
@@ -24,7 +24,7 @@ from .precision import PRECISIONS
 FORMATS = 1, 2
 KIND = "caureid-plugin export"
 LARGEST = 16 * 2 ** 20  # bytes of a sidecar
-AGAIN = "Make it again (tools/export.py), or restore both files from a copy."
+AGAIN = "Make it again (caureid export), or restore both files from a copy."
 _NORMALISATION = {
     "rgb255": "built in: the file takes RGB from 0 to 255",
     "imagenet": f"before the file: RGB from 0 to 1, less {list(IMAGENET_MEAN)}, by "
@@ -137,14 +137,14 @@ def read_sidecar(path: Path) -> Sidecar:
     if not os.path.lexists(place):
         raise ExportError(f"{shown(path)} has no sidecar {shown(place.name)}, which tells size, "
                           "normalisation and fingerprint: copy it along with the file, or export "
-                          "again (tools/export.py).")
-    content = read_file(place, "the sidecar that tools/export.py writes beside its file", LARGEST)
+                          "again (caureid export).")
+    content = read_file(place, "the sidecar that caureid export writes beside its file", LARGEST)
     try:
         found = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ExportError(f"{shown(place)} is damaged, it is no JSON. {AGAIN}") from error
     if not isinstance(found, dict) or found.get("what") != KIND:
-        raise ExportError(f"{shown(place)} is not of tools/export.py: it does not say "
+        raise ExportError(f"{shown(place)} is not of caureid export: it does not say "
                           f"\"what\": \"{KIND}\". {AGAIN}")
     number = found.get("format")
     if type(number) is not int or number < 1:

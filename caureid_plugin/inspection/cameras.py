@@ -119,7 +119,7 @@ def summarize_cameras(camids: np.ndarray, names: Sequence[str], *, batch_size: i
         listed = ", ".join(f"{names[i]} ({counts[i]})" for i in small[:5])
         more = f" and {len(small) - 5} more" if len(small) > 5 else ""
         lines.append(f"Cameras with so few images that they can hardly be learnt: {listed}{more}. "
-                     "Add images, or leave them out; tools/check_data.py says more.")
+                     "Add images, or leave them out; caureid check says more.")
     return lines
 
 

@@ -18,8 +18,8 @@ from fastreid.config import CfgNode
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from torch import nn
 
-from ..safe_load import CodeInFile, DamagedFile, load_tensors
-from ..weights import load_matching, unwrap
+from ..common.safe_load import CodeInFile, DamagedFile, load_tensors
+from ..common.weights import load_matching, unwrap
 
 logger = logging.getLogger("fastreid.caureid")
 

@@ -1,12 +1,12 @@
 """Using what was trained: embeddings of images, comparison, search."""
 
+from ..runs.folder import RunError
+from ..runs.threshold import Expected, PairStatistics, RunVerdict, Threshold
 from .embedder import Comparison, Embedder, load_run
 from .index import Hit, Index
 from .index_files import Entry, IndexRefused
 from .network import EmbeddingNetwork
 from .preprocessing import ImageLike, Preprocessing
-from .run_folder import RunError
-from .threshold import Expected, PairStatistics, RunVerdict, Threshold
 
 __all__ = [
     "Comparison", "Embedder", "EmbeddingNetwork", "Entry", "Expected", "Hit", "ImageLike", "Index",

@@ -19,10 +19,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..compat import shown
-from .network import build_embedding_network, fingerprint
-from .preprocessing import ImageLike, Preprocessing, is_one_image, read_image_like
-from .run_folder import (
+from ..common.text import shown
+from ..runs.folder import (
     RunError,
     check_folder,
     find_checkpoint,
@@ -33,7 +31,9 @@ from .run_folder import (
     read_verdict,
     without_singletons,
 )
-from .threshold import NO_VERDICT, PairStatistics, RunVerdict, Threshold
+from ..runs.threshold import NO_VERDICT, PairStatistics, RunVerdict, Threshold
+from .network import build_embedding_network, fingerprint
+from .preprocessing import ImageLike, Preprocessing, is_one_image, read_image_like
 
 BATCH = 64
 
@@ -84,7 +84,7 @@ class Embedder:
         self.statistics, self.why_no_statistics = statistics, why_no_statistics
         self.verdict = verdict
         if verdict.level == "bad":
-            logger.warning("%s: %s Same or different is told on request alone (despite_verdict, "
+            logger.warning("%s: %s Same or different is told only on request (despite_verdict, "
                            "--despite-verdict).", shown(name), shown(verdict.reason))
 
     def __repr__(self) -> str:
@@ -220,7 +220,7 @@ def load_run(folder: str | os.PathLike[str], *, device: torch.device | str | Non
              opts: Sequence[str] = ()) -> Embedder:
     """The network of a run folder, ready to embed images.
 
-    Neither the training images nor the pretrained weights need be there. What tools/threshold.py
+    Neither the training images nor the pretrained weights need be there. What caureid threshold
     has measured for this network is taken for the pair statistics, else the memory bank. Whether
     training went well is read from the run's metrics.json; of a run that went wrong a warning says
     that same or different is not told.

@@ -20,7 +20,6 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,17 +27,21 @@ import filelock
 import numpy as np
 import torch
 
+from .._version import __version__
 from ..clustering.standardize import CameraStatistics, check_cameras_to_standardize
-from ..compat import shown
+from ..common.text import shown
+from ..runs.threshold import NO_VERDICT, PairStatistics, RunVerdict
 from .index_files import (
-    AGAIN,
     BLOCK_IMAGES,
     LOCK,
-    MANIFEST,
     Block,
     Entry,
     IndexRefused,
     Manifest,
+    by_value,
+    check_empty,
+    check_network,
+    check_once,
     checked_camera,
     checked_entry,
     make_block,
@@ -50,13 +53,10 @@ from .index_files import (
     require_faiss,
     write_manifest,
 )
-from .threshold import NO_VERDICT, PairStatistics, RunVerdict
+from .index_search import best_rows
 
 if TYPE_CHECKING:
     from .embedder import Embedder
-
-QUERIES = 64  # of one call of faiss
-
 
 class Hit(NamedTuple):
     """An image that was found.
@@ -70,17 +70,6 @@ class Hit(NamedTuple):
     camera: str
     score: float
     row: int
-
-
-class _Found(NamedTuple):
-    """The best of some images for queries: scores and rows (Q, k); row -1 where there is none."""
-
-    scores: np.ndarray
-    rows: np.ndarray
-
-    @classmethod
-    def none(cls, queries: int) -> _Found:
-        return cls(np.empty((queries, 0), np.float32), np.empty((queries, 0), np.int64))
 
 
 class Index:
@@ -165,7 +154,7 @@ class Index:
         known = np.array([bool(name) or len(names) == 1 for name in names])
         check_cameras_to_standardize(np.array(names, dtype=object)[known], counts[known], (
             "Add others of it, remove it, or let the index not standardise: "
-            "Index.set_standardize_by_camera(False), tools/index.py --no-standardize-by-camera."))
+            "Index.set_standardize_by_camera(False), caureid index --no-standardize-by-camera."))
         parts = (CameraStatistics.of(_tensor(block), torch.from_numpy(
             codes[start:start + len(block.entries)]), len(names))
             for start, block in self._starts())
@@ -200,15 +189,13 @@ class Index:
             ImportError: faiss is not installed.
             OSError: it cannot be written.
         """
-        import caureid_plugin  # whose face imports this module
-
         require_faiss()
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
             raise IndexRefused(f"{shown(folder)} is not a folder: give another name for the index.")
         folder.mkdir(exist_ok=True)
         with only_writer(folder, filelock.FileLock(folder / LOCK)):
-            _check_empty(folder)
+            check_empty(folder)
             statistics = embedder.statistics
             verdict = getattr(embedder, "verdict", NO_VERDICT)  # stand-ins may have none
             manifest = Manifest(
@@ -216,7 +203,7 @@ class Index:
                 preprocessing=dataclasses.asdict(embedder.preprocessing),
                 statistics=None if statistics is None else statistics.to_json(),
                 why_no_statistics=embedder.why_no_statistics,
-                plugin=caureid_plugin.__version__,
+                plugin=__version__,
                 standardize_by_camera=bool(standardize_by_camera),
                 bad_verdict=verdict.reason if verdict.level == "bad" else "")
             content = write_manifest(folder, manifest)
@@ -240,14 +227,14 @@ class Index:
         folder = Path(folder)
         while True:
             manifest, content = read_manifest(folder)
-            _check_network(folder, manifest, embedder)
+            check_network(folder, manifest, embedder)
             try:
                 blocks = [read_block(folder, manifest, block) for block in manifest.blocks]
             except IndexRefused:
                 if read_manifest(folder)[1] == content:
                     raise
                 continue  # another process has replaced it meanwhile
-            _check_once(folder, blocks)
+            check_once(folder, blocks)
             return cls(folder, manifest, content, blocks)
 
     def __len__(self) -> int:
@@ -257,7 +244,7 @@ class Index:
     def camera_counts(self) -> dict[str, int]:
         """Number of images by camera, sorted by name, numbers by value."""
         counts = Counter(self.cameras)
-        return {name: counts[name] for name in sorted(counts, key=_by_value)}
+        return {name: counts[name] for name in sorted(counts, key=by_value)}
 
     # ---------------------------------------------------------------------------- searching ----
 
@@ -298,12 +285,10 @@ class Index:
             raise ValueError(f"top {top} must be at least 1.")
         queries = self._queries(features, query_cameras)
         allowed = self._allowed(cameras, without_cameras)
-        parts: list[list[_Found]] = [
-            [_Found.none(len(queries[start:start + QUERIES]))]
-            for start in range(0, len(queries), QUERIES)]
-        for number, found in self._search_blocks(queries, top, allowed):
-            parts[number].append(found)
-        return [hits for found in parts for hits in self._hits(found, top)]
+        blocks = [(start, block) for (start, _), block
+                  in zip(self._starts(), self._searched, strict=True)]
+        return [[self._hit(rank, score, row) for rank, (score, row) in enumerate(best, start=1)]
+                for best in best_rows(blocks, queries, top, allowed)]
 
     def _queries(self, features: np.ndarray, cameras: Sequence[str | int] | None) -> np.ndarray:
         """(Q, D) float32 of length 1, standardised as the images are that they are compared with.
@@ -314,7 +299,7 @@ class Index:
                 raise ValueError(
                     "query_cameras (--query-camera) are of use to an index that standardises by "
                     "camera, and this one does not: leave them out, or let it, by "
-                    "Index.set_standardize_by_camera(True) or tools/index.py "
+                    "Index.set_standardize_by_camera(True) or caureid index "
                     "--standardize-by-camera.")
             return queries
         groups = self._query_groups(cameras, len(queries))
@@ -355,47 +340,11 @@ class Index:
         plain = [checked_camera(name) for name in names]
         unknown = [name for name in plain if name not in number]
         if unknown:
-            known = ", ".join(repr(name) for name in sorted(number, key=_by_value)[:20])
+            known = ", ".join(repr(name) for name in sorted(number, key=by_value)[:20])
             more = f" and {len(number) - 20} more" if len(number) > 20 else ""
             raise ValueError(f"The index has no image of camera {unknown[0]!r}; it has those of "
                              f"{known or 'none'}{more}.{hint}")
         return {name: number[name] for name in plain}
-
-    def _search_blocks(self, queries: np.ndarray, top: int,
-                       allowed: np.ndarray | None) -> Iterable[tuple[int, _Found]]:
-        """Results by number of the chunk of queries, from all blocks and chunks side by side."""
-        tasks = []
-        for (start, _), block in zip(self._starts(), self._searched, strict=True):
-            rows = slice(start, start + len(block.entries))
-            part = None if allowed is None else allowed[rows]
-            if part is None or part.any():
-                tasks += [(number, block, rows.start, part)
-                          for number in range(-(-len(queries) // QUERIES))]
-
-        def run(task: tuple[int, Block, int, np.ndarray | None]) -> tuple[int, _Found]:
-            number, block, first, part = task
-            chunk = queries[number * QUERIES:(number + 1) * QUERIES]
-            return number, _search_block(block, first, chunk, top, part)
-
-        faiss = require_faiss()
-        threads = min(faiss.omp_get_max_threads(), len(tasks))
-        if threads < 2:
-            return [run(task) for task in tasks]
-        # faiss shares out queries among its threads, and there is one: blocks are shared out here
-        with ThreadPoolExecutor(threads, initializer=faiss.omp_set_num_threads,
-                                initargs=(1,)) as pool:
-            return list(pool.map(run, tasks))
-
-    def _hits(self, found: list[_Found], top: int) -> list[list[Hit]]:
-        scores = np.concatenate([part.scores for part in found], axis=1)
-        rows = np.concatenate([part.rows for part in found], axis=1)
-        order = np.lexsort((rows, -scores), axis=1)[:, :top]
-        hits = []
-        for best, score, row in zip(order, scores, rows, strict=True):
-            kept = [place for place in best.tolist() if row[place] >= 0]
-            hits.append([self._hit(rank, float(score[place]), int(row[place]))
-                         for rank, place in enumerate(kept, start=1)])
-        return hits
 
     def _hit(self, rank: int, score: float, row: int) -> Hit:
         entry = self.entries[row]
@@ -557,50 +506,6 @@ class Index:
         remove_unnamed(self.folder, manifest)
 
 
-def _check_empty(folder: Path) -> None:
-    """Refuses a folder that holds more than what a process left that was killed at once."""
-    names = sorted(path.name for path in folder.iterdir())
-    if MANIFEST in names:
-        raise IndexRefused(f"{shown(folder)} holds an index already: open it, or give another "
-                           "name.")
-    other = [name for name in names if name != LOCK and not name.startswith(f".{MANIFEST}.")]
-    if other:
-        raise IndexRefused(
-            f"{shown(folder)} is not empty and no index: it holds {shown(other[0])}. An index has "
-            "a folder of its own: give another name" + (
-                f". If it was one, its {MANIFEST} was lost: restore it from a copy, or remove the "
-                "folder." if other[0].startswith("block-") else "."))
-
-
-def _check_once(folder: Path, blocks: Sequence[Block]) -> None:
-    """Refuses an index that has an image twice."""
-    known: set[tuple[str, str]] = set()
-    for entry in itertools.chain.from_iterable(block.entries for block in blocks):
-        if entry[:2] in known:
-            raise IndexRefused(f"{shown(folder)} has the image {shown(entry.name)} twice: it was "
-                               f"not written by this plugin. {AGAIN}")
-        known.add(entry[:2])
-
-
-def _check_network(folder: Path, manifest: Manifest, embedder: Embedder | str | None) -> None:
-    if embedder is None:
-        return
-    given = embedder if isinstance(embedder, str) else embedder.fingerprint
-    if given != manifest.fingerprint:
-        name = "the one given" if isinstance(embedder, str) else shown(embedder.name)
-        raise IndexRefused(
-            f"The index {shown(folder)} holds embeddings of another network, and those of two "
-            f"cannot be compared: it was made with {shown(manifest.model)} (fingerprint "
-            f"{manifest.fingerprint}), and this is {name} ({given}). Use the run it was made with, "
-            "or make a new index.")
-
-
-def _by_value(name: str) -> tuple[bool, int, str]:
-    """Sorts names that are numbers by their values, before the others."""
-    is_number = name.isascii() and name.isdigit()
-    return not is_number, int(name) if is_number else 0, name
-
-
 def _numbered(names: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     """(N,) the numbers of the names, and the names that they number."""
     number = {name: code for code, name in enumerate(dict.fromkeys(names))}
@@ -610,16 +515,3 @@ def _numbered(names: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
 def _tensor(block: Block) -> torch.Tensor:
     """(n, D) float32, the embeddings of a block."""
     return torch.from_numpy(block.features().astype(np.float32))
-
-
-def _search_block(block: Block, first: int, queries: np.ndarray, top: int,
-                  allowed: np.ndarray | None) -> _Found:
-    """The best of a block whose first row is ``first``; ``allowed``: (n,) bool, None for all."""
-    faiss = require_faiss()
-    parameters = None
-    if allowed is not None:
-        bits = np.packbits(allowed, bitorder="little")
-        parameters = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bits))
-    scores, rows = block.vectors.search(queries, min(top, len(block.entries)), params=parameters)
-    return _Found(np.where(rows < 0, -np.inf, scores).astype(np.float32),
-                  np.where(rows < 0, -1, rows + first))

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import operator
 import os
@@ -20,15 +21,18 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import filelock
 import numpy as np
 
-from ..compat import shown
+from ..common.files import remove_leftovers, write_atomically
+from ..common.text import shown
 from ..data.camera_source import plain_name
-from ..files import remove_leftovers, write_atomically
-from .threshold import PairStatistics
+from ..runs.threshold import PairStatistics
+
+if TYPE_CHECKING:
+    from .embedder import Embedder
 
 # A new one for whatever an older version would misread. 2: the search standardises by camera;
 # 3: the training of the network went wrong, so that same or different is not told
@@ -37,7 +41,7 @@ BLOCK_IMAGES = 10_000  # of a full block
 MANIFEST = "index.json"
 LOCK = "index.lock"
 VECTORS, ENTRIES = ".faiss", ".json"  # the two files of a block
-AGAIN = "Restore the folder from a copy, or remove it and make the index again (tools/index.py)."
+AGAIN = "Restore the folder from a copy, or remove it and make the index again (caureid index)."
 # of faiss's file of an IndexScalarQuantizer: its kind, D, n, two numbers without use, whether it is
 # trained, metric, type of the numbers, range (two), D, bytes of a vector, of training, of all
 _HEADER = struct.Struct("=4siqqq?iiifQQQQ")
@@ -170,6 +174,12 @@ def checked_camera(camera: str | int) -> str:
 _plain = functools.lru_cache(plain_name)  # an index has few cameras
 
 
+def by_value(name: str) -> tuple[bool, int, str]:
+    """Sorts names that are numbers by their values, before the others."""
+    is_number = name.isascii() and name.isdigit()
+    return not is_number, int(name) if is_number else 0, name
+
+
 def require_faiss() -> ModuleType:
     """The module.
 
@@ -277,7 +287,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, bytes]:
     """
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
-        raise IndexRefused(f"The index {shown(folder)} {what}: give the folder that tools/index.py "
+        raise IndexRefused(f"The index {shown(folder)} {what}: give the folder that caureid index "
                            "has written.")
     path = folder / MANIFEST
     if not path.exists():
@@ -291,7 +301,7 @@ def _why_no_manifest(folder: Path) -> str:
         return (f"{shown(folder)} holds blocks of an index and no {MANIFEST}, which names them: it "
                 f"was lost. {AGAIN}")
     return (f"{shown(folder)} is no index: it holds no {MANIFEST}. Give the folder that "
-            "tools/index.py has written; if that was stopped before it had begun, start it again.")
+            "caureid index has written; if that was stopped before it had begun, start it again.")
 
 
 def _read(path: Path) -> bytes:
@@ -449,3 +459,41 @@ def _entries(path: Path, content: bytes, folders: Sequence[str]) -> tuple[Entry,
         raise IndexRefused(f"{shown(path)} is damaged: its row {len(found)} is no image of an "
                            f"index ({error}). {AGAIN}") from error
     return tuple(found)
+
+
+def check_empty(folder: Path) -> None:
+    """Refuses a folder that holds more than what a process left that was killed at once."""
+    names = sorted(path.name for path in folder.iterdir())
+    if MANIFEST in names:
+        raise IndexRefused(f"{shown(folder)} holds an index already: open it, or give another "
+                           "name.")
+    other = [name for name in names if name != LOCK and not name.startswith(f".{MANIFEST}.")]
+    if other:
+        raise IndexRefused(
+            f"{shown(folder)} is not empty and no index: it holds {shown(other[0])}. An index has "
+            "a folder of its own: give another name" + (
+                f". If it was one, its {MANIFEST} was lost: restore it from a copy, or remove the "
+                "folder." if other[0].startswith("block-") else "."))
+
+
+def check_once(folder: Path, blocks: Sequence[Block]) -> None:
+    """Refuses an index that has an image twice."""
+    known: set[tuple[str, str]] = set()
+    for entry in itertools.chain.from_iterable(block.entries for block in blocks):
+        if entry[:2] in known:
+            raise IndexRefused(f"{shown(folder)} has the image {shown(entry.name)} twice: it was "
+                               f"not written by this plugin. {AGAIN}")
+        known.add(entry[:2])
+
+
+def check_network(folder: Path, manifest: Manifest, embedder: Embedder | str | None) -> None:
+    if embedder is None:
+        return
+    given = embedder if isinstance(embedder, str) else embedder.fingerprint
+    if given != manifest.fingerprint:
+        name = "the one given" if isinstance(embedder, str) else shown(embedder.name)
+        raise IndexRefused(
+            f"The index {shown(folder)} holds embeddings of another network, and those of two "
+            f"cannot be compared: it was made with {shown(manifest.model)} (fingerprint "
+            f"{manifest.fingerprint}), and this is {name} ({given}). Use the run it was made with, "
+            "or make a new index.")

@@ -1,4 +1,4 @@
-"""A trained network without what training alone needs."""
+"""A trained network without what only training needs."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from fastreid.config import CfgNode
 from fastreid.modeling.heads import ClasHead, EmbeddingHead
 from torch import nn
 
-from ..compat import shown
+from ..common.text import shown
 from ..engine.setup import build_network, to_evaluate
+from ..runs.folder import RunError
 from .preprocessing import Preprocessing
-from .run_folder import RunError
 
 ARCHITECTURES = ("CAUReID", "Baseline")
 # of a head: classifiers of identities and of cameras, none of which makes the embedding
@@ -34,7 +34,7 @@ _SHAPING = ("BACKBONE.NAME", "BACKBONE.DEPTH", "BACKBONE.LAST_STRIDE", "BACKBONE
 class EmbeddingNetwork(nn.Module):
     """Images to embeddings, in evaluation mode, with normalisation of both built in.
 
-    Backbone and head of a network of the toolbox, which gives up what it alone needs in training:
+    Backbone and head of a network of the toolbox, without what they need only in training:
     the classifiers of identities and of cameras.
 
     Args:
@@ -138,7 +138,7 @@ def fingerprint(network: EmbeddingNetwork, cfg: CfgNode, preprocessing: Preproce
     """What tells whether two embeddings may be compared: 32 hexadecimal digits (BLAKE2b).
 
     Of the weights that make the embedding, how they are put together, and the preprocessing. It is
-    the same for checkpoints that differ in what training alone needs.
+    the same for checkpoints that differ in what only training needs.
     """
     shaping = {key: str(attrgetter(key)(cfg.MODEL)) for key in _SHAPING}
     plan = json.dumps([shaping, dataclasses.asdict(preprocessing)], sort_keys=True)

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from fastreid.config import CfgNode
 from fastreid.data import data_utils
-from PIL import Image, ImageOps
+from PIL import Image
 from torchvision.transforms import InterpolationMode, functional
 
-from ..compat import check_dimensions, shown
+from ..common.images import upright_rgb
+from ..common.text import shown
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
 
@@ -112,11 +113,7 @@ def _upright(image: Image.Image) -> Image.Image:
     if not image.width or not image.height:
         raise ValueError(f"An image of PIL of {image.width} x {image.height} has no pixels.")
     try:
-        check_dimensions(*image.size)
-        image.load()
-        if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return upright_rgb(image, "an image of PIL")
     except Exception as error:  # broken data make Pillow's decoders raise nearly anything
         raise ValueError("Pillow cannot decode it "
                          f"({' '.join(str(error).split()) or type(error).__name__}).") from error

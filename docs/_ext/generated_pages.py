@@ -7,6 +7,7 @@ nowhere in it is found too.
 import argparse
 import contextlib
 import importlib.util
+import inspect
 import os
 import re
 import runpy
@@ -14,8 +15,10 @@ import sys
 from pathlib import Path
 
 import caureid_plugin
+import click
 import config_keys
-from caureid_plugin.compat import shown
+from caureid_plugin.cli import COMMANDS, main
+from caureid_plugin.common.text import shown
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKER = re.compile(r"^<!-- generated: (\w+)(?: ([\w.]+))?(?: without ([\w, ]+))? -->$",
@@ -23,7 +26,7 @@ MARKER = re.compile(r"^<!-- generated: (\w+)(?: ([\w.]+))?(?: without ([\w, ]+))
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|$~])")
 CODE = re.compile(
     r"""(?P<code>(?:tools|configs|docs|caureid_plugin)/[\w/.-]+\w|"[\w-]+"|--[a-z][\w-]+"""
-    r"""|(?:[A-Z][A-Z0-9_]+\.)+[A-Z][A-Z0-9_]+)""")
+    rf"""|caureid (?:{'|'.join(COMMANDS)})\b|(?:[A-Z][A-Z0-9_]+\.)+[A-Z][A-Z0-9_]+)""")
 
 
 def markdown(text):
@@ -99,7 +102,32 @@ def config_files():
     return "\n".join(rows)
 
 
-# ------------------------------------------------------------------------ command-line tools ----
+# -------------------------------------------------------------------------------- commands ----
+
+
+def command_reference():
+    """Every command of ``caureid``: how it is called, its help, its options."""
+    parent = click.Context(main, info_name="caureid")
+    parts = []
+    for name in COMMANDS:
+        command = main.get_command(parent, name)
+        ctx = click.Context(command, info_name=name, parent=parent)
+        usage = " ".join([ctx.command_path, *command.collect_usage_pieces(ctx)])
+        # click marks what is not to be filled anew, which is indented besides
+        text = inspect.cleandoc(command.help).replace("\b\n", "").replace("``", "`")
+        parts += [f"(command-{name})=\n## caureid {name}", f"```shell\n{usage}\n```", prose(text),
+                  "\n".join(command_options(command, ctx))]
+    return "\n\n".join(parts)
+
+
+def command_options(command, ctx):
+    for option in command.params:
+        if record := isinstance(option, click.Option) and option.get_help_record(ctx):
+            spelled, text = record
+            yield f"`{spelled}`\n: {markdown(text) or 'see above'}\n"
+
+
+# ------------------------------------------------------------------------------- benchmarks ----
 
 
 class Parsed(Exception):
@@ -117,7 +145,7 @@ def replaced(owner, name, value):
 
 
 def parser_of(script):
-    """(docstring, parser) of a tool, which is started and stopped where it parses its options."""
+    """The parser of a script, which is started and stopped where it parses its options."""
     def stop(parser, *_args, **_words):
         raise Parsed(parser)
 
@@ -187,16 +215,17 @@ def option_entries(parser):
 
 
 def scripts():
-    """The tools that can be run; what lies beside them are parts of theirs."""
-    return sorted(path for path in (ROOT / "tools").rglob("*.py") if os.access(path, os.X_OK))
+    """{path from the root: file} of the scripts that can be run; others are parts of theirs."""
+    return {path.relative_to(ROOT).as_posix(): path for path in sorted(
+        (ROOT / "tools").rglob("*.py")) if os.access(path, os.X_OK)}
 
 
 def tool_reference():
     parts = []
-    for script in scripts():
-        parser = parser_of(script)
-        parts += [f"(tool-{script.stem})=\n## {shown(script.name)}", prose(docstring_of(script)),
-                  "\n".join(option_entries(parser))]
+    for name, script in scripts().items():
+        parts += [f"(tool-{script.stem})=\n## {shown(name)}", prose(docstring_of(script))]
+        if script.stem != "train_net":  # whose options are those of caureid train
+            parts.append("\n".join(option_entries(parser_of(script))))
     return "\n\n".join(parts)
 
 
@@ -210,8 +239,8 @@ def python_reference(module, without=""):
             f"   :show-inheritance:\n   :exclude-members: {without}\n```")
 
 
-MAKERS = {"config_keys": config_reference, "config_files": config_files, "tools": tool_reference,
-          "python": python_reference}
+MAKERS = {"config_keys": config_reference, "config_files": config_files,
+          "commands": command_reference, "tools": tool_reference, "python": python_reference}
 
 
 def fill_in(_app, _docname, source):

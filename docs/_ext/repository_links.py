@@ -1,8 +1,9 @@
 """Links between the site and the repository, and from names to where they are explained.
 
-- A link to a file of the repository outside docs/ (``../tools/report.py``), which leads to the
+- A link to a file of the repository outside docs/ (``../tools/figures.py``), which leads to the
   file on a code host, leads to a page of the site that shows it; README.md is the start page.
-- A config key or a tool that stands in a text as code is a link to its entry in the reference.
+- A config key, a command or a script that stands in a text as code is a link to its entry in the
+  reference.
 - A name of this package that exists but is not part of the reference leads to its source.
 """
 
@@ -13,6 +14,7 @@ import inspect
 from pathlib import Path
 
 import config_keys
+from caureid_plugin.cli import COMMANDS
 from docutils import nodes
 from generated_pages import scripts
 from sphinx import addnodes
@@ -51,21 +53,22 @@ class RepositoryFiles(SphinxTransform):
 
 
 class NamesAsLinks(SphinxTransform):
-    """``CAUREID.CLUSTER.EPS 0.4`` and ``tools/report.py logs/run`` in a sentence."""
+    """``CAUREID.CLUSTER.EPS 0.4`` and ``caureid report logs/run`` in a sentence."""
 
     default_priority = 410
 
     def apply(self):
-        keys = config_keys.added_keys()
-        tools = {f"tools/{script.name}": f"tool-{script.stem}" for script in scripts()}
+        targets = {key: ("confval", key) for key in config_keys.added_keys()}
+        targets |= {name: ("ref", f"tool-{path.stem}") for name, path in scripts().items()}
+        targets |= {f"caureid {name}": ("ref", f"command-{name}") for name in COMMANDS}
+        inside = (nodes.title, nodes.reference, addnodes.pending_xref, addnodes.desc_signature,
+                  addnodes.download_reference)
         for node in list(self.document.findall(nodes.literal)):
-            word = node.astext().split(" ")[0]
-            inside = (nodes.title, nodes.reference, addnodes.pending_xref, addnodes.desc_signature,
-                      addnodes.download_reference)
-            if (word not in keys and word not in tools) or any(
-                    isinstance(parent, inside) for parent in parents(node)):
+            words = node.astext().split(" ")
+            found = targets.get(words[0]) or targets.get(" ".join(words[:2]))
+            if not found or any(isinstance(parent, inside) for parent in parents(node)):
                 continue
-            kind, target = ("confval", word) if word in keys else ("ref", tools[word])
+            kind, target = found
             node.replace_self(addnodes.pending_xref(
                 "", node.deepcopy(), refdomain="std", reftype=kind, reftarget=target,
                 refexplicit=True, refdoc=self.env.docname, refwarn=True))

@@ -6,14 +6,17 @@ import pytest
 import torch
 from caureid_plugin.clustering import (
     Search,
+    best_scores,
     exact_search,
     faiss_search,
     kernels,
     projected_search,
+    rounded,
     search_by_camera,
     search_neighbors,
 )
-from caureid_plugin.clustering.exact_search import RoundedFeatures, search_exact
+from caureid_plugin.clustering.exact_search import search_exact
+from caureid_plugin.clustering.rounded import RoundedFeatures
 
 from helpers import plain
 
@@ -34,7 +37,8 @@ def search(request, monkeypatch):
     dtype = torch.bfloat16 if name in ("torch", "torch in tiles") else torch.float32
     monkeypatch.setattr(exact_search, "fast_dtype", lambda device: dtype)
     if name == "torch in tiles":
-        monkeypatch.setattr(exact_search, "TILE_ROWS", 7)
+        for module in (exact_search, rounded):
+            monkeypatch.setattr(module, "TILE_ROWS", 7)
         monkeypatch.setattr(exact_search, "CACHED_TILE", 7 * 7 * 3 * 2)
     return Search(backend="torch")
 
@@ -115,7 +119,7 @@ def test_what_would_take_minutes_is_said(make_features, monkeypatch, caplog):
 
 def test_of_equal_scores_the_lower_column_is_kept():
     scores = torch.ones(1, 64).bfloat16()
-    best = exact_search.BestScores(1, 5, torch.bfloat16, CPU)
+    best = best_scores.BestScores(1, 5, torch.bfloat16, CPU)
     for start in (0, 64):
         best.add(0, start, best.prepare(scores.clone()))
     assert sorted(best.of(slice(0, 1))[1][0].tolist()) == [0, 1, 2, 3, 4]
@@ -243,6 +247,6 @@ def test_bad_options_are_named(option, named):
 def test_bfloat16_only_where_it_is_native(monkeypatch, tmp_path, flags, mkldnn, device, expected):
     if flags is not None:
         (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
-    monkeypatch.setattr(exact_search, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(rounded, "CPU_INFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: mkldnn)
-    assert exact_search.fast_dtype(torch.device(device)) == expected
+    assert rounded.fast_dtype(torch.device(device)) == expected

@@ -7,9 +7,11 @@ import torch
 from caureid_plugin.clustering import (
     Search,
     assign_pseudo_labels,
-    exact_search,
     jaccard_distances,
     jaccard_graph,
+)
+from caureid_plugin.clustering import (
+    rounded as exact_search,
 )
 from fastreid.utils.compute_dist import compute_jaccard_distance
 from hypothesis import assume, given, settings

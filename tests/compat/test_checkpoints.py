@@ -21,8 +21,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from caureid_plugin import compat, safe_load
-from caureid_plugin.safe_load import CodeInFile, DamagedFile, load_tensors, salvage
+from caureid_plugin import compat
+from caureid_plugin.common import safe_load
+from caureid_plugin.common.safe_load import CodeInFile, DamagedFile, load_tensors, salvage
+from caureid_plugin.compat import checkpoints
 from fastreid.modeling import backbones
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from fastreid.utils.checkpoint import Checkpointer
@@ -673,7 +675,7 @@ def test_counters_are_read_whether_torch_has_a_public_list_or_not(tmp_path, monk
     allowed = {}
     monkeypatch.delattr(torch.serialization, "add_safe_globals", raising=False)  # as in torch 2.2
     monkeypatch.setattr(torch._weights_only_unpickler, "_get_allowed_globals", lambda: allowed)
-    compat._allow_counters()
+    checkpoints._allow_counters()
     assert allowed == {"collections.Counter": collections.Counter}
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from caureid_plugin import compat
+from caureid_plugin.compat import evaluation
 from fastreid.engine import DefaultTrainer
 from fastreid.evaluation import ReidEvaluator, inference_on_dataset, rank_cylib, reid_evaluation
 from fastreid.modeling import meta_arch
@@ -284,14 +285,14 @@ def test_compiled_evaluation_equals_the_python_code():
 def test_the_compiled_modules_lie_in_the_cache():
     from fastreid.evaluation.rank_cylib import rank_cy
 
-    assert Path(rank_cy.__file__).parent == compat._cython_cache()
+    assert Path(rank_cy.__file__).parent == evaluation._cython_cache()
     toolbox = Path(rank_cylib.__file__).parent
     assert not [p for p in toolbox.iterdir() if p.suffix in (".so", ".c", ".pyd")]
 
 
 def test_the_evaluator_is_prepared_before_anything_else(make_trainer, monkeypatch):
     order = []
-    monkeypatch.setattr(compat, "prepare_evaluation", lambda: order.append("evaluator"))
+    monkeypatch.setattr(evaluation, "prepare_evaluation", lambda: order.append("evaluator"))
     build = DefaultTrainer.build_train_loader
     monkeypatch.setattr(DefaultTrainer, "build_train_loader", classmethod(
         lambda cls, cfg: order.append("data") or build(cfg)))
@@ -302,9 +303,9 @@ def test_the_evaluator_is_prepared_before_anything_else(make_trainer, monkeypatc
 def test_a_failing_compiler_is_tried_and_reported_once_and_never_ends_the_run(
         tmp_path, monkeypatch, messages):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(compat, "_CYTHON_BUILD", "raise SystemExit('no compiler here')")
+    monkeypatch.setattr(evaluation, "_CYTHON_BUILD", "raise SystemExit('no compiler here')")
     tries, run = [], subprocess.run
-    monkeypatch.setattr(compat.subprocess, "run", lambda *a, **k: tries.append(1) or run(*a, **k))
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: tries.append(1) or run(*a, **k))
     for module in (rank_cylib, reid_evaluation):  # every evaluation asks for it
         module.compile_helper()
     warning, = [m for m in messages if "compiled evaluation is not available" in m]
@@ -393,12 +394,13 @@ _WITHOUT_COMPILER = """
 import logging, sys
 import caureid_plugin, numpy as np, torch
 from caureid_plugin import compat
+from caureid_plugin.compat import evaluation
 from fastreid.config import get_cfg
 from fastreid.evaluation import ReidEvaluator, rank, roc
 
 logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
 compat.prepare_evaluation()
-assert not (compat._evaluator_is_compiled() or rank.IS_CYTHON_AVAI or roc.IS_CYTHON_AVAI)
+assert not (evaluation._evaluator_is_compiled() or rank.IS_CYTHON_AVAI or roc.IS_CYTHON_AVAI)
 cfg = get_cfg()
 cfg.TEST.ROC.ENABLED = True
 evaluator = ReidEvaluator(cfg, 12)

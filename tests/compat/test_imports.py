@@ -8,6 +8,7 @@ import types
 
 import pytest
 from caureid_plugin import compat
+from caureid_plugin.compat import importing
 
 # what a program that trains or searches may never use, and would pay for with seconds
 RARELY_USED = ["flask", "matplotlib", "onnx", "onnxruntime", "scipy.stats", "sklearn",
@@ -79,9 +80,9 @@ def test_a_fork_of_the_toolbox_may_import_more_of_scikit_learn(monkeypatch):
         if stood_in == [True]:
             raise ModuleNotFoundError("No module named 'sklearn.cluster'; 'sklearn' is no package")
 
-    monkeypatch.setattr(compat, "_import_parts", import_parts)
+    monkeypatch.setattr(importing, "_import_parts", import_parts)
     monkeypatch.delitem(sys.modules, "sklearn", raising=False)
-    compat._import_toolbox()
+    importing._import_toolbox()
     assert stood_in == [True, False]
 
 
@@ -126,7 +127,8 @@ def test_fastface_can_be_imported(fastface, monkeypatch):
         importlib.import_module("fastface.trainer")
     with compat.legacy_names():
         importlib.import_module("fastface.trainer")
-    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if f is not compat._FastFace])
+    monkeypatch.setattr(sys, "meta_path",
+                        [f for f in sys.meta_path if f is not importing._FastFace])
     with pytest.raises(ImportError, match="torch._six"):
         importlib.reload(found)
 
@@ -142,7 +144,7 @@ def test_legacy_names_leave_an_interpreter_alone_that_has_them(monkeypatch):
 
 
 def test_two_distributions_of_faiss_are_warned_about(monkeypatch):
-    monkeypatch.setattr(compat, "_is_installed", lambda name: name in ("faiss-cpu", "faiss-gpu"))
+    monkeypatch.setattr(importing, "_is_installed", lambda name: name in ("faiss-cpu", "faiss-gpu"))
     with pytest.warns(UserWarning, match="faiss-cpu and faiss-gpu are both installed"):
-        compat._import_toolbox()
-    assert not compat._is_installed("no-such-distribution")
+        importing._import_toolbox()
+    assert not importing._is_installed("no-such-distribution")

@@ -5,6 +5,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import types
 
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 from caureid_plugin import compat
-from caureid_plugin.signals import StopRequest
+from caureid_plugin.common.signals import StopRequest
+from caureid_plugin.compat import devices
 from fastreid.data import build as data_build
 from fastreid.data import samplers
 from fastreid.data.samplers import data_sampler, imbalance_sampler
+from fastreid.utils import comm
 from torch.utils.data import Dataset
 
 CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="shows a defect without CUDA")
@@ -136,8 +139,8 @@ def test_a_signal_that_comes_while_workers_are_forked_waits(monkeypatch):
     seen, fork = [], os.fork
 
     def with_signal():
-        if not seen:
-            os.kill(os.getpid(), signal.SIGINT)
+        if not seen:  # to this thread: another one of the process would take it at once
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
         seen.append(request.signal)
         return fork()
 
@@ -153,7 +156,7 @@ class Deaf(Numbered):
     """Target 1 where signals that ask for an end are blocked."""
 
     def __getitem__(self, index):
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, []) & compat._TO_WORKERS
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, []) & devices._TO_WORKERS
         return {**super().__getitem__(index), "targets": len(blocked)}
 
 
@@ -282,7 +285,7 @@ def test_just_enough_identities_give_batches(sampler, images, bounded):
 
 @pytest.mark.parametrize("sampler", IDENTITY_SAMPLERS)
 def test_every_process_counts(sampler, bounded, monkeypatch):
-    monkeypatch.setattr(compat.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     with pytest.raises(ValueError, match="needs 8 identities.* has 7"):
         sampler(people(7), 16, 4, seed=1)
     assert len(list(itertools.islice(iter(sampler(people(8), 16, 4, seed=1)), 32))) == 32

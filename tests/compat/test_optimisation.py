@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from caureid_plugin import compat
-from caureid_plugin.compat import WeightsMovedGuard
+from caureid_plugin.compat.optimisation import WeightsMovedGuard
 from fastreid.engine import hooks as _hooks
 from fastreid.engine import train_loop
 from fastreid.engine.train_loop import AMPTrainer, SimpleTrainer

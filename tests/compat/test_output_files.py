@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def test_the_advice_fits_the_error(make_trainer, tmp_path, monkeypatch, number, 
     def fails(*args, **options):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(compat.tempfile, "TemporaryFile", fails)
+    monkeypatch.setattr(tempfile, "TemporaryFile", fails)
     first = rf"{tmp_path} cannot be written: .*\. {advice.format('there')}, or set OUTPUT_DIR to"
     with pytest.raises(OSError, match=first) as caught:
         make_trainer("OUTPUT_DIR", str(tmp_path))
@@ -77,8 +78,8 @@ def test_an_output_folder_that_is_deleted_in_a_run(tmp_path):
     checkpointer = Checkpointer(torch.nn.Linear(1, 1), str(folder))
     checkpointer.save("a")
     shutil.rmtree(folder)
-    with pytest.raises(FileNotFoundError, match=r"b\.pth could not be saved: No such file.*There "
-                       r"is no earlier checkpoint\. It was removed or renamed"):
+    with pytest.raises(FileNotFoundError, match=r"b\.pth could not be saved: No such file.*Earlier "
+                       r"checkpoints went with their folder\. It was removed or renamed"):
         checkpointer.save("b")
 
 

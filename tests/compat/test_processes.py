@@ -14,10 +14,12 @@ import psutil
 import pytest
 import torch
 from caureid_plugin import compat
-from caureid_plugin.launcher import PortError
+from caureid_plugin.common.launcher import PortError
+from caureid_plugin.compat import importing, processes
 from fastreid import engine
 from fastreid.engine import defaults
 from fastreid.layers import get_norm
+from fastreid.utils import comm
 from torch import nn
 
 from helpers import warm
@@ -68,7 +70,7 @@ def test_the_toolboxs_launch_is_replaced():
         assert engine.launch.__module__ == "fastreid.engine.launch"
         # what each of its processes does
         with pytest.raises(AssertionError, match="cuda is not available"):
-            compat._launch._distributed_worker(
+            importing.toolbox_launch._distributed_worker(
                 0, print, 2, 2, 0, f"tcp://127.0.0.1:{free_port()}", ())
 
 
@@ -88,7 +90,7 @@ def test_launch_joins_the_group_that_torchrun_describes(monkeypatch):
     def main():
         seen.append(torch.distributed.is_initialized())
         if seen[-1]:
-            assert compat.comm.get_local_size() == 1 and compat.comm.get_local_rank() == 0
+            assert comm.get_local_size() == 1 and comm.get_local_rank() == 0
 
     for _ in range(2):  # the second joins a group of its own; torchrun gives every run a port
         monkeypatch.setenv("MASTER_PORT", free_port())
@@ -114,7 +116,7 @@ def test_numbers_that_cannot_be(numbers, url, message):
                                  "tcp://nobody.invalid:29500"])
 def test_processes_that_could_never_meet_are_not_started(monkeypatch, machines, rank, url):
     started = []
-    monkeypatch.setattr(compat, "run_processes", lambda *_, **__: started.append(1))
+    monkeypatch.setattr(processes, "run_processes", lambda *_, **__: started.append(1))
     with pytest.raises(PortError, match=f"--dist-url .*{url}"):
         engine.launch(print, 2, machines, rank, url)
     assert not started
@@ -122,7 +124,7 @@ def test_processes_that_could_never_meet_are_not_started(monkeypatch, machines, 
 
 def test_a_port_that_is_taken_is_said_before_a_process_starts(monkeypatch):
     started = []
-    monkeypatch.setattr(compat, "run_processes", lambda *_, **__: started.append(1))
+    monkeypatch.setattr(processes, "run_processes", lambda *_, **__: started.append(1))
     with socket.create_server(("127.0.0.1", 0)) as other:
         url = f"tcp://127.0.0.1:{other.getsockname()[1]}"
         with pytest.raises(PortError, match=f"--dist-url {url}: port .* is taken"):
@@ -139,7 +141,7 @@ def meet(ranks, local_size, world_size, seconds):
 
     def wait(position, rank):
         try:
-            compat._meet(rank, local_size, world_size, url, seconds)
+            processes._meet(rank, local_size, world_size, url, seconds)
         except RuntimeError as error:
             seen[position] = str(error)
 

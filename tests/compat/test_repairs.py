@@ -72,6 +72,35 @@ def cited_spans(upstream):
             yield files[0].splitlines()[int(first) - 1:int(last or first)]
 
 
+# By room. Several may wrap one function: DefaultTrainer.__init__ is wrapped five times, and what is
+# applied later runs first.
+ORDER = {
+    "optimisation": "contiguous_zero_grad weights_guard frozen_layers iters_per_epoch "
+                    "amp_needs_cuda",
+    "devices": "default_device train_loader test_loader_workers jaccard_without_cuda "
+               "batch_on_other_device preprocess_in_place",
+    "processes": "ddp_on_cpu processes",
+    "evaluation": "evaluator_build ranked_features text_labels small_gallery rerank_memory "
+                  "faiss_missing training_without_tests printer_twice lost_figures",
+    "resuming": "run_state training_loop loss_not_finite",
+    "run_configs": "run_config resumed_config one_run",
+    "seeding": "seed sampler_state sampler_hang",
+    "datasets": "sorted_listing unknown_cameras missing_dataset image_without_camera",
+    "images": "image_modes unreadable_image random_affine",
+    "outputs": "output_folder unwritable_figures",
+    "checkpoints": "whole_checkpoints finite_checkpoints last_checkpoint safe_checkpoints",
+    "weights": "plain_weights safe_pretraining foreign_pretraining foreign_checkpoint",
+    "registries": "dataset_config unknown_name",
+    "configs": "config_file unknown_key config_value plugin_keys half_merge",
+    "losses": "unknown_loss missing_output embedding_as_scores",
+}
+
+
+def test_repairs_are_applied_in_this_order():
+    assert [(name, repair.room) for name, repair in compat.REPAIRS.items()] == [
+        (name, room) for room, names in ORDER.items() for name in names.split()]
+
+
 def test_every_repair_cites_code_of_the_release():
     assert importlib.metadata.version("fastreid") == "1.4.0"
     for name, repair in compat.REPAIRS.items():
@@ -105,7 +134,7 @@ def test_repairs_change_the_toolbox_and_take_it_back(bare_toolbox):
         for _ in range(2):
             repair.revert()
             assert not repair.applied and changed(before, toolbox_attributes()) == set(), name
-    compat.apply_all()
+    compat.apply_all(compat.ROOMS)
     assert len(changed(before, toolbox_attributes())) >= len(compat.REPAIRS)
     for repair in reversed(list(compat.REPAIRS.values())):
         repair.revert()

@@ -7,7 +7,10 @@ import pytest
 import torch
 from caureid_plugin import compat
 from caureid_plugin.clustering import standardize_by_camera
+from caureid_plugin.compat import repair
+from fastreid.engine import defaults
 from fastreid.evaluation import ReidEvaluator
+from fastreid.utils import comm
 
 QUERIES = 8
 
@@ -82,13 +85,13 @@ def test_each_process_gets_its_rows_of_what_all_have_changed(evaluator, monkeypa
     batches = whole._predictions
     shares = [[(p["feats"], p["camids"]) for p in part] for part in (batches[:2], batches[2:])]
     seen = []
-    monkeypatch.setattr(compat.comm, "all_gather", lambda own: shares)
+    monkeypatch.setattr(comm, "all_gather", lambda own: shares)
     watched = types.SimpleNamespace(evaluate=lambda self: seen.append(self._predictions))
-    patches = compat._Patches()
-    monkeypatch.setattr(compat._defaults, "ReidEvaluator", watched)
+    patches = repair.Patches()
+    monkeypatch.setattr(defaults, "ReidEvaluator", watched)
     compat.REPAIRS["ranked_features"]._change(patches)
     for rank, part in enumerate((batches[:2], batches[2:])):
-        monkeypatch.setattr(compat.comm, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
         whole._predictions = part
         watched.evaluate(whole)
     ranked = torch.cat([p["feats"] for share in seen for p in share])

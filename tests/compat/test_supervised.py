@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 import torch
+from caureid_plugin.engine import training as train_net
 from fastreid.data import build as data_build
 from fastreid.engine import default_argument_parser, defaults
 
-import train_net
 from helpers.tiny import write_market
 
 # FastReID's bagtricks on a small network and 32 x 16 images

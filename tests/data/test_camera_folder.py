@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from caureid_plugin import build_dataset, compat, training_images
+from caureid_plugin.common import images as images_module
 from caureid_plugin.data import CAMERA_PREFIX, camera_source
 from caureid_plugin.data.camera_source import alike_names, plain_name
 from fastreid.data import build_reid_test_loader, build_reid_train_loader
@@ -203,7 +204,7 @@ def test_a_folder_without_images(own, tmp_path):
     touch(tmp_path / "empty", "a/notes.txt", "a/.b.jpg")
     refused(lambda: own(ROOT=tmp_path / "empty").train,
             f"CAMERA_FOLDER.ROOT {tmp_path / 'empty'} holds no image", "2 folder(s)",
-            "1 other file(s)", *compat.IMAGE_SUFFIXES)
+            "1 other file(s)", *images_module.IMAGE_SUFFIXES)
 
 
 @pytest.mark.parametrize("level, needs, count, first", [

@@ -4,17 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from caureid_plugin.data import rendering
-from caureid_plugin.data.rendering import (
-    PRESET_CAMERAS,
-    Camera,
-    contact_sheet,
-    make_camera,
-    make_person,
-    make_shot,
-    render,
-    render_shot,
-)
+from caureid_plugin.data.synthetic import render as rendering
+from caureid_plugin.data.synthetic.cameras import PRESET_CAMERAS, Camera, make_camera, make_shot
+from caureid_plugin.data.synthetic.people import make_person
+from caureid_plugin.data.synthetic.render import contact_sheet, render, render_shot
 
 SMALL = (64, 32)
 # A camera that changes nothing: what is drawn is what it shows.
@@ -40,7 +33,7 @@ def test_same_seed_gives_the_same_bytes():
     first = draw(4)
     assert draw(5)[0] != first[0] and draw(4, person=2)[0] != first[0]
     assert draw(4) == first
-    rendering._scene.cache_clear()
+    rendering.draw_scene.cache_clear()
     assert draw(4) == first
 
 
@@ -60,7 +53,7 @@ def test_mask_is_what_hides_the_background(seed, monkeypatch):
     person, shot = person_of(seed), shot_of(seed)
     pictures = []
     for tone in (80, 0):  # so dark that nothing in front of it is cut off at white
-        monkeypatch.setattr(rendering, "_scene", lambda name, seed, height, width, tone=tone:
+        monkeypatch.setattr(rendering, "draw_scene", lambda name, seed, height, width, tone=tone:
                             np.full((height, width, 3), tone, np.uint8))
         picture, mask = render_shot(person, NEUTRAL, shot)
         pictures.append(picture.astype(int))

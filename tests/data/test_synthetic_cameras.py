@@ -9,14 +9,15 @@ from collections import Counter, defaultdict
 import caureid_plugin  # noqa: F401  (first: it makes the toolbox importable)
 import numpy as np
 import pytest
-from caureid_plugin.data import synthetic_cameras as module
-from caureid_plugin.data.rendering import make_camera, render
-from caureid_plugin.data.synthetic_cameras import (
+from caureid_plugin.data.synthetic import dataset as module
+from caureid_plugin.data.synthetic.cameras import make_camera
+from caureid_plugin.data.synthetic.dataset import (
     SyntheticCameras,
     person_mask,
     plan_shots,
     render_dataset,
 )
+from caureid_plugin.data.synthetic.render import render
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.utils import comm
 from PIL import Image

@@ -19,12 +19,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from caureid_plugin import clustering, compat
+from caureid_plugin import clustering
 from caureid_plugin.data import unlabelled
 from caureid_plugin.engine import UnsupervisedHook
 from fastreid.data import build as data_build
 from fastreid.data.datasets.market1501 import Market1501
 from fastreid.engine import hooks as toolbox_hooks
+from fastreid.utils.checkpoint import Checkpointer
 
 from helpers.metrics import read_rows
 
@@ -306,9 +307,8 @@ def in_the_choice_of_a_checkpoint(monkeypatch, given):
 
 def in_last_checkpoint(monkeypatch, given):
     """The run leaves the checkpoint that did best on the test set as the one to go on from."""
-    checkpointer = compat._checkpoint.Checkpointer
-    tag = checkpointer.tag_last_checkpoint
-    monkeypatch.setattr(checkpointer, "tag_last_checkpoint", lambda self, name: tag(
+    tag = Checkpointer.tag_last_checkpoint
+    monkeypatch.setattr(Checkpointer, "tag_last_checkpoint", lambda self, name: tag(
         self, name if given.are_met() else "model_0000.pth"))
 
 

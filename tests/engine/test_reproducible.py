@@ -12,8 +12,8 @@ import pytest
 import torch
 from caureid_plugin import compat
 from fastreid.engine import defaults
+from fastreid.utils import comm
 
-import train_net
 from helpers.metrics import read_rows
 
 
@@ -44,9 +44,10 @@ def test_an_interpreter_of_its_own_gives_the_same_run(train_as_script, run_pytho
     """Also with other workers and another hash seed, which changes the order of every set."""
     train_as_script("INPUT.CJ.ENABLED", True, "SEED", 7, folder="one")
     done = run_python(
-        train_net.__file__, "--config-file", "Synthetic/caureid.yml", *script_keys,
-        "INPUT.CJ.ENABLED", True, "DATALOADER.NUM_WORKERS", 2, "SEED", 7,
-        "OUTPUT_DIR", tmp_path / "other", timeout=240, PYTHONHASHSEED=1)
+        Path(__file__).parents[2] / "tools/train_net.py", "--config-file",
+        "Synthetic/caureid.yml", *script_keys, "INPUT.CJ.ENABLED", True,
+        "DATALOADER.NUM_WORKERS", 2, "SEED", 7, "OUTPUT_DIR", tmp_path / "other",
+        timeout=240, PYTHONHASHSEED=1)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     one, other = (_saved(tmp_path / name) for name in ("one", "other"))
     assert len(one) > 60 and _equal(one, other)
@@ -132,7 +133,7 @@ def test_every_generator_gets_the_seed_of_its_process(cfg, tmp_path, monkeypatch
     drawn = []
     for seed, rank in ((7, 0), (7, 1), (8, 0)):
         cfg.SEED = seed
-        monkeypatch.setattr(compat.comm, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
         defaults.default_setup(cfg, argparse.Namespace(eval_only=True))
         drawn.append((random.random(), np.random.rand(), torch.rand(1).item()))
     assert all(len(set(numbers)) == 3 for numbers in zip(*drawn, strict=True))

@@ -13,8 +13,12 @@ import caureid_plugin
 import numpy as np
 import pytest
 import torch
-from caureid_plugin import EvalAtStart, clustering, compat, signals
+from caureid_plugin import EvalAtStart, clustering, compat
+from caureid_plugin.common import signals
+from caureid_plugin.compat import resuming
+from fastreid.engine import defaults, hooks
 from fastreid.engine.train_loop import HookBase
+from fastreid.utils import comm
 
 from helpers.metrics import read_rows
 
@@ -25,7 +29,7 @@ OPTIONS = ("SOLVER.WARMUP_ITERS", 4, "SOLVER.STEPS", [2], "TEST.EVAL_PERIOD", 1,
 
 def best_metric(trainer):
     return next(hook.best_metric for hook in trainer._hooks
-                if isinstance(hook, compat._hooks.PeriodicCheckpointer))
+                if isinstance(hook, hooks.PeriodicCheckpointer))
 
 
 def result(trainer):
@@ -185,7 +189,8 @@ def test_a_run_that_is_stopped_between_two_epochs(start, whole, resumed, monkeyp
 
     with monkeypatch.context() as patch:
         if place == "before_epoch":  # received while the first one was evaluated
-            patch.setattr(compat, "_is_stop_wanted", in_the_second_epoch(compat._is_stop_wanted))
+            patch.setattr(resuming, "_is_stop_wanted",
+                          in_the_second_epoch(resuming._is_stop_wanted))
         elif place == "features":
             patch.setattr(trainer.model, "forward", in_the_second_epoch(trainer.model.forward))
         else:
@@ -262,8 +267,8 @@ def test_a_run_that_is_stopped_in_its_first_evaluation(start, tmp_path, monkeypa
 def test_without_the_loop_an_evaluation_does_not_look_for_signals(monkeypatch):
     with compat.without("training_loop"), signals.StopRequest() as request:
         request.signal = signal.SIGTERM
-        assert compat._defaults.inference_on_dataset.__module__ == "fastreid.evaluation.evaluator"
-        assert not hasattr(compat._defaults.inference_on_dataset, "__wrapped__")
+        assert defaults.inference_on_dataset.__module__ == "fastreid.evaluation.evaluator"
+        assert not hasattr(defaults.inference_on_dataset, "__wrapped__")
     assert signals.StopRequest.current is None
 
 
@@ -274,7 +279,7 @@ class Ranks:
         self.barrier = threading.Barrier(count)
         self.values, self.failed = [None] * count, []
         self.rank = threading.local()
-        monkeypatch.setattr(compat.comm, "all_gather", self.gather)
+        monkeypatch.setattr(comm, "all_gather", self.gather)
 
     def gather(self, value):
         self.values[self.rank.number] = value
@@ -303,7 +308,7 @@ def test_processes_with_unequal_numbers_of_batches_stop_together(monkeypatch, st
     ranks, seen = Ranks(3, monkeypatch), [0, 0, 0]
 
     def evaluate(rank):
-        for number, _ in enumerate(compat._StoppableLoader([None] * (2, 5, 0)[rank])):
+        for number, _ in enumerate(resuming._StoppableLoader([None] * (2, 5, 0)[rank])):
             seen[rank] = number + 1
             if rank == 1 and number + 1 == stop_at:
                 request.signal = signal.SIGTERM
@@ -337,7 +342,7 @@ def test_processes_stop_together_in_an_extraction(monkeypatch):
         found = caureid_plugin.extract_features(network, batches, after_batch=after_batch)
         assert found.flatten().tolist() == [0, 1, 2, 3]
 
-    monkeypatch.setattr(compat.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     trainer = types.SimpleNamespace(stop_request=signals.StopRequest())
     ranks.run(extract)
     assert ranks.failed == [] and asked == [3, 3]

@@ -13,10 +13,12 @@ import caureid_plugin
 import pytest
 import torch
 import yaml
-from caureid_plugin import compat, run_lock
+from caureid_plugin import compat
+from caureid_plugin.common import run_lock
+from caureid_plugin.compat.changed_keys import OF_THE_START, TAKEN_OVER
+from caureid_plugin.compat.run_state import EVALUATION_CHANGED
 from caureid_plugin.engine.verdict import collect
-from caureid_plugin.resume import OF_THE_START, TAKEN_OVER
-from fastreid.engine import DefaultTrainer, defaults
+from fastreid.engine import DefaultTrainer, defaults, hooks
 from fastreid.utils.checkpoint import Checkpointer
 
 from helpers import warm
@@ -176,7 +178,7 @@ def learning_rates(trainer):
 def test_another_learning_rate_holds_from_the_checkpoint_on(start, messages, done, options):
     options = (*ONE_STEP, "SOLVER.STEPS", [3], *options, "SOLVER.MAX_EPOCH", 6)
     first = start(*options)
-    first.register_hooks([compat._hooks.CallbackHook(
+    first.register_hooks([hooks.CallbackHook(
         after_epoch=lambda t: t.epoch + 1 == done and t.checkpointer.save("half", epoch=t.epoch))])
     expected = learning_rates(first)
     Path(first.cfg.OUTPUT_DIR, "last_checkpoint").write_text("half.pth")
@@ -222,7 +224,7 @@ def test_what_is_taken_over_acts_and_is_said(start, messages, tmp_path):
                                           (("TEST.EVAL_PERIOD", 2), 50.0)])
 def test_the_best_of_another_evaluation_is_not_compared_with(start, change, best):
     first = start(*ONE_STEP[:4], "SOLVER.MAX_EPOCH", 1)
-    periodic = compat._hooks.PeriodicCheckpointer
+    periodic = hooks.PeriodicCheckpointer
     first.train()
     path = Path(first.cfg.OUTPUT_DIR, "model_final.pth")
     saved = torch.load(path, weights_only=True)
@@ -253,7 +255,7 @@ def test_the_verdict_compares_with_no_other_evaluation(start, monkeypatch, chang
     assert found.get("start/mAP", []) == [99.0] * compared
     rows = [json.loads(line) for line in
             Path(resumed.cfg.OUTPUT_DIR, "metrics.json").read_text().splitlines()]
-    changed = [row["iteration"] for row in rows if compat.EVALUATION_CHANGED in row]
+    changed = [row["iteration"] for row in rows if EVALUATION_CHANGED in row]
     # the step from which on figures are of the new one
     assert [row["mAP"] for row in rows if "mAP" in row] == [99.0, 99.0, 30.0]
     assert changed == [] if compared else [
@@ -378,7 +380,7 @@ def test_a_script_with_its_own_loop_has_its_config_with_its_first_checkpoint(set
 def test_a_folder_that_is_deleted_in_a_run_is_said_at_the_next_checkpoint(start):
     trainer = start(*ONE_STEP)
     folder = trainer.cfg.OUTPUT_DIR
-    trainer.register_hooks([compat._hooks.CallbackHook(
+    trainer.register_hooks([hooks.CallbackHook(
         after_step=lambda _: shutil.rmtree(folder))])
     with pytest.raises(OSError, match=rf"{folder}/\S+ could not be saved: No such file"):
         trainer.train()
@@ -387,7 +389,8 @@ def test_a_folder_that_is_deleted_in_a_run_is_said_at_the_next_checkpoint(start)
 @pytest.fixture
 def another_run(tmp_path):
     """Starts a process that holds a folder, and waits until it does."""
-    code = ("import sys, time; from caureid_plugin import run_lock; run_lock.hold(sys.argv[1]);"
+    code = ("import sys, time; from caureid_plugin.common import run_lock; "
+            "run_lock.hold(sys.argv[1]);"
             "print('held', flush=True); time.sleep(100)")
     output, started = tmp_path / "first.txt", []
     output.touch()

@@ -10,17 +10,18 @@ import pytest
 import torch
 import yaml
 from caureid_plugin import fit_to_data, get_config_file, load_config
+from caureid_plugin.cli import attention, eps
+from caureid_plugin.cli.common import call, namespace
 from caureid_plugin.engine import build_network
+from caureid_plugin.engine import training as train_net
+from caureid_plugin.report import attention as attention_module
+from caureid_plugin.runs.folder import read_config
+from caureid_plugin.runs.run import find_test_set
 from fastreid.config import get_cfg
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.modeling import build_model
 
-import camera_bias
-import choose_eps
-import report_data
-import report_ranks
-import train_net
-import visualize_attention
+from benchmarks import camera_bias
 from helpers import warm
 from helpers.metrics import read_rows
 from helpers.tiny import OWN_CONFIG
@@ -304,8 +305,7 @@ def test_labels_given_after_training(on_own_data, market):
     weights = ["MODEL.WEIGHTS", run / "model_final.pth"]
     found = evaluate(str(run / "config.yaml"), *keys, *weights)["mAP"]
     assert found == map_on_market(run) != map_on_market(run, "MODEL.WEIGHTS", "")
-    name, query, gallery, cameras = report_ranks.find_test_set(
-        report_data.read_config(run, keys, training=True))
+    name, query, gallery, cameras = find_test_set(read_config(run, keys, training=True))
     assert (name, len(query), len(gallery)) == ("CameraFolder", 16, 33)
     for path, _, camera in query + gallery:  # named as in the files
         assert f"_c{cameras[camera]}" in path
@@ -364,10 +364,10 @@ def own(script_keys, market, tmp_path):
 
 
 def test_eps_is_chosen_on_own_data(own, capsys):
-    choose_eps.main(own("--eps", "0.4,0.6"))
+    call(eps.command, own("--eps", "0.4,0.6"))
     assert "48 images, 2 cameras; plain neighbours" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"--diagnostics needs the identities.*CameraFolder"):
-        choose_eps.main(own("--diagnostics"))
+    with pytest.raises(SystemExit, match=r"--diagnostics needs the identities.*CameraFolder"):
+        call(eps.command, own("--diagnostics"))
 
 
 def test_camera_bias_of_own_data(own, capsys, monkeypatch):
@@ -380,8 +380,10 @@ def test_camera_bias_of_own_data(own, capsys, monkeypatch):
 
 
 def test_attention_is_drawn_on_own_data(own):
-    args = visualize_attention.parse_args(own("--per-camera", "2"))
-    choices = visualize_attention.choose(args, visualize_attention.configure(args))
+    words = own("--per-camera", "2")
+    args = namespace(**attention.command.make_context("attention", words).params)
+    choices = attention_module.choose(
+        args, attention_module.configure(args.config_file, args.opts))
     assert [choice.group for choice in choices if choice.drawn] == (
         2 * ["camerafolder_camera 1"] + 2 * ["camerafolder_camera 2"])
 
@@ -389,9 +391,9 @@ def test_attention_is_drawn_on_own_data(own):
 def test_several_processes_say_it_once(market, tmp_path, script_keys):
     root = folders_per_camera(market, tmp_path / "crops")
     done = warm.run(
-        [train_net.__file__, "--config-file", CONFIG, "--num-gpus", 2, "--dist-url", "auto",
-         *script_keys, *OWN, "CAMERA_FOLDER.ROOT", root, "SOLVER.MAX_EPOCH", 1, "OUTPUT_DIR",
-         tmp_path / "run"], tmp_path, prepare=warm.FORKED_RANKS)
+        ["-m", "caureid_plugin", "train", "--config-file", CONFIG, "--num-gpus", 2, "--dist-url",
+         "auto", *script_keys, *OWN, "CAMERA_FOLDER.ROOT", root, "SOLVER.MAX_EPOCH", 1,
+         "OUTPUT_DIR", tmp_path / "run"], tmp_path, prepare=warm.FORKED_RANKS)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     for text in ("NUM_CAMERAS -1 becomes 2", "nothing is evaluated on it", "without identities"):
         assert (done.stdout + done.stderr).count(text) == 1, text

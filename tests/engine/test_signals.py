@@ -10,9 +10,9 @@ import time
 
 import psutil
 import pytest
-from caureid_plugin.signals import EXIT_STOPPED, StopRequest
+from caureid_plugin.common.signals import EXIT_STOPPED, StopRequest
 
-import check_reliability as tool
+from benchmarks import check_reliability as tool
 from helpers import warm
 
 pytestmark = pytest.mark.alone
@@ -24,7 +24,7 @@ TWO = ("--num-gpus", "2", "--dist-url", "auto")
 
 
 class Trainings:
-    """tools/train_net.py on tiny data, in processes of their own."""
+    """`caureid train` on tiny data, in processes of their own."""
 
     def __init__(self, home):
         self.home, self.children = home, []
@@ -36,9 +36,11 @@ class Trainings:
         return "\n".join(path.read_text() for path in paths if path.exists())
 
     def start(self, folder, *arguments):
-        _, script, *options = tool.command(self.home / folder, EPOCHS, KEYS)
+        _, *train = tool.command(self.home / folder, EPOCHS, KEYS)
+        place = train.index("--config-file")
         child = warm.start(
-            [script, *arguments, *options], out=self.home / f"{folder}.log", cwd=self.home,
+            [*train[:place], *arguments, *train[place:]],
+            out=self.home / f"{folder}.log", cwd=self.home,
             env=warm.environment(FASTREID_DATASETS="datasets"),
             prepare="import faulthandler; faulthandler.enable()" + warm.FORKED_RANKS)
         self.children.append(child)
@@ -135,7 +137,7 @@ def test_an_error_in_a_step_leaves_no_process(trainings):
 def test_a_worker_of_a_loader_outlives_the_first_signal_and_obeys_the_second(tmp_path):
     code = """
 import time
-from caureid_plugin.compat import _outlive_signals
+from caureid_plugin.compat.devices import _outlive_signals
 _outlive_signals(0)
 while True:
     time.sleep(0.02)

@@ -410,7 +410,7 @@ def test_a_difference_is_found():
 @pytest.mark.parametrize("name, options, said", [
     ("x.pt", {}, "must end in .onnx or .torchscript"),
     ("x.onnx", {"convention": "bgr"}, "--input 'bgr' is unknown, known are rgb255, imagenet"),
-    ("x.torchscript", {"precision": "fp16"}, "--precision fp16 is for ONNX files alone"),
+    ("x.torchscript", {"precision": "fp16"}, "--precision fp16 is only for ONNX files"),
     ("x.onnx", {"precision": "int8"}, "takes at least 8 images to calibrate by, and there are 0"),
     ("absent/x.onnx", {}, "absent/x.onnx cannot be written"),
     ("/proc/x.onnx", {}, "/proc/x.onnx cannot be written: its folder takes no"),
@@ -452,7 +452,7 @@ def replace_model(edit):
     (lambda path, side: side.unlink(),
      r"x.onnx has no sidecar x.onnx.json, which tells size.*copy it along"),
     (lambda path, side: side.write_text('{"format": 1'), "is damaged, it is no"),
-    (lambda path, side: side.write_text("[]"), "is not of tools/export.py"),
+    (lambda path, side: side.write_text("[]"), "is not of caureid export"),
     (lambda path, side: path.write_bytes(path.read_bytes()[:-9]),
      "x.onnx is damaged, or its sidecar.*digests differ"),
     (change(format=3), "has format 3, and this version knows 2: it was written by caureid-plugin"),
@@ -468,7 +468,7 @@ def replace_model(edit):
     (lambda path, side: (side.unlink(), os.mkfifo(side)), "is no regular file"),
     (lambda path, side: path.unlink(), "x.onnx does not exist"),
     (lambda path, side: (path.write_bytes(b"new"), change(digest=digest(b"new"))(path, side)),
-     r"The file is no ONNX: onnx [\d.]+ says .*export.py has written"),
+     r"The file is no ONNX: onnx [\d.]+ says .*caureid export has written"),
     (replace_model(lambda model: setattr(model, "ir_version", 10**6)),
      r"onnxruntime [\d.]+ cannot read the file.*newer one"),
 ])

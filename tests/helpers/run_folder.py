@@ -1,15 +1,14 @@
-"""The folder of a run that tools/report.py can show, in no time: nothing is trained."""
+"""The folder of a run that ``caureid report`` can show, in no time: nothing is trained."""
 
 import json
 
 import numpy as np
 import torch
 from caureid_plugin.data import UnlabelledImages, training_images
+from caureid_plugin.report import network as report_network
+from caureid_plugin.report import page as report
 from fastreid.modeling import build_model
 from torch.nn.functional import normalize
-
-import report
-import report_network
 
 # 48 images: three clusters, one of a single image, which is an outlier, and six other outliers
 LABELS = np.array([0] * 12 + [1] * 15 + [2] * 2 + [3] + [-1] * 6 + [0] * 12)

@@ -1,4 +1,4 @@
-"""tools/serve.py in a process of its own."""
+"""caureid serve in a process of its own."""
 
 import contextlib
 import time

@@ -1,9 +1,11 @@
-"""What a command of tools/ gave: its tables, its files, its refusals."""
+"""What a command gave: its tables, its files, its refusals."""
 
 import csv
 
+import click
 import numpy as np
 import pytest
+from caureid_plugin.cli.common import call
 from PIL import Image
 
 
@@ -25,9 +27,13 @@ def is_drawn(path):
 
 
 def refusal(main, words, capsys):
-    """What a tool says that does not do as it is told: its exit's text, its lines on stderr."""
+    """What a command says that does not do as it is told: its exit's text, its lines on stderr.
+
+    ``main``: a command of ``caureid``, or a function that takes the words.
+    """
     capsys.readouterr()
+    words = [str(word) for word in words]
     with pytest.raises(SystemExit) as leaving:
-        main([str(word) for word in words])
+        call(main, words) if isinstance(main, click.Command) else main(words)
     assert leaving.value.code not in (None, 0)
     return f"{leaving.value.code}\n{capsys.readouterr().err}"

@@ -1,9 +1,9 @@
 """Fresh processes that do not pay for the imports.
 
-`import caureid_plugin` costs seconds of CPU, because of torch. The standard library's fork server
-imports it once; every process that a test starts here is a fork of it. It shares nothing with the
-process that runs the tests. It has its own session, working directory, environment, output files,
-signal handlers and random state, and ends as a script ends.
+The plugin's parts cost seconds of CPU to import, because of torch. The standard library's fork
+server imports them once; every process that a test starts here is a fork of it. It shares nothing
+with the process that runs the tests. It has its own session, working directory, environment, output
+files, signal handlers and random state, and ends as a script ends.
 
 Three things are the server's, not its own: the imports with what they print, PYTHONWARNINGS, and
 the hash seed. A test of those needs a new interpreter (``run_python`` in conftest.py).
@@ -28,7 +28,7 @@ TESTS_ALONE = [str(REPOSITORY / "tests"), str(REPOSITORY / "tools")]  # on the t
 
 FORKED_RANKS = """
 import multiprocessing
-import caureid_plugin.launcher as launcher
+import caureid_plugin.common.launcher as launcher
 launcher.torch.multiprocessing.get_context = lambda kind: multiprocessing.get_context("fork")
 """
 """``prepare`` of a script that starts processes: they too are forks."""
@@ -114,7 +114,7 @@ def run(arguments, folder, *, timeout=120, **options):
 def _start_server():
     before = dict(os.environ)
     os.environ.update(environment())
-    _context.set_forkserver_preload(["caureid_plugin"])
+    _context.set_forkserver_preload(["caureid_plugin.engine.training", "caureid_plugin.export"])
     multiprocessing.forkserver.ensure_running()
     os.environ.clear()
     os.environ.update(before)

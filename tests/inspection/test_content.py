@@ -5,7 +5,9 @@ import io
 import caureid_plugin  # noqa: F401  (before everything that imports fastreid)
 import numpy as np
 import pytest
-from caureid_plugin.data.rendering import make_camera, make_person, render
+from caureid_plugin.data.synthetic.cameras import make_camera
+from caureid_plugin.data.synthetic.people import make_person
+from caureid_plugin.data.synthetic.render import render
 from caureid_plugin.inspection import LEAST_STRUCTURE, structure
 from caureid_plugin.inspection.content import NOISE_RATIO
 from PIL import Image, ImageDraw, ImageFilter

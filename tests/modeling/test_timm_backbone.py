@@ -11,11 +11,11 @@ import safetensors.torch
 import timm
 import torch
 from caureid_plugin import load_run
+from caureid_plugin.common.safe_load import CodeInFile, DamagedFile
 from caureid_plugin.export import export_network
 from caureid_plugin.layers import GroupedBatchNorm2d
 from caureid_plugin.modeling import build_timm_backbone
 from caureid_plugin.modeling.timm_backbone import TimmBackbone
-from caureid_plugin.safe_load import CodeInFile, DamagedFile
 from fastreid.modeling.meta_arch import build_model
 from fastreid.utils.events import EventStorage
 from PIL import Image

@@ -18,7 +18,7 @@ from caureid_plugin.data import build_extraction_loader
 from caureid_plugin.engine import build_network, extract_features, load_config
 from caureid_plugin.retrieval import PairStatistics, RunError
 from caureid_plugin.retrieval.network import TRAINING_ONLY
-from caureid_plugin.retrieval.run_folder import write_statistics
+from caureid_plugin.runs.folder import write_statistics
 from fastreid.engine import DefaultPredictor
 from PIL import Image, ImageSequence
 
@@ -240,7 +240,7 @@ def test_of_a_run_that_went_wrong_same_is_not_told(run, market, caplog):
     assert "training went wrong: clusters lie within each other" in loaded.verdict.reason
     warning, = caplog.records
     assert warning.getMessage().startswith(
-        f"small_run/model_final.pth: {loaded.verdict.reason} Same or different is told on request")
+        f"small_run/model_final.pth: {loaded.verdict.reason} Same or different is told only on ")
     found, forced = loaded.compare(*paths), loaded.compare(*paths, despite_verdict=True)
     assert found[1:] == (None, None) and found.similarity == forced.similarity
     assert forced.threshold == loaded.statistics.threshold() and forced.same is not None
@@ -364,7 +364,7 @@ def test_statistics_that_were_measured(run):
     for broken in ("", "[]", "{}", text.replace("across", "acros"),
                    text.replace(": {", ': 5, "x": {', 1)):
         path.write_text(broken)
-        with pytest.raises(RunError, match="pair_statistics.json is damaged.*tools/threshold.py"):
+        with pytest.raises(RunError, match="pair_statistics.json is damaged.*caureid threshold"):
             load_run(run)
     path.write_text(text.replace('"format": 2', '"format": 3'))
     for call in (lambda: load_run(run), lambda: write_statistics(run, 32 * "0", first)):

@@ -13,7 +13,7 @@ from caureid_plugin.retrieval import index_files
 from caureid_plugin.retrieval.index import Index
 from caureid_plugin.retrieval.index_files import Entry, IndexRefused
 from caureid_plugin.retrieval.preprocessing import Preprocessing
-from caureid_plugin.retrieval.threshold import NO_VERDICT, PairStatistics, RunVerdict
+from caureid_plugin.runs.threshold import NO_VERDICT, PairStatistics, RunVerdict
 
 
 class FakeEmbedder:
@@ -234,7 +234,7 @@ def test_what_is_no_index_is_refused_and_not_made_one(filled, tmp_path):
     (tmp_path / "file").touch()
     for name, part in (("none", "does not exist"), ("file", "is not a folder"),
                        ("empty", "is no index: it holds no index.json")):
-        with pytest.raises(IndexRefused, match=rf"{name} {part}.*tools/index\.py"):
+        with pytest.raises(IndexRefused, match=rf"{name} {part}.*caureid index"):
             Index.open(tmp_path / name)
     for name, part in (("photos", r"holds a\.jpg"), ("file", "is not a folder"),
                        ("x", "holds an index already")):

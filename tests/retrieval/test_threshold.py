@@ -6,8 +6,8 @@ import re
 
 import numpy as np
 import pytest
-from caureid_plugin.retrieval import threshold as module
-from caureid_plugin.retrieval.threshold import PairStatistics
+from caureid_plugin.runs import threshold as module
+from caureid_plugin.runs.threshold import PairStatistics
 
 
 def bank(clusters=5, each=8, outliers=6, cameras=3, dim=8, seed=0):

@@ -1,20 +1,24 @@
-"""tools/ablation.py: its queue with a stub in place of train_net.py, its table, and real runs."""
+"""caureid ablation: its queue with a stub in place of caureid train, its table, and real runs."""
 
 import fcntl
 import functools
 import json
 import signal
 import subprocess
+import sys
 import types
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
+from caureid_plugin.ablation import runner
+from caureid_plugin.ablation import runs as ablation_runs
+from caureid_plugin.ablation import table as ablation_report
+from caureid_plugin.cli.ablation import command
+from caureid_plugin.cli.common import call
+from caureid_plugin.runs.metrics import read_rows
 
-import ablation
-import ablation_report
-import ablation_runs
 import figures
 from helpers import warm
 from helpers.tiny import KEYS
@@ -69,7 +73,7 @@ class Stubbed:
 
     def __call__(self, *words, source=("--family", "synthetic"), keys=SHORT):
         (self.folder / "todo.json").write_text(json.dumps(self.todo))
-        return ablation.main([*source, "--output", str(self.folder), *map(str, words), *keys])
+        return status([*source, "--output", self.folder, *words, *keys])
 
     @property
     def calls(self):
@@ -91,6 +95,14 @@ class Stubbed:
         return {f"{line['row']}-seed{line['seed']}": line["state"] for line in self.lines()}
 
 
+def status(words):
+    """The exit status of the command."""
+    try:
+        return call(command, words)
+    except SystemExit as leaving:
+        return leaving.code
+
+
 read_yaml = functools.cache(yaml.safe_load)
 
 
@@ -98,8 +110,8 @@ read_yaml = functools.cache(yaml.safe_load)
 def tool(monkeypatch, tmp_path):
     stub = tmp_path / "stub.py"
     stub.write_text(STUB)
-    monkeypatch.setattr(ablation_runs, "TRAIN_NET", stub)
-    monkeypatch.setattr(ablation, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(ablation_runs, "TRAIN", (sys.executable, str(stub)))
+    monkeypatch.setattr(runner, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(ablation_report, "draw", lambda *args: args[-1].write(b"drawn"))
     # most of the time of a command without training goes into reading the same YAML again
     monkeypatch.setattr(ablation_runs, "yaml", types.SimpleNamespace(
@@ -114,14 +126,14 @@ def test_runs_every_row_and_seed_once(tool, capsys, monkeypatch):
     assert tool("--seeds", 4, 7) == 0
     # seed by seed; full and centre are the same training
     assert tool.names == [f"{row}-seed{seed}" for seed in (4, 7) for row in ROWS[:-1]]
-    for call in tool.calls:
-        row, seed = call["name"].split("-seed")
-        assert call["words"] == [
+    for done in tool.calls:
+        row, seed = done["name"].split("-seed")
+        assert done["words"] == [
             "--config-file", str(CONFIGS / "ablation" / f"{row}.yml"),
-            "SEED", seed, "OUTPUT_DIR", str(tool.folder / call["name"]), *SHORT]
-        assert call["threads"] == "3"  # set by the user, left alone
-        log = (tool.folder / f"{call['name']}.log").read_text()
-        assert f"last words of {call['name']}" in log
+            "SEED", seed, "OUTPUT_DIR", str(tool.folder / done["name"]), *SHORT]
+        assert done["threads"] == "3"  # set by the user, left alone
+        log = (tool.folder / f"{done['name']}.log").read_text()
+        assert f"last words of {done['name']}" in log
     assert f"[10/10] {tool.names[-1]}: mAP " in capsys.readouterr().out
     lines = tool.lines()
     assert [(line["row"], line["seed"], line["state"]) for line in lines] == [
@@ -131,7 +143,7 @@ def test_runs_every_row_and_seed_once(tool, capsys, monkeypatch):
         folder = line["same_as"] or f"{line['row']}-seed{line['seed']}"
         assert float(line["mAP"]) == 40 + int(line["seed"]) + len(folder)
     page = (tool.folder / "table.md").read_text()
-    assert f"`tools/ablation.py --family synthetic --output {tool.folder} --seeds 4 7 " in page
+    assert f"`caureid ablation --family synthetic --output {tool.folder} --seeds 4 7 " in page
     assert "same run as full-seed4" in page and "Seeds: 4, 7" in page and "threads 3" in page
 
 
@@ -168,7 +180,7 @@ def test_a_failed_run_is_reported_and_the_others_go_on(tool, capsys):
     assert states["baseline-seed1"] == "failed: exit status 3"
     assert states["sample-seed1"] == "finished"
     for name, why in (("css-seed1", "is of iteration 4, training ends at 9"),
-                      ("cacc-seed1", "has no mAP and Rank-1, the evaluation at the end of")):
+                      ("cacc-seed1", "has no mAP and Rank-1: metrics.json is missing")):
         assert states[name].startswith("failed: not finished: ") and why in states[name]
         assert f"{tool.folder}/{name}/metrics.json" in states[name]
     printed = capsys.readouterr().out
@@ -241,7 +253,7 @@ def test_code_and_machine_are_noted_for_the_figures(tool, monkeypatch):
     assert table["made"] == {**machine, "commit": "bbbbbbb", "threads": "3",
                              "date": table["made"]["date"]}
     assert machine["device"] == "CPU" and machine["processor"] == ablation_runs.processor()
-    assert table["command"] == ("tools/ablation.py --family synthetic --rows full centre --seeds 2 "
+    assert table["command"] == ("caureid ablation --family synthetic --rows full centre --seeds 2 "
                                 f"{' '.join(keys).replace('/data/w 1.pth', '') + repr('w 1.pth')}")
     full, centre = table["rows"]["full"], table["rows"]["centre"]
     assert full["seeds"]["2"]["mAP"] == 42 + len("centre-seed2") == centre["mean"]["mAP"]
@@ -301,7 +313,7 @@ def test_the_processor_is_named_with_what_rounding_depends_on(tmp_path, monkeypa
 
 def test_side_by_side(tool, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr(ablation, "cores", lambda: 7)
+    monkeypatch.setattr(runner, "cores", lambda: 7)
     tool.todo = {"baseline-seed1": {"meets": "css-seed1"}, "css-seed1": {"meets": "baseline-seed1"}}
     assert tool("--rows", "baseline", "css", "cacc", "--seeds", 1, "--jobs", 2) == 0
     assert [call["threads"] for call in tool.calls] == ["3"] * 3
@@ -431,13 +443,17 @@ def test_own_configs_as_rows(tool, tmp_path):
 
 
 @pytest.mark.parametrize("words, message", [
-    ("--family duke --rows css CSS", "--rows 'CSS' is unknown, known are baseline, css, cacc"),
-    ("--family duke --seeds 1 2 1", "--seeds [1, 2, 1] must be different numbers, none negative"),
+    ("--family duke --rows css ccs", "'--rows': 'ccs' is not one of 'baseline', 'css', 'cacc'"),
+    ("--family duke --seeds 1 2 1", "'--seeds': 1 2 1: a number stands there twice"),
+    ("--family duke --seeds 1 -2", "-2 is not in the range x>=0"),
+    ("--family duke --baseline no", "--baseline 'no' is unknown, known are baseline, css, cacc"),
     ("--family duke SEED 3", "SEED is set for each run: use --seeds"),
+    ("--family duke --configs a.yml", "give either --family or --configs"),
     ("--configs a/x.yml b/x.yml --output o", "two files have the same name"),
 ])
 def test_wrong_command_lines(words, message, capsys):
-    assert message in " ".join(refusal(ablation.main, words.split(), capsys).split())
+    said = refusal(functools.partial(call, command), words.split(), capsys)
+    assert message in " ".join(said.split())
 
 
 def test_figures_are_the_last_ones(tmp_path):
@@ -460,8 +476,12 @@ def test_figures_are_the_last_ones(tmp_path):
 
 def test_half_a_line_of_metrics_is_left_out(tmp_path):
     (tmp_path / "metrics.json").write_bytes(
-        b'{"iteration": 2, "mA\n{"iteration": 9, "mAP": 4.0, "Rank-1": 6.0}\n\xff{')
+        b'{"iteration": 9, "mAP": 4.0, "Rank-1": 6.0}\n\xff{')
     assert ablation_report.read_figures(tmp_path, 9) == {"mAP": 4.0, "Rank-1": 6.0}
+    (tmp_path / "metrics.json").write_bytes(
+        b'{"iteration": 2, "mA\n{"iteration": 9, "mAP": 4.0, "Rank-1": 6.0}\n')
+    with pytest.raises(ValueError, match="no mAP and Rank-1: .* is damaged, its line 1"):
+        ablation_report.read_figures(tmp_path, 9)
 
 
 def _result(row, seed, score, rank, minutes):
@@ -499,11 +519,11 @@ def test_two_rows_of_real_training(tiny_market, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     words = ["--family", "synthetic", "--output", str(out), "--rows", "baseline", "centre",
              "--seeds", "2", "--jobs", "2", *KEYS, "CAUREID.DIAGNOSTICS", "True"]
-    assert ablation.main(words) == 0, capsys.readouterr().out
+    assert status(words) == 0, capsys.readouterr().out
     lines = {line["row"]: line for line in read_csv(out / "table.csv")}
     scores = {}
     for row in ("baseline", "centre"):
-        rows = ablation_report.read_metrics(out / f"{row}-seed2" / "metrics.json")
+        rows, _ = read_rows(out / f"{row}-seed2" / "metrics.json")
         losses = {key for r in rows for key in r if key.startswith("loss_")}
         assert losses == (  # FastReID logs the parts of a total, not one loss alone
             {"loss_infonce", "loss_camsep", "loss_cacc"} if row == "centre" else set())
@@ -522,5 +542,5 @@ def test_two_rows_of_real_training(tiny_market, tmp_path, monkeypatch, capsys):
     # the trainer's own config.yaml is recognised
     (out / "baseline-seed2" / "finished.json").unlink()
     before = (out / "baseline-seed2.log").read_text()
-    assert ablation.main(words) == 0
+    assert status(words) == 0
     assert (out / "baseline-seed2.log").read_text() == before

@@ -12,7 +12,7 @@ from caureid_plugin.clustering import assign_pseudo_labels
 from caureid_plugin.clustering.simulated import simulate_features
 from scipy import sparse
 
-import benchmark_clustering as tool
+from benchmarks import clustering, machine, measure, scaling
 from helpers import warm
 from helpers.tool_output import is_drawn, read_csv, refusal, table_rows
 
@@ -31,7 +31,7 @@ def table_of(printed):
 
 
 def test_comparison(capsys):
-    tool.main([*TINY, "--rounds", "2", "--backends", "torch,faiss-flat"])
+    clustering.main([*TINY, "--rounds", "2", "--backends", "torch,faiss-flat"])
     printed = capsys.readouterr().out
     turns = re.findall(r"round (\d) of 2: (.+?) \.\.\. [\d.]+ s", printed)
     one = ["torch", "faiss-flat", "toolbox, option 3", "faiss-flat", "torch"]
@@ -55,8 +55,9 @@ def test_the_toolbox_function_is_its_own_whatever_the_repairs_do(features, monke
         raise AssertionError("the repaired function was timed")
 
     monkeypatch.setattr(compute_dist, "compute_jaccard_distance", redirected)
-    assert inspect.unwrap(tool.toolbox_function()).__code__.co_filename == compute_dist.__file__
-    seconds, labels, dense = tool.run_toolbox(features, tool.parse_args(TINY), 3)
+    code = inspect.unwrap(clustering.toolbox_function()).__code__
+    assert code.co_filename == compute_dist.__file__
+    seconds, labels, dense = clustering.run_toolbox(features, clustering.parse_args(TINY), 3)
     assert dense.shape == (240, 240) and len(labels) == 240 and labels.max() > 3
     assert seconds["total"] == pytest.approx(seconds["distances"] + seconds["DBSCAN"])
 
@@ -66,8 +67,8 @@ def test_the_toolbox_function_is_its_own_whatever_the_repairs_do(features, monke
     ([0, 0, 1, 1, 2], False)])
 def test_same_partition(others, same):
     labels = np.array([0, 0, 1, 1, -1])
-    assert tool.same_partition(labels, np.array(others)) == same
-    assert tool.same_partition(np.array(others), labels) == same
+    assert clustering.same_partition(labels, np.array(others)) == same
+    assert clustering.same_partition(np.array(others), labels) == same
 
 
 def test_differences_of_distances_by_loops():
@@ -76,12 +77,12 @@ def test_differences_of_distances_by_loops():
     dense = rng.random((n, n), dtype=np.float32)
     ours = (dense + rng.normal(scale=0.002, size=(n, n))).astype(np.float32).clip(0, 1)
     ours[7, 9], dense[7, 9] = 1, 0.25  # a pair that the graph lacks
-    kept = ours <= eps + tool.MARGIN
+    kept = ours <= eps + clustering.MARGIN
     graph = sparse.csr_matrix((ours[kept], kept.nonzero()[1], np.r_[0, kept.sum(1).cumsum()]),
                               shape=(n, n))
     near = [(a, b) for a, b in zip(ours.flat, dense.flat, strict=True) if a <= eps or b <= eps]
     one_sided = [(a, b) for a, b in near if (a <= eps) != (b <= eps)]
-    found = tool.compare_distances(graph, dense, eps)
+    found = clustering.compare_distances(graph, dense, eps)
     assert (found.pairs, found.one_sided) == (len(near), len(one_sided)) and len(one_sided) > 20
     assert found.largest == max(abs(a - b) for a, b in near) == 0.75
     assert found.farthest == max(abs(x - eps) for pair in one_sided for x in pair)
@@ -89,36 +90,36 @@ def test_differences_of_distances_by_loops():
 
 def test_figures_of_a_comparison():
     """Medians of all rounds; labels that differ in any round are not the same."""
-    ours = tool.Side("torch", None, {"search": [1, 2, 4], "encoding": [1, 1, 1],
+    ours = clustering.Side("torch", None, {"search": [1, 2, 4], "encoding": [1, 1, 1],
                                      "pairs": [3, 2, 1], "DBSCAN": [2, 2, 2], "total": [7, 8, 9]})
-    theirs = tool.Side("toolbox", None, {"distances": [40], "DBSCAN": [8], "total": [48]})
+    theirs = clustering.Side("toolbox", None, {"distances": [40], "DBSCAN": [8], "total": [48]})
     ours.labels, theirs.labels = [np.array([0, 0, -1])], [np.array([1, 1, -1])]
-    table = table_of(tool.times_table([ours], [theirs]))
+    table = table_of(clustering.times_table([ours], [theirs]))
     assert table["neighbour search"] == ["2.00 (1.00-4.00)", ""]
     assert table["distances, all"] == ["5.00 (5.00-6.00)", "40.00 (40.00-40.00)"]
-    text = tool.verdict(ours, theirs, tool.Difference())
+    text = clustering.verdict(ours, theirs, clustering.Difference())
     assert "6.0 times as fast" in text and "labels identical: yes" in text
     ours.labels.append(np.array([0, 1, -1]))
-    assert "identical: no" in tool.verdict(ours, theirs, tool.Difference())
+    assert "identical: no" in clustering.verdict(ours, theirs, clustering.Difference())
 
 
 def test_recall_by_hand():
     exact = np.array([[1, 2, 3], [4, 5, 6]])
-    assert tool.recall(np.array([[1, 9, 3], [-1, -1, 4]]), exact) == pytest.approx(3 / 6)
+    assert measure.recall(np.array([[1, 9, 3], [-1, -1, 4]]), exact) == pytest.approx(3 / 6)
 
 
 @pytest.mark.alone
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
 def test_peak_of_memory():
-    tool.forget_peak()
-    low = tool.peak_memory()
+    machine.forget_peak()
+    low = measure.peak_memory()
     # from the system itself: numpy might take memory that the process keeps
     with mmap.mmap(-1, 2**27, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as block:
         for start in range(0, 2**27, mmap.PAGESIZE):
             block[start] = 1
-    assert tool.peak_memory() - low > 0.12
-    tool.forget_peak()
-    assert tool.peak_memory() - low < 0.03
+    assert measure.peak_memory() - low > 0.12
+    machine.forget_peak()
+    assert measure.peak_memory() - low < 0.03
 
 
 def test_a_size_in_a_process_of_its_own_is_measured_once(tmp_path, monkeypatch, capsys):
@@ -128,24 +129,24 @@ def test_a_size_in_a_process_of_its_own_is_measured_once(tmp_path, monkeypatch, 
         children.append(warm.run(command[1:], tmp_path, env=env))
         return children[-1]
 
-    monkeypatch.setattr(tool, "subprocess", types.SimpleNamespace(run=run))
+    monkeypatch.setattr(scaling, "subprocess", types.SimpleNamespace(run=run))
     path = tmp_path / "found.csv"
     for _ in range(2):
-        tool.main(["--scaling", "200", "--dim", "8", "--k1", "10", "--k2", "3", "--seed", "3",
+        clustering.main(["--scaling", "200", "--dim", "8", "--k1", "10", "--k2", "3", "--seed", "3",
                    "--backends", "torch", "--output", str(path)])
     assert len(children) == 1 and f"N = 200, torch: in {path} already" in capsys.readouterr().out
     row, = read_csv(path)
-    assert tuple(row) == tool.FIELDS
+    assert tuple(row) == scaling.FIELDS
     features, identities, _ = simulate_features(200, 8, seed=3)
     labels = assign_pseudo_labels(features, k1=10, k2=3, eps=0.6, min_samples=4)
     assert (row["clusters"], row["outliers"]) == (str(labels.max() + 1), str((labels < 0).sum()))
-    assert float(row["ari"]) == pytest.approx(tool.clustered_ari(identities, labels))
+    assert float(row["ari"]) == pytest.approx(measure.clustered_ari(identities, labels))
     assert 0.99 < float(row["recall"]) <= 1  # a list may end with either of two equal images
-    assert all(0 < float(row[f"{stage}_s"]) < float(row["total_s"]) for stage in tool.STAGES)
+    assert all(0 < float(row[f"{stage}_s"]) < float(row["total_s"]) for stage in measure.STAGES)
     assert 0.05 < float(row["start_gib"]) <= float(row["peak_gib"]) + 0.01
     assert is_drawn(tmp_path / "found.png")
 
 
 def test_more_neighbours_than_images(capsys):
-    said = refusal(tool.main, [*TINY, "--n", "10"], capsys)
+    said = refusal(clustering.main, [*TINY, "--n", "10"], capsys)
     assert "--n 10 must be more than --k1 10" in said

@@ -3,7 +3,7 @@
 
 import torch
 
-import benchmark_step as tool
+from benchmarks import step as tool
 from helpers.tool_output import is_drawn, read_csv, refusal, table_rows
 
 

@@ -11,7 +11,7 @@ from fastreid.modeling.heads import EmbeddingHead
 from fastreid.modeling.meta_arch import Baseline
 from fastreid.utils.events import EventStorage
 
-import benchmark_training as tool
+from benchmarks import training as tool
 from helpers.tool_output import is_drawn, read_csv, refusal
 
 WORDS = """--steps 2 --warm-up 1 --images 61 --clusters 10 --classes 7 --threads 1 --device cpu

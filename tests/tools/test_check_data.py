@@ -1,5 +1,4 @@
-"""tools/check_data.py: verdicts, lists and the page, on folders of images with and without faults.
-"""
+"""``caureid check``: verdicts, lists and the page, on folders with and without faults."""
 
 import contextlib
 import csv
@@ -13,14 +12,14 @@ from types import SimpleNamespace
 import caureid_plugin  # noqa: F401  (before everything that imports fastreid)
 import numpy as np
 import pytest
+from caureid_plugin.check import findings, start, words
+from caureid_plugin.check import page as check_page
+from caureid_plugin.cli import check as check_command
+from caureid_plugin.cli import eps as eps_command
+from caureid_plugin.cli.common import call
 from caureid_plugin.inspection import cameras as inspected_cameras
 from PIL import Image
 
-import check_data
-import check_data_network
-import check_data_page
-import check_data_report
-import choose_eps
 from helpers.page import Page, picture
 from helpers.tiny import KEYS, OWN_CONFIG, write_crops
 
@@ -40,14 +39,14 @@ def run(root, *options, keys=(), network=False, page=False, few=1):
     tool's own number.
     """
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
-        patch.setattr(check_data_network, "STEPS", 2)
+        patch.setattr(start, "STEPS", 2)
         if few:
-            patch.setattr(check_data, "LEAST_BATCHES", few)
+            patch.setattr(findings, "LEAST_BATCHES", few)
         table, shown = (root.parent / f"check.{suffix}" for suffix in ("json", "html"))
-        words = [*OWN, "--json", table, *(["--output", shown] if page else []), "--workers", "2",
-                 *([] if network else ["--no-network"]), *options, "CAMERA_FOLDER.ROOT", root,
-                 *SMALL, *keys]
-        status = check_data.main([str(word) for word in words])
+        status = call(check_command.command, [
+            *OWN, "--json", table, *(["--output", shown] if page else []), "--workers", "2",
+            *([] if network else ["--no-network"]), *options, "CAMERA_FOLDER.ROOT", root, *SMALL,
+            *keys])
     return SimpleNamespace(
         status=status, printed=out.getvalue(), found=json.loads(table.read_text()),
         page=Page(shown) if page else None, text=" ".join(out.getvalue().split()))
@@ -95,14 +94,14 @@ def test_features_and_first_clustering_are_those_of_choose_eps(tiny_market, tmp_
     """Its features are those that training starts from, as its own tests show."""
     config, keys = ["--config-file", "Synthetic/caureid.yml"], [*KEYS, "SEED", "3"]
     paths = {name: str(tmp_path / name) for name in ("found.npz", "eps.csv", "check.json")}
-    choose_eps.main([*config, "--save-features", paths["found.npz"], "--output", paths["eps.csv"],
-                     *keys])
+    call(eps_command.command, [*config, "--save-features", paths["found.npz"],
+                               "--output", paths["eps.csv"], *keys])
     capsys.readouterr()
-    seen, original = [], check_data_network.cluster
-    monkeypatch.setattr(check_data_network, "STEPS", 2)
-    monkeypatch.setattr(check_data_network, "cluster", lambda cfg, features, *others: (
+    seen, original = [], start.cluster
+    monkeypatch.setattr(start, "STEPS", 2)
+    monkeypatch.setattr(start, "cluster", lambda cfg, features, *others: (
         seen.append(features.clone()), original(cfg, features, *others))[1])
-    assert check_data.main([*config, "--json", paths["check.json"], *keys]) == 0
+    assert call(check_command.command, [*config, "--json", paths["check.json"], *keys]) == 0
     printed = capsys.readouterr().out
     assert "48 images of Market1501, 2 cameras" in printed
     assert np.array_equal(seen[0].numpy(), np.load(paths["found.npz"])["features"])
@@ -411,9 +410,9 @@ def test_weights_that_cannot_be_had_are_advice(check):
 def test_a_clustering_that_leaves_nothing_to_learn_fails_alone(check, key, value, message):
     done = check(network=True, keys=[key, value])
     failed, = [text for _, text in done.found["findings"]]
-    start = done.found["start"]
-    assert done.status == 1 and message in failed and "cost" not in start
-    assert "Suggested" not in done.printed and (start["eps"] is None) == (value == 23)
+    figures = done.found["start"]
+    assert done.status == 1 and message in failed and "cost" not in figures
+    assert "Suggested" not in done.printed and (figures["eps"] is None) == (value == 23)
 
 
 @pytest.mark.parametrize("keys, message", [
@@ -426,15 +425,15 @@ def test_a_start_that_fails(check, keys, message):
 
 @pytest.mark.parametrize("labels, refined", [("bank", True), ("extract", False)])
 def test_banks_first_clustering_is_refined_as_in_training(check, monkeypatch, labels, refined):
-    monkeypatch.setattr(check_data_network, "reliable_labels",
+    monkeypatch.setattr(start, "reliable_labels",
                         lambda found, **_: (np.full_like(found, -1), None))
     failed = texts(check(network=True, keys=["CAUREID.LABELS", labels]), "FAIL")
     assert any("CAUREID.CLUSTER.EPS_GAP (now 0.02)" in text for text in failed) == refined
 
 
 def test_memory_for_all_images_where_a_sample_fits(check, monkeypatch):
-    monkeypatch.setattr(check_data_network, "MOST_IMAGES", 16)
-    monkeypatch.setattr(check_data_network, "neighbor_memory", lambda cfg, images, *_: (
+    monkeypatch.setattr(start, "MOST_IMAGES", 16)
+    monkeypatch.setattr(start, "neighbor_memory", lambda cfg, images, *_: (
         images / 8, 2.5))
     done = check(network=True, keys=["CAUREID.LABELS", "bank"])
     sampled = done.found["start"]["sampled"]
@@ -453,9 +452,8 @@ def test_memory_for_all_images_where_a_sample_fits(check, monkeypatch):
 def test_an_eps_that_finds_little_is_advice(centres, eps, line, advised):
     rows = [{"eps": 0.4, "centres": 3}, {"eps": 0.5, "centres": centres},
             {"eps": 0.6, "centres": 20}]
-    report = check_data_report.Report()
-    check_data.say_eps(report, report.section("start", ""), rows, eps, 0.6,
-                       "CAUREID.CLUSTER.EPS")
+    report = words.Report()
+    start.say_eps(report, report.section("start", ""), rows, eps, 0.6, "CAUREID.CLUSTER.EPS")
     said, = report.sections["start"].lines
     assert line in said and len(report.findings) == advised
     for _, text in report.findings:
@@ -489,36 +487,36 @@ def test_the_page_is_whole_and_escapes_names(tmp_path):
 
 def test_pictures_of_the_page_are_small(tmp_path):
     Image.new("RGB", (300, 900)).save(tmp_path / "large.png")
-    facts = check_data.inspect_images([str(tmp_path / "large.png")])
-    data = check_data_report.Data([str(tmp_path / "large.png")], np.zeros(1, int), ["c"], facts)
-    source = check_data_page.picture(data, 0).source
+    facts = findings.inspect_images([str(tmp_path / "large.png")])
+    data = words.Data([str(tmp_path / "large.png")], np.zeros(1, int), ["c"], facts)
+    source = check_page.picture(data, 0).source
     assert picture(source).size == (43, 128)
     (tmp_path / "large.png").unlink()  # one that vanishes meanwhile is said
-    shown = check_data_page.picture(data, 0)
+    shown = check_page.picture(data, 0)
     assert shown.source == "data:," and "large.png" in shown.caption
 
 
 def test_words():
-    duration = check_data_report.duration
+    duration = words.duration
     assert [duration(seconds) for seconds in (0.042, 0.31, 45.2, 200, 7500, 200000)] == [
         "42 ms", "0.3 s", "45 s", "3 min", "2 h 05 min", "2 days 7 h"]
-    assert [check_data_report.ordinal(i) for i in (1, 2, 3, 4, 11, 22)] == [
+    assert [words.ordinal(i) for i in (1, 2, 3, 4, 11, 22)] == [
         "st", "nd", "rd", "th", "th", "nd"]
-    assert sorted(["f10", "f9", "e1"], key=check_data_report.by_number) == ["e1", "f9", "f10"]
+    assert sorted(["f10", "f9", "e1"], key=words.by_number) == ["e1", "f9", "f10"]
 
 
 @pytest.mark.parametrize("options, message", [
-    (["--output", "check.txt"], r"--output check.txt must end in \.html"),
+    (["--output", "check.txt"], r"'--output': check.txt must end in \.html"),
     (["--json", "nowhere/a.json"], "the folder nowhere does not exist"),
-    (["--output", "folder.html"], "--output folder.html cannot be written"),
-    (["--workers", "0"], "--workers 0 must be at least 1"),
+    (["--output", "folder.html"], "'--output': folder.html cannot be written"),
+    (["--workers", "0"], "'--workers': 0 is not in the range x>=1"),
     (["--config-file", ""], "--config-file is empty: name a config"),
-    (["CAMERA_FOLDER.ROOT", "x", "--no-network"], "--no-network stands among config keys"),
+    (["CAMERA_FOLDER.ROOT"], "must come in pairs, got CAMERA_FOLDER.ROOT"),
 ])
 def test_wrong_arguments_are_said_before_the_work(options, message, tmp_path, monkeypatch, capsys):
     (tmp_path / "folder.html").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(check_data, "load_config", None)  # not called
+    monkeypatch.setattr(findings, "load_config", None)  # not called
     with pytest.raises(SystemExit) as caught:
-        check_data.main([*OWN, *options])
+        call(check_command.command, [*OWN, *options])
     assert caught.value.code == 2 and re.search(message, capsys.readouterr().err)

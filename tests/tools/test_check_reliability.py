@@ -8,7 +8,7 @@ import types
 import pytest
 import torch
 
-import check_reliability as tool
+from benchmarks import check_reliability as tool
 from helpers import warm
 from helpers.tool_output import refusal
 

@@ -1,15 +1,18 @@
-"""The tool that shows what each eps gives: its sources, its table and its files."""
+"""``caureid eps``: its sources, its table and its files."""
 
-import argparse
 import itertools
 import os
 import re
 from pathlib import Path
 
 import caureid_plugin
+import click
 import numpy as np
 import pytest
 import torch
+from caureid_plugin.check import eps as eps_module
+from caureid_plugin.cli.common import call
+from caureid_plugin.cli.eps import Values, command
 from caureid_plugin.clustering import jaccard_encoding, suggest_eps, sweep_eps
 from caureid_plugin.clustering.simulated import simulate_features
 from fastreid.engine import DefaultTrainer
@@ -17,7 +20,6 @@ from fastreid.utils.env import seed_all_rng
 from fastreid.utils.events import EventStorage
 from sklearn.metrics import adjusted_rand_score
 
-import choose_eps as tool
 from helpers.tiny import KEYS
 from helpers.tool_output import is_drawn, read_csv, refusal, table_rows
 
@@ -38,8 +40,8 @@ def stored(people, tmp_path):
 
 
 def test_table_file_and_picture(people, stored, tmp_path, capsys):
-    tool.main(["--features", str(stored), "--eps", EPS, "--k1", "15", "--output",
-               str(tmp_path / "eps.csv"), "--plot", str(tmp_path / "eps.png")])
+    call(command, ["--features", stored, "--eps", EPS, "--k1", "15",
+                   "--output", tmp_path / "eps.csv", "--plot", tmp_path / "eps.png"])
     printed = capsys.readouterr().out
     rows = sweep_eps(jaccard_encoding(people["features"], k1=15, k2=6), VALUES, min_samples=4,
                      camids=people["camids"])
@@ -63,8 +65,9 @@ def test_table_file_and_picture(people, stored, tmp_path, capsys):
         assert figures == {**row, "suggested": row["eps"] == suggested}
     assert is_drawn(tmp_path / "eps.png")
 
-    tool.main(["--features", str(stored), "--eps", EPS, "--k1", "15", "--output",
-               str(tmp_path / "eps.csv"), "--plot", str(tmp_path / "more.png"), "--diagnostics"])
+    call(command, ["--features", stored, "--eps", EPS, "--k1", "15",
+                   "--output", tmp_path / "eps.csv", "--plot", tmp_path / "more.png",
+                   "--diagnostics"])
     printed = capsys.readouterr().out
     assert "ARI*" in printed and "* diagnostic, uses identity labels" in printed
     after = read_csv(tmp_path / "eps.csv")
@@ -76,9 +79,9 @@ def test_table_file_and_picture(people, stored, tmp_path, capsys):
 
 
 def test_camera_aware_neighbours_by_options_and_keys(people, stored, tmp_path, capsys):
-    tool.main(["--features", str(stored), "--eps", EPS, "--camera-aware", "--k1-intra", "4",
-               "--k2-inter", "3", "--min-samples", "2", "--output", str(tmp_path / "eps.csv"),
-               "CAUREID.CLUSTER.K1_INTER", "9"])
+    call(command, ["--features", stored, "--eps", EPS, "--camera-aware", "--k1-intra", "4",
+                   "--k2-inter", "3", "--min-samples", "2", "--output", tmp_path / "eps.csv",
+                   "CAUREID.CLUSTER.K1_INTER", "9"])
     counts = {"k1_intra": 4, "k1_inter": 9, "k2_intra": 2, "k2_inter": 3}
     assert ("camera-aware neighbours, k1_intra 4, k1_inter 9, k2_intra 2, k2_inter 3, "
             "min_samples 2") in capsys.readouterr().out
@@ -91,8 +94,8 @@ def test_camera_aware_neighbours_by_options_and_keys(people, stored, tmp_path, c
 
 def test_features_alone(people, tmp_path, capsys):
     np.save(tmp_path / "people.npy", people["features"].astype(np.float16))
-    tool.main(["--features", str(tmp_path / "people.npy"), "--eps", "0.4,0.5", "--plot",
-               str(tmp_path / "eps.png")])
+    call(command, ["--features", tmp_path / "people.npy", "--eps", "0.4,0.5", "--plot",
+                   tmp_path / "eps.png"])
     printed = capsys.readouterr().out
     assert "200 images, no cameras; plain" in printed and "span" not in printed
     assert re.search(r"EPS 0\.\d, the most clusters \(no cameras are known\)", printed)
@@ -122,18 +125,18 @@ def test_a_damaged_file_of_features_is_named(people, tmp_path, name):
         np.save(path, people["features"])
     else:
         (np.savez_compressed if "packed" in name else np.savez)(path, **people)
-    assert tool.read_features(path)["features"].shape == people["features"].shape
+    assert eps_module.read_features(path)["features"].shape == people["features"].shape
     BROKEN[name](path)
     with pytest.raises(ValueError, match=rf"--features .*{name} is damaged or holds objects: save "
                                          r"plain arrays with np\.savez"):
-        tool.read_features(path)
+        eps_module.read_features(path)
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
 def test_features_in_no_file(tmp_path, make):
     make(tmp_path / "a.npz")
     with pytest.raises(ValueError, match=r"--features .*a\.npz is not a file"):
-        tool.read_features(tmp_path / "a.npz")
+        eps_module.read_features(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("labels", [
@@ -147,7 +150,7 @@ def test_comparison_by_loops(labels):
         both, found, real = both + (together and same), found + together, real + same
     alone = [label if label >= 0 else 100 + i for i, label in enumerate(labels.tolist())]
     inlier = labels >= 0
-    assert tool.compare(labels, identities) == pytest.approx({
+    assert eps_module.compare(labels, identities) == pytest.approx({
         "precision": both / found if found else float("nan"), "recall": both / real,
         "ari": adjusted_rand_score(identities, alone),
         "ari_clustered": adjusted_rand_score(identities[inlier], labels[inlier])
@@ -155,8 +158,9 @@ def test_comparison_by_loops(labels):
 
 
 def from_config(tmp_path, *arguments, keys=()):
-    tool.main(["--config-file", "Synthetic/caureid.yml", "--eps", "0.5,0.6,0.7", "--save-features",
-               str(tmp_path / "found.npz"), *arguments, *KEYS, "SEED", "7", *keys])
+    call(command, ["--config-file", "Synthetic/caureid.yml", "--eps", "0.5,0.6,0.7",
+                   "--save-features", tmp_path / "found.npz", *arguments, *KEYS, "SEED", "7",
+                   *keys])
     return dict(np.load(tmp_path / "found.npz"))
 
 
@@ -205,23 +209,30 @@ def test_the_first_clustering_has_counts_of_its_own(tiny_market, tmp_path, capsy
     ("0.6,0.4", [0.6, 0.4]), ("0.3:0.5:0.1", [0.3, 0.4, 0.5]),
     ("0.3:0.58:0.1", [0.3, 0.4, 0.5]), ("0.5:0.5:0.1", [0.5])])
 def test_values_of_eps(text, values):
-    assert tool.parse_eps(text) == values
+    assert Values().convert(text, None, None) == values
 
 
 @pytest.mark.parametrize("text, message", [
     ("many", "neither a list"), ("0.3:nan:0.1", "neither a list"),
     ("0.3:0.5:0", "holds 0 values"), ("0.1:0.9:0.0001", "holds 8001 values")])
 def test_wrong_values_of_eps(text, message):
-    with pytest.raises(argparse.ArgumentTypeError, match=message):
-        tool.parse_eps(text)
+    with pytest.raises(click.BadParameter, match=message):
+        Values().convert(text, None, None)
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--output", "table.txt"], "--output table.txt must end in .csv"),
+    (["--output", "table.txt"], "'--output': table.txt must end in .csv"),
     (["--plot", "nowhere/a.png"], "the folder nowhere does not exist"),
+    (["--features", "absent.npz"], "absent.npz' does not exist"),
+    (["--k1", "0"], "'--k1': 0 is not in the range x>=1"),
+    (["--config-file", "a.yml"], "Give either --config-file or --features"),
 ])
-def test_wrong_arguments(arguments, message, capsys):
-    assert message in refusal(tool.main, ["--features", "a.npz", *arguments], capsys)
+def test_wrong_arguments(arguments, message, stored, capsys):
+    assert message in refusal(command, ["--features", stored, *arguments], capsys)
+
+
+def test_features_or_a_config_must_be_given(capsys):
+    assert "Give either --config-file or --features" in refusal(command, [], capsys)
 
 
 @pytest.mark.parametrize("words, names, message", [
@@ -234,5 +245,5 @@ def test_wrong_files(people, tmp_path, words, names, message):
     """``names``: what the file calls an array instead."""
     np.savez(tmp_path / "a.npz", **{
         names.get(name, name): people[name] for name in ("features", "camids")})
-    with pytest.raises(ValueError, match=message):
-        tool.main(["--features", str(tmp_path / "a.npz"), *words])
+    with pytest.raises(SystemExit, match=f"^caureid eps: .*{message}"):
+        call(command, ["--features", tmp_path / "a.npz", *words])

@@ -1,11 +1,11 @@
-"""tools/compare_indicators.py: which mAP belongs to which clustering, the correlations, errors."""
+"""Comparing indicators: which mAP belongs to which clustering, the correlations, errors."""
 
 import json
 
 import numpy as np
 import pytest
 
-import compare_indicators as tool
+from benchmarks import compare_indicators as tool
 from helpers.tool_output import is_drawn, read_csv, refusal
 
 
@@ -81,9 +81,9 @@ def test_within_runs_and_between_their_ends(tmp_path, capsys):
     ("[1]", "no row of figures"), ('{"labels/clusters": 3}', "no row of figures"),
 ])
 def test_files_that_are_no_such_run(tmp_path, capsys, content, message):
-    (tmp_path / "metrics.json").write_text(content)
+    (tmp_path / "metrics.json").write_text(f"{content}\n")
     text = refusal(tool.main, [tmp_path], capsys).strip()
-    assert text.startswith(f"tools/compare_indicators.py: {tmp_path / 'metrics.json'} ")
+    assert text.startswith(f"tools/benchmarks/compare_indicators.py: {tmp_path / 'metrics.json'} ")
     assert message in text and "\n" not in text
 
 

@@ -1,15 +1,17 @@
-"""tools/export.py and tools/evaluate_export.py, from a run folder to a file and its figures."""
+"""caureid export and benchmarks/evaluate_export.py: from a run folder to a file and its figures."""
 
+import functools
 import json
 import re
 
 import numpy as np
 import pytest
 from caureid_plugin import load_export, load_run
-from caureid_plugin.export import export_network
+from caureid_plugin.cli import export
+from caureid_plugin.cli.common import call
+from caureid_plugin.export import export_network, graph, precision
 
-import evaluate_export
-import export
+from benchmarks import evaluate_export
 from helpers.tool_output import refusal, table_rows
 
 
@@ -28,7 +30,7 @@ def test_a_file_from_a_run(run, market, tmp_path, capsys):
     expected = load_run(run).embed(paths)
     for words, count in ((["--input", "imagenet"], "eight noise"),
                          (["--precision", "int8", "--images", str(market / "query")], "16")):
-        export.main([str(run), "--output", str(tmp_path / "x.onnx"), *words])
+        call(export.command, [run, "--output", tmp_path / "x.onnx", *words])
         said = capsys.readouterr().out
         made = json.loads((tmp_path / "x.onnx.json").read_text())
         assert "(B, 3, 32, 16) float32" in said and "to (B, 16) of length 1" in said
@@ -36,8 +38,12 @@ def test_a_file_from_a_run(run, market, tmp_path, capsys):
         assert f"{made['difference']:.1e}" in said and made["precision"] in said
         cosines = (load_export(tmp_path / "x.onnx").embed(paths) * expected).sum(1)
         assert cosines.min() > (0.9 if "int8" in words else 0.999)
-    export.main([str(run / "model_final.pth"), "--output", str(tmp_path / "x.torchscript")])
+    call(export.command, [run / "model_final.pth", "--output", tmp_path / "x.torchscript"])
     assert (tmp_path / "x.torchscript.json").is_file()
+
+
+def test_choices():
+    assert (export.INPUTS, export.PRECISIONS) == (graph.INPUTS, precision.PRECISIONS)
 
 
 def test_mistakes(run, tmp_path, capsys):
@@ -45,9 +51,10 @@ def test_mistakes(run, tmp_path, capsys):
     for words, said in (
             ([tmp_path / "absent", *out], "absent does not exist: give the folder that a run"),
             ([run, *out, "--precision", "int8"], "int8 takes at least 8 images"),
-            ([run, *out, "--images", "absent"], "--images"),
+            ([run, *out, "--images", "absent"], "'--images': Directory 'absent' does not exist"),
+            ([run, "--output", "x.pt"], "x.pt must end in .onnx or .torchscript"),
             ([run, *out, "SEED"], "must come in pairs, got SEED")):
-        assert said in refusal(export.main, words, capsys)
+        assert said in refusal(functools.partial(call, export.command), words, capsys)
     assert not list(tmp_path.glob("x.onnx*"))
 
 
@@ -73,11 +80,11 @@ def mean_precision(run, market):
 
 def test_figures_of_files(run, market, tmp_path, capsys):
     files = []
-    for precision in ("fp32", "int8"):
-        (tmp_path / precision).mkdir()
-        files.append(str(tmp_path / precision / "x.onnx"))  # of the same name, in another folder
-        export.main([str(run), "--output", files[-1], "--precision", precision, "--images",
-                     str(market / "bounding_box_train")])
+    for name in ("fp32", "int8"):
+        (tmp_path / name).mkdir()
+        files.append(str(tmp_path / name / "x.onnx"))  # of the same name, in another folder
+        call(export.command, [run, "--output", files[-1], "--precision", name, "--images",
+                              market / "bounding_box_train"])
     capsys.readouterr()
     evaluate_export.main([str(run), *files])
     said = capsys.readouterr().out

@@ -1,14 +1,17 @@
-"""tools/extract_weights.py: tensors of files that ask for more, and nothing of it is run."""
+"""caureid weights: tensors of files that ask for more, and nothing of it is run."""
 
 import argparse
+import functools
 import os
 
 import numpy as np
 import pytest
 import torch
-from caureid_plugin.safe_load import CodeInFile, load_tensors
+from caureid_plugin.cli.common import call
+from caureid_plugin.cli.weights import command
+from caureid_plugin.common.safe_load import CodeInFile, load_tensors
 
-import extract_weights
+from helpers.tool_output import refusal
 
 
 class Bomb:
@@ -41,9 +44,9 @@ def test_tensors_come_out_of_what_is_refused(tmp_path, capsys, name, old):
     source, output = tmp_path / "c.pth", tmp_path / "weights.pth"
     torch.save(CONTENTS[name](expected), source, _use_new_zipfile_serialization=not old)
     if name != "a set":  # some versions of torch read one
-        with pytest.raises(CodeInFile, match="tools/extract_weights.py FILE OUTPUT"):
+        with pytest.raises(CodeInFile, match="caureid weights FILE OUTPUT"):
             load_tensors(source)
-    assert extract_weights.main([str(source), str(output)]) == 0
+    assert not call(command, [source, output])
     found = load_tensors(output)
     assert list(found) == list(expected)
     assert all(torch.equal(value, expected[key]) for key, value in found.items())
@@ -55,7 +58,7 @@ def test_nothing_is_run(tmp_path, old):
     fired, source = tmp_path / "fired", tmp_path / "bomb.pth"
     torch.save({"model": {"a": torch.ones(2)}, "x": Bomb(fired)}, source,
                _use_new_zipfile_serialization=not old)
-    assert extract_weights.main([str(source), str(tmp_path / "w.pth")]) == 0
+    assert not call(command, [source, tmp_path / "w.pth"])
     assert load_tensors(tmp_path / "w.pth")["a"].tolist() == [1, 1]
     assert not fired.exists()
     torch.load(source, weights_only=False)
@@ -71,11 +74,11 @@ def test_what_holds_none(tmp_path, capsys, content, message):
         source.write_bytes(content)
     elif content is not None:
         torch.save(content, source)
-    assert extract_weights.main([str(source), str(tmp_path / "w.pth")]) == 1
-    assert message in capsys.readouterr().err and not (tmp_path / "w.pth").exists()
+    said = refusal(functools.partial(call, command), [source, tmp_path / "w.pth"], capsys)
+    assert message in said and not (tmp_path / "w.pth").exists()
 
 
 def test_nothing_is_written_over(tmp_path, capsys):
     torch.save({"a": torch.ones(1)}, tmp_path / "c.pth")
-    assert extract_weights.main([str(tmp_path / "c.pth")] * 2) == 1
-    assert "is there already" in capsys.readouterr().err
+    said = refusal(functools.partial(call, command), [tmp_path / "c.pth"] * 2, capsys)
+    assert "is there already" in said

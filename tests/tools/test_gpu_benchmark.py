@@ -10,11 +10,9 @@ import types
 
 import psutil
 import pytest
+from caureid_plugin.ablation import runs as ablation_runs
 
-import ablation
-import ablation_runs
-import benchmark_clustering
-from benchmarks import gpu, gpu_notes, gpu_stages
+from benchmarks import clustering, gpu, gpu_notes, gpu_stages, scaling
 from benchmarks.gpu_notes import Notes
 from helpers import warm
 from helpers.tiny import KEYS
@@ -194,6 +192,7 @@ def is_gone(pid):
 
 def test_no_time_is_left(tool, fast_clock, monkeypatch):
     monkeypatch.setitem(gpu.SHARES, "tests", 100_000)
+    monkeypatch.setitem(gpu.SHARES, "facts", 60_000)  # else 5 s, of this clock, to start a process
     tool.todo = {"tests": {"hangs": 1}}
     assert tool("--minutes", "1") == 3
     assert tool.calls == ["facts", "tests"]
@@ -330,7 +329,7 @@ def test_what_is_noted_of_a_test(tmp_path, report, row):
 
 
 def test_clustering(measured, monkeypatch):
-    monkeypatch.setattr(benchmark_clustering, "subprocess", types.SimpleNamespace(
+    monkeypatch.setattr(scaling, "subprocess", types.SimpleNamespace(
         run=lambda command, env, check: warm.run(command[1:], os.getcwd(), env=env)))
     notes = measured("clustering", sizes=[600], dim=32)
     row, = notes.rows
@@ -348,7 +347,7 @@ def test_clustering_against_the_toolbox(measured):
 
 
 def test_what_the_toolbox_cannot_do_is_no_failure(measured, monkeypatch):
-    monkeypatch.setattr(benchmark_clustering, "dense_memory", lambda n: 1e9)
+    monkeypatch.setattr(clustering, "dense_memory", lambda n: 1e9)
     notes = measured("toolbox", toolbox_sizes=[240], dim=16)
     row, = notes.rows
     assert row["not measured"].startswith("FastReID cannot do it here, MemoryError: two dense")
@@ -421,12 +420,15 @@ def test_rows_that_did_not_end(measured, monkeypatch, tmp_path):
     (output / "full-seed1").mkdir(parents=True)
     (output / "table.csv").write_text(
         "row,title,seed,state,same_as\nfull,f,1,not finished,\ncacc,c,1,failed: exit status 1,\n")
-    (output / "full-seed1" / "metrics.json").write_text('{"iteration": 1199}\n{"iteration": 10}\n')
-    monkeypatch.setattr(ablation, "main", lambda words: 130)
+    (output / "full-seed1" / "metrics.json").write_text('{"iteration": 10}\n{"iteration": 1199}\n')
+    monkeypatch.setattr(gpu_stages, "call", lambda command, words: 130)
     notes = measured("rows")
     rows = by_name(notes)
     assert rows["full"]["not measured"] == "not finished, at step 1,200"
     assert notes.failures == ["cacc: failed: exit status 1"]
-    monkeypatch.setattr(ablation, "main", lambda words: 2)
+    def refuse(command, words):
+        raise SystemExit(2)
+
+    monkeypatch.setattr(gpu_stages, "call", refuse)
     with pytest.raises(RuntimeError, match="refuses the rows' configs"):
         measured("rows")

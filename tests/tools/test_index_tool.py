@@ -1,4 +1,4 @@
-"""tools/index.py: what is in the index is what is in the folder, whatever happens on the way."""
+"""caureid index: what is in the index is what is in the folder, whatever happens on the way."""
 
 import functools
 import os
@@ -10,18 +10,25 @@ import time
 import numpy as np
 import pytest
 from caureid_plugin import Index
+from caureid_plugin.cli.common import call
+from caureid_plugin.cli.index import command
 from caureid_plugin.retrieval import index as index_module
+from caureid_plugin.search import fill
 
-import index as tool
 from helpers.tool_output import refusal
 
 PATTERN = ["CAMERA_FOLDER.CAMERA", "pattern", "CAMERA_FOLDER.PATTERN", r"_c(\d+)"]
-load_once = functools.cache(tool.load_embedder)
+load_once = functools.cache(fill.load_embedder)
+
+
+def caureid_index(*words):
+    """Calls the command, which does what it is to do."""
+    assert not call(command, words)
 
 
 @pytest.fixture(autouse=True)
 def runs_are_loaded_once(monkeypatch):
-    monkeypatch.setattr(tool, "load_embedder", load_once)
+    monkeypatch.setattr(fill, "load_embedder", load_once)
 
 
 @pytest.fixture
@@ -49,12 +56,12 @@ def run(small_run, made):
 
 @pytest.fixture
 def build(run, crops, tmp_path, capsys):
-    """Calls the tool; gives what it printed."""
-    def call(*words):
-        tool.main([str(run), str(crops), "--index", str(tmp_path / "x"), *map(str, words)])
+    """Calls the command; gives what it printed."""
+    def build_with(*words):
+        caureid_index(run, crops, "--index", tmp_path / "x", *words)
         return capsys.readouterr().out
 
-    return call
+    return build_with
 
 
 def cameras_of(folder):
@@ -111,11 +118,11 @@ def test_cameras_that_are_known_stay_where_none_are_asked_for(build, small_run, 
     assert cameras_of(tmp_path / "x") == {**before, new: ""}
     own = small_run("DATASETS.NAMES", "('CameraFolder',)", "CAMERA_FOLDER.ROOT", str(crops),
                     *PATTERN[:3], "new_c(2)", "DATASETS.TESTS", "()", folder="own")
-    tool.main([str(own), str(crops), "--index", str(tmp_path / "x")])  # its own keys find one more
+    caureid_index(own, crops, "--index", tmp_path / "x")  # its own keys find one more
     assert cameras_of(tmp_path / "x") == {**before, new: "2"}
     assert "Cameras read anew: those of 17 images" in build(*PATTERN[:3], "(nowhere)")
     # a checkpoint has the keys of its run
-    tool.main([str(own / "model_final.pth"), str(crops), "--index", str(tmp_path / "y")])
+    caureid_index(own / "model_final.pth", crops, "--index", tmp_path / "y")
     assert cameras_of(tmp_path / "y") == {**dict.fromkeys(before, ""), new: "2"}
 
 
@@ -138,8 +145,8 @@ def test_only_what_is_new_or_changed_is_embedded(build, run, crops, tmp_path, mo
     build()
     paths = sorted(crops.rglob("*.jpg"))
     asked = []
-    whole = tool.embed_readable
-    monkeypatch.setattr(tool, "embed_readable", lambda embedder, entries, size: (
+    whole = fill.embed_readable
+    monkeypatch.setattr(fill, "embed_readable", lambda embedder, entries, size: (
         asked.extend(entry.name for entry in entries), whole(embedder, entries, size))[1])
     assert "0 new, 0 changed" in build() and asked == []
     shutil.copy(paths[3], crops / "new.jpg")
@@ -171,7 +178,7 @@ def test_gone_and_changed_cameras_at_once(build, run, crops, tmp_path, monkeypat
 def test_a_folder_that_is_gone(build, run, crops, tiny_market, tmp_path):
     build()
     other = tiny_market / "Market-1501-v15.09.15" / "bounding_box_test"
-    tool.main([str(run), str(other), "--index", str(tmp_path / "x")])
+    caureid_index(run, other, "--index", tmp_path / "x")
     for name in ("away", "empty"):
         crops.rename(tmp_path / name)
         if name == "empty":
@@ -194,20 +201,20 @@ def test_no_image_is_in_an_index_twice(build, run, crops, tmp_path):
     link = tmp_path / "link"
     link.symlink_to(crops)
     words = ["--index", str(tmp_path / "x")]
-    tool.main([str(run), str(link), *words])  # the same folder by another name
-    tool.main([str(run), str(link / ".." / "crops"), *words])
+    caureid_index(run, link, *words)  # the same folder by another name
+    caureid_index(run, link / ".." / "crops", *words)
     assert cameras_of(tmp_path / "x").keys() == before
     link.unlink()
     for folder, count in ((crops / "camera2", 8), (tmp_path, 16)):
         with pytest.raises(SystemExit, match=rf"{count} images below {re.escape(str(folder))} are "
                            rf"in the index already, from folder {re.escape(str(crops))} \(first"):
-            tool.main([str(run), str(folder), *words])
+            caureid_index(run, folder, *words)
     # one that holds a link to a folder of the other
     mixed = tmp_path / "mixed"
     mixed.mkdir()
     (mixed / "more").symlink_to(crops / "camera1")
     with pytest.raises(SystemExit, match="8 images .* would be found twice: give folders that do"):
-        tool.main([str(run), str(mixed), *words])
+        caureid_index(run, mixed, *words)
     assert cameras_of(tmp_path / "x").keys() == before
     index = Index.open(tmp_path / "x")
     index.remove(range(len(index)))
@@ -217,23 +224,22 @@ def test_no_image_is_in_an_index_twice(build, run, crops, tmp_path):
         build()
 
 
-def test_unreadable_images_are_named_and_the_others_are_in(build, run, crops, tmp_path):
+def test_unreadable_images_are_named_and_the_others_are_in(build, run, crops, tmp_path, capsys):
     build()
     paths = sorted(crops.rglob("*.jpg"))
     for path in paths[2:9]:
         path.write_bytes(path.read_bytes()[:150])
     for _ in range(2):  # they are changed ones, and then new ones
-        with pytest.raises(SystemExit) as error:
-            build()
-        said = str(error.value)
+        assert call(command, [run, crops, "--index", tmp_path / "x"]) == 1
+        said = capsys.readouterr().err
         assert "7 images cannot be read and are not in the index; the others are" in said
         assert all(str(path) in said for path in paths[2:7]) and "... and 2 more" in said
         assert_holds(tmp_path / "x", run, [*paths[:2], *paths[9:]])
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
-def test_stopped_it_goes_on(build, run, crops, tmp_path, monkeypatch, number, code):
-    monkeypatch.setattr(tool, "BLOCK", 4)
+def test_stopped_it_goes_on(build, run, crops, tmp_path, monkeypatch, capsys, number, code):
+    monkeypatch.setattr(fill, "BLOCK", 4)
     add, calls = Index.add, []
 
     def add_some(self, *args):
@@ -244,9 +250,8 @@ def test_stopped_it_goes_on(build, run, crops, tmp_path, monkeypatch, number, co
         add(self, *args)
 
     monkeypatch.setattr(Index, "add", add_some)
-    with pytest.raises(SystemExit) as stop:
-        build()
-    assert stop.value.code == code
+    assert call(command, [run, crops, "--index", tmp_path / "x"]) == code
+    assert "Stopped; the same command goes on." in capsys.readouterr().err
     assert len(Index.open(tmp_path / "x")) == 8
     monkeypatch.setattr(Index, "add", add)
     assert "8 new" in build()
@@ -269,7 +274,7 @@ def test_an_index_that_cannot_be_used_is_left_as_it_is(build, small_run, crops, 
     before, manifest = files(), tmp_path / "x" / "index.json"
     other = small_run("INPUT.SIZE_TEST", "[64,32]", folder="other")
     with pytest.raises(SystemExit, match="holds embeddings of another network.*make a new index"):
-        tool.main([str(other), str(crops), "--index", str(tmp_path / "x")])
+        caureid_index(other, crops, "--index", tmp_path / "x")
     assert files() == before
     manifest.write_bytes(before["index.json"][:-20])
     with pytest.raises(SystemExit, match=r"index.json is damaged.*Restore the folder from a copy"):
@@ -279,13 +284,13 @@ def test_an_index_that_cannot_be_used_is_left_as_it_is(build, small_run, crops, 
 
 def test_wrong_words(run, crops, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    for words, said in (([run, crops, "--batch-size", "0"], "--batch-size 0 must be at least 1"),
+    for words, said in (([run, crops, "--batch-size", "0"], "'--batch-size': 0 is not in the"),
                         ([run, crops, "SEED"], "must come in pairs, got SEED"),
                         ([run, crops, "--index", "/absent/x"], "the folder /absent does not"),
                         ([tmp_path / "absent", crops], "absent does not exist: give the folder"),
                         ([run, tmp_path / "absent"], f"FOLDER {tmp_path / 'absent'}"),
                         ([run, tmp_path / "empty"], f"FOLDER {tmp_path / 'empty'}"),
                         ([run, crops / "camera1"], "is not empty and no index"),
-                        ([run, crops, "CAMERA_FOLDER.ROOT", "x"], "ROOT is no key of this tool"),
+                        ([run, crops, "CAMERA_FOLDER.ROOT", "x"], "ROOT is no key of this command"),
                         ([run, crops, *PATTERN[:3], "("], "CAMERA_FOLDER.PATTERN")):
-        assert said in refusal(tool.main, ["--index", crops, *words], capsys)
+        assert said in refusal(functools.partial(call, command), ["--index", crops, *words], capsys)

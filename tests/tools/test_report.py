@@ -12,10 +12,20 @@ import caureid_plugin
 import numpy as np
 import pytest
 import torch
+from caureid_plugin.cli.common import call
+from caureid_plugin.cli.report import command
 from caureid_plugin.clustering import camera_shares, silhouettes
 from caureid_plugin.data import training_images
 from caureid_plugin.engine import images_digest, load_config
-from caureid_plugin.retrieval.run_folder import column, read_rows
+from caureid_plugin.report import clusters as report_clusters
+from caureid_plugin.report import draw as report_draw
+from caureid_plugin.report import network as report_network
+from caureid_plugin.report import origin, ranks
+from caureid_plugin.report import page as page_module
+from caureid_plugin.runs import folder as folder_module
+from caureid_plugin.runs import run as run_module
+from caureid_plugin.runs.metrics import column, read_rows
+from caureid_plugin.runs.run import Missing, ReportError
 from fastreid.data import build as data_build
 from fastreid.data.datasets.market1501 import Market1501
 from fastreid.evaluation.rank import evaluate_rank
@@ -23,16 +33,9 @@ from fastreid.modeling import build_model
 from fastreid.utils.env import seed_all_rng
 from torch.nn.functional import normalize
 
-import report
-import report_clusters
-import report_data
-import report_draw
-import report_network
-import report_ranks
 from helpers.page import Page, picture
 from helpers.run_folder import ROWS, change_checkpoint, draw_nothing, write_run
 from helpers.tiny import KEYS, write_crops, write_market
-from report_data import Missing, ReportError
 
 HEADINGS = ["Curves", "Clusters", "Outliers", "Where the network looks", "Map of the embeddings",
             "Rank lists", "How this run was made"]
@@ -66,14 +69,14 @@ def run_folder(kept_run, tmp_path):
 
 @pytest.fixture(scope="module")
 def run(kept_run):
-    return report_data.read_run(kept_run, None, [])
+    return run_module.read_run(kept_run, None, [])
 
 
 @pytest.fixture(scope="module")
 def drawn_file(kept_run, tmp_path_factory):
     """A report with all its pictures, of the run that is kept."""
     path = tmp_path_factory.mktemp("drawn") / "report.html"
-    report.main([str(kept_run), "--images", "20", "--output", str(path)])
+    call(command, [kept_run, "--images", "20", "--output", path])
     return path
 
 
@@ -83,7 +86,7 @@ def page_of(monkeypatch):
     draw_nothing(monkeypatch)
 
     def make(folder, *options):
-        report.main([str(folder), "--images", "8", *options])
+        call(command, [folder, "--images", "8", *options])
         return Page(folder / "report.html")
 
     return make
@@ -93,7 +96,7 @@ def page_of(monkeypatch):
 def charts(monkeypatch):
     """Lines of each chart, by title; none is drawn."""
     found = {}
-    monkeypatch.setattr(report, "chart_svg", lambda chart, number: found.update(
+    monkeypatch.setattr(page_module, "chart_svg", lambda chart, number: found.update(
         {chart.title: chart.lines}))
     return found
 
@@ -130,7 +133,7 @@ def test_no_identity_of_a_training_image_changes_a_bit(drawn_file, kept_run, tmp
 
     monkeypatch.setattr(Market1501, "process_dir", without)
     again = tmp_path / "again.html"
-    report.main([str(kept_run), "--images", "20", "--output", str(again)])
+    call(command, [kept_run, "--images", "20", "--output", again])
     assert again.read_bytes() == drawn_file.read_bytes()
     assert re.fullmatch(rf"{re.escape(str(again))}: \d\.\d MiB",
                         capsys.readouterr().out.splitlines()[-1])
@@ -147,7 +150,7 @@ def test_the_verdict_is_asked_with_the_indicators_and_shown(run_folder, page_of,
                                findings=[SimpleNamespace(name="silhouette", figure="0.50",
                                                          level="mixed", sentence="Half way.")])
 
-    monkeypatch.setattr(report, "judge", judge)
+    monkeypatch.setattr(page_module, "judge", judge)
     page = page_of(run_folder)
     assert asked == [({"outlier_share": [0.1875, 0.0625], "largest_share": [0.25, 0.125],
                        "cross_camera": [0.5, 1.0], "silhouette": [0.25, 0.5],
@@ -195,19 +198,19 @@ def test_figures_that_cannot_be_read(run_folder, page_of):
 
 def test_the_command_of_the_log(tmp_path):
     log = tmp_path / "log.txt"
-    assert report_data.command(log) == ""
+    assert origin.command(log) == ""
     line = ("[1] fastreid INFO: Command line arguments: Namespace(config_file='a b.yml', "
             "resume={}, eval_only={}, num_gpus=2, opts=['SEED', '{}'])\n")
     log.write_text(line.format(False, False, 1) + line.format(True, False, 2)
                    + line.format(False, True, 3))
-    assert report_data.command(log) == (
-        "tools/train_net.py --config-file a b.yml --resume --num-gpus 2 SEED 2")
+    assert origin.command(log) == (
+        "caureid train --config-file a b.yml --resume --num-gpus 2 SEED 2")
     log.write_text("Command line arguments: Namespace(__import__('os'))\n")
-    assert report_data.command(log) == ""
+    assert origin.command(log) == ""
 
 
 def test_curves_are_those_of_the_figures(run, charts):
-    assert report.curves(run)["missing"] == []
+    assert page_module.curves(run)["missing"] == []
     assert charts["Losses"]["InfoNCE"] == [(1.0, 3.0), (2.0, 1.0)]
     assert charts["Clusters and outliers"] == {"clusters": [(0.0, 5), (1.0, 8)],
                                                "outlier images": [(0.0, 9), (1.0, 3)]}
@@ -217,7 +220,7 @@ def test_curves_are_those_of_the_figures(run, charts):
                                                   "silhouette": [(0.0, 0.25), (1.0, 0.5)]}
     assert charts["Retrieval on the labelled test set"] == {
         "mAP": [(0.0, 20.0), (2.0, 55.0)], "Rank-1": [(0.0, 40.0), (2.0, 70.0)]}
-    report.curves(run._replace(names=["only"]))  # a cluster cannot span cameras
+    page_module.curves(run._replace(names=["only"]))  # a cluster cannot span cameras
     assert list(charts["Shares"]) == ["outlier images"]
 
 
@@ -228,9 +231,9 @@ def test_a_loss_that_is_alone(run, charts):
     for names, label in (("('InfoNCELoss',)", "InfoNCELoss"),
                          ("('InfoNCELoss','CACCLoss')", "total")):
         alone = run._replace(cfg=configure("MODEL.LOSSES.NAME", names), rows=rows)
-        assert "Losses" not in report.curves(alone)["missing"]
+        assert "Losses" not in page_module.curves(alone)["missing"]
         assert charts["Losses"] == {label: [(1.0, 3.0), (2.0, 1.5)]}
-    report.curves(run._replace(rows=[{**row, "loss_infonce": 1.0} for row in rows]))
+    page_module.curves(run._replace(rows=[{**row, "loss_infonce": 1.0} for row in rows]))
     assert list(charts["Losses"]) == ["InfoNCE"], "the sum is not drawn beside its parts"
 
 
@@ -244,7 +247,7 @@ def test_a_chart_escapes_its_words_and_shares_no_name_with_another():
 
 def test_which_clusters_are_shown(run, monkeypatch):
     rng = np.random.default_rng(2)
-    labels = report_data.without_singletons(rng.integers(-1, 9, 48))
+    labels = folder_module.without_singletons(rng.integers(-1, 9, 48))
     run = run._replace(labels=labels, camids=rng.integers(4, size=48), names=list("abcd"))
     monkeypatch.setattr(report_clusters, "STRIPS", 3)
     largest, crossing, doubtful = report_clusters.sheets(run, 1)
@@ -402,8 +405,8 @@ def identity(path):
 
 def test_rank_lists_of_a_labelled_test_set(run):
     model = report_network.build_trained(run)
-    found = report_ranks.rank_lists(model, run, 1)
-    name, query, gallery, _ = report_ranks.find_test_set(run.cfg)
+    found = ranks.rank_lists(model, run, 1)
+    name, query, gallery, _ = run_module.find_test_set(run.cfg)
     assert name == "Market1501" and found["queries"] == len(query) == 16
     assert found["gallery"] == found["gallery_total"] == len(gallery)
     features = normalize(report_network.embed(
@@ -425,24 +428,24 @@ def test_rank_lists_of_a_labelled_test_set(run):
         for item in part["found"]:
             assert item["right"] == (identity(item["path"]) == identity(asked))
     assert {item["right"] for part in found["lists"] for item in part["found"]} == {True, False}
-    named = report_ranks._shown(query[0], gallery, np.arange(9), np.ones(9), ["gate", "door"], "")
+    named = ranks._shown(query[0], gallery, np.arange(9), np.ones(9), ["gate", "door"], "")
     assert [item["caption"] for item in (named["query"], *named["found"])] == [
         ["gate", "door"][camera] for _, _, camera in (query[0], *gallery[:9])]
 
 
 def test_distances_may_be_euclidean():
-    found = report_ranks.measure(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]]), "euclidean")
+    found = ranks.measure(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]]), "euclidean")
     assert found.tolist() == [[5.0]]
 
 
 def test_a_large_gallery_is_thinned_out(run_folder, page_of, monkeypatch):
     gallery = [(str(i), i % 50, 0) for i in range(1000)]
-    monkeypatch.setattr(report_ranks, "GALLERY", 100)
-    kept, total = report_ranks.thin_out(gallery, {3, 4}, np.random.default_rng(0))
+    monkeypatch.setattr(ranks, "GALLERY", 100)
+    kept, total = ranks.thin_out(gallery, {3, 4}, np.random.default_rng(0))
     assert total == 1000 and len(kept) == 100 and kept == sorted(kept, key=gallery.index)
     assert [item for item in gallery if item[1] in (3, 4)] == [
         item for item in kept if item[1] in (3, 4)]
-    monkeypatch.setattr(report_ranks, "GALLERY", 30)
+    monkeypatch.setattr(ranks, "GALLERY", 30)
     assert "Looked for among 32 of 33 gallery images" in page_of(run_folder).text
 
 
@@ -450,8 +453,8 @@ def test_without_test_labels_training_images_of_other_cameras_are_ranked(run_fol
     page = page_of(run_folder, "DATASETS.TESTS", "()")
     assert "right and wrong are not known" in page.text
     assert not {"crop right", "crop wrong"} & set(page.attributes("class"))
-    run = report_data.read_run(run_folder, None, ["DATASETS.TESTS", "()"])
-    lists = report_ranks.rank_lists(None, run, 1)["lists"]
+    run = run_module.read_run(run_folder, None, ["DATASETS.TESTS", "()"])
+    lists = ranks.rank_lists(None, run, 1)["lists"]
     assert len(lists) == 8
     features = run.features.numpy()
     for part in lists:
@@ -479,7 +482,7 @@ def cut(folder, monkeypatch):
 
 
 def fill_the_disk(folder, monkeypatch):
-    monkeypatch.setattr(report, "make_page", lambda run, args: "the new one")
+    monkeypatch.setattr(page_module, "make_page", lambda run, args: "the new one")
     monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=OSError(28, "No space left on device")))
 
 
@@ -493,8 +496,8 @@ def fill_the_disk(folder, monkeypatch):
 def test_what_fails_keeps_the_old_report(run_folder, monkeypatch, spoil, message):
     (run_folder / "report.html").write_text("the old one")
     spoil(run_folder, monkeypatch)
-    with pytest.raises(SystemExit, match=f"(?s)^tools/report.py: .*{message}"):
-        report.main([str(run_folder)])
+    with pytest.raises(SystemExit, match=f"(?s)^caureid report: .*{message}"):
+        call(command, [run_folder])
     assert (run_folder / "report.html").read_text() == "the old one"
 
 
@@ -509,14 +512,14 @@ def test_training_images_that_are_not_the_runs(run_folder, tiny_market):
     first.rename(moved)
     with pytest.raises(SystemExit, match=rf"{NOT_THE_RUNS}.*other cameras.*\[23, 25\], in the bank "
                                          r"\[24, 24\].*FASTREID_DATASETS"):
-        report.main([str(run_folder)])
+        call(command, [run_folder])
     moved.unlink()
     with pytest.raises(SystemExit, match=rf"{NOT_THE_RUNS}DATASETS.NAMES .* below .*has 47 training"
                                          r" images, the memory bank .* 48\. Give"):
-        report.main([str(run_folder)])
+        call(command, [run_folder])
     for names in ("('Nothing',)", "()"):
         with pytest.raises(SystemExit, match="(?s)cannot be listed.*FASTREID_DATASETS"):
-            report.main([str(run_folder), "DATASETS.NAMES", names])
+            call(command, [run_folder, "DATASETS.NAMES", names])
 
 
 @pytest.fixture
@@ -533,7 +536,7 @@ def folder_run(tmp_path, monkeypatch):
 
 
 def test_cameras_are_named_as_their_folders(folder_run, page_of):
-    run = report_data.read_run(folder_run, None, [])
+    run = run_module.read_run(folder_run, None, [])
     assert run.names == ["gate", "yard"] and run.prefix == ""
     text = page_of(folder_run).text
     assert "The camera stands below" in text
@@ -545,14 +548,14 @@ def test_a_folder_of_images_that_is_not_found(folder_run, tmp_path, monkeypatch)
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     with pytest.raises(SystemExit) as error:
-        report.main([str(folder_run)])
+        call(command, [folder_run])
     text = error.value.code
     assert "below CAMERA_FOLDER.ROOT crops cannot be listed: " in text
     assert f"crops is relative to the current directory, {elsewhere}: run the report" in text
     assert "FASTREID_DATASETS" not in text
-    report_data.read_run(folder_run, None, ["CAMERA_FOLDER.ROOT", str(tmp_path / "crops")])
+    run_module.read_run(folder_run, None, ["CAMERA_FOLDER.ROOT", str(tmp_path / "crops")])
     with pytest.raises(SystemExit, match="ROOT /absent cannot be listed") as error:
-        report.main([str(folder_run), "CAMERA_FOLDER.ROOT", "/absent"])
+        call(command, [folder_run, "CAMERA_FOLDER.ROOT", "/absent"])
     assert "is relative to" not in error.value.code
 
 
@@ -561,18 +564,18 @@ def test_as_many_images_of_other_names_are_not_the_runs(folder_run, tmp_path):
     with pytest.raises(SystemExit, match=rf"{NOT_THE_RUNS}the 48 training images of .*CAMERA_FOLDER"
                                          r".ROOT crops are as many.*other files: names were changed"
                                          r".*Restore the files"):
-        report.main([str(folder_run)])
+        call(command, [folder_run])
     # a checkpoint of an earlier version does not know its images' names
     change_checkpoint(folder_run, training_images=None)
-    assert len(report_data.read_run(folder_run, None, []).paths) == 48
+    assert len(run_module.read_run(folder_run, None, []).paths) == 48
 
 
 def test_training_images_that_are_listed_but_gone(run, monkeypatch):
     items = [(path, run.camera(i)) for i, path in enumerate(run.paths)]
-    monkeypatch.setattr(report_data, "training_images",
+    monkeypatch.setattr(run_module, "training_images",
                         lambda cfg: [("/absent.jpg", items[0][1]), *items[1:]])
     with pytest.raises(ReportError, match=r"1 of the 48 training images .* the first is /absent"):
-        report_data.read_run(run.folder, None, [])
+        run_module.read_run(run.folder, None, [])
 
 
 def test_images_that_became_unreadable_cost_their_sections(run_folder, tiny_market, page_of):
@@ -585,30 +588,35 @@ def test_images_that_became_unreadable_cost_their_sections(run_folder, tiny_mark
 
 
 @pytest.mark.parametrize("options, message", [
-    (["--output", "page.pdf"], "--output page.pdf must end in .html"),
-    (["--output", "there.html"], "there.html cannot be written: choose another with --output"),
-    (["--images", "3"], "--images 3 must be at least 8"),
-    (["SEED", "1", "--images", "9"], "--images stands among config keys"),
+    (["--output", "page.pdf"], "'--output': page.pdf must end in .html"),
+    (["--output", "there.html"], "'--output': there.html cannot be written"),
+    (["--images", "3"], "'--images': 3 is not in the range x>=8"),
+    (["--seed", "-1"], "'--seed': -1 is not in the range"),
     (["SEED"], "config keys and values must come in pairs, got SEED"),
 ])
 def test_bad_options_are_said_before_the_work(options, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there.html").mkdir()
-    monkeypatch.setattr(report_data, "read_run", None)
+    monkeypatch.setattr(page_module, "read_run", None)
     with pytest.raises(SystemExit) as stopped:
-        report.main([str(tmp_path), *options])
+        call(command, [tmp_path, *options])
     assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_page_that_cannot_be_written_into_the_run_folder(tmp_path, monkeypatch, capsys):
+    (tmp_path / "report.html").mkdir()
+    monkeypatch.setattr(page_module, "read_run", None)
+    with pytest.raises(SystemExit):
+        call(command, [tmp_path])
+    assert "report.html cannot be written" in capsys.readouterr().err
+
+
+def test_fewest_images_of_a_map():
+    images, = (option for option in command.params if option.name == "images")
+    assert images.type.min == report_network.LEAST
 
 
 def test_keys_that_do_not_fit_the_weights(kept_run):
     with pytest.raises(SystemExit, match=r"(?s)cannot take the weights of .*model_final.pth: .*"
                                          r"take back the config"):
-        report.main([str(kept_run), "MODEL.BACKBONE.FEAT_DIM", "24"])
-
-
-@pytest.mark.parametrize("words, expected", [
-    ("run --images 9 SEED -1", "--images 9 run SEED -1"), ("", ""),
-    ("run --seed=2 --output a.html A.B c", "--seed=2 --output a.html run A.B c"),
-    ("run --help", "--help run")])
-def test_options_may_follow_the_folder(words, expected):
-    assert report.options_first(words.split()) == expected.split()
+        call(command, [kept_run, "MODEL.BACKBONE.FEAT_DIM", "24"])

@@ -5,10 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
+from caureid_plugin.cli.common import call
+from caureid_plugin.cli.report import command
 from caureid_plugin.engine import load_config
 from fastreid.data import build as data_build
 
-import report
 from helpers.browser import open_browser, watch
 from helpers.run_folder import draw_nothing, write_run
 from helpers.tiny import KEYS, write_market
@@ -36,7 +37,7 @@ def page_file(browser, tmp_path_factory):
         patch.setattr(data_build, "_root", str(root))
         folder = write_run(tmp_path_factory.mktemp("runs") / NAME,
                            load_config("Synthetic/caureid.yml", KEYS))
-        report.main([str(folder), "--images", "30"])
+        call(command, [folder, "--images", "30"])
         yield folder / "report.html"
 
 
@@ -63,7 +64,7 @@ def test_names_of_cameras_are_not_cut(browser, page_file, tmp_path, monkeypatch)
     options = ["--output", output, "DATASETS.NAMES", "('CameraFolder',)", "DATASETS.TESTS", "()",
                "CAMERA_FOLDER.ROOT", images[0].parent, "CAMERA_FOLDER.CAMERA", "csv",
                "CAMERA_FOLDER.CSV", tmp_path / "cameras.csv"]
-    report.main([str(word) for word in [page_file.parent, *options]])
+    call(command, [page_file.parent, *options])
     for width in (390, 1280):
         page = browser.new_page(viewport={"width": width, "height": 844})
         page.goto(output.as_uri(), wait_until="load")

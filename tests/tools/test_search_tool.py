@@ -1,4 +1,4 @@
-"""tools/search.py lists what comparing every crop by hand gives, and says what it cannot do."""
+"""caureid search lists what comparing every crop by hand gives, and says what it cannot do."""
 
 import functools
 import json
@@ -11,24 +11,26 @@ import zlib
 import numpy as np
 import pytest
 from caureid_plugin import Index, load_run
+from caureid_plugin.cli.common import call
+from caureid_plugin.cli.index import command as index
+from caureid_plugin.cli.search import command
 from caureid_plugin.retrieval import PairStatistics, RunVerdict
+from caureid_plugin.retrieval import sheet as search_sheet
 from caureid_plugin.retrieval.index_files import Entry
-from caureid_plugin.retrieval.run_folder import write_statistics
-from caureid_plugin.retrieval.threshold import NO_VERDICT
+from caureid_plugin.retrieval.verdicts import is_query
+from caureid_plugin.runs.folder import write_statistics
+from caureid_plugin.runs.threshold import NO_VERDICT
+from caureid_plugin.search import answers
 from PIL import Image
 
-import index
-import search
-import search_sheet
 from helpers import warm
 from helpers.tiny import write_market
 from helpers.tool_output import refusal
-from search_embedder import is_query
 
 PATTERN = ["CAMERA_FOLDER.CAMERA", "pattern", "CAMERA_FOLDER.PATTERN", r"_c(\d+)"]
 
 
-load_once = functools.cache(search.load_embedder)
+load_once = functools.cache(answers.load_embedder)
 
 
 @pytest.fixture(scope="module")
@@ -60,18 +62,17 @@ def run(small_run, home):
 
 @pytest.fixture
 def ask(run, market, home, monkeypatch, capsys):
-    """Calls the tool with the gallery's index; gives what it printed."""
+    """Calls the command with the gallery's index; gives what it printed."""
     if not (home / "x").exists():
-        index.main([str(run), str(market / "bounding_box_test"), "--index", str(home / "x"),
-                    *PATTERN])
+        call(index, [run, market / "bounding_box_test", "--index", home / "x", *PATTERN])
         capsys.readouterr()
-    monkeypatch.setattr(search, "load_embedder", load_once)
+    monkeypatch.setattr(answers, "load_embedder", load_once)
 
-    def call(*words):
-        search.main([str(run), *map(str, words), "--index", str(home / "x")])
+    def ask_for(*words):
+        call(command, [run, *words, "--index", home / "x"])
         return capsys.readouterr().out
 
-    return call
+    return ask_for
 
 
 def rows(text):
@@ -102,11 +103,11 @@ def test_the_list_is_that_of_comparing_all(ask, run, market, queries, words, cam
 def test_queries_are_standardised_by_their_camera(run, market, queries, tmp_path, capsys, camera):
     """By that of all images, which is said, where it is not given."""
     folder, found = tmp_path / "x", tmp_path / "found.json"
-    index.main([str(run), str(market / "bounding_box_test"), "--index", str(folder),
-                "--standardize-by-camera", *PATTERN])
+    call(index, [run, market / "bounding_box_test", "--index", folder,
+                 "--standardize-by-camera", *PATTERN])
     capsys.readouterr()
-    search.main([str(run), str(queries[3]), "--index", str(folder), "--json", str(found),
-                 *(["--query-camera", camera] if camera else [])])
+    call(command, [run, queries[3], "--index", folder, "--json", found,
+                   *(["--query-camera", camera] if camera else [])])
     said = capsys.readouterr().out
     whose = f"those of camera {camera}" if camera else "those of all images, as no --query-camera"
     assert f"the queries by the statistics of the index: {whose}" in said
@@ -167,7 +168,7 @@ def test_of_a_run_that_went_wrong_same_is_not_told(ask, run, queries, tmp_path, 
 
 
 def test_how_many_are_expected_to_be_right_is_said(ask, run, queries, home, tmp_path, monkeypatch):
-    assert "is not known: measure the run anew (tools/threshold.py)" in ask(queries[0])
+    assert "is not known: measure the run anew (caureid threshold)" in ask(queries[0])
     network, found = load_once(run), tmp_path / "found.json"
     monkeypatch.setattr(network, "statistics", PairStatistics(
         network.statistics.same, network.statistics.different, mates=4.0))
@@ -192,17 +193,17 @@ def test_what_was_measured_comes_before_the_memory_bank(run, market, queries, tm
 
     def ask(name):
         capsys.readouterr()
-        search.main([str(run), str(queries[0]), "--index", str(tmp_path / name)])
+        call(command, [run, queries[0], "--index", tmp_path / name])
         return capsys.readouterr().out
 
-    index.main([str(run), str(market / "query"), "--index", str(tmp_path / "has")])
+    call(index, [run, market / "query", "--index", tmp_path / "has"])
     kept.rename(tmp_path / "kept")
     said = ask("has")
     assert value in said and "(training images)" in said
-    index.main([str(run), str(market / "query"), "--index", str(tmp_path / "bank")])
+    call(index, [run, market / "query", "--index", tmp_path / "bank"])
     said = ask("bank")  # rates that are too low
     assert "(memory bank)" in said and "understates the first by far" in said
-    assert "tools/threshold.py" in said
+    assert "caureid threshold" in said
     (tmp_path / "kept").rename(kept)
     said = ask("bank")
     assert value in said and "(training images)" in said
@@ -231,9 +232,9 @@ def test_the_querys_own_file_is_left_out(ask, run, market, queries, home, tmp_pa
     alone = tmp_path / "alone"
     alone.mkdir()
     shutil.copy(crops[3], alone)
-    index.main([str(run), str(alone), "--index", str(tmp_path / "x")])
+    call(index, [run, alone, "--index", tmp_path / "x"])
     capsys.readouterr()
-    search.main([str(run), str(copy), "--index", str(tmp_path / "x")])
+    call(command, [run, copy, "--index", tmp_path / "x"])
     said = capsys.readouterr().out
     assert "own file" in said and "asked for" not in said and not rows(said)
 
@@ -247,6 +248,7 @@ def test_the_querys_own_file_of_an_index_whose_file_is_gone_or_changed(tmp_path)
         (tmp_path / "c.jpg").write_bytes(b"abc")
         entry = Entry(str(tmp_path), name, "", size)
         assert is_query(entry, path, data) == is_own
+        assert is_query(entry, None, data) == (is_own and name == "c.jpg")  # nothing but content
 
 
 def test_picture(ask, queries, tmp_path):
@@ -269,7 +271,7 @@ def test_picture(ask, queries, tmp_path):
 def test_a_reader_that_stops_reading(ask, run, queries, home, tmp_path):
     """As head does: the files are written, and nothing is said of it."""
     no_reader = "import os; end, pipe = os.pipe(); os.close(end); os.dup2(pipe, 1)"
-    done = warm.run([search.__file__, run, *queries[:2], "--index", home / "x",
+    done = warm.run(["-m", "caureid_plugin", "search", run, *queries[:2], "--index", home / "x",
                      "--json", tmp_path / "found.json", "--picture", tmp_path / "found.png"],
                     tmp_path, prepare=no_reader)
     assert done.returncode == 0 and "pipe" not in done.stderr.lower() and not done.stdout
@@ -278,12 +280,13 @@ def test_a_reader_that_stops_reading(ask, run, queries, home, tmp_path):
 
 
 def test_queries_that_cannot_be_read_are_named_and_the_others_answered(
-        ask, queries, tmp_path, capsys, monkeypatch):
+        ask, run, queries, home, tmp_path, capsys, monkeypatch):
+    """``ask`` has made the index."""
     text, cut, large, pipe = (
         tmp_path / f"{name}.jpg" for name in ("text", "cut", "large", "pipe"))
     text.write_text("no image")
     cut.write_bytes(queries[0].read_bytes()[:300])
-    monkeypatch.setattr(search, "MOST_BYTES", 2 ** 20)
+    monkeypatch.setattr(answers, "MOST_BYTES", 2 ** 20)
     large.write_bytes(bytes(3 * 2 ** 20))
     os.mkfifo(pipe)
     huge, bomb = tmp_path / "huge.png", tmp_path / "bomb.png"
@@ -294,17 +297,18 @@ def test_queries_that_cannot_be_read_are_named_and_the_others_answered(
         chunks.append(struct.pack(">I", len(data)) + kind + data
                       + struct.pack(">I", zlib.crc32(kind + data)))
     bomb.write_bytes(b"".join(chunks))
-    with pytest.raises(SystemExit) as error:
-        ask(text, queries[0], cut, pipe, tmp_path / "absent.jpg", large, huge, bomb, tmp_path,
-            "--top", "3", "--json", tmp_path / "found.json")
-    for line, part in zip(str(error.value).splitlines(), (
+    assert call(command, [
+        run, text, queries[0], cut, pipe, tmp_path / "absent.jpg", large, huge, bomb, tmp_path,
+        "--index", home / "x", "--top", "3", "--json", tmp_path / "found.json"]) == 1
+    said = capsys.readouterr()
+    for line, part in zip(said.err.splitlines(), (
             "text.jpg is no image that can be read: give a JPEG or PNG", "cut.jpg",
             "pipe.jpg is not a regular file", "absent.jpg does not exist: give the file",
             "large.jpg has 3 MiB, and a query may have 1: make it smaller",
             "huge.png has 9000 x 9000 pixels, and a query may have 50000000: make it smaller",
             "bomb.png has more pixels than the 50000000", "is not a regular file"), strict=True):
         assert part in line
-    assert len(rows(capsys.readouterr().out)) == 3
+    assert len(rows(said.out)) == 3
     found = json.loads((tmp_path / "found.json").read_text())["queries"]
     assert [bool(query["error"]) for query in found] == [True, False, *[True] * 7]
 
@@ -319,9 +323,9 @@ def test_nothing_else_is_written_over(ask, queries, home, tmp_path, capsys):
     (tmp_path / "link.json").symlink_to(tmp_path / "nowhere")
     for option, path, said in (
             ("--json", home / "x" / "block-000009.json", "lies in the folder of the index"),
-            ("--json", other, "is there already and was not written by this tool"),
+            ("--json", other, "is there already and was not written by caureid search"),
             ("--json", tmp_path / "link.json", "is there already and was not written by"),
-            ("--picture", crop, "is there already and was not written by this tool: give")):
+            ("--picture", crop, "is there already and was not written by caureid search: give")):
         assert said in refusal(lambda words: ask(*words), [queries[0], crop, option, path], capsys)
     assert {path: path.read_bytes() for path in (home / "x").iterdir()} == before
     assert other.read_text() == "{}" and (tmp_path / "link.json").is_symlink()
@@ -332,7 +336,7 @@ def test_nothing_else_is_written_over(ask, queries, home, tmp_path, capsys):
 def test_a_picture_that_cannot_be_made(ask, queries, tmp_path, monkeypatch):
     """What else was asked for is written."""
     picture, found = tmp_path / "found.png", tmp_path / "found.json"
-    monkeypatch.setattr(search, "MOST_CELLS", 33)
+    monkeypatch.setattr(answers, "MOST_CELLS", 33)
     with pytest.raises(SystemExit, match="34 images for each of 3 queries in 132 places, and may"
                        " have 33: lower --top"):  # 4 lines of 11 for each
         ask(*queries[:3], "--picture", picture, "--top", "1000")
@@ -343,7 +347,7 @@ def test_a_picture_that_cannot_be_made(ask, queries, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(search, "draw_sheet", full)
+    monkeypatch.setattr(answers, "draw_sheet", full)
     with pytest.raises(SystemExit, match="No space left"):
         ask(queries[0], "--picture", picture, "--json", found)
     assert json.loads(found.read_text())["queries"][0]["hits"]
@@ -353,8 +357,8 @@ def test_nothing_found_is_said(ask, run, queries, tmp_path, capsys):
     said = ask(queries[0], "--camera", "1", "--without-camera", "01")
     assert "no image of the index is of a camera that was asked for" in said and not rows(said)
     Index.create(tmp_path / "empty", load_once(run))
-    search.main([str(run), str(queries[0]), "--index", str(tmp_path / "empty")])
-    assert "the index is empty, tools/index.py fills it" in capsys.readouterr().out
+    call(command, [run, queries[0], "--index", tmp_path / "empty"])
+    assert "the index is empty, caureid index fills it" in capsys.readouterr().out
 
 
 def test_mistakes(ask, run, small_run, queries, home, tmp_path, capsys):
@@ -365,12 +369,17 @@ def test_mistakes(ask, run, small_run, queries, home, tmp_path, capsys):
             (run, ["--camera", "7"], "no image of camera '7'; it has those of '1', '2'"),
             (run, ["--query-camera", "1"], "(--query-camera) are of use to an index that"),
             (run, ["--false-match-rate", "0.0000001"], "is too low to be told from"),
-            (run, ["--top", "0"], "--top 0 must be from 1 to 1000"),
-            (run, ["--false-match-rate", "2"], "2 must lie between 0 and 1"),
-            (run, ["--json", "x.txt"], "--json x.txt must end in .json"),
-            (run, ["--picture", "/absent/x.png"], "/absent/x.png cannot be written"),
-            (run, ["--index", "absent"], "absent does not exist: give the folder that tools/index"),
+            (run, ["--top", "0"], "'--top': 0 is not in the range"),
+            (run, ["--false-match-rate", "2"], "'--false-match-rate': 2.0 is not in the"),
+            (run, ["--json", "x.txt"], "'--json': x.txt must end in .json"),
+            (run, ["--picture", "/absent/x.png"], "x.png: the folder /absent does not exist"),
+            (run, ["--index", "absent"], "absent does not exist: give the folder that caureid"),
             (tmp_path / "a.torchscript", [], "is a program for other tools"),
             (other, [], "another network, and those of two cannot be compared")):
-        command = [network, queries[0], "--index", home / "x", *words]
-        assert said in refusal(search.main, command, capsys)
+        assert said in refusal(functools.partial(call, command), [
+            network, queries[0], "--index", home / "x", *words], capsys)
+
+
+def test_several_cameras_in_capitals_are_no_config_keys():
+    words = "r q.jpg --index x --camera DOOR YARD".split()
+    assert command.make_context("search", words).params["camera"] == ("DOOR", "YARD")

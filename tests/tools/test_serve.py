@@ -1,4 +1,4 @@
-"""tools/serve.py: what it answers, by plain numpy; what it refuses; how it listens and ends.
+"""caureid serve: what it answers, by plain numpy; what it refuses; how it listens and ends.
 
 The network is a stand-in, whose embedding is the image itself, shrunk.
 """
@@ -17,19 +17,19 @@ from unittest import mock
 import numpy as np
 import psutil
 import pytest
+from caureid_plugin.cli.common import call, namespace
+from caureid_plugin.cli.serve import command
+from caureid_plugin.retrieval.decoding import decode
 from caureid_plugin.retrieval.index import Index
 from caureid_plugin.retrieval.index_files import Entry
-from caureid_plugin.retrieval.threshold import NO_VERDICT, PairStatistics, RunVerdict
+from caureid_plugin.runs.threshold import NO_VERDICT, PairStatistics, RunVerdict
+from caureid_plugin.web import app, server
 from fastreid.data.data_utils import read_image
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-import serve
-import serve_app
-import serve_images
 from helpers.server import served
 
-ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 200_000  # bytes of an upload
 CAMERAS = ["door", "", "yard"]
 IMAGE = {"Content-Type": "application/octet-stream"}
@@ -96,8 +96,8 @@ def own_index(tmp_path):
 
 
 def client_of(index, hosts=("localhost", "127.0.0.1", "[::1]"), rate=None, proxies=()):
-    finder = serve_app.Finder(Shrunk(), index, rate)
-    return serve_app.make_app(serve_app.Site(finder, hosts, LIMIT, 5, proxies)).test_client()
+    finder = app.Finder(Shrunk(), index, rate)
+    return app.make_app(app.Site(finder, hosts, LIMIT, 5, proxies)).test_client()
 
 
 @pytest.fixture(scope="module")
@@ -204,8 +204,8 @@ def test_of_a_run_that_went_wrong_nothing_is_marked(own_index, monkeypatch, whos
     assert "not marked: Training went wrong: for a reason." in page and "expects as" not in page
     hits = client.post("/search?row=0").get_json()["hits"]
     assert {hit["same"] for hit in hits} == {None} and hits[0]["score"] > hits[-1]["score"]
-    finder = serve_app.Finder(Shrunk(), own_index, None, despite_verdict=True)
-    client = serve_app.make_app(serve_app.Site(finder, ["localhost"], LIMIT, 5)).test_client()
+    finder = app.Finder(Shrunk(), own_index, None, despite_verdict=True)
+    client = app.make_app(app.Site(finder, ["localhost"], LIMIT, 5)).test_client()
     assert "despite the verdict of the run. Training went wrong: for a" in client.get("/").text
     assert None not in {hit["same"] for hit in client.post("/search?row=0").get_json()["hits"]}
 
@@ -259,7 +259,7 @@ def test_images_are_read_as_the_toolbox_reads_files(tmp_path):
             "CMYK": encoded(rgb.convert("CMYK"), "JPEG")}.items():
         (tmp_path / "image").write_bytes(data)
         expected = np.asarray(read_image(str(tmp_path / "image"), "RGB"))
-        assert np.array_equal(np.asarray(serve_images.decode(data)), expected), name
+        assert np.array_equal(np.asarray(decode(data)), expected), name
 
 
 def test_a_thumbnail_is_the_pixels_alone(own_index):
@@ -283,10 +283,10 @@ def test_a_thumbnail_is_the_pixels_alone(own_index):
 
 @pytest.mark.parametrize("path", [
     *(f"/crops/{row}" for row in ("12", "-1", "1.0", "01", "", "%00", "9" * 5000, "\u0663",
-                                  "../serve.py", "..%2f..%2fserve.py", "%2fetc%2fpasswd",
-                                  "0/../../serve.py", "..\\serve.py", "0%00.jpg")),
-    "/serve.py", "/static/serve.py", "/%2e%2e/serve.py", "/%2Fetc/passwd", "/serve.html.j2",
-    "/serve.css/../serve.py", "/crops.index/index.json"], ids=lambda path: ascii(path[:20]))
+                                  "../server.py", "..%2f..%2fserver.py", "%2fetc%2fpasswd",
+                                  "0/../../server.py", "..\\server.py", "0%00.jpg")),
+    "/server.py", "/static/server.py", "/%2e%2e/server.py", "/%2Fetc/passwd", "/serve.html.j2",
+    "/serve.css/../server.py", "/crops.index/index.json"], ids=lambda path: ascii(path[:20]))
 def test_nothing_but_rows_is_served(client, path):
     assert said(client.get(path), 404) in ("There is nothing at this address.",
                                            "There is no such crop in the index.")
@@ -316,13 +316,13 @@ def test_a_replaced_file_is_not_shown_nor_searched_with(own_index, tmp_path):
             text = said(response, 404)
             assert ("image" if "same size" in name else "crop") in text, name
             assert str(tmp_path) not in text and "root" not in text, name
-            assert name != "another image" or "tools/index.py" in text
+            assert name != "another image" or "caureid index" in text
     assert client.get("/crops/0").status_code == 200
 
 
 def test_another_image_in_its_place_is_not_shown(own_index):
     paint(99).save(own_index.paths[1])
-    assert "tools/index.py" in said(client_of(own_index).get("/crops/1"), 404)
+    assert "caureid index" in said(client_of(own_index).get("/crops/1"), 404)
 
 
 def test_what_is_no_image_is_refused(client, tmp_path):
@@ -432,17 +432,18 @@ def test_headers(client, path):
 
 
 def test_an_error_of_the_program_is_not_told(client, monkeypatch, caplog):
-    monkeypatch.setattr(serve_app.Finder, "find", lambda *_: 1 / 0)
+    monkeypatch.setattr(app.Finder, "find", lambda *_: 1 / 0)
     text = said(client.post("/search?row=0"), 500)
     assert "log" in text and "division" not in text and "division by zero" in caplog.text
 
 
 STAND_IN = f"""
 import sys
-sys.path[:0] = {[str(Path(__file__).parent), *(str(ROOT / name) for name in ("tools", "tests"))]!r}
-import serve, test_serve
-serve.load_embedder = lambda folder: test_serve.Shrunk()
-serve.main()
+sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
+import test_serve
+from caureid_plugin.web import server
+server.load_embedder = lambda folder: test_serve.Shrunk()
+test_serve.command.main(prog_name="caureid serve")
 """
 
 
@@ -479,8 +480,8 @@ def test_it_listens_on_this_machine_alone_and_ends_by_sigterm(index, tmp_path):
 
 
 def with_limits(index, **limits):
-    script = STAND_IN.replace("serve.main()", f"vars(serve).update({limits})\nserve.main()")
-    return ["-c", script, *arguments(index)[2:]]
+    script = f"from caureid_plugin.web import server\nvars(server).update({limits})\n"
+    return ["-c", script + STAND_IN, *arguments(index)[2:]]
 
 
 def begin(url, *parts):
@@ -528,14 +529,13 @@ def test_a_request_as_a_whole_has_a_deadline(index, tmp_path, part):
 def test_who_reads_no_answer_holds_no_thread(index, tmp_path):
     """Four connections, as many as there are threads, ask for much and read nothing of it."""
     name, script, *rest = with_limits(index, SECONDS=1)
-    script = script.replace("serve.main()", """
+    little = """
 import socket
 from waitress.adjustments import Adjustments
 Adjustments.outbuf_high_watermark = 1
 Adjustments.socket_options = [(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)]
-serve.main()
-""")
-    with served([name, script, *rest], tmp_path) as (_, url, errors):
+"""
+    with served([name, little + script, *rest], tmp_path) as (_, url, errors):
         deaf = []
         for _ in range(4):
             deaf.append(socket.socket())
@@ -550,7 +550,7 @@ def test_all_that_an_index_shows_is_said(tmp_path):
     index = Index.create(tmp_path / "x", Shrunk())
     index.add(np.eye(13, 24), [*(Entry(f"/home/{row % 6}", f"{row}.jpg") for row in range(10)),
                                Entry("/", "etc/x.png"), "/etc/a\n.png", "b"])
-    text = serve.sources(Index.open(index.folder))
+    text = server.sources(Index.open(index.folder))
     assert text.startswith("Crops are read from /home/0 (2), /home/1 (2), /home/2 (2), ")
     assert text.endswith(r", 2 other folders, 2 files by their names, the first '/etc/a\n.png'.")
 
@@ -569,29 +569,31 @@ def test_ctrl_c_ends_it_and_an_open_host_is_warned_of(index, tmp_path):
 def test_a_port_in_use(index, capsys):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(SystemExit, match=rf"^tools/serve.py: port {port} of .* is in use: .*"
+        with pytest.raises(SystemExit, match=rf"^caureid serve: port {port} of .* is in use: .*"
                                              r"--port"):
-            serve.main(["run", "--index", str(index.folder), "--port", str(port)])
+            call(command, ["run", "--index", index.folder, "--port", port])
     assert capsys.readouterr() == ("", "")
 
 
 def test_hosts_and_ports_that_cannot_be(monkeypatch):
-    with pytest.raises(serve.Mistake, match="--host 192.0.2.1 is no address of this machine"):
-        serve.listen("192.0.2.1", 0)  # kept for documents
+    with pytest.raises(server.Mistake, match="--host 192.0.2.1 is no address of this machine"):
+        server.listen("192.0.2.1", 0)  # kept for documents
     monkeypatch.setattr(socket.socket, "bind", mock.Mock(side_effect=PermissionError(13, "Denied")))
-    with pytest.raises(serve.Mistake, match="port 80 is not allowed.*--port"):
-        serve.listen("127.0.0.1", 80)
+    with pytest.raises(server.Mistake, match="port 80 is not allowed.*--port"):
+        server.listen("127.0.0.1", 80)
     monkeypatch.setattr(socket, "getaddrinfo", mock.Mock(side_effect=socket.gaierror(
         socket.EAI_NONAME, "Name or service not known")))  # no resolver is asked
-    with pytest.raises(serve.Mistake, match="--host not-a-host is no address of .*not known"):
-        serve.listen("not-a-host", 0)
+    with pytest.raises(server.Mistake, match="--host not-a-host is no address of .*not known"):
+        server.listen("not-a-host", 0)
 
 
 def test_a_wildcard_is_reached_by_the_addresses_of_the_machine():
-    args = serve.parse_args(["run", "--index", "i", "--host", "0.0.0.0", "--allow-host", "a.b"])
-    assert {"127.0.0.1", "localhost", "a.b"} <= set(serve.allowed_hosts(args, "0.0.0.0"))
-    args = serve.parse_args(["run", "--index", "i"])
-    assert set(serve.allowed_hosts(args, "127.0.0.1")) == {"localhost", "127.0.0.1", "[::1]"}
+    def parsed(*words):
+        return namespace(**command.make_context("serve", ["run", "--index", "i", *words]).params)
+
+    args = parsed("--host", "0.0.0.0", "--allow-host", "a.b")
+    assert {"127.0.0.1", "localhost", "a.b"} <= set(server.allowed_hosts(args, "0.0.0.0"))
+    assert set(server.allowed_hosts(parsed(), "127.0.0.1")) == {"localhost", "127.0.0.1", "[::1]"}
 
 
 @pytest.mark.parametrize("options", [
@@ -600,30 +602,30 @@ def test_a_wildcard_is_reached_by_the_addresses_of_the_machine():
     ["--top", "501"], ["--false-match-rate", "1"]])
 def test_wrong_options(options, capsys):
     with pytest.raises(SystemExit) as ended:
-        serve.parse_args(["run", "--index", "i", *options])
+        call(command, ["run", "--index", "i", *options])
     assert ended.value.code == 2 and options[0] in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["flask", "waitress"])
 def test_what_is_missing_is_said(name, monkeypatch, index):
     monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "serve_app")
-    monkeypatch.setattr(serve, "load_embedder", lambda folder: Shrunk())
+    monkeypatch.delitem(sys.modules, "caureid_plugin.web.app")
+    monkeypatch.setattr(server, "load_embedder", lambda folder: Shrunk())
     with pytest.raises(SystemExit, match=rf"{name}.*pip install 'caureid-plugin\[web\]'"):
-        serve.main(["run", "--index", str(index.folder), "--port", "0"])
+        call(command, ["run", "--index", index.folder, "--port", "0"])
 
 
 def test_an_index_of_another_network_or_none_is_one_sentence(index, tmp_path, monkeypatch):
     other = Shrunk()
     other.fingerprint = "1" * 32
-    monkeypatch.setattr(serve, "load_embedder", lambda folder: other)
+    monkeypatch.setattr(server, "load_embedder", lambda folder: other)
     for folder, text in ((index.folder, "fingerprint"), (tmp_path / "none", "does not exist")):
-        with pytest.raises(SystemExit, match=f"tools/serve.py: .*{text}"):
-            serve.main(["run", "--index", str(folder), "--port", "0"])
+        with pytest.raises(SystemExit, match=f"caureid serve: .*{text}"):
+            call(command, ["run", "--index", folder, "--port", "0"])
     Index.create(tmp_path / "empty", other)
-    with pytest.raises(SystemExit, match="holds no images.*tools/index.py"):
-        serve.main(["run", "--index", str(tmp_path / "empty"), "--port", "0"])
+    with pytest.raises(SystemExit, match="holds no images.*caureid index"):
+        call(command, ["run", "--index", tmp_path / "empty", "--port", "0"])
     single = Index.create(tmp_path / "single", other, standardize_by_camera=True)
     single.add(np.eye(3, 24), [Entry("", name, name[0]) for name in ("a1", "a2", "b1")])
     with pytest.raises(SystemExit, match="a single image, the first is camera 'b'"):
-        serve.main(["run", "--index", str(tmp_path / "single"), "--port", "0"])
+        call(command, ["run", "--index", tmp_path / "single", "--port", "0"])

@@ -1,17 +1,16 @@
 """The search page in a real browser: a crop is dropped, the ranked ones appear.
 
-A run's own network and an index of files; the page is served by the tool in a process of its own.
+A run's own network and an index of files; the command serves the page in its own process.
 """
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 from caureid_plugin import Index, load_run
 from caureid_plugin.engine import load_config
 from caureid_plugin.retrieval import Entry, PairStatistics
-from caureid_plugin.retrieval.run_folder import write_statistics
+from caureid_plugin.runs.folder import write_statistics
 from fastreid.data import build as data_build
 from playwright.sync_api import expect
 
@@ -20,7 +19,6 @@ from helpers.run_folder import write_run
 from helpers.server import served
 from helpers.tiny import KEYS, write_market
 
-SERVE = Path(__file__).resolve().parents[2] / "tools" / "serve.py"
 LIMIT = 0.949  # of the statistics below: 0.1 % of the pairs of different people are above
 # as a user does; ``bytes``: of the file, or how many zeros
 DROP = """
@@ -78,8 +76,8 @@ def find(run):
 def tab(run, find):
     """A browser's page and its address; what a browser complains of fails the module."""
     with (open_browser() as browser,
-          served([SERVE, run, "--index", run / "index", "--port", "0", "--top", "8"], run
-                 ) as (_, url, _)):
+          served(["-m", "caureid_plugin", "serve", run, "--index", run / "index", "--port", "0",
+                  "--top", "8"], run) as (_, url, _)):
         assert url.startswith("http://127.0.0.1:")
         page = browser.new_page()
         wrong, asked = watch(page)

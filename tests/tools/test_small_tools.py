@@ -1,16 +1,19 @@
-"""The small tools: the demo, the camera bias, the benchmark of searching."""
+"""The demo, the camera bias, the benchmark of searching, and how every benchmark starts."""
 
 import json
+import os
+import sys
 import types
 
 import numpy as np
 import pytest
 import torch
-from caureid_plugin.data.synthetic_cameras import render_dataset
+from caureid_plugin.cli import demo
+from caureid_plugin.cli.common import call
+from caureid_plugin.data.synthetic.dataset import render_dataset
 
-import benchmark_search
-import camera_bias
-import demo
+from benchmarks import camera_bias
+from benchmarks import search as benchmark_search
 from helpers import warm
 from helpers.page import Page
 from helpers.tiny import KEYS
@@ -18,25 +21,25 @@ from helpers.tool_output import is_drawn, table_rows
 
 
 def test_the_demo_to_its_end(tmp_path, monkeypatch, capsys):
-    root, scripts, output = tmp_path / "datasets", [], tmp_path / "out"
+    root, commands, output = tmp_path / "datasets", [], tmp_path / "out"
     root.mkdir()
     render_dataset(str(root / "SyntheticCameras"), train_identities=8, test_identities=3)
     monkeypatch.setenv("FASTREID_DATASETS", str(root))
 
     def run(command, check):
+        assert command[:3] == [sys.executable, "-m", "caureid_plugin"]
         done = warm.run(command[1:], tmp_path)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        scripts.append(command[1].rpartition("/")[2])
+        commands.append(command[3])
         return done
 
     output.mkdir()
     (output / "metrics.json").write_text("of an earlier demo")
     monkeypatch.setattr(demo, "subprocess", types.SimpleNamespace(run=run))
-    monkeypatch.setattr("sys.argv", [
-        "demo.py", "--output", str(output), "--seed", "3", *KEYS, "MODEL.HEADS.CAMSEP.NUM_CAMERAS",
-        "6", "DATASETS.NAMES", "('SyntheticCameras',)", "DATASETS.TESTS", "('SyntheticCameras',)"])
-    demo.main()
-    assert scripts == ["train_net.py", "show_synthetic.py", "report.py"]
+    assert not call(demo.command, [
+        "--output", output, "--seed", "3", *KEYS, "MODEL.HEADS.CAMSEP.NUM_CAMERAS", "6",
+        "DATASETS.NAMES", "('SyntheticCameras',)", "DATASETS.TESTS", "('SyntheticCameras',)"])
+    assert commands == ["train", "report"]
     assert next(output.glob("metrics-until-*.json")).read_text() == "of an earlier demo"
 
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -64,9 +67,7 @@ def test_the_demo_to_its_end(tmp_path, monkeypatch, capsys):
 def test_a_demo_whose_training_fails_ends_with_its_status(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "subprocess", types.SimpleNamespace(
         run=lambda command, check: types.SimpleNamespace(returncode=3)))
-    monkeypatch.setattr("sys.argv", ["demo.py", "--output", str(tmp_path)])
-    with pytest.raises(SystemExit, match="3"):
-        demo.main()
+    assert call(demo.command, ["--output", tmp_path]) == 3
 
 
 def test_camera_accuracy_by_hand():
@@ -124,3 +125,16 @@ def test_the_benchmark_of_searching(capsys, monkeypatch):
     monkeypatch.setattr(benchmark_search.Index, "search", lambda *args, **options: [[]])
     benchmark_search.main(["--images", "500", "--queries", "2", "--dims", "16"])
     assert table_rows(capsys.readouterr().out)[-1][-1] == "0.00 %"  # a wrong index
+
+
+SCRIPTS = [path.name for path in (warm.REPOSITORY / "tools" / "benchmarks").glob("*.py")
+           if path.read_text().startswith("#!")]
+
+
+@pytest.mark.parametrize("name", sorted(SCRIPTS))
+def test_a_benchmark_starts_from_any_folder(name, tmp_path):
+    """Each finds the modules beside it."""
+    script = warm.REPOSITORY / "tools" / "benchmarks" / name
+    done = warm.run([script, "--help"], tmp_path)
+    assert done.returncode == 0 and f"usage: {name} " in done.stdout, done.stderr
+    assert os.access(script, os.X_OK)

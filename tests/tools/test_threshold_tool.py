@@ -1,16 +1,19 @@
-"""tools/threshold.py measures what comparing every pair gives, and keeps it for load_run."""
+"""caureid threshold measures what comparing every pair gives, and keeps it for load_run."""
 
+import functools
 import re
 
 import numpy as np
 import pytest
 import torch
 from caureid_plugin import load_run
+from caureid_plugin.cli.common import call
+from caureid_plugin.cli.threshold import command
+from caureid_plugin.search import pairs as pairs_module
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
 from PIL import Image
 
-import threshold
 from helpers.tool_output import refusal
 
 
@@ -30,7 +33,7 @@ def run(small_run, tiny_market):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Pictures take the most time, and one test looks at them."""
-    monkeypatch.setattr(threshold, "draw", lambda *_: b"a picture")
+    monkeypatch.setattr(pairs_module, "draw", lambda *_: b"a picture")
 
 
 def pairs(features, labels, cameras):
@@ -51,7 +54,7 @@ def images(market, folders):
 
 
 def test_what_is_measured_is_kept(run, tiny_market, capsys):
-    threshold.main([str(run)])
+    call(command, [run])
     loaded = load_run(run)
     paths, _, cameras = images(tiny_market, ["bounding_box_train"])
     same, different = pairs(loaded.embed(paths[8:]), np.arange(40) // 8, cameras[8:])
@@ -61,7 +64,7 @@ def test_what_is_measured_is_kept(run, tiny_market, capsys):
     np.testing.assert_allclose(found.different, different, atol=0.00051)
     said = capsys.readouterr().out
     suggested = found.threshold()
-    rates = " +".join(threshold.percent(rate, count) for rate, count in zip(
+    rates = " +".join(pairs_module.percent(rate, count) for rate, count in zip(
         suggested[1:], (len(different), len(same)), strict=True))
     assert re.search(rf"suggested +{suggested.value:.3f} +expected +{rates} +\d+ %, \d+ %\n", said)
     # 0.1 % cannot be told from so few pairs, and nothing is said of it
@@ -74,7 +77,7 @@ def test_what_is_measured_is_kept(run, tiny_market, capsys):
 
 def test_rates_by_identity(run, undrawn, tiny_market, tmp_path, capsys):
     picture = tmp_path / "both.png"
-    threshold.main([str(run), "--true-labels", "--picture", str(picture)])
+    call(command, [run, "--true-labels", "--picture", picture])
     said, loaded = capsys.readouterr().out, load_run(run)
     for name, folders in (("training", ["bounding_box_train"]),
                           ("test", ["query", "bounding_box_test"])):
@@ -89,7 +92,7 @@ def test_rates_by_identity(run, undrawn, tiny_market, tmp_path, capsys):
     assert picture.is_file() and not (run / "threshold.png").exists()
     # a diagnostic: what is kept is what is kept without it
     with_labels = (run / "pair_statistics.json").read_bytes()
-    threshold.main([str(run), "--picture", str(picture)])
+    call(command, [run, "--picture", picture])
     assert (run / "pair_statistics.json").read_bytes() == with_labels
 
 
@@ -104,7 +107,7 @@ def test_identities_that_are_no_ones_are_the_datasets_own(cfg, monkeypatch, junk
 
     monkeypatch.setitem(DATASET_REGISTRY._obj_map, "Own", Own)
     cfg.merge_from_list(["DATASETS.NAMES", (), "DATASETS.TESTS", ("Own",)])
-    (name, items), = threshold.labelled_sets(cfg).items()
+    (name, items), = pairs_module.labelled_sets(cfg).items()
     assert name == "Own, test images" and [item[1] for item in items] == known
 
 
@@ -131,7 +134,7 @@ def right_by_hand(features, people, cameras, value, sizes):
 
 def test_how_much_is_right_by_clusters_and_by_identity(run, undrawn, tiny_market, capsys):
     """Of an index of 480 images, 240 of each camera."""
-    threshold.main([str(run), "--truth", "--index-size", "480"])
+    call(command, [run, "--truth", "--index-size", "480"])
     said, loaded = capsys.readouterr().out, load_run(run)
     value = loaded.statistics.equal_errors().value
     paths, people, cameras = images(tiny_market, ["bounding_box_train"])
@@ -146,22 +149,22 @@ def test_how_much_is_right_by_clusters_and_by_identity(run, undrawn, tiny_market
 
 def test_a_bad_verdict_is_said(run, undrawn, capsys):
     (run / "metrics.json").write_text('{"iteration": 0, "labels/silhouette": 0.1}\n')
-    threshold.main([str(run)])
+    call(command, [run])
     said = capsys.readouterr().out
     assert "By its indicators training went wrong: " in said
-    assert "searches tell same or different with --despite-verdict alone" in said
+    assert "searches tell same or different only with --despite-verdict" in said
     assert load_run(run).statistics.source == "training images"  # to be asked for all the same
 
 
 def test_a_verdict_that_is_not_known_is_said(run, undrawn, capsys):
     (run / "metrics.json").unlink(missing_ok=True)
-    threshold.main([str(run)])
+    call(command, [run])
     assert "Whether training went well is not known: metrics.json is" in capsys.readouterr().out
 
 
 def test_a_part_of_the_images(run, undrawn):
     def measured(seed):
-        threshold.main([str(run), "--images", "16", "--seed", str(seed)])
+        call(command, [run, "--images", "16", "--seed", seed])
         return (run / "pair_statistics.json").read_bytes()
 
     first = measured(3)
@@ -176,9 +179,9 @@ def test_each_checkpoint_has_its_own(run, undrawn):
     content = torch.load(run / "model_final.pth", weights_only=True)
     content["model"]["heads.bottleneck.0.running_mean"] += 0.5
     torch.save(content, run / "model_0000.pth")
-    threshold.main([str(run)])
+    call(command, [run])
     first = load_run(run).statistics
-    threshold.main([str(run), "--checkpoint", str(run / "model_0000.pth")])
+    call(command, [run, "--checkpoint", run / "model_0000.pth"])
     other = load_run(run / "model_0000.pth").statistics
     assert load_run(run).statistics.to_json() == first.to_json() != other.to_json()
     assert first.source == other.source == "training images"
@@ -187,16 +190,17 @@ def test_each_checkpoint_has_its_own(run, undrawn):
 def test_mistakes(run, undrawn, tiny_market, tmp_path, capsys):
     training = tiny_market / "Market-1501-v15.09.15" / "bounding_box_train"
     for words, said in (
-            ([run, "--images", "0"], "--images 0 must be at least 1"),
-            ([run, "--picture", "x.gif"], "--picture x.gif must be a .png file"),
-            ([run, "--index-size", "0"], "--index-size 0 must be at least 1"),
+            ([run, "--images", "0"], "'--images': 0 is not in the range"),
+            ([run, "--picture", "x.gif"], "x.gif must end in .png"),
+            ([run, "--index-size", "0"], "'--index-size': 0 is not in the range"),
             ([run, "SEED"], "must come in pairs, got SEED"),
             ([tmp_path / "absent"], "absent does not exist: give the folder that a run"),
             ([run, "--images", "1"], "pairs of images in different clusters, and a threshold"),
             ([run, "--true-labels", "DATASETS.TESTS", "()", "DATASETS.NAMES", "('CameraFolder',)",
               "CAMERA_FOLDER.ROOT", training, "CAMERA_FOLDER.CAMERA", "pattern",
               "CAMERA_FOLDER.PATTERN", "_c(\\d)"], "--true-labels: neither ")):
-        assert said in refusal(threshold.main, words, capsys)
+        assert said in refusal(functools.partial(call, command), words, capsys)
     next(training.glob("*.jpg")).unlink()
-    assert "data set differs from the run's" in refusal(threshold.main, [run], capsys)
+    said = refusal(functools.partial(call, command), [run], capsys)
+    assert "data set differs from the run's" in said
     assert not (run / "pair_statistics.json").exists()

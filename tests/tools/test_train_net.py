@@ -1,13 +1,19 @@
-"""tools/train_net.py as a user runs it: train, resume, evaluate, several processes, mistakes."""
+"""Training as a user runs it, by tools/train_net.py and `caureid train`: train, resume, evaluate,
+several processes, mistakes."""
 
 import json
+import shutil
+import subprocess
+import sys
 import traceback
 import types
 
 import pytest
 import torch
+from caureid_plugin.cli.common import call
+from caureid_plugin.cli.train import command
+from caureid_plugin.engine import training as train_net
 
-import train_net
 from helpers import warm
 from helpers.tiny import KEYS
 
@@ -15,14 +21,17 @@ NO_DEVICE = [word for pair in zip(KEYS[::2], KEYS[1::2], strict=True) for word i
              if pair[0] != "MODEL.DEVICE"]  # which the script then finds itself
 
 
+SCRIPT = warm.REPOSITORY / "tools" / "train_net.py"
+
+
 @pytest.fixture
 def script(tiny_market, tmp_path):
-    """Runs the script on the tiny dataset in a process of its own; returns its output."""
+    """Trains on the tiny dataset in a process of its own; returns its output."""
 
-    def run(folder, *arguments, launcher=(), fails=False, **how):
+    def run(folder, *arguments, launcher=(SCRIPT,), fails=False, **how):
         words = [str(word) for word in arguments]
         done = warm.run(
-            [*launcher, warm.REPOSITORY / "tools" / "train_net.py", "--config-file",
+            [*launcher, "--config-file",
              "Synthetic/caureid.yml", *[w for w in words if w.startswith("--")], *NO_DEVICE,
              "OUTPUT_DIR", tmp_path / folder, *[w for w in words if not w.startswith("--")]],
             tmp_path, timeout=240, **how)
@@ -51,8 +60,9 @@ def test_train_resume_and_evaluate(script, tmp_path):
 
     weights = tmp_path / "a" / "model_final.pth"
     assert "memory_bank" in torch.load(weights, weights_only=True)
-    assert log.count(f"Look at it: tools/report.py {tmp_path / 'a'}\n") == 1
-    log = script("b", "--eval-only", "MODEL.WEIGHTS", weights)
+    assert log.count(f"Look at it: caureid report {tmp_path / 'a'}\n") == 1
+    log = script("b", "--eval-only", "MODEL.WEIGHTS", weights,
+                 launcher=["-m", "caureid_plugin", "train"])
     assert "Look at it" not in log
     assert f"{after:.2f}" in log  # the table of the evaluation gives two digits
 
@@ -70,11 +80,12 @@ def test_two_spawned_processes_equal_one(script, train_as_script, tmp_path):
 
 
 @pytest.mark.slow
-def test_torchrun(script, tmp_path):
+@pytest.mark.parametrize("program", [[SCRIPT], ["-m", "caureid_plugin", "train"]])
+def test_torchrun(script, tmp_path, program):
     log = script(
         "run", "SOLVER.MAX_EPOCH", 1, "TEST.EVAL_AT_START", False,
         launcher=["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0",
-                  "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"])
+                  "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", *program])
     assert " in 2 processes" in log and (tmp_path / "run" / "model_final.pth").is_file()
 
 
@@ -89,26 +100,24 @@ def test_torchrun(script, tmp_path):
 ])
 def test_mistakes_are_one_sentence(tiny_market, tmp_path, monkeypatch, keys, says):
     monkeypatch.setattr("fastreid.engine.defaults.collect_env_info", lambda: "")  # slow
-    args = train_net.default_argument_parser().parse_args(
+    args = train_net.argument_parser().parse_args(
         ["--config-file", "Synthetic/caureid.yml" if keys else "Markt.yml",
          *[key for key in keys if key.startswith("--")], *KEYS,
          "OUTPUT_DIR", str(tmp_path / "c"), *[key for key in keys if not key.startswith("--")]])
-    args.join_timeout = 10.0
-    with pytest.raises(SystemExit, match="^train_net.py: ") as leaving:
+    with pytest.raises(SystemExit, match="^caureid train: ") as leaving:
         train_net.run(args)
     assert says in leaving.value.code
 
 
 @pytest.mark.parametrize("words, says", [
-    ([], "train_net.py: --config-file is missing, the file of a config, such as configs/OwnData"),
+    ([], "caureid train: --config-file is missing, the file of a config, such as configs/OwnData"),
     (["--resume", "--num-gpus", "1", "SOLVER.MAX_EPOCH", "3"], "--config-file is missing, the"),
     (["configs/Market/caureid.yml", "SEED", "1"],
      "--config-file is missing: write it before configs/Market/caureid.yml."),
     (["--eval-only", "--config-file", "", "MODEL.WEIGHTS", "x.pth"], "--config-file is missing")])
 def test_a_missing_config_file_is_said(monkeypatch, tmp_path, words, says):
     monkeypatch.chdir(tmp_path)  # where nothing may be written
-    args = train_net.default_argument_parser().parse_args(words)
-    args.join_timeout = 10.0
+    args = train_net.argument_parser().parse_args(words)
     with pytest.raises(SystemExit) as leaving:
         train_net.run(args)
     assert says in leaving.value.code and not list(tmp_path.iterdir())
@@ -141,7 +150,57 @@ def test_errors_of_training_keep_their_traceback(processes, monkeypatch):
     monkeypatch.setattr(train_net, "build_trainer", lambda cfg: types.SimpleNamespace(
         resume_or_load=lambda resume: None, train=train))
     monkeypatch.setattr(train_net, "launch", launch)
-    args = train_net.default_argument_parser().parse_args(["--config-file", "x.yml"])
-    args.join_timeout = 1.0
+    args = train_net.argument_parser().parse_args(["--config-file", "x.yml"])
     with pytest.raises(KeyError if processes == 1 else train_net.ProcessError, match="'x'"):
         train_net.run(args)
+
+
+def test_the_command_has_the_arguments_of_the_script(monkeypatch):
+    """Each option's words, type and default; ``caureid train`` takes them anywhere."""
+    parsed = []
+    monkeypatch.setattr(train_net, "launch", lambda main, count, args, **how: parsed.append(
+        {**vars(args[0]), **how}))
+    words = ["--config-file", "a.yml"]
+    options = [
+        "--resume", "--eval-only", "--num-gpus", "3", "--num-machines", "2", "--machine-rank", "1",
+        "--dist-url", "tcp://host:3", "--join-timeout", "7.5"]
+    keys = ["SOLVER.BASE_LR", "-1"]
+    assert {word for action in train_net.argument_parser()._actions
+            for word in action.option_strings} == {
+        "-h", "--help", *words[:1], *(word for word in options if word.startswith("--"))}
+    for given in ([], options):
+        train_net.run(train_net.argument_parser().parse_args([*words, *given, *keys]))
+        call(command, [*given, *keys, *words])
+        assert parsed[-2] == parsed[-1] and parsed[-1]["opts"] == keys
+    assert parsed[-1]["num_gpus"] == 3 and parsed[-1]["join_seconds"] == 7.5
+
+
+@pytest.mark.parametrize("words, says", [
+    (["--num-gpus", "0"], "0 is not in the range x>=1"),
+    (["--num-gpu", "2", "--config-file", "x.yml"], "Did you mean '--num-gpus'"),
+    (["SEED", "1"], "Missing option '--config-file'"),
+    (["--config-file", "x.yml", "SEED"], "must come in pairs, got SEED")])
+def test_a_wrong_command_line(words, says, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        call(command, words)
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_the_script_finds_the_plugin(installed, tmp_path):
+    """The one beside it, which need not be installed; an installed one where there is none."""
+    clone, environment = tmp_path / "clone", warm.environment(PYTHONPATH=None)
+    (clone / "tools").mkdir(parents=True)
+    shutil.copy(SCRIPT, clone / "tools")
+    fake = tmp_path / "installed" if installed else clone
+    (fake / "caureid_plugin" / "engine").mkdir(parents=True)
+    (fake / "caureid_plugin" / "__init__.py").touch()
+    (fake / "caureid_plugin" / "engine" / "__init__.py").touch()
+    (fake / "caureid_plugin" / "engine" / "training.py").write_text(
+        "import argparse\nargument_parser = argparse.ArgumentParser\n"
+        "def run(args, name): print(__file__, name)\n")
+    if installed:
+        environment["PYTHONPATH"] = str(fake)
+    done = subprocess.run([sys.executable, "-S", clone / "tools" / "train_net.py"], cwd=tmp_path,
+                          env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{fake / 'caureid_plugin' / 'engine' / 'training.py'} train_net.py\n"

@@ -1,4 +1,4 @@
-"""The tool that draws attention maps: its choice of images, shares, pictures and errors."""
+"""``caureid attention``: its choice of images, shares, pictures and errors."""
 
 import os
 import re
@@ -9,11 +9,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from caureid_plugin.data.synthetic_cameras import person_mask, render_dataset
+from caureid_plugin.cli.attention import command
+from caureid_plugin.cli.common import call, namespace
+from caureid_plugin.data.synthetic.dataset import person_mask, render_dataset
+from caureid_plugin.layers import MAP_KINDS
+from caureid_plugin.report import attention
 from fastreid.data import build as data_build
 from PIL import Image
 
-import visualize_attention as tool
 from helpers.page import Page
 from helpers.tiny import KEYS
 
@@ -56,6 +59,17 @@ def folder(tmp_path):
     return folder
 
 
+def parsed(words):
+    """What the function behind the command gets."""
+    return namespace(**command.make_context(command.name, [str(word) for word in words]).params)
+
+
+def chosen(words):
+    """The images that the command draws and measures."""
+    args = parsed(words)
+    return attention.choose(args, attention.configure(args.config_file, args.opts))
+
+
 def pictures(page):
     """(alternative text, array) of a page's pictures; the first one, the colour bar, left out."""
     return [(alt, np.asarray(picture.convert("RGB")).astype(int))
@@ -85,12 +99,11 @@ def table_of(printed):
 
 
 def test_shares_on_the_person_against_loops(synthetic, weights, tmp_path, capsys):
-    tool.main([*CONFIG, "--per-camera", "1", "--measure", "3", "--output",
-               str(tmp_path / "a.html"), *SYNTHETIC, "MODEL.WEIGHTS", str(weights)])
+    options = [*CONFIG, "--per-camera", "1", "--measure", "3", *SYNTHETIC]
+    call(command, [*options, "MODEL.WEIGHTS", weights, "--output", tmp_path / "a.html"])
     printed = capsys.readouterr().out
-    args = tool.parse_args([*CONFIG, "--per-camera", "1", "--measure", "3", *SYNTHETIC])
-    cfg = tool.configure(args)
-    paths = [choice.path for choice in tool.choose(args, cfg)]
+    cfg = attention.configure(CONFIG[1], SYNTHETIC)
+    paths = [choice.path for choice in chosen(options)]
     assert len(paths) == len(set(paths)) == 9
     people = [person_mask(path) for path in paths]
     areas = 100 * np.array([person.mean() for person in people])
@@ -99,7 +112,7 @@ def test_shares_on_the_person_against_loops(synthetic, weights, tmp_path, capsys
     found = table_of(printed)
     assert list(found) == [(w, k) for w in ("start", "trained") for k in ("mask", "feature")]
     for name, path in (("start", ""), ("trained", str(weights))):
-        model = tool.build_network(cfg, path)
+        model = attention.build_attentive(cfg, path)
         for kind in ("mask", "feature"):
             shares = 100 * np.array([
                 [plain_share(heat, person) for heat in plain_maps(model, image, kind)]
@@ -123,7 +136,7 @@ def test_at_a_uniform_mask_the_picture_is_grey_and_else_it_is_not(synthetic, wei
     shown = []
     for options in ([], ["MODEL.WEIGHTS", str(weights)]):
         path = tmp_path / f"{len(options)}.html"
-        tool.main([*CONFIG, "--per-camera", "1", "--output", str(path), *SYNTHETIC, *options])
+        call(command, [*CONFIG, "--per-camera", "1", "--output", path, *SYNTHETIC, *options])
         shown.append(pictures(Page(path)))
     strongest = 0
     for (alt, start), (same, trained) in zip(*shown, strict=True):
@@ -138,18 +151,19 @@ def test_at_a_uniform_mask_the_picture_is_grey_and_else_it_is_not(synthetic, wei
 
 def test_the_range_of_the_colours():
     uniform, strong = torch.ones(1, 2, 2), torch.tensor([[[1.0, 1.0], [1.3, 0.7]]])
-    assert tool.colour_range([uniform, uniform + 1e-4]) == 0.1  # rounding errors stay grey
-    assert tool.colour_range([uniform, strong]) == pytest.approx(0.3)
-    assert tool.colour_range([uniform, 5 * strong]) == 1.0
+    assert attention.colour_range([uniform, uniform + 1e-4]) == 0.1  # rounding errors stay grey
+    assert attention.colour_range([uniform, strong]) == pytest.approx(0.3)
+    assert attention.colour_range([uniform, 5 * strong]) == 1.0
 
 
 def test_specific_and_agnostic_are_drawn_where_they_are_strong():
     """A mask that is strong in the upper half: above, the specific overlay is the redder one."""
     picture = np.full((20, 10, 3), 128, np.uint8)
-    sample = tool.Sample(tool.Choice("x.png", "", True), torch.zeros(3, 4, 4), picture, None)
+    sample = attention.Sample(
+        attention.Choice("x.png", "", True), torch.zeros(3, 4, 4), picture, None)
     specific = torch.tensor([[[0.8, 0.8], [0.2, 0.2]]])
     shares = (np.array([np.nan]), np.array([np.nan]))
-    (panel,), spread = tool.draw_panels([sample], (specific, 1 - specific), shares)
+    (panel,), spread = attention.draw_panels([sample], (specific, 1 - specific), shares)
     assert spread == pytest.approx(0.6) and (panel.note, panel.name) == ("", "x.png")
     original, *overlays = (p.astype(int) for p in panel.pictures)
     assert np.array_equal(original, picture)
@@ -162,10 +176,10 @@ def test_specific_and_agnostic_are_drawn_where_they_are_strong():
     ("train", ["market1501_0", "market1501_1"]),
     ("query", ["Market1501 camera id 0", "Market1501 camera id 1"])])
 def test_images_of_a_dataset(tiny_market, split, cameras, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tool, "MOST_ROWS", 1)  # of a PNG alone
+    monkeypatch.setattr(attention, "MOST_ROWS", 1)  # of a PNG alone
     arguments = [*CONFIG, "--split", split, "--per-camera", "3", "--output",
                  str(tmp_path / "page.html"), *MARKET]
-    tool.main(arguments)
+    call(command, arguments)
     printed = capsys.readouterr().out
     assert "page.html: 6 images, start weights, mask maps" in printed and "|" not in printed
     page = Page(tmp_path / "page.html")
@@ -173,8 +187,7 @@ def test_images_of_a_dataset(tiny_market, split, cameras, tmp_path, monkeypatch,
                                                      "camera-agnostic"]
     assert "Before training, SEED 1" in page.text and "on the person" not in page.text
     assert 'name="viewport"' in page.source
-    args = tool.parse_args(arguments)
-    choices = tool.choose(args, tool.configure(args))
+    choices = chosen(arguments)
     assert [choice.group for choice in choices] == [camera for camera in cameras for _ in range(3)]
     for choice in choices:
         assert choice.drawn and choice.group in page.text
@@ -191,7 +204,7 @@ def test_cameras_of_personx_keep_their_numbers(cfg, tmp_path, monkeypatch):
             (tmp_path / "PersonX" / split / f"0001_c{camera}s1_000000_00.jpg").touch()
     for split, start in (("train", "personx_"), ("query", "PersonX camera id "),
                          ("gallery", "PersonX camera id ")):
-        groups = tool.list_dataset(cfg, "PersonX", split)
+        groups = attention.list_dataset(cfg, "PersonX", split)
         assert list(groups) == [f"{start}3", f"{start}10"]
         for number, (path,) in zip((3, 10), groups.values(), strict=True):
             assert os.path.basename(path).startswith(f"0001_c{number}s1_")
@@ -199,8 +212,7 @@ def test_cameras_of_personx_keep_their_numbers(cfg, tmp_path, monkeypatch):
 
 def test_the_choice_follows_the_seed(tiny_market):
     def choose(*options):
-        args = tool.parse_args([*CONFIG, *options, *MARKET])
-        return [choice.path for choice in tool.choose(args, tool.configure(args))]
+        return [choice.path for choice in chosen([*CONFIG, *options, *MARKET])]
 
     default = choose("--seed", "1")
     assert default == choose() == choose("--dataset", "Market1501") != choose("--seed", "2")
@@ -210,8 +222,8 @@ def test_the_choice_follows_the_seed(tiny_market):
 
 def test_a_folder_and_names_that_need_escaping(folder, tmp_path, capsys):
     for suffix in ("html", "png"):
-        tool.main([*CONFIG, "--folder", str(folder), "--map", "feature", "--output",
-                   str(tmp_path / f"page.{suffix}"), *MARKET])
+        call(command, [*CONFIG, "--folder", folder, "--map", "feature", "--output",
+                       tmp_path / f"page.{suffix}", *MARKET])
     assert "page.png: 3 images, start weights, feature maps" in capsys.readouterr().out
     page = Page(tmp_path / "page.html")
     assert "a <&> $x$.jpg" in page.text and "some people" in page.text
@@ -224,8 +236,8 @@ def test_a_folder_and_names_that_need_escaping(folder, tmp_path, capsys):
 def test_config_keys_after_images(folder):
     paths = [str(folder / "b.png"), str(folder / "c.JPG")]
     for options in ([], ["--seed", "4"]):
-        args = tool.parse_args([*CONFIG, "--images", *paths, *options, "SEED", "7"])
-        assert args.images == paths and args.opts == ["SEED", "7"]
+        args = parsed([*CONFIG, "--images", *paths, *options, "SEED", "7"])
+        assert list(args.images) == paths and args.opts == ["SEED", "7"]
 
 
 def test_bad_images_are_named_and_the_others_drawn(synthetic, folder, tmp_path, capsys):
@@ -237,32 +249,38 @@ def test_bad_images_are_named_and_the_others_drawn(synthetic, folder, tmp_path, 
     images = [cut, good, missing, folder / "notes.txt", folder / "below", other]
     arguments = [*CONFIG, "--output", str(tmp_path / "page.html"), "--images"]
     with pytest.raises(SystemExit, match=f"{other} is 30 pixels high.*it is another") as stopped:
-        tool.main([*arguments, *map(str, images), *MARKET])
+        call(command, [*arguments, *images, *MARKET])
     for path in images[:-1]:
         assert (f"Cannot read the image {path}" in stopped.value.code) == (path != good)
     assert "page.html: 1 images" in capsys.readouterr().out
     assert len(Page(tmp_path / "page.html").pictures) == 4
 
     (tmp_path / "page.html").unlink()
-    with pytest.raises(ValueError, match=r"(?s)None of the images can be drawn.*missing\.png"):
-        tool.main([*arguments, str(missing), *MARKET])
+    with pytest.raises(SystemExit, match=r"None of the images can be drawn.*missing\.png"):
+        call(command, [*arguments, missing, *MARKET])
     assert not (tmp_path / "page.html").exists()
 
 
 @pytest.mark.parametrize("options, message", [
-    (["--per-camera", "0"], "--per-camera 0 must be at least 1"),
-    (["--measure", "-1"], "--measure -1 must not be negative"),
-    (["--output", "maps.jpg"], "--output maps.jpg must end in .png or .html"),
+    (["--per-camera", "0"], "'--per-camera': 0 is not in the range x>=1"),
+    (["--measure", "-1"], "'--measure': -1 is not in the range x>=0"),
+    (["--output", "maps.jpg"], "'--output': maps.jpg must end in .png or .html"),
     (["--output", "absent/maps.png"], "the folder absent does not exist"),
-    (["--output", "there.png"], "--output there.png cannot be written"),
-    (["--images", "SEED", "1"], "--images needs at least one path"),
+    (["--output", "there.png"], "'--output': there.png cannot be written"),
+    (["--images", "SEED", "1"], "must come in pairs"),
+    (["--folder", "b", "--dataset", "Market1501"], "only one of --folder and --dataset"),
     (["--folder", "b", "--split", "query"], "--split query is of a dataset")])
 def test_bad_options(options, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there.png").mkdir()
     with pytest.raises(SystemExit) as stopped:
-        tool.main([*CONFIG, *options, *MARKET])
+        call(command, [*CONFIG, *options, *MARKET])
     assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_kinds_of_maps():
+    kind, = (option for option in command.params if option.name == "kind")
+    assert tuple(kind.type.choices) == MAP_KINDS
 
 
 @pytest.mark.parametrize("options, keys, message", [
@@ -282,8 +300,8 @@ def test_bad_options(options, message, tmp_path, monkeypatch, capsys):
 def test_bad_configs(tiny_market, options, keys, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    monkeypatch.setattr(tool, "MOST_ROWS", 3)
+    monkeypatch.setattr(attention, "MOST_ROWS", 3)
     torch.save({"model": {"backbone.x": torch.zeros(2)}}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=f"(?s){message}"):
-        tool.main([*CONFIG, *options, *MARKET, *keys])
+    with pytest.raises(SystemExit, match=f"^caureid attention: .*{message}"):
+        call(command, [*CONFIG, *options, *MARKET, *keys])
     assert not (tmp_path / "attention.png").exists()

@@ -15,21 +15,24 @@ import time
 from functools import partial
 from pathlib import Path
 
-import caureid_plugin  # before the toolbox, which it makes importable
+import caureid_plugin
 import numpy as np
 import psutil
 import torch
+from caureid_plugin.ablation import runs as ablation_runs
+from caureid_plugin.ablation import table as ablation_report
+from caureid_plugin.cli.ablation import command
+from caureid_plugin.cli.common import call
 from caureid_plugin.data import training_images
 from caureid_plugin.data.unlabelled import build_pseudo_label_loader
+from caureid_plugin.runs.metrics import read_rows
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as in gpu.py
 
-import ablation
-import ablation_report
-import ablation_runs
-import benchmark_clustering
-import benchmark_training
+from benchmarks import clustering as benchmark_clustering
+from benchmarks import measure, scaling
+from benchmarks import training as benchmark_training
 from benchmarks.gpu_notes import NOT_MEASURED, Notes, NotMeasured, in_one_line
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,11 +134,11 @@ def clustering(settings: dict, notes: Notes) -> None:
 
 
 def _clustered(args) -> dict:
-    row = benchmark_clustering.start_child(args, args.n, "auto")
+    row = scaling.start_child(args, args.n, "auto")
     if "error" in row:
         raise RuntimeError(row["error"])
     return {"search by": row["search"],
-            **{f"{stage}, s": row[f"{stage}_s"] for stage in benchmark_clustering.STAGES},
+            **{f"{stage}, s": row[f"{stage}_s"] for stage in measure.STAGES},
             "total, s": row["total_s"], "recall": row["recall"], "clusters": row["clusters"],
             "outliers": row["outliers"], "ARI": row["ari"], "peak GiB": row["peak_gib"],
             "GPU peak GiB": row["gpu_peak_gib"]}
@@ -160,7 +163,7 @@ def toolbox(settings: dict, notes: Notes) -> None:
 
 
 def _against_toolbox(args) -> dict:
-    benchmark_clustering.warm_up(args)
+    measure.warm_up(args)
     features, _, _ = benchmark_clustering.simulate_features(args.n, args.dim, seed=args.seed)
     (our,), (their,), differences = benchmark_clustering.compare(features, args)
     if their.error:
@@ -284,7 +287,7 @@ def _loaded(cfg, items: list, workers: int, seconds: float) -> dict:
 
 
 def rows(settings: dict, notes: Notes) -> None:
-    """The method's rows on Market-1501, by tools/ablation.py, which goes on where it was."""
+    """The method's rows on Market-1501, by caureid ablation, which goes on where it was."""
     files, missing = [], []
     for name in ROWS:
         try:
@@ -293,11 +296,12 @@ def rows(settings: dict, notes: Notes) -> None:
             missing.append(name)
     output = Path(settings["work"], "rows")
     weights = ["MODEL.BACKBONE.PRETRAIN_PATH", settings["weights"]] if settings["weights"] else []
-    code = ablation.main(["--configs", *files, "--output", str(output), "--seeds", "1",
-                          "MODEL.DEVICE", settings["device"], *weights, *_data(settings),
-                          *settings["small"], *settings["small_rows"], *settings["keys"]])
-    if code == 2:
-        raise RuntimeError("tools/ablation.py refuses the rows' configs, see the log")
+    try:
+        call(command, ["--configs", *files, "--output", output, "--seeds", "1",
+                       "MODEL.DEVICE", settings["device"], *weights, *_data(settings),
+                       *settings["small"], *settings["small_rows"], *settings["keys"]])
+    except SystemExit as error:
+        raise RuntimeError("caureid ablation refuses the rows' configs, see the log") from error
     with (output / "table.csv").open(newline="") as file:
         for run in csv.DictReader(file):
             _note_row(run, output, notes)
@@ -314,8 +318,8 @@ def _note_row(run: dict, output: Path, notes: Notes) -> None:
     elif run["state"].startswith("failed"):
         notes.fail(run["row"], run["state"])
     else:
-        done = ablation_report.read_metrics(output / f"{run['row']}-seed1" / "metrics.json")
-        step = max((row["iteration"] + 1 for row in done if "iteration" in row), default=0)
+        done, _ = read_rows(output / f"{run['row']}-seed1" / "metrics.json")
+        step = done[-1]["iteration"] + 1 if done else 0
         notes.put(run["row"], {NOT_MEASURED: f"{run['state']}, at step {step:,}"})
 
 

@@ -1,0 +1,1 @@
+"""Trainings of several configs with several seeds, and their table."""

@@ -1,0 +1,1 @@
+"""Looks at images and their clustering before anything is trained."""

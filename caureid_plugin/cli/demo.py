@@ -1,0 +1,81 @@
+"""``caureid demo``: the method on drawn people, from their pictures to the report."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from .common import Command, config_keys
+
+
+@click.command("demo", cls=Command)
+@click.option("--output", type=click.Path(file_okay=False, path_type=Path),
+              default=Path("logs/demo"), show_default=True, help="folder of the outputs")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@config_keys
+def command(output: Path, seed: int, opts: list[str]) -> int:
+    """Draws people before six cameras, trains on them, and shows what was learnt.
+
+    It takes a few minutes on a CPU and downloads neither weights nor data. Look at report.html in
+    the folder of the outputs.
+
+    \b
+        caureid demo --output logs/demo SOLVER.MAX_EPOCH 5
+    """
+    metrics = output / "metrics.json"
+    if metrics.exists():  # FastReID appends to it; an earlier demo's rows are kept aside
+        metrics.rename(output / f"metrics-until-{time.strftime('%Y%m%d-%H%M%S')}.json")
+    start = time.perf_counter()
+    code = _caureid("train", "--config-file", "Synthetic/caureid_best.yml", "SEED", str(seed),
+                    "OUTPUT_DIR", str(output), *opts)
+    if code:
+        return code
+    seconds = time.perf_counter() - start
+    _draw_people(output / "people.png")
+    code = _caureid("report", str(output))
+    if not code:
+        pictures = Path(os.environ.get("FASTREID_DATASETS", "datasets"), "SyntheticCameras")
+        click.echo(_summary(output, seconds, pictures))
+    return code
+
+
+def _caureid(*words: str) -> int:
+    """The exit status of a command of ``caureid`` in a process of its own."""
+    return subprocess.run([sys.executable, "-m", "caureid_plugin", *words], check=False).returncode
+
+
+def _draw_people(path: Path) -> None:
+    """Writes a sheet of the people: a row for each person, a column for each camera."""
+    from ..data.synthetic.cameras import PRESET_CAMERAS
+    from ..data.synthetic.dataset import SEED
+    from ..data.synthetic.render import contact_sheet
+
+    contact_sheet(people=8, cameras=len(PRESET_CAMERAS), seed=SEED).save(path)
+
+
+def _summary(output: Path, seconds: float, pictures: Path) -> str:
+    """The table at the end of the demo, from the run's own metrics.json, and where to look."""
+    from ..runs.metrics import column, read_rows
+
+    rows, problem = read_rows(output / "metrics.json")
+    if problem:
+        raise ValueError(problem)
+    lines = ["", f"{'':12}{'before':>10}{'after':>10}"]
+    for name, first, last, digits in (
+            ("mAP (%)", "start/mAP", "mAP", 1), ("Rank-1 (%)", "start/Rank-1", "Rank-1", 1),
+            ("clusters", "labels/clusters", "labels/clusters", 0),
+            ("outliers", "labels/outliers", "labels/outliers", 0)):
+        before, after = column(rows, first), column(rows, last)
+        if before and after:  # the keys may leave out an evaluation
+            lines.append(f"{name:12}{before[0][1]:10.{digits}f}{after[-1][1]:10.{digits}f}")
+    lines.append(f"{'seconds':12}{'':10}{seconds:10.0f}")
+    lines += ["", f"outputs: {output.resolve()}",
+              "  people.png, log.txt, metrics.json, model_final.pth, and events for TensorBoard",
+              f"  the pictures it learnt from: {pictures.resolve()}", "",
+              f"look at it in a browser: {(output / 'report.html').resolve().as_uri()}"]
+    return "\n".join(lines)

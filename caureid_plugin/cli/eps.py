@@ -1,0 +1,93 @@
+"""``caureid eps``: what DBSCAN finds at each of several values of eps, and which to take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .common import Command, Writable, config_keys, namespace
+
+MOST_VALUES = 200  # of eps
+# option -> keys below CAUREID.CLUSTER
+COUNTS = {"min_samples": ["MIN_SAMPLES"], "k1": ["K1"], "k2": ["K2"], "k1_intra": ["K1_INTRA"],
+          "k1_inter": ["K1_INTER"], "k2_intra": ["K2_INTRA", "K2_INTRA_FIRST"],
+          "k2_inter": ["K2_INTER", "K2_INTER_FIRST"]}
+
+
+class Values(click.ParamType):  # type: ignore[type-arg]  # generic in new versions
+    """Values of ``0.4,0.5,0.6``, or of ``first:last:step``, which holds both ends."""
+
+    name = "values"
+
+    def convert(self, value: Any, param: click.Parameter | None,
+                ctx: click.Context | None) -> list[float]:
+        try:
+            if ":" not in value:
+                return [float(part) for part in value.split(",")]
+            first, last, step = (float(part) for part in value.split(":"))
+            count = round((last - first) / step) + 1 if step > 0 else 0
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is neither a list such as 0.4,0.5 nor first:last:step", param,
+                      ctx)
+        if not 1 <= count <= MOST_VALUES:
+            self.fail(f"{value!r} holds {count} values, 1 to {MOST_VALUES} are allowed", param, ctx)
+        # 0.3, not 0.30000000000000004; what exceeds the end by a part of the step is left out
+        values = [round(first + i * step, 10) for i in range(count)]
+        return [value for value in values if value <= last + 1e-9]
+
+
+def counts(function: Callable[..., None]) -> Callable[..., None]:
+    """Adds an option for each of COUNTS."""
+    for name, keys in reversed(COUNTS.items()):
+        click.option(f"--{name.replace('_', '-')}", type=click.IntRange(1),
+                     help=f"in place of CAUREID.CLUSTER.{keys[0]}")(function)
+    return function
+
+
+@click.command("eps", cls=Command)
+@click.option("--config-file", metavar="FILE",
+              help="extract the features of its training images; such as Market/caureid.yml")
+@click.option("--features", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help=".npy or .npz file of features")
+@click.option("--eps", "eps_values", type=Values(), default="0.3:0.75:0.025", show_default=True,
+              help="0.4,0.5,0.6 or first:last:step")
+@click.option("--camera-aware/--no-camera-aware", default=None,
+              help="camera-aware neighbours or plain ones (default: as configured)")
+@counts
+@click.option("--diagnostics", is_flag=True,
+              help='compare with identities, the data set\'s or "identities" of the file')
+@click.option("--save-features", type=Writable(".npz"), help="file for the features")
+@click.option("--output", type=Writable(".csv"), help="table to write")
+@click.option("--plot", type=Writable(".png"), help="picture to write")
+@config_keys
+def command(config_file: str | None, features: Path | None, camera_aware: bool | None,
+            opts: list[str], **options: Any) -> None:
+    """Shows what DBSCAN finds at each of several values of eps, and suggests one.
+
+    \b
+        caureid eps --config-file Market/caureid.yml
+        caureid eps --features features.npz --camera-aware --eps 0.3:0.7:0.05
+
+    With a config, the training images go through the network as in training: the one that training
+    starts from, or that of MODEL.WEIGHTS. Otherwise the features are those of a file, taken as
+    they are (training normalises them): .npz with "features" (N, D) and, if known, "camids" (N,),
+    or .npy with only the features. CAUREID.CLUSTER of the config holds every option of the
+    clustering.
+
+    The table and the suggestion use no identity. --diagnostics adds columns that do, for studies.
+    """
+    if bool(config_file) == (features is not None):
+        raise click.UsageError("Give either --config-file or --features.")
+    keys = list(opts)
+    if camera_aware is not None:
+        keys += ["CAUREID.CLUSTER.CAMERA_AWARE", str(camera_aware)]
+    for name, places in COUNTS.items():
+        value = options.pop(name)
+        for place in places if value is not None else ():
+            keys += [f"CAUREID.CLUSTER.{place}", str(value)]
+    from ..check.eps import run
+
+    run(namespace(config_file=config_file or "", features=features, opts=keys, **options))

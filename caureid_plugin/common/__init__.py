@@ -1,0 +1,1 @@
+"""What every part may use: files, images, text, processes, signals. Nothing of ReID."""

@@ -1,0 +1,22 @@
+"""Writes config.yaml, the config that a run keeps in its folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..common.files import write_atomically
+from ..common.text import shown
+from .cures import output_error
+
+RUN_CONFIG = "config.yaml"
+new_configs: dict[str, str] = {}  # paths of a run's config.yaml: what is to replace it
+
+
+def write_run_config(folder: str, text: str) -> None:
+    path = Path(folder, RUN_CONFIG)
+    new_configs.pop(os.path.abspath(path), None)
+    try:
+        write_atomically(path, lambda file: file.write(text.encode()))
+    except OSError as error:
+        raise output_error(f"{RUN_CONFIG} in OUTPUT_DIR {shown(folder)}", error) from error

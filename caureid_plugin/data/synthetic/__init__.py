@@ -1,0 +1,1 @@
+"""The dataset that needs no download: drawn people, seen by drawn cameras."""

@@ -1,0 +1,180 @@
+"""What ``caureid train`` and tools/train_net.py do: train, resume, evaluate, in any processes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from fastreid.config import CfgNode
+from fastreid.engine import DefaultTrainer, default_argument_parser, default_setup, launch
+from fastreid.utils import comm
+
+from .. import compat
+from ..common.launcher import PortError, ProcessError
+from ..common.signals import EXIT_INTERRUPTED
+from ..config_files import get_config_file
+from ..data import build_dataset
+from ..modeling import needs_memory
+from . import (
+    EpochLines,
+    EvalAtStart,
+    UnsupervisedHook,
+    check_cameras,
+    check_identities,
+    load_config,
+    shortened_log,
+)
+from .setup import to_evaluate
+
+logger = logging.getLogger("fastreid.caureid")
+
+
+class Mistake(ValueError):
+    """What the user can mend, before training: it is said in one sentence, without a traceback."""
+
+
+@contextlib.contextmanager
+def mistakes() -> Iterator[None]:
+    """Takes errors of the config, the data or the weights for the user's."""
+    try:
+        yield
+    except ConnectionError:  # another process is gone, and says why
+        raise
+    except (KeyError, OSError, ValueError) as error:
+        # a KeyError shows its text in quotes
+        raise Mistake(str(error.args[0] if type(error) is KeyError else error)) from error
+
+
+def setup(args: Any) -> CfgNode:
+    """Builds the frozen config from the file and the command line, and starts the log."""
+    if args.config_file and not os.path.isfile(args.config_file):
+        args.config_file = get_config_file(args.config_file)
+    decided: list[tuple[int, str]] = []  # before there is a log
+    cfg = load_config(args.config_file, args.opts, lambda *notice: decided.append(notice),
+                      training=not args.eval_only)
+    cfg.freeze()
+    with shortened_log(cfg, results=args.eval_only):
+        default_setup(cfg, args)
+    for level, text in decided:
+        logger.log(level, text)
+    return cfg
+
+
+def is_unsupervised(cfg: CfgNode) -> bool:
+    """Whether the config trains from camera labels alone."""
+    return cfg.MODEL.META_ARCHITECTURE == "CAUReID" and needs_memory(cfg)
+
+
+def build_trainer(cfg: CfgNode) -> DefaultTrainer:
+    """DefaultTrainer with the plugin's hooks; supervised configs get the toolbox's own ones.
+
+    Raises:
+        ValueError: identities are needed and the training images have none.
+    """
+    unsupervised = is_unsupervised(cfg)
+    if not unsupervised:
+        check_identities(cfg, f"Supervised training ({cfg.MODEL.META_ARCHITECTURE} with the "
+                              f"losses {list(cfg.MODEL.LOSSES.NAME)})")
+    elif cfg.CAUREID.DIAGNOSTICS:
+        check_identities(cfg, "CAUREID.DIAGNOSTICS True")
+    trainer = DefaultTrainer(cfg)
+    trainer.register_hooks([EvalAtStart(cfg.TEST.EVAL_AT_START)])
+    if unsupervised:
+        trainer.register_hooks([UnsupervisedHook(cfg)])
+    else:
+        logger.info("Supervised training: %s with %s uses the identity labels of %s.",
+                    cfg.MODEL.META_ARCHITECTURE, list(cfg.MODEL.LOSSES.NAME),
+                    list(cfg.DATASETS.NAMES))
+        if "CameraSeparationLoss" in cfg.MODEL.LOSSES.NAME:
+            images = trainer.data_loader.dataset
+            check_cameras(cfg, len(images), len(images.cams))
+    trainer.register_hooks([EpochLines(cfg)])  # the last: it shows what the others log
+    return trainer
+
+
+def evaluate(cfg: CfgNode) -> dict[str, Any]:
+    """Evaluates MODEL.WEIGHTS on DATASETS.TESTS.
+
+    Raises:
+        Mistake: there is no test set; the network cannot be built, or not take the weights.
+    """
+    with mistakes():
+        if not cfg.DATASETS.TESTS:
+            raise ValueError("DATASETS.TESTS is empty, there is nothing to evaluate on: name a "
+                             "dataset. For CameraFolder set CAMERA_FOLDER.QUERY and GALLERY too.")
+        for name in cfg.DATASETS.TESTS:
+            _ = build_dataset(cfg, name).query  # its errors are the user's as well
+        cfg = to_evaluate(cfg)
+        model = DefaultTrainer.build_model(cfg)
+        if cfg.MODEL.WEIGHTS:
+            compat.load_weights(model, cfg.MODEL.WEIGHTS)
+        else:
+            logger.warning("MODEL.WEIGHTS is empty: evaluating a network with random weights.")
+    return DefaultTrainer.test(cfg, model)
+
+
+def main(args: Any) -> Any:
+    """Trains or evaluates in this process; returns the figures of the last evaluation."""
+    with mistakes():
+        cfg = setup(args)
+    if args.eval_only:
+        return evaluate(cfg)
+    with mistakes():
+        trainer = build_trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+    results = trainer.train()
+    if is_unsupervised(cfg) and comm.is_main_process():
+        logger.info("Look at it: caureid report %s", shlex.quote(cfg.OUTPUT_DIR))
+    return results
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """FastReID's parser of a command line, with ``--join-timeout``."""
+    parser = default_argument_parser()
+    parser.add_argument("--join-timeout", type=float, default=compat.processes.JOIN_SECONDS,
+                        metavar="SECONDS", help="for the processes of all machines to start")
+    return parser
+
+
+def run(args: Any, name: str = "caureid train") -> None:
+    """Runs :func:`main` in every process.
+
+    Args:
+        args: as :func:`argument_parser` gives them; ``dist_url`` None is that parser's default.
+        name: of the command, for its messages.
+
+    Raises:
+        SystemExit: with the sentence to say of a mistake.
+    """
+    if not args.config_file:
+        misplaced = [word for word in args.opts if word.endswith((".yml", ".yaml"))]
+        sys.exit(f"{name}: --config-file is missing" + (
+            f": write it before {misplaced[0]}." if misplaced else
+            ", the file of a config, such as configs/OwnData/caureid.yml or Market/caureid.yml."))
+    if args.dist_url is None:
+        args.dist_url = argument_parser().get_default("dist_url")
+    print("Command line:", " ".join(sys.argv))
+    try:
+        launch(main, args.num_gpus, num_machines=args.num_machines,
+               machine_rank=args.machine_rank, dist_url=args.dist_url, args=(args,),
+               join_seconds=args.join_timeout)
+    except (Mistake, PortError) as error:
+        sys.exit(f"{name}: {error}")
+    except KeyboardInterrupt:
+        if not args.eval_only:
+            raise
+        print(f"{name}: the evaluation was interrupted, nothing is changed: the same command "
+              "makes it again.", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except ProcessError as error:  # which ends with the traceback of one process
+        mistake = re.search(rf"^\S*\b{Mistake.__name__}: (.*)\Z", str(error), re.M | re.S)
+        if not mistake:
+            raise
+        sys.exit(f"{name}: {mistake[1]}")

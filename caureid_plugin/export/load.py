@@ -1,0 +1,24 @@
+"""A trained network, from a run folder or from a file that was exported from one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..retrieval import Embedder
+
+
+def load_embedder(path: Path) -> Embedder:
+    """The network of a run folder or an .onnx file of caureid export.
+
+    Raises:
+        ValueError, OSError, ImportError: it cannot be used; says why.
+    """
+    if path.suffix.lower() in (".onnx", ".torchscript"):  # the second is refused, and why
+        from . import load_export
+
+        return load_export(path)
+    from ..retrieval import load_run
+
+    return load_run(path)
