@@ -21,7 +21,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import caureid_plugin
 import fastreid
 import torch
 import yaml
@@ -269,7 +268,7 @@ def code_commit() -> str:
 
     "unknown" where it is imported from no clone, or git is not there.
     """
-    clone = Path(caureid_plugin.__file__).resolve().parents[1]
+    clone = Path(__file__).resolve().parents[2]
     if not (clone / ".git").exists():  # it may lie within a clone of something else
         return "unknown"
     try:

@@ -38,7 +38,7 @@ class Patches:
 
 @dataclasses.dataclass
 class Repair:
-    """One mended defect of the toolbox.
+    """One defect of the toolbox and what repairs it.
 
     Attributes:
         name: short name.

@@ -97,11 +97,11 @@ def _refuse_a_part(checkpointer, path: str, content: dict) -> None:
 )
 def _safe_pretraining(patch: Patches) -> None:
     hub = _module_like(torch.hub, load_state_dict_from_url=_download_pretrained)
-    mended = _module_like(torch, load=_load_pretrained, hub=hub)
+    repaired = _module_like(torch, load=_load_pretrained, hub=hub)
     for name, module in list(sys.modules.items()):
         if name.startswith("fastreid.modeling.backbones."):
             if getattr(module, "torch", None) is torch:
-                patch.set(module, "torch", mended)
+                patch.set(module, "torch", repaired)
             if hasattr(module, "load_state_dict_from_url"):
                 patch.set(module, "load_state_dict_from_url", _download_pretrained)
             if hasattr(module, "init_pretrained_weights"):

@@ -50,7 +50,7 @@ def extract_features(model: nn.Module, loader: DataLoader[dict[str, Any]], *,
     finally:
         for module, training in modes:
             module.training = training
-        loader.shutdown()  # type: ignore[attr-defined]  # the toolbox's loader, as mended
+        loader.shutdown()  # type: ignore[attr-defined]  # the toolbox's loader, as repaired
     # lists: with more processes than images, one has nothing to concatenate
     gathered = comm.all_gather((rows, parts))
     features = torch.cat([part for share in gathered for part in share[1]])

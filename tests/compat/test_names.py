@@ -155,9 +155,9 @@ def test_a_config_file_over_its_bases(cfg, write, tmp_path):
 def test_every_shipped_config_is_read_as_the_toolbox_reads_it():
     files = list(map(str, (Path(compat.__file__).parents[2] / "configs").rglob("*.yml")))
     assert len(files) > 20
-    mended = list(map(CfgNode.load_yaml_with_base, files))
+    repaired = list(map(CfgNode.load_yaml_with_base, files))
     with compat.without("config_file"):
-        assert list(map(CfgNode.load_yaml_with_base, files)) == mended
+        assert list(map(CfgNode.load_yaml_with_base, files)) == repaired
 
 
 ALIASES = "a0: &a0 {x: 1, y: 2}\n" + "".join(

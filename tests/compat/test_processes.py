@@ -261,11 +261,11 @@ import sys
 import time
 
 import caureid_plugin
-from caureid_plugin import compat
+from caureid_plugin.compat import processes
 from fastreid.engine import launch
 from fastreid.utils import comm
 
-compat.HANG_SECONDS = 3.0
+processes.HANG_SECONDS = 3.0
 
 
 def main(hanging):

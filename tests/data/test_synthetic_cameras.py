@@ -146,7 +146,7 @@ def test_the_dataset_renders_once_and_lists_its_pictures(tiny, tmp_path, monkeyp
         assert items == sorted((str(folder / split / s.name), s.identity, s.camera - 1)
                                for s in shots if s.split == split)
     assert dataset.get_num_pids(dataset.train) == 3
-    # The plugin mends the order of the toolbox's own datasets too: look at the listing itself.
+    # The plugin repairs the order of the toolbox's own datasets too: look at the listing itself.
     for split in module.SPLITS:
         listed = dataset.process_dir(split, is_train=False)
         assert [item[0] for item in listed] == sorted(item[0] for item in listed)

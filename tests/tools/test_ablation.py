@@ -274,7 +274,7 @@ def test_code_and_machine_are_noted_for_the_figures(tool, monkeypatch):
 def test_the_commit_is_that_of_the_clone_and_says_what_differs_from_it(tmp_path, monkeypatch):
     package = tmp_path / "clone" / "caureid_plugin"
     package.mkdir(parents=True)
-    monkeypatch.setattr(ablation_runs.caureid_plugin, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(ablation_runs, "__file__", str(package / "ablation" / "runs.py"))
     (package / "__init__.py").write_text("a = 1\n")
 
     def git(*words):
@@ -293,8 +293,8 @@ def test_the_commit_is_that_of_the_clone_and_says_what_differs_from_it(tmp_path,
     (package / "__init__.py").write_text("a = 2\n")
     assert ablation_runs.code_commit() == f"{commit}-dirty"
     # installed into a folder of the clone
-    inner = package.parent / "lib" / "caureid_plugin" / "__init__.py"
-    monkeypatch.setattr(ablation_runs.caureid_plugin, "__file__", str(inner))
+    inner = package.parent / "lib" / "caureid_plugin" / "ablation" / "runs.py"
+    monkeypatch.setattr(ablation_runs, "__file__", str(inner))
     assert ablation_runs.code_commit() == "unknown"
 
 

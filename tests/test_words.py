@@ -1,0 +1,40 @@
+"""Documents are written in short sentences."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+LONG, SHARE = 25, 0.10  # words of a sentence; long ones among a page's sentences, at most
+# pages that are not there yet, and how far they are
+LATE = {}
+
+
+def sentences(text):
+    """Sentences of the running text: without code, tables, headings, comments and link targets."""
+    text = re.sub(r"<!--.*?-->|^```.*?^```", "", text, flags=re.S | re.M)
+    lines = [line for line in text.splitlines()
+             if not re.match(r" {4}|\||#|:::|<", line) or re.match(r" {4,}[-*] ", line)]
+    text = re.sub(r"\]\([^)]*\)", "]", "\n".join(lines))
+    for block in re.split(r"\n\s*\n|\n\s*(?:[-*]|\d+\.) ", text):
+        yield from filter(None, re.split(r"(?<=[.!?:])\s+(?=[A-Z`*\[])", " ".join(block.split())))
+
+
+def long_share(text):
+    counts = [len(sentence.split()) for sentence in sentences(text)]
+    return sum(count > LONG for count in counts) / max(len(counts), 1)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_nine_of_ten_sentences_are_short(page):
+    name = page.relative_to(ROOT).as_posix()
+    share = long_share(page.read_text())
+    assert share <= LATE.get(name, SHARE), f"{share:.0%} of the sentences are too long"
+    assert name not in LATE or share > SHARE, "it is there: take it out of LATE"
+
+
+def test_long_sentences_are_found():
+    assert long_share("One. Then " + "word " * 26 + "end. Two.\n\n    " + "code " * 99) == 1 / 3
+    assert long_share("- " + "word " * 13 + "\n- " + "word " * 13) == 0
