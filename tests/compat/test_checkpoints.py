@@ -387,7 +387,7 @@ def test_a_file_with_code_is_refused(run, tmp_path, unsafe_torch, write):
     fired, path = tmp_path / "fired", run / "model_0002.pth"
     write({"model": Net().state_dict(), "epoch": Bomb(fired)}, path)
     with pytest.raises(CodeInFile, match=rf"model_0002\.pth is refused.*{os.name}\.system.*run any "
-                                         r"code.*extract_weights.py FILE.*model_0001\.pth"):
+                                         r"code.*caureid weights FILE.*model_0001\.pth"):
         resumed(run)
     for load in (Checkpointer(Net()).load, functools.partial(compat.load_weights, Net())):
         with pytest.raises(CodeInFile, match=rf"{os.name}\.system"):
