@@ -308,7 +308,7 @@ def check_likeness(report: Report, data: Data) -> list[Any]:
     if found.alike:
         report.advise("These pairs of cameras look like one: "
                       + ", ".join(map(named, found.alike[:MOST_LINES])) + ". If they are one "
-                      "camera, give their folders the same name (or correct what the camera is read "
+                      "camera, give their folders the same name (or change what the camera is read "
                       "from): training would try to tell apart what is the same.")
     return found.alike
 

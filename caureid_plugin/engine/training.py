@@ -37,7 +37,7 @@ logger = logging.getLogger("fastreid.caureid")
 
 
 class Mistake(ValueError):
-    """What the user can put right, before training: it is said in one sentence, without a traceback."""
+    """What the user can put right before training: said in one sentence, without a traceback."""
 
 
 @contextlib.contextmanager
