@@ -1,7 +1,7 @@
 """Several processes on the CPU, started by the toolbox's launch or by torchrun.
 
-How they end is in tests/test_launcher.py, that they may be new interpreters in
-tests/tools/test_train_net.py; here they are started as a user does it.
+How they end is in tests/common/test_launcher.py, that they may be new interpreters in
+tests/engine/test_training.py; here they are started as a user does it.
 """
 
 import re
