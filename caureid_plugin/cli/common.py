@@ -41,7 +41,7 @@ class Command(click.Command):
         self.errors = errors
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        rest = super().parse_args(ctx, self._repeated(args))
+        rest = super().parse_args(ctx, self._repeated(ctx, args))
         for param in self.params:
             if isinstance(param, click.Argument):
                 given = ctx.params.get(param.name or "")
@@ -49,7 +49,7 @@ class Command(click.Command):
                     self._check_word(ctx, str(word))
         return rest
 
-    def _repeated(self, args: Sequence[str]) -> list[str]:
+    def _repeated(self, ctx: click.Context, args: Sequence[str]) -> list[str]:
         """``--seeds 1 2`` as ``--seeds 1 --seeds 2``, which click understands."""
         several = {name for p in self.params if isinstance(p, Several) for name in p.opts}
         takes_keys = any(p.name == "opts" for p in self.params)
@@ -59,7 +59,8 @@ class Command(click.Command):
             if word.startswith("--") or (
                     takes_keys and _KEY.fullmatch(word) and not os.path.exists(word)):
                 if before in several:
-                    raise click.BadOptionUsage(before, f"{before} needs at least one value")
+                    raise click.BadOptionUsage(
+                        before, f"{before} needs at least one value", ctx=ctx)
                 current = word if word in several else ""
             elif current and before != current:
                 words.append(current)

@@ -510,7 +510,7 @@ def test_words():
     (["--json", "nowhere/a.json"], "the folder nowhere does not exist"),
     (["--output", "folder.html"], "'--output': folder.html cannot be written"),
     (["--workers", "0"], "'--workers': 0 is not in the range x>=1"),
-    (["--config-file", ""], "--config-file is empty: name a config"),
+    (["--config-file", ""], "--config-file': it is empty: name a config"),
     (["CAMERA_FOLDER.ROOT"], "must come in pairs, got CAMERA_FOLDER.ROOT"),
 ])
 def test_wrong_arguments_are_said_before_the_work(options, message, tmp_path, monkeypatch, capsys):

@@ -176,7 +176,7 @@ def test_the_command_has_the_arguments_of_the_script(monkeypatch):
 
 
 @pytest.mark.parametrize("words, says", [
-    (["--num-gpus", "0"], "0 is not in the range x>=1"),
+    (["--config-file", "x.yml", "--num-gpus", "0"], "0 is not in the range x>=1"),
     (["--num-gpu", "2", "--config-file", "x.yml"], "Did you mean '--num-gpus'"),
     (["SEED", "1"], "Missing option '--config-file'"),
     (["--config-file", "x.yml", "SEED"], "must come in pairs, got SEED")])

@@ -267,7 +267,7 @@ def test_bad_images_are_named_and_the_others_drawn(synthetic, folder, tmp_path, 
     (["--output", "maps.jpg"], "'--output': maps.jpg must end in .png or .html"),
     (["--output", "absent/maps.png"], "the folder absent does not exist"),
     (["--output", "there.png"], "'--output': there.png cannot be written"),
-    (["--images", "SEED", "1"], "must come in pairs"),
+    (["--images", "SEED", "1"], "--images needs at least one value"),
     (["--folder", "b", "--dataset", "Market1501"], "only one of --folder and --dataset"),
     (["--folder", "b", "--split", "query"], "--split query is of a dataset")])
 def test_bad_options(options, message, tmp_path, monkeypatch, capsys):
