@@ -120,6 +120,21 @@ def test_a_wrong_direction_is_found(part, line):
     assert list(forbidden(part, names_imported(ast.parse(line), ("caureid_plugin", part)))) != []
 
 
+CONFIG_KEY = re.compile(r"\b(CAUREID|DATALOADER|DATASETS|INPUT|MODEL|SOLVER|TEST)\.")
+
+
+def config_keys(tree):
+    """Texts of a module, in f-strings too, that name a config key."""
+    return [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)
+            and isinstance(node.value, str) and CONFIG_KEY.search(node.value)]
+
+
+def test_plain_rooms_name_no_config_key():
+    plain = [path for path in FILES if _part(path) in PLAIN]
+    assert _found(plain, lambda path: config_keys(_tree(path))) == {}
+    assert config_keys(ast.parse("raise ValueError(f'eps (CAUREID.CLUSTER.{key}) is {eps}')")) != []
+
+
 def rooms_of_compat():
     tree = _tree(COMPAT / "__init__.py")
     value, = (node.value for node in tree.body if isinstance(node, ast.Assign)

@@ -27,6 +27,7 @@ from ..clustering import (
 )
 from ..data import build_dataset, build_extraction_loader, training_images
 from ..engine import build_network, check_identities, extract_features, load_config
+from ..engine.checks import naming_cluster_keys
 
 KNOWN_ARRAYS = ("features", "camids", "identities")
 # what np.load raises for a file that it cannot read
@@ -223,11 +224,13 @@ def run(args: SimpleNamespace) -> None:
     cfg.freeze()
     data = load(args, cfg)
     node = cfg.CAUREID.CLUSTER
-    encoding, neighbours = encode(cfg, data, bool(args.config_file) and not cfg.MODEL.WEIGHTS)
+    untrained = bool(args.config_file) and not cfg.MODEL.WEIGHTS
     extra = (lambda labels: compare(labels, data["identities"])) if args.diagnostics else None
-    rows = sweep_eps(encoding, args.eps_values, min_samples=node.MIN_SAMPLES,
-                     camids=data.get("camids"), extra=extra)
-    suggested = suggest_eps(rows)
+    with naming_cluster_keys(cfg, 0 if untrained else cfg.SOLVER.MAX_EPOCH):
+        encoding, neighbours = encode(cfg, data, untrained)
+        rows = sweep_eps(encoding, args.eps_values, min_samples=node.MIN_SAMPLES,
+                         camids=data.get("camids"), extra=extra)
+        suggested = suggest_eps(rows)
 
     cameras = f"{len(np.unique(data['camids']))} cameras" if "camids" in data else "no cameras"
     print(f"{len(data['features'])} images, {cameras}; {neighbours}, min_samples "

@@ -29,7 +29,7 @@ from ..clustering import (
 )
 from ..data import build_extraction_loader, build_pseudo_label_loader
 from ..engine import extract_features
-from ..engine.checks import eps_at, eps_gap, eps_key, why_not_to_train
+from ..engine.checks import eps_at, eps_gap, eps_key, naming_cluster_keys, why_not_to_train
 from ..engine.setup import build_network
 from ..inspection import clustering_seconds, neighbor_memory, sample_rows, training_cost
 from ..modeling import CAUReID, MemoryBank
@@ -78,11 +78,12 @@ def measure(cfg: CfgNode, model: Any, items: list[Any], camids: np.ndarray,
     start = time.perf_counter()
     features = normalize(extract_features(model, loader), dim=1).to(model.device)
     image = (time.perf_counter() - start) / len(items)
-    search = make_search(cfg)
-    needed, free = neighbor_memory(cfg, images, features.shape[1], search, model.device)
+    with naming_cluster_keys(cfg):
+        search = make_search(cfg)
+        needed, free = neighbor_memory(cfg, images, features.shape[1], search, model.device)
+        found = cluster(cfg, features, camids, search)
     figures = {"device": str(model.device), "sampled": len(items), "images": images,
                "seconds_per_image": image, "memory_gib": needed, "memory_free_gib": free}
-    found = cluster(cfg, features, camids, search)
     figures["indicators"] = label_indicators(found.labels, camids, features)
     figures["clusters"] = int(found.labels.max(initial=-1)) + 1
     figures["eps"], figures["eps_sweep"] = found.suggested, found.rows

@@ -88,9 +88,8 @@ def suggest_eps(rows: Sequence[dict[str, Any]]) -> float:
     """
     if not any(row["clusters"] for row in rows):
         tried = ", ".join(f"{row['eps']:g}" for row in rows) or "none"
-        raise ValueError(f"there is no cluster to judge by (eps tried: {tried}): try larger "
-                         "values of eps (CAUREID.CLUSTER.EPS) or a smaller min_samples "
-                         "(CAUREID.CLUSTER.MIN_SAMPLES)")
+        raise ValueError(f"there is no cluster to judge by (tried: {tried}): try larger "
+                         "values of eps or a smaller min_samples")
     count = "centres" if all("centres" in row for row in rows) else "clusters"
     return max(rows, key=lambda row: (row[count], row["eps"]))["eps"]
 

@@ -37,7 +37,7 @@ def require_faiss() -> ModuleType:
     except ImportError as error:
         raise ImportError(
             "The faiss back ends need faiss: pip install 'caureid-plugin[faiss-cpu]' (or "
-            "[faiss-gpu]), or set CAUREID.CLUSTER.SEARCH to torch.") from error
+            "[faiss-gpu]), or set backend to torch.") from error
     return faiss
 
 

@@ -58,37 +58,29 @@ def check_graph_parameters(k1: int, k2: int) -> None:
     """Check ``k1 >= 1`` and ``1 <= k2 <= k1``.
 
     Raises:
-        ValueError: names the argument, its config key, its value and the rule.
+        ValueError: names the argument, its value and the rule.
     """
-    check_count("k1", "CAUREID.CLUSTER.K1", k1)
-    check_count("k2", "CAUREID.CLUSTER.K2", k2)
+    check_count("k1", k1)
+    check_count("k2", k2)
     if k2 > k1:
-        raise ValueError(
-            f"k2 (CAUREID.CLUSTER.K2) must not exceed k1 (CAUREID.CLUSTER.K1), "
-            f"got k2={k2} and k1={k1}"
-        )
+        raise ValueError(f"k2 must not exceed k1, got k2={k2} and k1={k1}")
 
 
-def check_camera_parameters(k1_intra: int, k1_inter: int, k2_intra: int, k2_inter: int,
-                            suffix: str = "") -> None:
+def check_camera_parameters(k1_intra: int, k1_inter: int, k2_intra: int, k2_inter: int
+                            ) -> None:
     """Check the counts of camera-aware neighbours.
 
-    Args:
-        suffix: what the config keys of k2_intra and k2_inter end in, for the messages.
-
     Raises:
-        ValueError: names the argument, its config key, its value and the rule.
+        ValueError: names the argument, its value and the rule.
     """
-    check_count("k1_intra", "CAUREID.CLUSTER.K1_INTRA", k1_intra)
-    check_count("k1_inter", "CAUREID.CLUSTER.K1_INTER", k1_inter)
-    check_count("k2_intra", f"CAUREID.CLUSTER.K2_INTRA{suffix}", k2_intra)
-    check_count("k2_inter", f"CAUREID.CLUSTER.K2_INTER{suffix}", k2_inter, least=0)
-    for which, k1, k2 in (("INTRA", k1_intra, k2_intra), ("INTER", k1_inter, k2_inter)):
+    check_count("k1_intra", k1_intra)
+    check_count("k1_inter", k1_inter)
+    check_count("k2_intra", k2_intra)
+    check_count("k2_inter", k2_inter, least=0)
+    for which, k1, k2 in (("intra", k1_intra, k2_intra), ("inter", k1_inter, k2_inter)):
         if k2 > k1 + 1:
-            raise ValueError(
-                f"k2_{which.lower()} (CAUREID.CLUSTER.K2_{which}{suffix}) must not exceed the list "
-                f"of k1_{which.lower()} + 1 (CAUREID.CLUSTER.K1_{which}), got {k2} and {k1}"
-            )
+            raise ValueError(f"k2_{which} must not exceed the length of the list, k1_{which} + 1, "
+                             f"got {k2} and {k1}")
 
 
 def list_length(name: str, k1: int, n: int, small: bool) -> int:
@@ -108,28 +100,27 @@ def list_length(name: str, k1: int, n: int, small: bool) -> int:
     return min(int(k1), n)
 
 
-def check_eps(eps: float, key: str = "EPS") -> None:
-    """Check ``0 < eps < 1``; raises ValueError naming the argument and its config key."""
+def check_eps(eps: float) -> None:
+    """Check ``0 < eps < 1``; raises ValueError naming the argument."""
     # The graph is float32, so eps must keep its place between 0 and 1 after that rounding.
     if isinstance(eps, bool) or not isinstance(eps, Real) or not 0 < np.float32(eps) < 1:
         raise ValueError(
-            f"eps (CAUREID.CLUSTER.{key}) must be a number with 0 < eps < 1, got {eps!r}; "
+            f"eps must be a number with 0 < eps < 1, got {eps!r}; "
             "the Jaccard distance of strangers is 1, so eps >= 1 would link every image"
         )
 
 
-def check_eps_gap(eps: float, gap: float, key: str = "EPS") -> None:
+def check_eps_gap(eps: float, gap: float) -> None:
     """Check ``gap >= 0`` and that ``eps`` less and plus ``gap`` are values of eps.
 
     Raises:
-        ValueError: names the arguments, their config keys and values.
+        ValueError: names the arguments and their values.
     """
     if (isinstance(gap, bool) or not isinstance(gap, Real) or not gap >= 0
             or not 0 < np.float32(eps - gap) or not np.float32(eps + gap) < 1):
         raise ValueError(
-            f"the gap (CAUREID.CLUSTER.EPS_GAP) must be a number >= 0 with which eps "
-            f"(CAUREID.CLUSTER.{key}) less and plus the gap stay between 0 and 1, got {gap!r} and "
-            f"eps={eps!r}"
+            f"the gap must be a number >= 0 with which eps less and plus the gap stay between 0 "
+            f"and 1, got {gap!r} and eps={eps!r}"
         )
 
 
@@ -151,11 +142,11 @@ def as_cameras(camids: torch.Tensor | np.ndarray, n: int) -> np.ndarray:
 
 
 def check_min_samples(min_samples: int) -> None:
-    """Check ``min_samples >= 1``; raises ValueError naming the argument and its config key."""
-    check_count("min_samples", "CAUREID.CLUSTER.MIN_SAMPLES", min_samples)
+    """Check ``min_samples >= 1``; raises ValueError naming the argument."""
+    check_count("min_samples", min_samples)
 
 
-def check_count(name: str, key: str, value: int, least: int = 1) -> None:
-    """Check ``value >= least``; raises ValueError naming the argument, its config key and value."""
+def check_count(name: str, value: int, least: int = 1) -> None:
+    """Check ``value >= least``; raises ValueError naming the argument and its value."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{name} ({key}) must be an integer >= {least}, got {value!r}")
+        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")

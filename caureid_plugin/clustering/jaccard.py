@@ -125,8 +125,7 @@ def pairs_within(encoding: sparse.csr_matrix, eps: float,
     needed, free = BYTES_OF_A_PAIR * above.nnz / memory.GIB, memory.available()
     if needed > free:
         raise MemoryError(f"{above.nnz:,} pairs of images lie within eps {eps:g}, which takes "
-                          f"about {needed:.1f} GiB, and {free:.1f} are free: lower eps "
-                          "(CAUREID.CLUSTER.EPS)")
+                          f"about {needed:.1f} GiB, and {free:.1f} are free: lower eps")
     below = above.T.tocsr()
     bounds = np.arange(n + 1) + above.indptr + below.indptr
     columns = np.empty(bounds[-1], dtype=np.int32)

@@ -94,7 +94,7 @@ def _filled(given: dict[str, int | None], defaults: dict[str, int]) -> dict[str,
 def _plain_lists(features: np.ndarray, find: Find, small: bool, *, k1: int, k2: int
                  ) -> NeighborLists:
     check_graph_parameters(k1, k2)
-    found, = find(None, list_length("k1 (CAUREID.CLUSTER.K1)", k1, len(features), small))
+    found, = find(None, list_length("k1", k1, len(features), small))
     return NeighborLists(features, (found,), True, found[0][:, :k2])
 
 
@@ -103,8 +103,8 @@ def _camera_aware_lists(features: np.ndarray, find: Find, small: bool,
                         k2_intra: int, k2_inter: int) -> NeighborLists:
     check_camera_parameters(k1_intra, k1_inter, k2_intra, k2_inter)
     n = len(features)
-    list_length("k1_intra (CAUREID.CLUSTER.K1_INTRA)", k1_intra, n, small)
-    list_length("k1_inter (CAUREID.CLUSTER.K1_INTER)", k1_inter, n, small)
+    list_length("k1_intra", k1_intra, n, small)
+    list_length("k1_inter", k1_inter, n, small)
     intra, inter = find(as_cameras(camids, n), int(k1_intra) + 1, int(k1_inter) + 1)
     averaged = np.concatenate([intra[0][:, :k2_intra], inter[0][:, :k2_inter]], axis=1)
     return NeighborLists(features, (intra, inter), False, averaged)

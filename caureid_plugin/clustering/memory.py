@@ -119,11 +119,9 @@ def check(needed: dict[str, float], max_memory: float | None) -> None:
                 "%.1f are %s", needed["peak"], needed["search"], needed["graph"], limit,
                 "free" if max_memory is None else "allowed")
     if needed["peak"] > limit:
-        # the camera-aware lists do not use K1
-        lengths = ("CAUREID.CLUSTER.K1" if needed["lists"] == 1 else
-                   "CAUREID.CLUSTER.K1_INTRA, CAUREID.CLUSTER.K1_INTER")
+        # the camera-aware lists do not use k1
+        lengths = "k1" if needed["lists"] == 1 else "k1_intra, k1_inter"
         raise MemoryError(
             f"clustering needs about {needed['peak']:.1f} GiB beyond the features, {limit:.1f} are "
-            + ("free" if max_memory is None else "allowed by CAUREID.CLUSTER.MAX_MEMORY")
-            + f": lower {lengths} or the embedding size, or raise CAUREID.CLUSTER.MAX_MEMORY if "
-            "you know better")
+            + ("free" if max_memory is None else "allowed by max_memory")
+            + f": lower {lengths} or the embedding size, or raise max_memory if you know better")

@@ -58,14 +58,11 @@ class Search:
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
-            raise ValueError(f"backend (CAUREID.CLUSTER.SEARCH) {self.backend!r} is unknown, known "
-                             f"are {BACKENDS}")
+            raise ValueError(f"backend {self.backend!r} is unknown, known are {BACKENDS}")
         if not isinstance(self.recall, Real) or not 0 < self.recall <= 1:
-            raise ValueError("recall (CAUREID.CLUSTER.RECALL) must be a number with "
-                             f"0 < recall <= 1, got {self.recall!r}")
+            raise ValueError(f"recall must be a number with 0 < recall <= 1, got {self.recall!r}")
         if self.max_memory is not None and not self.max_memory > 0:
-            raise ValueError("max_memory (CAUREID.CLUSTER.MAX_MEMORY) must be positive GiB or "
-                             f"None, got {self.max_memory!r}")
+            raise ValueError(f"max_memory must be positive GiB or None, got {self.max_memory!r}")
 
     def device_for(self, features: torch.Tensor | np.ndarray) -> torch.device:
         """Where the scores of these features are computed."""
@@ -138,8 +135,8 @@ def search_by_camera(features: torch.Tensor | np.ndarray, camids: torch.Tensor |
     device = search.device_for(features)
     features = as_feature_matrix(features)
     camids = as_cameras(camids, len(features))
-    check_count("k_intra", "CAUREID.CLUSTER.K1_INTRA", k_intra)
-    check_count("k_inter", "CAUREID.CLUSTER.K1_INTER", k_inter)
+    check_count("k_intra", k_intra)
+    check_count("k_inter", k_inter)
     ks = (int(k_intra), int(k_inter))
     within, across = search_lists(features, camids, ks, device, search, progress)
     return within, across

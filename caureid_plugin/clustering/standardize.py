@@ -109,8 +109,7 @@ def standardize_by_camera(features: torch.Tensor, camids: torch.Tensor | np.ndar
 
 def check_cameras_to_standardize(
         cameras: np.ndarray, counts: np.ndarray,
-        remedy: str = ("Leave its image out, or set the key that asks for it, "
-                       "CAUREID.CLUSTER.STANDARDIZE or TEST.STANDARDIZE_BY_CAMERA False.")) -> None:
+        remedy: str = "Leave its image out, or do not standardise.") -> None:
     """Checks that each of the cameras has a spread.
 
     Args:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import sys
+from collections.abc import Iterator, Mapping
 
 
 def shown(path: object) -> str:
@@ -44,3 +47,30 @@ def one_line(error: BaseException) -> str:
 def printable(path: str) -> str:
     """A path as text that can be written whatever its bytes."""
     return os.fsencode(path).decode("utf-8", "replace")
+
+
+@contextlib.contextmanager
+def naming_keys(keys: Mapping[str, str]) -> Iterator[None]:
+    """Adds config keys to the errors of functions that name only their own arguments.
+
+    Args:
+        keys: argument -> its config key. The key follows the argument's first mention in brackets.
+
+    Raises:
+        ValueError, MemoryError, ImportError: as raised within, of the same type.
+
+    Example:
+        >>> with naming_keys({"gain": "MODEL.HEADS.CAMSEP.GAIN"}):
+        ...     raise ValueError("gain 0 must be positive.")
+        Traceback (most recent call last):
+        ValueError: gain (MODEL.HEADS.CAMSEP.GAIN) 0 must be positive.
+    """
+    try:
+        yield
+    except (ValueError, MemoryError, ImportError) as error:
+        text = str(error)
+        for argument, key in keys.items():
+            text = re.sub(rf"\b{argument}\b", f"{argument} ({key})", text, count=1)
+        if text == str(error):
+            raise
+        raise type(error)(text) from error

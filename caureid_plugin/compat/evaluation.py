@@ -28,6 +28,7 @@ import torch
 from fastreid.utils import comm
 
 from ..clustering import Search, jaccard_distances, standardize_by_camera
+from ..common.text import naming_keys
 from .importing import faiss_is_missing, faiss_stand_in, logger
 from .repair import Patches, repair
 from .writers import write_figures
@@ -143,7 +144,8 @@ def _ranked_features(patch: Patches) -> None:
         shares = comm.all_gather([(p["feats"], p["camids"]) for p in own])
         features, camids = (torch.cat([batch[place] for share in shares for batch in share])
                             for place in (0, 1))
-        features = standardize_by_camera(features, camids)
+        with naming_keys({"not standardise": "TEST.STANDARDIZE_BY_CAMERA False"}):
+            features = standardize_by_camera(features, camids)
         row = sum(len(batch[0]) for share in shares[:comm.get_rank()] for batch in share)
         self._predictions = []
         for prediction in own:

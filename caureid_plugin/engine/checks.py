@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -16,12 +17,21 @@ from ..clustering.inputs import (
     check_min_samples,
 )
 from ..clustering.standardize import check_cameras_to_standardize
+from ..common.text import naming_keys
 from ..data.sampler import why_only_copies
 
 logger = logging.getLogger("fastreid.caureid")
 
 # Unit features of all images that differ by no more than this are one and the same up to rounding.
 ALIKE = 1e-5
+
+# what the clustering calls it -> the key
+CLUSTER_KEYS = {
+    **{name: f"CAUREID.CLUSTER.{name.upper()}" for name in (
+        "k1", "k2", "k1_intra", "k1_inter", "k2_intra", "k2_inter", "eps", "min_samples", "recall",
+        "max_memory")},
+    "backend": "CAUREID.CLUSTER.SEARCH", "gap": "CAUREID.CLUSTER.EPS_GAP",
+    "not standardise": "CAUREID.CLUSTER.STANDARDIZE False"}
 
 
 def check_clustering(cfg: CfgNode) -> None:
@@ -35,16 +45,25 @@ def check_clustering(cfg: CfgNode) -> None:
         raise ValueError(
             f"CAUREID.CLUSTER.EPS_FIRST {node.EPS_FIRST:g} and CAUREID.CLUSTER.EPS_FIRST_EPOCHS "
             f"{node.EPS_FIRST_EPOCHS} must both be positive, or both 0 (EPS throughout).")
-    for key, eps in ((eps_key(cfg, 0), eps_at(cfg, 0)), ("EPS", node.EPS)):
-        check_eps(eps, key)
-        check_eps_gap(eps, eps_gap(cfg), key)
-    check_min_samples(node.MIN_SAMPLES)
-    if not node.CAMERA_AWARE:
-        check_graph_parameters(node.K1, node.K2)
-        return
-    for suffix in ("_FIRST", ""):
-        check_camera_parameters(node.K1_INTRA, node.K1_INTER, node[f"K2_INTRA{suffix}"],
-                                node[f"K2_INTER{suffix}"], suffix=suffix)
+    for epoch in (0, max(1, node.EPS_FIRST_EPOCHS)):  # the first, and one with the final values
+        with naming_cluster_keys(cfg, epoch):
+            check_eps(eps_at(cfg, epoch))
+            check_eps_gap(eps_at(cfg, epoch), eps_gap(cfg))
+            check_min_samples(node.MIN_SAMPLES)
+            if not node.CAMERA_AWARE:
+                check_graph_parameters(node.K1, node.K2)
+                continue
+            first = "" if epoch else "_FIRST"
+            check_camera_parameters(node.K1_INTRA, node.K1_INTER, node[f"K2_INTRA{first}"],
+                                    node[f"K2_INTER{first}"])
+
+
+def naming_cluster_keys(cfg: CfgNode, epoch: int = 0) -> AbstractContextManager[None]:
+    """:func:`.naming_keys` with the keys that an epoch's clustering has its arguments from."""
+    keys = {**CLUSTER_KEYS, "eps": f"CAUREID.CLUSTER.{eps_key(cfg, epoch)}"}
+    if epoch == 0:
+        keys |= {name: f"{keys[name]}_FIRST" for name in ("k2_intra", "k2_inter")}
+    return naming_keys(keys)
 
 
 def eps_gap(cfg: CfgNode) -> float:
@@ -81,7 +100,8 @@ def check_size(cfg: CfgNode, camids: np.ndarray) -> None:
     """
     node, n = cfg.CAUREID.CLUSTER, len(camids)
     if node.STANDARDIZE:
-        check_cameras_to_standardize(*np.unique(camids, return_counts=True))
+        with naming_cluster_keys(cfg):
+            check_cameras_to_standardize(*np.unique(camids, return_counts=True))
     found = f"The training set of DATASETS.NAMES {list(cfg.DATASETS.NAMES)} has {n} image(s)"
     if n < 2:
         raise ValueError(f"{found}: at least two are needed, to tell one from the other.")

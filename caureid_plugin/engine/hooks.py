@@ -24,7 +24,14 @@ from ..inspection import least_images, short_names, summarize_cameras
 from ..modeling import CAUReID, MemoryBank, needs_memory
 from ..modeling.gather import average_running_statistics, gather_batch
 from ..modeling.memory_bank import NotFiniteError
-from .checks import check_clustering, check_size, eps_at, eps_gap, why_not_to_train
+from .checks import (
+    check_clustering,
+    check_size,
+    eps_at,
+    eps_gap,
+    naming_cluster_keys,
+    why_not_to_train,
+)
 from .extraction import extract_features
 from .images import TrainingImages
 from .terminal import FILE_ONLY
@@ -129,7 +136,8 @@ class UnsupervisedHook(HookBase):
                              "batches: set TEST.PRECISE_BN.ENABLED False.")
         # the clustering's options, and faiss where it is asked for, before hours of work
         check_clustering(cfg)
-        self._search().resolve(1, self._model.device)
+        with naming_cluster_keys(cfg):
+            self._search().resolve(1, self._model.device)
         self._check_batch()
 
     def _check_batch(self) -> None:
@@ -227,7 +235,8 @@ class UnsupervisedHook(HookBase):
         if self._cfg.CAUREID.LABELS == "extract" and epoch > 0:
             self._bank.reset(self._extract())
         start = time.perf_counter()
-        found = self._cluster(epoch)
+        with naming_cluster_keys(self._cfg, epoch):
+            found = self._cluster(epoch)
         seconds = time.perf_counter() - start
         self._report(epoch, found, seconds)
         camids = self._bank.camids.cpu().numpy()

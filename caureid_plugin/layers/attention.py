@@ -48,14 +48,13 @@ class HarmoniousAttention(nn.Module):
                  uniform_start: bool = True, gain: float = 1.0) -> None:
         super().__init__()
         if mask_range not in RANGES:
-            raise ValueError(f"mask_range {mask_range!r} (MODEL.HEADS.CAMSEP.RANGE) is not one of "
-                             f"{RANGES}.")
+            raise ValueError(f"mask_range {mask_range!r} is not one of {RANGES}.")
         if uniform_start and mask_range == "half":
             raise ValueError(
-                "uniform_start (MODEL.HEADS.CAMSEP.UNIFORM_START) needs mask_range 'full' (RANGE): "
-                "with 'half' the zero weight sits behind a ReLU and never receives a gradient.")
+                "uniform_start needs mask_range 'full': with 'half' the zero weight sits behind a "
+                "ReLU and never receives a gradient.")
         if not 0 < gain < float("inf"):
-            raise ValueError(f"gain {gain} (MODEL.HEADS.CAMSEP.GAIN) must be positive.")
+            raise ValueError(f"gain {gain} must be positive.")
         squeezed = max(1, channels // reduction)
         self.spatial_reduce = _conv_bn(1, 1, kernel=3, stride=2)
         self.spatial_refine = _conv_bn(1, 1, kernel=1)

@@ -37,8 +37,8 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
     def __init__(self, num_features: int, group_size: int = 16, **kwargs: Any) -> None:
         super().__init__(num_features, **kwargs)
         if group_size < 0 or group_size == 1:
-            raise ValueError(f"group_size {group_size} (MODEL.BN_GROUP_SIZE) must be 0, for one "
-                             "group, or at least 2: a single value has no variance.")
+            raise ValueError(f"group_size {group_size} must be 0, for one group, or at least 2: a "
+                             "single value has no variance.")
         self.group_size = group_size
 
     def _group_sizes(self, batch: int) -> list[int]:

@@ -21,7 +21,6 @@ def camera_separation_loss(logits: torch.Tensor, camids: torch.Tensor) -> torch.
     """
     if camids.numel() and not 0 <= int(camids.min()) <= int(camids.max()) < logits.shape[1]:
         raise ValueError(
-            f"Camera labels range from {int(camids.min())} to {int(camids.max())}, but the camera "
-            f"classifier has {logits.shape[1]} outputs: set MODEL.HEADS.CAMSEP.NUM_CAMERAS to the "
-            "number of cameras.")
+            f"Camera labels range from {int(camids.min())} to {int(camids.max())}, but the "
+            f"logits have {logits.shape[1]} columns: each camera needs one.")
     return F.cross_entropy(logits, camids)

@@ -12,10 +12,13 @@ from fastreid.layers.weight_init import weights_init_classifier
 from fastreid.modeling.heads import REID_HEADS_REGISTRY, EmbeddingHead
 from torch import nn
 
+from ..common.text import naming_keys
 from ..compat import MGN_LOSSES, TOOLBOX_LOSSES
 from ..layers import HarmoniousAttention
 
 ATTENTIONS = ("harmonious", "none")
+CAMSEP_KEYS = {"mask_range": "MODEL.HEADS.CAMSEP.RANGE", "gain": "MODEL.HEADS.CAMSEP.GAIN",
+               "uniform_start": "MODEL.HEADS.CAMSEP.UNIFORM_START"}
 # the toolbox's meta-architectures, which know the toolbox's losses alone; Baseline says so at its
 # first step, as it is also built as a Distiller's teacher, whose losses nobody computes
 TOOLBOX_ARCHITECTURES = ("Distiller", "MGN", "MoCo")
@@ -106,9 +109,10 @@ class CamSepHead(EmbeddingHead):
         camsep = cfg.MODEL.HEADS.CAMSEP
         attention = None
         if camsep.ATTENTION == "harmonious":
-            attention = HarmoniousAttention(
-                cfg.MODEL.BACKBONE.FEAT_DIM, reduction=camsep.REDUCTION, mask_range=camsep.RANGE,
-                uniform_start=camsep.UNIFORM_START, gain=camsep.GAIN)
+            with naming_keys(CAMSEP_KEYS):
+                attention = HarmoniousAttention(
+                    cfg.MODEL.BACKBONE.FEAT_DIM, reduction=camsep.REDUCTION,
+                    mask_range=camsep.RANGE, uniform_start=camsep.UNIFORM_START, gain=camsep.GAIN)
         # without its loss the camera branch would hold weights that never receive a gradient
         separated = "CameraSeparationLoss" in cfg.MODEL.LOSSES.NAME
         return {

@@ -13,6 +13,7 @@ from fastreid.modeling import losses as toolbox
 from fastreid.utils.registry import Registry
 
 from .. import losses
+from ..common.text import naming_keys
 from ..compat import registered_names
 from .gather import gather_batch
 from .memory_bank import MemoryBank
@@ -151,7 +152,9 @@ class CameraSeparationLoss(Loss):
     def __call__(self, outputs: Outputs, batch: dict[str, Any],
                  memory: MemoryBank | None) -> Outputs:
         logits = self._output(outputs, "camera_logits")
-        loss = losses.camera_separation_loss(logits, _camera_numbers(batch))
+        camids = _camera_numbers(batch)
+        with naming_keys({"logits": "MODEL.HEADS.CAMSEP.NUM_CAMERAS"}):
+            loss = losses.camera_separation_loss(logits, camids)
         return {"loss_camsep": loss * self.scale}
 
 

@@ -11,6 +11,7 @@ from fastreid.modeling.heads import REID_HEADS_REGISTRY, ClasHead, EmbeddingHead
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY, Baseline
 from torch import nn
 
+from ..common.text import naming_keys
 from ..compat import to_device
 from ..layers import convert_grouped_batch_norm
 from .heads import CamSepHead
@@ -57,8 +58,9 @@ class CAUReID(Baseline):
     def __init__(self, *, losses: list[Loss], bn_group_size: int,
                  channels_last: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.backbone: nn.Module = convert_grouped_batch_norm(self.backbone, bn_group_size)
-        self.heads: nn.Module = convert_grouped_batch_norm(self.heads, bn_group_size)
+        with naming_keys({"group_size": "MODEL.BN_GROUP_SIZE"}):
+            self.backbone: nn.Module = convert_grouped_batch_norm(self.backbone, bn_group_size)
+            self.heads: nn.Module = convert_grouped_batch_norm(self.heads, bn_group_size)
         # the weights keep their layout: the toolbox's optimizer views them as one flat buffer
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._losses = losses

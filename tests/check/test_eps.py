@@ -240,6 +240,7 @@ def test_features_or_a_config_must_be_given(capsys):
     (["--camera-aware"], {"camids": "other"}, '--camera-aware needs "camids"'),
     (["--diagnostics"], {}, '--diagnostics needs "identities"'),
     (["--eps", "0.5,1.5"], {}, r"0 < eps < 1, got 1\.5"),
+    (["--eps", "0.001"], {}, r"eps \(CAUREID.CLUSTER.EPS\) or .*\(CAUREID.CLUSTER.MIN_SAMPLES\)"),
 ])
 def test_wrong_files(people, tmp_path, words, names, message):
     """``names``: what the file calls an array instead."""

@@ -2,21 +2,21 @@ import numpy as np
 import pytest
 import torch
 from caureid_plugin.clustering import assign_pseudo_labels, jaccard_graph, search_neighbors
-from caureid_plugin.clustering.inputs import as_feature_matrix, check_camera_parameters
+from caureid_plugin.clustering.inputs import as_feature_matrix
 
 GOOD = dict(k1=3, k2=2, eps=0.5)
 
 
 @pytest.mark.parametrize("change, named", [
-    (dict(k1=30.0), r"k1 \(CAUREID\.CLUSTER\.K1\).*got 30\.0"),
-    (dict(k1=True, k2=1), r"k1 \(CAUREID\.CLUSTER\.K1\).*got True"),
-    (dict(k2=0), r"k2 \(CAUREID\.CLUSTER\.K2\).*got 0"),
-    (dict(k1=5), r"k1 \(CAUREID\.CLUSTER\.K1\).*smaller than the number of images.*5 and N=5"),
-    (dict(k2=4), r"k2 \(CAUREID\.CLUSTER\.K2\).*k2=4 and k1=3"),
-    (dict(eps=0), r"eps \(CAUREID\.CLUSTER\.EPS\).*got 0"),
-    (dict(eps=1 - 1e-12), r"eps \(CAUREID\.CLUSTER\.EPS\).*0 < eps < 1"),
-    (dict(eps=float("nan")), r"eps \(CAUREID\.CLUSTER\.EPS\).*got nan"),
-    (dict(eps="0.5"), r"eps \(CAUREID\.CLUSTER\.EPS\).*got '0\.5'"),
+    (dict(k1=30.0), r"^k1 must .*got 30\.0"),
+    (dict(k1=True, k2=1), r"^k1 must .*got True"),
+    (dict(k2=0), r"^k2 must .*got 0"),
+    (dict(k1=5), r"^k1 must .*smaller than the number of images.*5 and N=5"),
+    (dict(k2=4), r"^k2 must .*k2=4 and k1=3"),
+    (dict(eps=0), r"^eps must .*got 0"),
+    (dict(eps=1 - 1e-12), r"^eps must .*0 < eps < 1"),
+    (dict(eps=float("nan")), r"^eps must .*got nan"),
+    (dict(eps="0.5"), r"^eps must .*got '0\.5'"),
 ])
 def test_bad_graph_parameters_are_named(change, named):
     features = np.eye(5, dtype=np.float32)
@@ -27,13 +27,13 @@ def test_bad_graph_parameters_are_named(change, named):
 
 
 @pytest.mark.parametrize("change, named", [
-    (dict(k1_intra=0), r"k1_intra \(CAUREID\.CLUSTER\.K1_INTRA\).*got 0"),
-    (dict(k1_inter=-1), r"k1_inter \(CAUREID\.CLUSTER\.K1_INTER\).*got -1"),
-    (dict(k2_intra=0), r"k2_intra \(CAUREID\.CLUSTER\.K2_INTRA\).*>= 1, got 0"),
-    (dict(k2_inter=-1), r"k2_inter \(CAUREID\.CLUSTER\.K2_INTER\).*>= 0, got -1"),
-    (dict(k2_intra=4), r"k2_intra \(CAUREID\.CLUSTER\.K2_INTRA\) must not exceed.*got 4 and 2"),
-    (dict(k2_inter=5), r"k2_inter \(CAUREID\.CLUSTER\.K2_INTER\) must not exceed.*got 5 and 3"),
-    (dict(k1_intra=6), r"k1_intra \(CAUREID\.CLUSTER\.K1_INTRA\).*smaller.*got 6 and N=6"),
+    (dict(k1_intra=0), r"^k1_intra must .*got 0"),
+    (dict(k1_inter=-1), r"^k1_inter must .*got -1"),
+    (dict(k2_intra=0), r"^k2_intra must .*>= 1, got 0"),
+    (dict(k2_inter=-1), r"^k2_inter must .*>= 0, got -1"),
+    (dict(k2_intra=4), r"k2_intra must not exceed.*got 4 and 2"),
+    (dict(k2_inter=5), r"k2_inter must not exceed.*got 5 and 3"),
+    (dict(k1_intra=6), r"^k1_intra must .*smaller.*got 6 and N=6"),
     (dict(k1=3), "k1 cannot be used with camids"),
     (dict(camids=None), "k1_intra and k1_inter and k2_intra and k2_inter cannot .* without camids"),
     (dict(camids=[0, 1]), r"camids must hold one integer for each of the 6 images.*\(2,\)"),
@@ -47,17 +47,9 @@ def test_bad_camera_aware_parameters_are_named(change, named):
         jaccard_graph(features, **{**good, **change})
 
 
-def test_the_keys_of_the_first_clustering_are_named():
-    check_camera_parameters(5, 20, 6, 21, suffix="_FIRST")
-    for given, named in (((5, 20, 7, 4), r"K2_INTRA_FIRST\) must not exceed.*K1_INTRA\), got 7"),
-                         ((5, 20, 2, -1), r"K2_INTER_FIRST\) must be an integer >= 0, got -1")):
-        with pytest.raises(ValueError, match=named):
-            check_camera_parameters(*given, suffix="_FIRST")
-
-
 @pytest.mark.parametrize("min_samples", [0, 2.5])
 def test_bad_min_samples_is_named(min_samples):
-    with pytest.raises(ValueError, match=r"min_samples \(CAUREID\.CLUSTER\.MIN_SAMPLES\)"):
+    with pytest.raises(ValueError, match="^min_samples must"):
         assign_pseudo_labels(np.eye(5, dtype=np.float32), **GOOD, min_samples=min_samples)
 
 

@@ -59,7 +59,7 @@ def test_dtype_is_kept_and_a_constant_dimension_becomes_zero():
 
 
 def test_a_camera_of_one_image_is_an_error_that_names_it():
-    with pytest.raises(ValueError, match=r"1 of the 2 cameras .* camera 7.*STANDARDIZE"):
+    with pytest.raises(ValueError, match=r"1 of the 2 cameras .* camera 7.*do not standardise"):
         standardize_by_camera(torch.eye(3), np.array([2, 2, 7]))
     with pytest.raises(ValueError, match="camids"):
         standardize_by_camera(torch.eye(3), np.array([2, 2]))

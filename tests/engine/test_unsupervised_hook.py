@@ -307,6 +307,7 @@ AWARE = ["CAUREID.CLUSTER.CAMERA_AWARE", True, "CAUREID.CLUSTER.K1_INTRA", 3,
     (["CAUREID.CLUSTER.K2", 9], "CAUREID.CLUSTER.K2.*k2=9 and k1=6"),
     ([*AWARE, "CAUREID.CLUSTER.K2_INTRA_FIRST", 5], r"CLUSTER.K2_INTRA_FIRST\).*5 and 3"),
     ([*AWARE, "CAUREID.CLUSTER.K2_INTER", 8], r"CLUSTER.K2_INTER\).*8 and 6"),  # used later only
+    ([*AWARE, "CAUREID.CLUSTER.K2_INTER_FIRST", -1], r"CLUSTER.K2_INTER_FIRST\) must be .*got -1"),
     (["SOLVER.IMS_PER_BATCH", 18], "SOLVER.IMS_PER_BATCH 18.*DATALOADER.NUM_INSTANCE 4"),
     (["SOLVER.ITERS_PER_EPOCH", -5], "ITERS_PER_EPOCH -5"),
     (["MODEL.HEADS.NUM_CLASSES", 0], "NUM_CLASSES 0 .* set it to -1"),
@@ -321,6 +322,12 @@ AWARE = ["CAUREID.CLUSTER.CAMERA_AWARE", True, "CAUREID.CLUSTER.K1_INTRA", 3,
 def test_wrong_options_are_found_before_anything_is_computed(start, options, message):
     with pytest.raises(ValueError, match=message):
         start(*options)  # never trained
+
+
+def test_without_faiss_the_key_of_the_search_is_named(start, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)  # makes "import faiss" fail
+    with pytest.raises(ImportError, match=r"set backend \(CAUREID.CLUSTER.SEARCH\) to torch"):
+        start("CAUREID.CLUSTER.SEARCH", "faiss-flat")
 
 
 def test_unknown_head_lists_the_known_ones(start):

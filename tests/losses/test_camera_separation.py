@@ -32,5 +32,5 @@ def test_gradient():
 def test_camera_out_of_range(camids, low, high):
     with pytest.raises(ValueError) as error:
         camera_separation_loss(torch.randn(2, 3), torch.tensor(camids))
-    for part in (f"from {low} to {high}", "3 outputs", "MODEL.HEADS.CAMSEP.NUM_CAMERAS"):
+    for part in (f"from {low} to {high}", "logits have 3 columns"):
         assert part in str(error.value)

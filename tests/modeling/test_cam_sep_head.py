@@ -143,6 +143,9 @@ def test_with_detach_the_embedding_sees_a_constant_mask(make_cfg):
     ("ATTENTION", "none", "CameraSeparationLoss .*CAMSEP.ATTENTION 'none' does not"),
     ("NUM_CAMERAS", -1, "NUM_CAMERAS is -1 .*call cfg = .*fit_to_data"),
     ("NUM_CAMERAS", 1, "needs MODEL.HEADS.CAMSEP.NUM_CAMERAS.*is 1"),
+    ("RANGE", "third", r"mask_range \(MODEL.HEADS.CAMSEP.RANGE\) 'third'"),
+    ("RANGE", "half", r"uniform_start \(MODEL.HEADS.CAMSEP.UNIFORM_START\) needs .*CAMSEP.RANGE"),
+    ("GAIN", 0.0, r"gain \(MODEL.HEADS.CAMSEP.GAIN\) 0.0 must be positive"),
 ])
 def test_what_it_cannot_do_is_refused(make_cfg, key, value, message):
     with pytest.raises(ValueError, match=message):

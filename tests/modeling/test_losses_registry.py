@@ -93,6 +93,12 @@ def test_camera_separation_wrapper(make_cfg, make_batch):
         build_losses(cfg)[0](outputs, batch, None), {"loss_camsep": 0.3 * pure}, rtol=1e-6, atol=0)
 
 
+def test_more_cameras_than_the_head_has(make_cfg, make_batch):
+    (loss,) = build_losses(make_cfg(NAME, ("CameraSeparationLoss",)))
+    with pytest.raises(ValueError, match=r"logits \(MODEL.HEADS.CAMSEP.NUM_CAMERAS\) have 2 col"):
+        loss({"camera_logits": torch.zeros(8, 2)}, make_batch(), None)
+
+
 @pytest.mark.parametrize("anchor, normalize", [
     ("centre", True), ("centre", False), ("sample", True), ("sample", False)])
 def test_cacc_wrapper(make_cfg, make_batch, make_bank, anchor, normalize):
