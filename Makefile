@@ -32,7 +32,8 @@ test-all: test
 	$(RUN) -m pytest -q -m slow tests
 
 lint: $(READY)
-	$(RUN) -m pytest -q tests/test_static.py tests/test_structure.py tests/test_docs.py
+	$(RUN) -m pytest -q tests/test_static.py tests/test_structure.py tests/test_docs.py \
+		tests/test_words.py
 
 docs: $(READY)
 	$(RUN) -m sphinx -W --keep-going -n -b html docs build/docs

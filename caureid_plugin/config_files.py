@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 
@@ -12,7 +13,7 @@ def get_config_file(name: str) -> str:
         name: relative to the config folder, such as "Market/caureid.yml".
 
     Raises:
-        FileNotFoundError: no such config (lists those there are).
+        FileNotFoundError: no such config (names those that are like it).
     """
     package = Path(__file__).resolve().parent
     # an installation carries the configs inside the package, in a clone they lie beside it
@@ -21,4 +22,7 @@ def get_config_file(name: str) -> str:
         if (folder / name).is_file():
             return str(folder / name)
     known = sorted(str(p.relative_to(f)) for f in folders for p in f.rglob("*.yml"))
-    raise FileNotFoundError(f"There is no config {name!r}, known are {known}.")
+    close = difflib.get_close_matches(name, known, cutoff=0.4)
+    raise FileNotFoundError(f"There is no config {name!r}, neither as a file nor among the "
+                            f"{len(known)} shipped ones"
+                            + (f": did you mean {' or '.join(close)}?" if close else "."))

@@ -245,7 +245,7 @@ TRAIN = "tools/train_net.py --config-file configs/Market/caureid.yml "
     (TRAIN + "SOLVER.MAX_EPOCH", click.UsageError),  # no value
     (TRAIN + "SOLVER.MAX_EPOCHS 2", KeyError),
     (TRAIN + "SOLVER.MAX_EPOCH many", ValueError),
-    (TRAIN.replace("caureid", "caureids"), FileNotFoundError),
+    (TRAIN.replace("caureid", "caureids"), click.UsageError),
     ("caureid ablation --family market SOLVER.MAX_EPOCHS 1", KeyError),
     ("caureid ablation --family markets", click.UsageError),
     ("caureid ablations --family market", AssertionError),

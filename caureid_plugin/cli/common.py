@@ -13,6 +13,8 @@ from typing import Any
 
 import click
 
+from ..config_files import get_config_file
+
 # What a user can put right; all else is a bug, whose traceback is wanted.
 USER_ERRORS = (ImportError, KeyError, OSError, ValueError)
 INTERRUPTED = 130
@@ -68,11 +70,12 @@ class Command(click.Command):
         return words
 
     def _check_word(self, ctx: click.Context, word: str) -> None:
-        if word.startswith("--"):
+        if re.match("--|-[A-Za-z]", word):
             name = word.split("=")[0]
             known = [opt for p in self.params for opt in (*p.opts, *p.secondary_opts)]
             raise click.NoSuchOption(
-                name, ctx=ctx, possibilities=difflib.get_close_matches(name, known))
+                name, ctx=ctx,
+                possibilities=difflib.get_close_matches(f"--{name.lstrip('-')}", known))
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -120,6 +123,11 @@ def _named(ctx: click.Context, param: click.Parameter, value: str) -> str:
     if not value:  # the toolbox's own config would be taken
         raise click.BadParameter(
             "it is empty: name a config, OwnData/caureid.yml for images of your own")
+    if not os.path.isfile(value):
+        try:
+            get_config_file(value)
+        except FileNotFoundError as error:
+            raise click.BadParameter(str(error)) from error
     return value
 
 

@@ -1,8 +1,8 @@
 """SyntheticCameras: a small person re-identification dataset that renders itself.
 
-Drawn people walk past six drawn cameras (see :mod:`caureid_plugin.data.rendering`). The first use
-renders the pictures, in about half a minute; later uses read them. The folder is laid out and its
-files are named as in Market-1501 (Zheng et al., "Scalable Person Re-identification: A Benchmark",
+Drawn people walk past six drawn cameras (see :mod:`caureid_plugin.data.synthetic.render`). The
+first use renders the pictures, in about half a minute; later uses read them. The folder is laid out
+and its files are named as in Market-1501 (Zheng et al., "Scalable Person Re-identification: A Benchmark",
 ICCV 2015)::
 
     <root>/SyntheticCameras/
@@ -155,7 +155,7 @@ def render_dataset(folder: str, *, seed: int = SEED, train_identities: int = TRA
     finished first, its pictures stay and these are dropped: both are the same.
 
     Raises:
-        ValueError: see :func:`plan_shots` and :func:`caureid_plugin.data.rendering.render`.
+        ValueError: see :func:`plan_shots` and :func:`caureid_plugin.data.synthetic.render.render`.
         OSError: the folder cannot be written, or ``folder`` is already there with other content.
     """
     shots = plan_shots(seed=seed, train_identities=train_identities,
