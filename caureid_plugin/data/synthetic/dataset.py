@@ -2,8 +2,8 @@
 
 Drawn people walk past six drawn cameras (see :mod:`caureid_plugin.data.synthetic.render`). The
 first use renders the pictures, in about half a minute; later uses read them. The folder is laid out
-and its files are named as in Market-1501 (Zheng et al., "Scalable Person Re-identification: A Benchmark",
-ICCV 2015)::
+and its files are named as in Market-1501 (Zheng et al., "Scalable Person Re-identification: A
+Benchmark", ICCV 2015)::
 
     <root>/SyntheticCameras/
         bounding_box_train/0001_c1s1_000000_00.jpg   identity, camera, sequence, shot, box
