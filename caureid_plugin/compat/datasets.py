@@ -131,7 +131,7 @@ def known_cameras(items: Iterable[tuple[str, object]]) -> set:
         if camera is not None and not isinstance(camera, (str, int, float, np.number)):
             raise ValueError(
                 f"The camera of the image {path} must be text or a number, got {camera!r} "
-                f"({type(camera).__name__}). Mend the dataset.")
+                f"({type(camera).__name__}). Correct the dataset.")
         if camera not in _NO_CAMERA and camera == camera:
             known.setdefault(camera, path)
     texts, numbers = ([camera for camera in known if isinstance(camera, str) == wanted]
@@ -139,7 +139,7 @@ def known_cameras(items: Iterable[tuple[str, object]]) -> set:
     if texts and numbers:
         raise ValueError(
             f"Cameras must be all text or all numbers, and {known[texts[0]]} has {texts[0]!r}, "
-            f"{known[numbers[0]]} {numbers[0]!r}. Mend the dataset, or DATASETS.NAMES.")
+            f"{known[numbers[0]]} {numbers[0]!r}. Correct the dataset, or DATASETS.NAMES.")
     return set(known)
 
 
@@ -147,7 +147,8 @@ def known_cameras(items: Iterable[tuple[str, object]]) -> set:
     upstream="data/datasets/bases.py:139 (check_before_run), data/datasets/msmt17.py:58 and :99, "
     "data/datasets/wildtracker.py:52 (os.listdir)",
     symptom='a missing dataset is reported as `"x" is not found`, without the remedy; MSMT17 in a '
-    "folder of another name as `Dataset folder not found`, its lists as an error of open()",
+    "folder of another name as `Dataset folder not found`, its lists as an error of open(), a "
+    "damaged line of one as `not enough values to unpack`",
     versions="all",
 )
 def _missing_dataset(patch: Patches) -> None:
@@ -164,6 +165,7 @@ def _missing_dataset(patch: Patches) -> None:
 
     patch.set(_bases.Dataset, "check_before_run", check_before_run)
     patch.set(_msmt17.MSMT17, "__init__", _finds_its_folder(_msmt17.MSMT17.__init__))
+    patch.set(_msmt17.MSMT17, "process_dir", _names_the_line(_msmt17.MSMT17.process_dir))
     for kind in list(_data_build.DATASET_REGISTRY._obj_map.values()):
         if kind.__module__.startswith("fastreid."):
             patch.set(kind, "__init__", _names_the_root(kind.__init__))
@@ -210,6 +212,24 @@ def _finds_its_folder(original: Callable) -> Callable:
         original(self, root, **kwargs)
 
     return init
+
+
+def _names_the_line(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def process_dir(self, dir_path, list_path, *args, **kwargs):
+        with open(list_path) as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    path, identity = line.split(" ")
+                    int(identity), int(path.split("_")[2])
+                except (IndexError, ValueError) as error:
+                    raise ValueError(
+                        f"Line {number} of {shown(list_path)} is {line[:60]!r}: it must name an "
+                        "image and its identity, as in `0000/0000_000_01_0303morning_0008_0.jpg "
+                        "0`.") from error
+        return original(self, dir_path, list_path, *args, **kwargs)
+
+    return process_dir
 
 
 def _names_the_root(original: Callable) -> Callable:

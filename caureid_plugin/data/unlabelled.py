@@ -49,7 +49,7 @@ class UnlabelledImages(Dataset[dict[str, Any]]):
         for path, camera in items:
             if camera not in known or camera == -1:
                 raise ValueError(f"The training image {path} has no camera label; every training "
-                                 "image needs one. Mend the dataset or remove the file.")
+                                 "image needs one. Correct the dataset or remove the file.")
         self.paths = [path for path, _ in items]
         self.camera_names = sorted(known)
         number = {name: i for i, name in enumerate(self.camera_names)}

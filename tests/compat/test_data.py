@@ -95,6 +95,10 @@ def test_msmt17_without_a_list(tmp_path):
     dataset = MSMT17(root=str(tmp_path))
     assert [item[1:] for item in dataset.train] == [("msmt17_0", "msmt17_0")]
     assert [item[2] for item in dataset.query + dataset.gallery] == [1, 2]
+    for line in ("garbage", "0000/0000.jpg 0", "0000/0000_000_01_0303morning_0008_0.jpg x"):
+        (base / "list_train.txt").write_text(f"0000/0000_000_01_0303morning_0008_0.jpg 0\n{line}\n")
+        with pytest.raises(ValueError, match=rf"Line 2 of {base}/list_train.txt is '{line}"):
+            MSMT17(root=str(tmp_path))
 
 
 @pytest.mark.parametrize("name", sorted(
@@ -228,7 +232,7 @@ def test_a_test_image_without_a_camera_is_an_error(camera):
 def test_cameras_of_one_kind():
     for other in ("1", (1,), torch.tensor(1)):
         for relabel in (True, False):
-            with pytest.raises(ValueError, match="b.jpg.*Mend the dataset|a.jpg 0. Mend"):
+            with pytest.raises(ValueError, match="b.jpg.*Correct the dataset|a.jpg 0. Correct"):
                 CommDataset([("a.jpg", 1, 0), ("b.jpg", 1, other)], relabel=relabel)
 
 
