@@ -160,7 +160,7 @@ def test_the_command_has_the_arguments_of_the_script(monkeypatch):
     parsed = []
     monkeypatch.setattr(train_net, "launch", lambda main, count, args, **how: parsed.append(
         {**vars(args[0]), **how}))
-    words = ["--config-file", "a.yml"]
+    words = ["--config-file", "Market/caureid.yml"]
     options = [
         "--resume", "--eval-only", "--num-gpus", "3", "--num-machines", "2", "--machine-rank", "1",
         "--dist-url", "tcp://host:3", "--join-timeout", "7.5"]
@@ -176,10 +176,10 @@ def test_the_command_has_the_arguments_of_the_script(monkeypatch):
 
 
 @pytest.mark.parametrize("words, says", [
-    (["--config-file", "x.yml", "--num-gpus", "0"], "0 is not in the range x>=1"),
-    (["--num-gpu", "2", "--config-file", "x.yml"], "Did you mean '--num-gpus'"),
+    (["--config-file", "Market/caureid.yml", "--num-gpus", "0"], "0 is not in the range x>=1"),
+    (["--num-gpu", "2", "--config-file", "Market/caureid.yml"], "Did you mean '--num-gpus'"),
     (["SEED", "1"], "Missing option '--config-file'"),
-    (["--config-file", "x.yml", "SEED"], "must come in pairs, got SEED")])
+    (["--config-file", "Market/caureid.yml", "SEED"], "must come in pairs, got SEED")])
 def test_a_wrong_command_line(words, says, capsys):
     with pytest.raises(SystemExit, match="2"):
         call(command, words)
