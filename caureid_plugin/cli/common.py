@@ -13,11 +13,11 @@ from typing import Any
 
 import click
 
+from ..common.signals import EXIT_INTERRUPTED
 from ..config_files import get_config_file
 
 # What a user can put right; all else is a bug, whose traceback is wanted.
 USER_ERRORS = (ImportError, KeyError, OSError, ValueError)
-INTERRUPTED = 130
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
 
 
@@ -81,7 +81,7 @@ class Command(click.Command):
         try:
             code = super().invoke(ctx)
         except KeyboardInterrupt:
-            raise SystemExit(INTERRUPTED) from None
+            raise SystemExit(EXIT_INTERRUPTED) from None
         except click.ClickException:  # some of them are OSErrors
             raise
         except self.errors as error:
