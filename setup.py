@@ -56,7 +56,7 @@ setup(
     package_dir={"caureid_plugin.configs": "configs"},
     package_data={
         "caureid_plugin": ["py.typed", "*/*.j2", "*/*.css", "*/*.js"],
-        "caureid_plugin.configs": ["*.yml", "*/*.yml", "*/*/*.yml"],
+        "caureid_plugin.configs": ["*.yml", "*/*.yml"],
     },
     install_requires=REQUIRES,
     entry_points={"console_scripts": ["caureid = caureid_plugin.cli:main"]},

@@ -1,4 +1,4 @@
-"""CA-UReID for FastReID: unsupervised person re-identification from camera labels alone.
+"""CA-UReID for FastReID: unsupervised person re-identification from camera labels only.
 
 Importing the plugin first makes FastReID importable and repairs its defects on today's stack
 (:mod:`caureid_plugin.compat`), then registers the plugin's parts: as soon as FastReID is imported,

@@ -8,13 +8,13 @@ from fastreid.config import CfgNode as CN
 def add_caureid_config(cfg: CN) -> None:
     """Adds every key of the plugin, with its default, to ``cfg`` (changed in place).
 
-    The symbols are those of the CA-UReID paper (arXiv 2112.10089).
+    The symbols are the CA-UReID paper's (arXiv 2112.10089).
     """
     if "CAUREID" in cfg:  # a config that was given one of the plugin's keys before has them all
         return
     # Random seed of the run: Python, NumPy, torch, samplers. -1: a new one each time.
     cfg.SEED = -1
-    # Deterministic algorithms alone, so that a run with a SEED repeats bit for bit on the same CUDA
+    # Only deterministic algorithms, so that a run with a SEED repeats bit for bit on the same CUDA
     # device too (on the CPU it does so anyway). Slower; an operation of CUDA that has no
     # deterministic form ends the run by name. Sets torch.use_deterministic_algorithms,
     # cudnn.deterministic, CUBLAS_WORKSPACE_CONFIG (unless set) and turns CUDNN_BENCHMARK off.
@@ -27,7 +27,7 @@ def add_caureid_config(cfg: CN) -> None:
     #          arXiv 2012.10674).
     cfg.DATALOADER.CAMERAS = "mixed"
     # Evaluate features that are standardised within each camera of query and gallery together (Song
-    # et al., ICLR 2025): for a network that was not trained on these cameras. Evaluation alone:
+    # et al., ICLR 2025): for a network that was not trained on these cameras. Evaluation only:
     # exported networks, Embedder and the index give the features as they are.
     cfg.TEST.STANDARDIZE_BY_CAMERA = False
     # Evaluate the network before its first step too (scalars start/...).
@@ -54,7 +54,7 @@ def _add_backbone(cfg: CN) -> None:
     # Its name, as in timm.list_models(), with or without a tag that names its weights:
     # "resnet18", "resnet18.a1_in1k". FEAT_DIM must be the channels of its map (an error names the
     # number); LAST_STRIDE 1 asks for stride 16, 2 for the model's own; PRETRAIN True downloads its
-    # weights, or reads those of PRETRAIN_PATH.
+    # weights, or reads them from PRETRAIN_PATH.
     cfg.MODEL.BACKBONE.TIMM.NAME = ""
 
 
@@ -69,8 +69,6 @@ def _add_head(cfg: CN) -> None:
     # Start with A = 0.5 everywhere, so that the first embedding is the pretrained one. Needs
     # RANGE "full".
     camsep.UNIFORM_START = True
-    # Factor (> 0) of the mask's logits: with Adam, the mask leaves its start this much faster.
-    camsep.GAIN = 1.0
     # Squeeze factor of the channel attention (16 in HA-CNN).
     camsep.REDUCTION = 16
     # Keep the camera classifier's gradient out of the backbone (the mask, computed from a detached
@@ -119,8 +117,8 @@ def _add_unsupervised(cfg: CN) -> None:
     node.LABELS = "bank"
     # Cluster at the start of every CLUSTER_PERIOD-th epoch (1: every epoch, as in the paper).
     node.CLUSTER_PERIOD = 1
-    # Log the adjusted Rand index of the clusters. It needs the true identities, which are read for
-    # this figure alone and never reach training. For studies only.
+    # Log the adjusted Rand index of the clusters. It needs the true identities, which are read only
+    # for this figure and never reach training. For studies only.
     node.DIAGNOSTICS = False
 
     node.MEMORY = CN()
@@ -153,7 +151,7 @@ def _add_unsupervised(cfg: CN) -> None:
     # Search neighbours among features that are standardised within each camera (Song et al., ICLR
     # 2025), so that what a camera adds to all of its images does not make them neighbours.
     node.CLUSTER.STANDARDIZE = False
-    # SpCL's criterion, with LABELS "bank" alone: an image whose cluster changes too much between
+    # SpCL's criterion, only with LABELS "bank": an image whose cluster changes too much between
     # EPS - EPS_GAP, EPS and EPS + EPS_GAP becomes an outlier. 0: without.
     node.CLUSTER.EPS_GAP = 0.02
     # DBSCAN: neighbours (itself included) that make a core point.

@@ -75,7 +75,8 @@ def as_it_was():
     logs = {name: logging.getLogger(name) for name in ("fastreid", "caureid_plugin")}
     before = {name: (log.handlers[:], log.level, log.propagate, log.disabled)
               for name, log in logs.items()}
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number)
+                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     torch = sys.modules.get("torch")
     if torch:
         torch.manual_seed(0)

@@ -9,6 +9,8 @@ import caureid_plugin
 import pytest
 import torch
 from caureid_plugin import add_caureid_config
+from caureid_plugin.ablation.runs import plan
+from caureid_plugin.cli import ablation
 from fastreid.config import get_cfg
 from fastreid.engine.hooks import LRScheduler
 from fastreid.modeling import build_model
@@ -17,10 +19,9 @@ from fastreid.utils.events import EventStorage
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yml"))
-FAMILIES = ["Duke/ablation", "Market/ablation", "Market/ablation_osnet", "Synthetic/ablation"]
 NO_ATTENTION = {"MODEL.HEADS.CAMSEP.ATTENTION": "none"}
 LOSSES, ANCHOR = "MODEL.LOSSES.NAME", "MODEL.LOSSES.CACC.ANCHOR"
-# row of table 2 -> every key that differs from the config of the family's full method
+# row of table 2 -> every key that differs from the config of the full method
 ROWS = {
     "baseline": {**NO_ATTENTION, LOSSES: ("InfoNCELoss",)},
     "css": {LOSSES: ("InfoNCELoss", "CameraSeparationLoss")},
@@ -30,22 +31,29 @@ ROWS = {
     "centre": {},  # it states the default
 }
 # Each has a network of its own; that of every other config is one of these. Of the rows only
-# those of the small network are here: how they differ from the full method is tested for all.
+# those of the small network are here, FAMILY ROW: how they differ from the full method is tested
+# for all.
 NETWORKS = """
 Market/caureid.yml Market/caureid_paper.yml Market/caureid_osnet.yml Synthetic/caureid.yml
 Market/caureid_cap.yml Market/caureid_cajaccard.yml Market/caureid_best.yml
 Market/infonce_best.yml Market/caureid_ibn_gem.yml OwnData/caureid_cpu.yml
-Synthetic/caureid_fine_map.yml Synthetic/ablation/baseline.yml Synthetic/ablation/cacc.yml
-Synthetic/ablation/css.yml Synthetic/ablation/sample.yml Mix/bagtricks_camsep.yml
-Mix/caureid_osnet.yml Mix/caureid_repvgg.yml Mix/caureid_resnest.yml Mix/caureid_vit.yml
-Mix/embedding_head.yml Mix/mgn_camsep.yml Mix/moco_camsep.yml Mix/supervised_camsep_loss.yml
+Synthetic/caureid_fine_map.yml Mix/bagtricks_camsep.yml Mix/caureid_osnet.yml
+Mix/caureid_repvgg.yml Mix/caureid_resnest.yml Mix/caureid_vit.yml Mix/embedding_head.yml
+Mix/mgn_camsep.yml Mix/moco_camsep.yml Mix/supervised_camsep_loss.yml
 """.split()
+NETWORKS += [f"synthetic {row}" for row in ("baseline", "cacc", "css", "sample")]
 
 
 def load(name):
-    cfg = get_cfg()
-    add_caureid_config(cfg)
-    cfg.merge_from_file(str(CONFIGS / name))
+    """The config of a shipped file, or of a row: "Market/caureid.yml", "synthetic baseline"."""
+    family, _, row = name.partition(" ")
+    if row:
+        recipe = str(CONFIGS / ablation.FAMILIES[family]), ablation.ROWS[row][1]
+        cfg = plan({row: recipe}, [1], Path("out"), [])[row, 1].cfg
+    else:
+        cfg = get_cfg()
+        add_caureid_config(cfg)
+        cfg.merge_from_file(str(CONFIGS / name))
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.BACKBONE.PRETRAIN = False  # weights are the user's to bring
     return cfg
@@ -53,8 +61,9 @@ def load(name):
 
 @pytest.fixture(scope="module")
 def configs():
-    """{name: config} of every shipped file."""
-    return {str(path.relative_to(CONFIGS)): load(path) for path in FILES}
+    """{name: config} of every shipped file, and of the rows among NETWORKS."""
+    files = [str(path.relative_to(CONFIGS)) for path in FILES]
+    return {name: load(name) for name in dict.fromkeys([*files, *NETWORKS])}
 
 
 def flat(node, prefix=""):
@@ -84,8 +93,7 @@ def test_every_network_is_one_of_those_that_are_built(configs):
         return found
 
     built = [network(name) for name in NETWORKS]
-    others = [name for name in configs if "/ablation" not in name]
-    assert len(others) > 20 and all(network(name) in built for name in others)
+    assert len(configs) > 20 and all(network(name) in built for name in configs)
     assert all(one != other for one, other in itertools.combinations(built, 2)), "built twice"
 
 
@@ -134,17 +142,12 @@ def test_options_with_which_training_starts(configs, path):
 # ------------------------------------------------------------------------ table 2, the paper ----
 
 
-def test_no_family_is_forgotten():
-    assert sorted(map(str, CONFIGS.glob("*/ablation*"))) == [str(CONFIGS / f) for f in FAMILIES]
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ablation.FAMILIES)
 def test_rows_differ_from_the_full_method_in_their_own_keys_alone(configs, family):
-    assert {path.stem for path in (CONFIGS / family).iterdir()} == set(ROWS)
-    full = configs[family.replace("ablation", "caureid") + ".yml"]
+    assert set(ablation.ROWS) == set(ROWS)
     for row, keys in ROWS.items():
-        assert difference(configs[f"{family}/{row}.yml"], full) == {
-            **keys, "OUTPUT_DIR": f"logs/{family.lower()}/{row}"}, row
+        assert difference(load(f"{family} {row}"), configs[ablation.FAMILIES[family]]) == {
+            **keys, "OUTPUT_DIR": f"out/{row}-seed1"}, row
 
 
 @pytest.mark.parametrize("folder, cameras, momentum, eps", [

@@ -164,8 +164,8 @@ def test_render(project, capsys):
     assert [problem.split(": ")[0] for problem in figures.problems(*figures.read())] == [
         "README.md:1", "docs/results.md:3", "docs/results.md:20"]
     assert figures.main(["render"]) == 1
-    said = capsys.readouterr()
-    assert said.err.endswith("55.0 (4.2) is quoted, docs/figures.json has 55.5 (4.9)\n")
+    output = capsys.readouterr()
+    assert output.err.endswith("55.0 (4.2) is quoted, docs/figures.json has 55.5 (4.9)\n")
     assert ["own", "2", "finished", "59.00", "88.00", "24.00", "6.0"] in table_rows(
         results.read_text())
     assert "55.0 (4.2)" in (project / "README.md").read_text()

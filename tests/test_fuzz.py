@@ -257,8 +257,8 @@ def _listed(kind, folder, name, is_train):
     try:
         return dataset.process_dir(str(folder), is_train=is_train), None
     except ValueError as error:
-        shown = str(error)
-        assert str(path) in shown or ascii(str(path)) in shown, shown
+        escaped = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
+        assert escaped in str(error), error
         return [], error
     finally:
         path.unlink()

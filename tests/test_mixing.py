@@ -456,13 +456,19 @@ class OfThePlugin(caureid_plugin.CAUReID):
         return {"loss_own": 2 * found.pop("loss_camsep"), **found}
 
 
+class SetOnTheInstance(Baseline):
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self.losses = lambda outputs, gt_labels: {"loss_own": outputs["features"].mean()}
+
+
 class OneNumber(Baseline):
     def losses(self, outputs, gt_labels):
         return outputs["features"].mean()
 
 
 OWN = (ByAttributes, WithCentres, InForward, WithTheRegistry, Unchanged, AddedToAFork, OfThePlugin,
-       OneNumber)
+       SetOnTheInstance, OneNumber)
 
 
 @pytest.fixture
@@ -494,6 +500,7 @@ def first_step(cfg, monkeypatch):
     (InForward, ("CrossEntropyLoss", "CameraSeparationLoss"), "EmbeddingHead"),
     (AddedToAFork, ("CameraSeparationLoss",), "CamSepHead"),
     (OfThePlugin, ("CameraSeparationLoss",), "CamSepHead"),
+    (SetOnTheInstance, ("CameraSeparationLoss",), "CamSepHead"),
     (OneNumber, ("CameraSeparationLoss",), "CamSepHead")])
 def test_a_loss_of_the_plugin_that_nobody_computes_is_an_error(
         first_step, architecture, names, head):

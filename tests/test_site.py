@@ -89,7 +89,7 @@ def test_every_document_has_a_page_that_is_reached_from_the_start(pages, site):
 
 
 def plain(text):
-    """The words alone."""
+    """Only the words."""
     return re.sub(r"\W+", " ", text).strip()
 
 

@@ -264,7 +264,7 @@ MADE_HERE = {  # an error of the same process; a reader that looks nothing up
 def unsafe_reading(tree):
     """Names of what a module uses to read files and what may run the code in one.
 
-    ``torch.load`` may be called with ``weights_only=True`` alone, and used in no other way.
+    ``torch.load`` may be called with only ``weights_only=True``, and used in no other way.
     """
     full = {}  # name in the module -> what it was imported as
     for node in ast.walk(tree):

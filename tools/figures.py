@@ -14,7 +14,7 @@ A document has figures in these forms, by comments that a reader does not see:
     57.7<!-- demo/caureid/Rank-1/seed 1 -->
     +4.75<!-- market_osnet/cacc - baseline/mAP -->     or of another table: cacc - other/baseline
 
-A quoted figure is compared as it is rounded there: mean and standard deviation (n - 1), or those of
+A quoted figure is compared as it is rounded there: mean and standard deviation (n - 1), or of
 the difference of two rows, seed by seed. It is not rewritten, because the sentence around it may no
 longer hold. A paragraph or table of other origin has <!-- not of figures.json: WHY --> in or above
 it.

@@ -12,7 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone need not be installed
 
+from caureid_plugin.common.errors import in_one_line
 from caureid_plugin.engine import training
 
 if __name__ == "__main__":
-    training.run(training.argument_parser().parse_args(), "train_net.py")
+    with in_one_line("train_net.py"):
+        training.run(training.argument_parser().parse_args())

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import signal
 import time
-from collections.abc import Iterator
 from typing import Any
 
-from ..common.signals import EXIT_INTERRUPTED
+from ..common.signals import EXIT_INTERRUPTED, StopRequest
 from . import table as report
 from .runs import Attempt, Run, cores, finish, plan, share
 
@@ -23,8 +21,8 @@ class Ablation:
 
     Args:
         runs: {(row, seed): Run}.
-        args: what :mod:`caureid_plugin.cli.ablation` takes, with "config_files" and "titles" by
-            row and "source", what the rows are; "command", the command line.
+        args: what :mod:`caureid_plugin.cli.ablation` takes, with "recipes" (config file and keys)
+            and "titles" by row and "source", what the rows are; "command", the command line.
 
     Attributes:
         failures: {Run: why}.
@@ -37,7 +35,7 @@ class Ablation:
         # seed by seed: each row is there early
         self._waiting = sorted(
             {run for wanted, run in self.serving.items() if self._is_wanted(*wanted)},
-            key=lambda run: (args.seeds.index(run.seed), list(args.config_files).index(run.row)))
+            key=lambda run: (args.seeds.index(run.seed), list(args.recipes).index(run.row)))
         self._total = len(self._waiting)
         self._running: list[Attempt] = []
         self._threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // args.jobs)))
@@ -49,14 +47,16 @@ class Ablation:
         Raises:
             KeyError, ValueError: of a config file, a key, or a run folder.
         """
-        return cls(plan(args.config_files, args.seeds, args.output, args.opts), args)
+        return cls(plan(args.recipes, args.seeds, args.output, args.opts), args)
 
     def run_to_the_end(self) -> int:
         """Runs it and prints the table; returns the exit status, 1 if a run failed."""
         self.write()
         try:
-            with interruptible():
-                self.run()
+            # an exception in the midst of subprocess can lose a process that has just begun, or
+            # keep the lock without which nobody learns that it ended
+            with StopRequest() as request:
+                self.run(request)
         except KeyboardInterrupt:
             print("\nInterrupted; what is finished is kept, "
                   f"{self.args.output / 'table.md'} has it. The same command goes on from there.",
@@ -68,14 +68,20 @@ class Ablation:
             print(f"{run.name} FAILED ({reason}); the same command tries it again.")
         return 1 if self.failures else 0
 
-    def run(self) -> None:
-        """Runs what is not finished, ``--jobs`` side by side; on an exception ends what runs."""
+    def run(self, request: StopRequest) -> None:
+        """Runs what is not finished, ``--jobs`` side by side; on an exception ends what runs.
+
+        Raises:
+            KeyboardInterrupt: it was asked to stop.
+        """
         self._keep_finished()
         try:
             while self._waiting or self._running:
                 while self._waiting and len(self._running) < self.args.jobs:
                     self._start(self._waiting.pop(0))
                 time.sleep(POLL_SECONDS)
+                if request.signal:
+                    raise KeyboardInterrupt
                 for attempt in [a for a in self._running if a.process.poll() is not None]:
                     self._running.remove(attempt)
                     self._ended(attempt)
@@ -107,7 +113,7 @@ class Ablation:
 
     def _start(self, run: Run) -> None:
         try:
-            attempt = Attempt(run, self.args.opts, self._threads)
+            attempt = Attempt(run, self._threads)
         except BlockingIOError:
             self._failed(run, "another process is at work in its folder")
             return
@@ -183,21 +189,3 @@ class Ablation:
                  "Seeds": ", ".join(map(str, sorted({line["seed"] for line in results}))),
                  "Made with": "; ".join(machines) or "-"}
         return report.write(self.args.output, heads, results, self.args.baseline)
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block as Ctrl-C does, unless they are ignored (nohup)."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Container
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,8 @@ import yaml
 from fastreid.config import CfgNode, get_cfg
 
 from .._version import __version__
+from ..common.errors import UserError
+from ..common.text import one_line
 from ..config import add_caureid_config
 from . import table as report
 
@@ -65,24 +68,30 @@ def load(path: Path, kind: type = dict) -> Any:
         ValueError: it is not whole, or not of this kind.
     """
     try:
-        text = path.read_text()
-        content = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+        if path.suffix == ".yaml":  # without the keys of earlier versions
+            content = CfgNode.load_yaml_with_base(str(path))
+        else:
+            content = json.loads(path.read_text())
         problem = "" if isinstance(content, kind) else f"it holds no {kind.__name__}"
-    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        problem = " ".join(str(error).split())
+    except (UserError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        problem = one_line(error)
     if problem:
-        raise ValueError(f"{path} is damaged ({problem}): delete the run's folder {path.parent}, "
-                         "the run is then begun again.")
+        raise UserError(f"{path} is damaged ({problem}): delete the run's folder {path.parent}, "
+                        "the run is then begun again.")
     return content
 
 
 @dataclass(eq=False)
 class Run:
-    """One training: a row's resolved config with a seed, and its folder."""
+    """One training: a row's resolved config with a seed, and its folder.
+
+    ``cfg`` is the config file with the keys, the seed and the folder.
+    """
 
     row: str
     seed: int
     config_file: str
+    keys: list[str]
     cfg: CfgNode
 
     @property
@@ -182,29 +191,33 @@ class Run:
                 for key in sorted({*there, *here}) if there.get(key) != here.get(key)]
 
 
-def plan(configs: dict[str, str], seeds: list[int], output: Path, opts: list[str]
-         ) -> dict[tuple[str, int], Run]:
-    """{(row, seed): Run} of every row's config file and seed, and of seeds finished before.
+def plan(recipes: dict[str, tuple[str, list[str]]], seeds: list[int], output: Path,
+         opts: list[str]) -> dict[tuple[str, int], Run]:
+    """{(row, seed): Run} of every row and seed, and of seeds finished before.
+
+    Args:
+        recipes: config file and config keys of each row.
+        opts: config keys of all rows, which override those of a row.
 
     Raises:
         ValueError: a config does not name one test set, so that there is no one mAP.
     """
-    runs, seeds = {}, sorted({*seeds, *_seeds_there(configs, output)})
-    for row, path in configs.items():
-        cfg = new_config()
+    runs, seeds = {}, sorted({*seeds, *_seeds_there(recipes, output)})
+    for row, (path, keys) in recipes.items():
+        cfg, words = new_config(), [*keys, *opts]
         cfg.merge_from_file(path)
-        cfg.merge_from_list(opts)
+        cfg.merge_from_list(words)
         if len(cfg.DATASETS.TESTS) != 1:
-            raise ValueError(f"Row {row} ({path}): DATASETS.TESTS is {tuple(cfg.DATASETS.TESTS)}, "
-                             "it must name exactly one data set, whose mAP and Rank-1 the table "
-                             "shows: set DATASETS.TESTS.")
+            raise UserError(f"Row {row} ({path}): DATASETS.TESTS is {tuple(cfg.DATASETS.TESTS)}, "
+                            "it must name exactly one data set, whose mAP and Rank-1 the table "
+                            "shows: set DATASETS.TESTS.")
         for seed in seeds:
             cfg.SEED, cfg.OUTPUT_DIR = seed, str(output / f"{row}-seed{seed}")
-            runs[row, seed] = Run(row, seed, path, cfg.clone())
+            runs[row, seed] = Run(row, seed, path, words, cfg.clone())
     return runs
 
 
-def _seeds_there(rows: dict[str, str], output: Path) -> set[int]:
+def _seeds_there(rows: Container[str], output: Path) -> set[int]:
     """Seeds with which a run of any of the rows is noted as finished, whatever its settings."""
     names = (re.fullmatch(r"(.+)-seed(0|[1-9][0-9]*)", path.parent.name)
              for path in output.glob("*-seed*/finished.json"))
@@ -226,7 +239,7 @@ def share(runs: dict[tuple[str, int], Run], wanted: list[str], seeds: list[int]
             text = "\n  ".join(clashes[:MOST_CLASHES] + [f"and {more} more"] * (more > 0))
             problems[text].append(str(run.folder))
     if problems:
-        raise ValueError("\n".join(
+        raise UserError("\n".join(
             f"Run folders of another config: {', '.join(folders)}\n  {text}"
             for text, folders in problems.items()) + "\nChoose another --output, or delete them.")
     twins = defaultdict(list)
@@ -274,7 +287,8 @@ def code_commit() -> str:
     try:
         done = subprocess.run(
             ["git", "-C", str(clone), "describe", "--always", "--dirty", "--exclude", "*",
-             "--abbrev=12"], check=False, capture_output=True, text=True)
+             "--abbrev=12"], check=False, capture_output=True, text=True,
+            start_new_session=True)  # a Ctrl-C would end it, and the commit be unknown
     except FileNotFoundError:
         return "unknown"
     return done.stdout.strip() or "unknown"
@@ -303,7 +317,7 @@ class Attempt:
         BlockingIOError: another process is at work in the run's folder.
     """
 
-    def __init__(self, run: Run, opts: list[str], threads: str) -> None:
+    def __init__(self, run: Run, threads: str) -> None:
         self.run, self.start, self.commit = run, time.perf_counter(), code_commit()
         run.folder.mkdir(parents=True, exist_ok=True)
         with run.log.open("ab") as log:
@@ -316,7 +330,7 @@ class Attempt:
             self._note(run.attempts(), status=None, seconds=None)  # if the end is not seen
             command = [*TRAIN, "--config-file", run.config_file,
                        *(["--resume"] if self.resumed else []), "SEED", str(run.seed),
-                       "OUTPUT_DIR", str(run.folder), *opts]
+                       "OUTPUT_DIR", str(run.folder), *run.keys]
             log.write(f"=== {time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(command)}\n".encode())
             log.flush()
             # a session of its own: it and its workers are ended together, by end()

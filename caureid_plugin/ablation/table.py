@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from tabulate import tabulate
 
+from ..common.errors import UserError
 from ..common.files import write_atomically
 from ..runs.metrics import read_rows
 
@@ -23,7 +24,7 @@ Row = dict[str, Any]
 
 
 def read_figures(folder: Path, last_iteration: int | None) -> dict[str, float]:
-    """Last values of FIGURES, those there are; mAP and Rank-1 are those of the last epoch.
+    """Last values of FIGURES, those there are; mAP and Rank-1 are of the last epoch.
 
     Args:
         folder: of the run.
@@ -37,17 +38,17 @@ def read_figures(folder: Path, last_iteration: int | None) -> dict[str, float]:
     rows, problem = read_rows(path)
     evaluated = [row["iteration"] for row in rows if all(name in row for name in SCORES)]
     if not evaluated:
-        raise ValueError(f"not finished: {path} has no mAP and Rank-1: "
-                         f"{problem or 'the evaluation at the end of training is missing'}")
+        raise UserError(f"not finished: {path} has no mAP and Rank-1: "
+                        f"{problem or 'the evaluation at the end of training is missing'}")
     if last_iteration is None:
         checkpoint = folder / "last_checkpoint"
         if not checkpoint.is_file() or checkpoint.read_text().strip() != "model_final.pth":
-            raise ValueError(f"not finished: {folder} has no final checkpoint")
+            raise UserError(f"not finished: {folder} has no final checkpoint")
         last_iteration = max(row["iteration"] for row in rows)
     # an evaluation that is made after training and not at the end of an epoch has the next number
     if evaluated[-1] not in (last_iteration, last_iteration + 1):
-        raise ValueError(f"not finished: the last mAP in {path} is of iteration {evaluated[-1]}, "
-                         f"training ends at {last_iteration}")
+        raise UserError(f"not finished: the last mAP in {path} is of iteration {evaluated[-1]}, "
+                        f"training ends at {last_iteration}")
     latest = {key: value for row in rows for key, value in row.items()}
     return {name: latest[key] for name, key in FIGURES.items() if key in latest}
 
@@ -130,7 +131,7 @@ def runs_table(results: list[Row]) -> str:
 def caption(baseline: str) -> str:
     """What has to be known to read the summary's table."""
     return ("Last epoch; mean over the seeds (standard deviation, n - 1). Differences are to "
-            f"{baseline}, seed by seed. Minutes are those of a run.")
+            f"{baseline}, seed by seed. Minutes are for one run.")
 
 
 def page(heads: dict[str, str], results: list[Row], summary: list[Row], baseline: str) -> str:

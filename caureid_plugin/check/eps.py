@@ -25,6 +25,7 @@ from ..clustering import (
     suggest_eps,
     sweep_eps,
 )
+from ..common.errors import UserError
 from ..data import build_dataset, build_extraction_loader, training_images
 from ..engine import build_network, check_identities, extract_features, load_config
 from ..engine.checks import naming_cluster_keys
@@ -48,18 +49,18 @@ def read_features(path: Path) -> dict[str, Any]:
         ValueError: no file, another kind of file, a damaged one, or no features in it.
     """
     if path.suffix not in (".npy", ".npz"):
-        raise ValueError(f"--features {path} must end in .npy or .npz")
+        raise UserError(f"--features {path} must end in .npy or .npz")
     if not path.is_file():  # reading a FIFO would wait for ever
-        raise ValueError(f"--features {path} is not a file")
+        raise UserError(f"--features {path} is not a file")
     try:
         loaded = np.load(path, allow_pickle=False)
         arrays = {"features": loaded} if isinstance(loaded, np.ndarray) else loaded
         found = {name: arrays[name] for name in KNOWN_ARRAYS if name in arrays}
     except BROKEN as error:
-        raise ValueError(f"--features {path} is damaged or holds objects: save plain arrays with "
-                         f"np.savez ({error})") from error
+        raise UserError(f"--features {path} is damaged or holds objects: save plain arrays with "
+                        f"np.savez ({error})") from error
     if "features" not in found:
-        raise ValueError(f'--features {path} holds no "features", only {sorted(arrays)}')
+        raise UserError(f'--features {path} holds no "features", only {sorted(arrays)}')
     return found
 
 
@@ -205,9 +206,9 @@ def load(args: SimpleNamespace, cfg: CfgNode) -> dict[str, Any]:
     node = cfg.CAUREID.CLUSTER
     if (node.CAMERA_AWARE or node.STANDARDIZE) and "camids" not in data:
         option = "--camera-aware" if node.CAMERA_AWARE else "CAUREID.CLUSTER.STANDARDIZE"
-        raise ValueError(f'{option} needs "camids" (N,) in --features {args.features}')
+        raise UserError(f'{option} needs "camids" (N,) in --features {args.features}')
     if args.diagnostics and np.shape(data.get("identities", ())) != (len(data["features"]),):
-        raise ValueError(f'--diagnostics needs "identities" (N,) in --features {args.features}')
+        raise UserError(f'--diagnostics needs "identities" (N,) in --features {args.features}')
     if args.save_features:
         np.savez(args.save_features, **data)
     return data

@@ -21,8 +21,8 @@ from fastreid.config import CfgNode
 from tqdm import tqdm
 
 from ..common.files import write_atomically
-from ..common.text import shown as printable
-from ..data import UnlabelledImages, build_dataset, training_images
+from ..common.text import one_line, printable
+from ..data import CameraFolder, UnlabelledImages, build_dataset, training_images
 from ..data.sampler import check_batch
 from ..engine import check_cameras
 from ..engine.checks import check_clustering, check_size
@@ -51,7 +51,6 @@ from .words import (
     Section,
     count,
     ordinal,
-    said,
     share,
     show,
 )
@@ -189,22 +188,25 @@ def check_content(report: Report, data: Data, table: Path | None) -> np.ndarray:
         report.fail("No image shows anything (black, a covered lens, one colour or blurred to "
                     "nothing): there is nothing to learn.")
         return shows
+    own = sum(data.path(row) in data.own for row in empty.tolist())
     remedy = (f"set CAMERA_FOLDER.LEAVE_OUT {printable(str(table))}" if table else
               "write a list of them by --empty empty.csv and set CAMERA_FOLDER.LEAVE_OUT empty.csv")
     report.advise(f"Images that show nothing (black, a covered lens, one colour or blurred to "
                   f"nothing): {share(len(empty), total)}, of {where}. They are alike whoever "
-                  f"passes, and make clusters of their own. Look at them (--output); to leave them "
-                  f"out of training, {remedy}, or remove them.")
+                  f"passes, and make clusters of their own. Look at them (--output)"
+                  + (f"; to leave {'them' if own == len(empty) else f'{own} of them'} out of "
+                     f"training, {remedy}, or remove them." if own else ", and remove them."))
     return shows
 
 
 def write_empty(path: Path, data: Data, shows: np.ndarray) -> int:
-    """Writes the table of images that show nothing, and those that one names already.
+    """Writes the table of images that show nothing, and those that one names already; of
+    CameraFolder only, which leaves out what it names.
 
     Returns how many are not in it, because of their names: bytes that are not UTF-8, line ends.
     """
     rows = [(os.path.abspath(data.path(row)), data.name(row))
-            for row in np.flatnonzero(~shows).tolist()]
+            for row in np.flatnonzero(~shows).tolist() if data.path(row) in data.own]
     rows += [(os.path.abspath(name), "") for name in data.left_out_images]
     kept = [row for row in rows if row[0].isprintable()]
     text = io.StringIO()
@@ -224,7 +226,7 @@ def check_copies(report: Report, data: Data) -> dict[str, Any]:
             near = find_near_copies(data.facts.bits, data.cameras, progress=lambda _, done, __: (
                 bar.update(done - bar.n)))
     except MemoryError as error:
-        report.fail(f"To look for copies takes more memory than there is: {said(error)}")
+        report.fail(f"To look for copies takes more memory than there is: {one_line(error)}")
         return {}
     within = np.flatnonzero(near.within_bits <= COPY_DISTANCE)
     exactly = {row for rows in across for row in rows}
@@ -354,10 +356,12 @@ def read(args: SimpleNamespace, notes: Notes) -> tuple[CfgNode, Data]:
     return cfg, Data(images.paths, images.camids, names, facts, *left_out(cfg))
 
 
-def left_out(cfg: CfgNode) -> tuple[dict[str, int], dict[str, int], list[str]]:
+def left_out(cfg: CfgNode) -> tuple[dict[str, int], dict[str, int], list[str], set[str]]:
     """Files of each suffix that the datasets leave out, of those datasets that count them,
-    images in systems' folders, by the folders' names, and those that a table names."""
+    images in systems' folders, by the folders' names, those that a table names, and the others
+    that one may name."""
     images: list[str] = []
+    own: set[str] = set()
     files: Counter[str] = Counter()
     folders: Counter[str] = Counter()
     for name in cfg.DATASETS.NAMES:
@@ -365,7 +369,9 @@ def left_out(cfg: CfgNode) -> tuple[dict[str, int], dict[str, int], list[str]]:
         files.update(getattr(dataset, "left_out", {}))
         folders.update(getattr(dataset, "left_out_folders", {}))
         images += getattr(dataset, "left_out_images", [])
-    return dict(files), dict(folders), images
+        if isinstance(dataset, CameraFolder):
+            own.update(path for path, *_ in dataset.train)
+    return dict(files), dict(folders), images, own
 
 
 def check(args: SimpleNamespace, report: Report, notes: Notes
@@ -375,7 +381,7 @@ def check(args: SimpleNamespace, report: Report, notes: Notes
     try:
         cfg, data = read(args, notes)
     except WRONG as error:
-        report.fail(said(error))
+        report.fail(one_line(error))
         return None
     report.figures.update(images=len(data.paths), datasets=list(cfg.DATASETS.NAMES))
     check_camera_sizes(report, data, cfg)

@@ -15,13 +15,13 @@ from PIL import Image
 
 from ..common.files import write_atomically
 from ..common.pages import image_uri, render
-from ..common.text import shown as printable
+from ..common.text import printable
 from .words import FAIL, Data, Report, count
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 SIDE = (128, 128)  # largest height and width of a picture
 MOST_CAMERAS = 60  # whose images are shown
-PER_CAMERA, PER_PAIR = 8, 4  # images of a camera, alone and beside one that looks like it
+PER_CAMERA, PER_PAIR = 8, 4  # images of a camera, by itself and beside one that looks like it
 MOST_PAIRS = 8  # of copies of a kind, and of cameras that look alike
 MOST_BARS = 100
 GREY = "#808080"  # readable on white and on black

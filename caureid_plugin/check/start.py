@@ -27,13 +27,14 @@ from ..clustering import (
     suggest_eps,
     sweep_eps,
 )
+from ..common.text import one_line
 from ..data import build_extraction_loader, build_pseudo_label_loader
 from ..engine import extract_features
 from ..engine.checks import eps_at, eps_gap, eps_key, naming_cluster_keys, why_not_to_train
 from ..engine.setup import build_network
 from ..inspection import clustering_seconds, neighbor_memory, sample_rows, training_cost
 from ..modeling import CAUReID, MemoryBank
-from .words import WRONG, Data, Report, Section, duration, said, share
+from .words import WRONG, Data, Report, Section, duration, share
 
 MOST_IMAGES = 5000  # that pass the network
 EPS_VALUES = [round(0.3 + 0.025 * i, 3) for i in range(19)]  # as caureid eps
@@ -181,10 +182,11 @@ def check_start(report: Report, data: Data, cfg: CfgNode) -> None:
         section.lines.append("Left out: the network could not be built.")
         if isinstance(error, OSError):  # a missing file or no internet: nothing about the images
             report.advise("Time, memory and the first clustering are not known, because the "
-                          "network's weights cannot be had (name a file by MODEL.BACKBONE."
-                          f"PRETRAIN_PATH, or leave this part out by --no-network): {said(error)}")
+                          "network's weights cannot be had (name a file by "
+                          "MODEL.BACKBONE.PRETRAIN_PATH, or leave this part out by --no-network): "
+                          f"{one_line(error)}")
         else:
-            report.fail(f"The network cannot be built: {said(error)}")
+            report.fail(f"The network cannot be built: {one_line(error)}")
         return
     rows = sample_rows(data.cameras, data.order, MOST_IMAGES)
     items = [(data.path(row), data.name(row)) for row in rows.tolist()]
@@ -192,7 +194,7 @@ def check_start(report: Report, data: Data, cfg: CfgNode) -> None:
     try:
         figures = measure(cfg, model, items, camids, len(data.paths))
     except WRONG as error:
-        report.fail(f"The start of training failed: {said(error)}")
+        report.fail(f"The start of training failed: {one_line(error)}")
         return
     report.figures["start"] = figures
     if len(rows) < len(data.rows):

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from ..common.text import shown as printable
 from ..inspection import Facts, choose
 
 FAIL, ADVICE = "FAIL", "advice"
@@ -58,7 +57,7 @@ class Data:
     """The training images: paths, cameras 0..C-1 and their names, facts of those that were read;
     how many files of each suffix were left out, because they are no images by their names, how
     many images in the folders that systems keep for themselves, by the folders' names, and the
-    images that CAMERA_FOLDER.LEAVE_OUT names.
+    images that CAMERA_FOLDER.LEAVE_OUT names; and the paths that it may name.
 
     ``rows`` of the facts; ``order``: rows of the readable ones in the order of their paths.
     """
@@ -70,6 +69,7 @@ class Data:
     left_out: dict[str, int] = field(default_factory=dict)
     left_out_folders: dict[str, int] = field(default_factory=dict)
     left_out_images: list[str] = field(default_factory=list)
+    own: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.rows = self.facts.rows
@@ -78,7 +78,7 @@ class Data:
             self.paths[self.rows[i]])), dtype=np.int64)
 
     def chosen(self, which: np.ndarray) -> Data:
-        """The same with some of the readable images alone, (R,) bool."""
+        """The same with only some of the readable images, (R,) bool."""
         return replace(self, facts=choose(self.facts, which))
 
     def path(self, row: int) -> str:
@@ -127,12 +127,6 @@ def ordinal(number: int) -> str:
     if number % 100 in (11, 12, 13):
         return "th"
     return {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-
-
-def said(error: Exception) -> str:
-    """The text of an error; a KeyError's own is quoted."""
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return printable(" ".join(str(text).split()) or type(error).__name__)
 
 
 def shorten(lines: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 
 import click
@@ -11,18 +12,18 @@ from .._version import __version__
 # In the order in which a user meets them. A command's own help has the rest.
 COMMANDS = {
     "demo": "train on drawn people, and show the result",
-    "check": "look at images before training on them",
-    "train": "train, or evaluate, as FastReID's train_net.py does",
+    "check": "check images before training on them",
+    "train": "train a network, or evaluate one",
     "report": "show a run as one HTML page",
-    "attention": "draw what the two branches of a network look at",
-    "threshold": "measure from which similarity on two crops are one person",
+    "attention": "draw where a network looks in images",
+    "threshold": "measure how similar two crops of one person are",
     "export": "write a network as ONNX or TorchScript",
     "index": "put a folder of crops into an index",
-    "search": "find the crops of an index that are most like others",
-    "serve": "search by dropping crops on a web page",
-    "eps": "choose CAUREID.CLUSTER.EPS by clustering with several",
+    "search": "find the crops of an index that are most like a query",
+    "serve": "search on a web page, by dropping crops on it",
+    "eps": "choose the radius of the clustering",
     "ablation": "train configs with several seeds, and compare them",
-    "weights": "take plain tensors out of a file of weights",
+    "weights": "take plain tensors out of an untrusted file of weights",
 }
 
 
@@ -37,6 +38,13 @@ class Table(click.Group):
             return None
         command: click.Command = importlib.import_module(f"{__name__}.{cmd_name}").command
         return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]
+                        ) -> tuple[str | None, click.Command | None, list[str]]:
+        close = difflib.get_close_matches(args[0], COMMANDS)
+        if close and args[0] not in COMMANDS and not ctx.resilient_parsing:
+            ctx.fail(f"There is no command {args[0]!r}: did you mean {' or '.join(close)}?")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
 
 from ..config_files import get_config_file
-from .common import Command, Several, config_keys, namespace
+from .common import Command, ConfigFile, Several, config_keys
 
-FAMILIES = {"market": "Market/ablation", "duke": "Duke/ablation",
-            "synthetic": "Synthetic/ablation", "market_osnet": "Market/ablation_osnet"}
-ROWS = {"baseline": "InfoNCE only", "css": "baseline + CSS", "cacc": "baseline + CACC",
-        "full": "baseline + CSS + CACC", "sample": "full, CACC on samples",
-        "centre": "full, CACC on centres"}
+# table 2 of the paper on a data set: the config of the full method there
+FAMILIES = {"market": "Market/caureid.yml", "duke": "Duke/caureid.yml",
+            "synthetic": "Synthetic/caureid.yml", "market_osnet": "Market/caureid_osnet.yml"}
+_NO_CSS = ["MODEL.HEADS.CAMSEP.ATTENTION", "none"]
+_LOSSES, _ANCHOR = "MODEL.LOSSES.NAME", "MODEL.LOSSES.CACC.ANCHOR"
+# its rows: what each is, and the config keys that make it of the full method
+ROWS = {
+    "baseline": ("InfoNCE only", [*_NO_CSS, _LOSSES, "('InfoNCELoss',)"]),
+    "css": ("baseline + CSS", [_LOSSES, "('InfoNCELoss', 'CameraSeparationLoss')"]),
+    "cacc": ("baseline + CACC", [*_NO_CSS, _LOSSES, "('InfoNCELoss', 'CACCLoss')"]),
+    "full": ("baseline + CSS + CACC", []),
+    "sample": ("full, CACC on samples", [_ANCHOR, "sample"]),
+    "centre": ("full, CACC on centres", [_ANCHOR, "centre"]),  # the default: the same as full
+}
 OWN_KEYS = {"SEED": "--seeds", "OUTPUT_DIR": "--output"}  # set for each run
 
 
@@ -34,40 +44,42 @@ def _seeds(ctx: click.Context, param: click.Parameter, value: tuple[int, ...]) -
 
 
 @click.command("ablation", cls=_Ablation)
-@click.option("--family", type=click.Choice(sorted(FAMILIES)), help="table 2 on a data set")
-@click.option("--configs", cls=Several, metavar="FILE...", help="own config files as rows")
+@click.option("--family", type=click.Choice(sorted(FAMILIES)),
+              help="compare the rows of the paper's table 2 on this dataset")
+@click.option("--configs", cls=Several, type=ConfigFile(), metavar="FILE...",
+              help="compare these configs")
 @click.option("--rows", cls=Several, type=click.Choice(list(ROWS)), metavar="ROW...",
-              help=f"of the family: {', '.join(ROWS)}  [default: all]")
+              help=f"rows of the family: {', '.join(ROWS)}  [default: all]")
 @click.option("--seeds", cls=Several, type=click.IntRange(0), default=(1, 2, 3), metavar="N...",
-              show_default="1 2 3", callback=_seeds)
+              callback=_seeds, help="random seeds: a run of each row with each  [default: 1 2 3]")
 @click.option("--baseline", metavar="ROW",
               help="row to compare with  [default: baseline; the first of --configs]")
-@click.option("--output", type=click.Path(file_okay=False, path_type=Path),
-              help="folder  [default: logs/ablation/FAMILY]")
+@click.option("--output", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
+              help="folder to write  [default: logs/ablation/FAMILY]")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="N",
-              help="runs side by side, which share the CPU's cores")
+              help="runs at the same time, which share the CPU's cores")
 @config_keys
 @click.pass_obj
 def command(line: str, /, **options: Any) -> int:
-    """Trains the rows of an ablation with several seeds each, and writes their table and plot.
+    """Trains several configs with several seeds each, and compares them in a table and a plot.
 
     \b
         caureid ablation --family synthetic --rows baseline full --seeds 1 2
         caureid ablation --configs plain.yml own.yml --output logs/own
 
-    A family is table 2 of the paper (arXiv 2112.10089) on one data set. Every run is a call of
-    caureid train with the row's config, the seed and the keys given. It has a folder ROW-seedN
-    and a log beside it.
+    A family is table 2 of the paper (arXiv 2112.10089) on one dataset. Each run is a call of
+    caureid train with the row's config and keys, a seed, and the keys given here. The output folder
+    holds a folder ROW-seedN and a log for each run. The log begins with that call.
 
-    The same command again goes on where it was stopped: finished runs are kept, a run with a
-    checkpoint is resumed, one without is begun again. A run that fails is reported and the others
-    go on. Rows whose configs are equal (full and centre) share their runs.
+    Given again, the same command goes on where it stopped: it keeps finished runs, resumes runs
+    with a checkpoint and starts the others again. If a run fails, the others go on. Rows with equal
+    configs (full and centre) share their runs.
 
-    The files of the output folder are written anew whenever a run ends: table.md, table.csv (each
-    run), summary.csv (each row) and ablation.png. They show the rows and seeds asked for, and
-    others that are finished with the same settings. Nothing is deleted.
+    Whenever a run ends, these files are written again: table.md, table.csv (each run), summary.csv
+    (each row) and ablation.png. They also show other finished runs of the folder that have the same
+    settings. Nothing is deleted.
     """
-    args = namespace(**options, command=line)
+    args = SimpleNamespace(**options, command=line)
     _find_rows(args)
     for key in args.opts[::2]:
         if key in OWN_KEYS:
@@ -82,31 +94,28 @@ def command(line: str, /, **options: Any) -> int:
 
 
 def _find_rows(args: Any) -> None:
-    """Adds the files and the titles of the rows, and what they are compared with."""
+    """Adds the recipes and the titles of the rows, and what they are compared with."""
     if bool(args.family) == bool(args.configs):
         raise click.UsageError("give either --family or --configs")
     if args.family:
-        folder = FAMILIES[args.family]
-        files = {row: f"{folder}/{row}.yml" for row in ROWS}
-        args.titles, args.source = ROWS, f"family {args.family}, configs/{folder}"
+        base = FAMILIES[args.family]
+        args.recipes = {row: (get_config_file(base), keys) for row, (_, keys) in ROWS.items()}
+        args.titles = {row: title for row, (title, _) in ROWS.items()}
+        args.source = f"family {args.family}, configs/{base}"
         args.output = args.output or Path("logs/ablation", args.family)
     else:
-        files = {Path(path).stem: path for path in args.configs}
-        args.titles, args.source = files, ", ".join(args.configs)
-        if len(files) < len(args.configs):
+        args.titles = {Path(path).stem: path for path in args.configs}
+        args.recipes = {row: (path if Path(path).is_file() else get_config_file(path), [])
+                        for row, path in args.titles.items()}
+        args.source = ", ".join(args.configs)
+        if len(args.recipes) < len(args.configs):
             raise click.UsageError(f"--configs {' '.join(args.configs)}: two files have the same "
                                    "name, which names the row")
         if args.rows or not args.output:
             raise click.UsageError(
                 "--configs needs --output, and no --rows: its files are the rows")
-    args.rows = list(args.rows or files)
-    args.baseline = args.baseline or next(iter(files))
-    if args.baseline not in files:
+    args.rows = list(args.rows or args.recipes)
+    args.baseline = args.baseline or next(iter(args.recipes))
+    if args.baseline not in args.recipes:
         raise click.UsageError(f"--baseline {args.baseline!r} is unknown, known are "
-                               f"{', '.join(files)}")
-    try:
-        args.config_files = {row: path if Path(path).is_file() and not args.family
-                             else get_config_file(path)
-                             for row, path in files.items()}
-    except FileNotFoundError as error:
-        raise click.UsageError(str(error)) from error
+                               f"{', '.join(args.recipes)}")

@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import click
 
-from .common import Command, Several, Writable, config_file, config_keys, namespace
+from .common import Command, Several, Writable, config_file, config_keys
 
 
 @click.command("attention", cls=Command)
 @config_file
-@click.option("--images", cls=Several, metavar="PATH...", help="draw these images")
-@click.option("--folder", type=click.Path(), help="draw images of this folder")
+@click.option("--images", cls=Several, type=click.Path(), metavar="FILE...",
+              help="draw these images")
+@click.option("--folder", type=click.Path(exists=True, file_okay=False), metavar="FOLDER",
+              help="draw images of this folder")
 @click.option("--dataset", metavar="NAME",
-              help="draw images of this registered dataset (default: DATASETS of the config)")
+              help="draw images of this dataset  [default: DATASETS of the config]")
 @click.option("--split", type=click.Choice(["train", "query", "gallery"]),
-              help="of the dataset (default: train)")
+              help="part of the dataset  [default: train]")
 @click.option("--per-camera", type=click.IntRange(1), default=4, show_default=True, metavar="N",
-              help="images drawn, at random, of each camera or of the folder")
+              help="images to draw, chosen at random, of each camera or of the folder")
 @click.option("--measure", type=click.IntRange(0), default=50, show_default=True, metavar="N",
-              help="images of each camera whose shares are measured where the person is known, the "
-                   "drawn ones among them")
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True,
-              help="of the choice of images; the network's is SEED")
+              help="images of each camera to measure, where the person's outline is known")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, metavar="N",
+              help="random seed that chooses the images")
 @click.option("--map", "kind", type=click.Choice(["mask", "feature"]), default="mask",
               show_default=True,
-              help="what is drawn: means over the channels of the mask (A and 1 - A), or of the "
-                   "features it leaves to either branch")
+              help="mask: mean of the mask over its channels (A and 1 - A); feature: mean of the "
+                   "features that each branch gets")
 @click.option("--output", type=Writable(".png", ".html"), default="attention.png",
               show_default=True, help="picture or page to write")
 @config_keys
 def command(**options: Any) -> None:
-    """Draws where the network looks: image, camera-specific and camera-agnostic map.
+    """Draws where a network looks: each image beside its camera-specific and camera-agnostic map.
 
     \b
         caureid attention --config-file Synthetic/caureid.yml \\
@@ -41,13 +43,11 @@ def command(**options: Any) -> None:
         caureid attention ... --folder people/ --output attention.html
         caureid attention ... --images a.jpg b.jpg
 
-    Without MODEL.WEIGHTS the network is the one that training starts from. On SyntheticCameras the
-    person's outline is known. There the share of each map's mass on the person is reported too, at
-    the start and, with MODEL.WEIGHTS, after training. Images that cannot be read are named at the
-    end, with exit status 1; the others are drawn.
+    Without MODEL.WEIGHTS it takes the network that training starts from. On SyntheticCameras, where
+    the person's outline is known, it also measures how much of each map lies on the person.
 
-    A colour shows a map relative to its own mean. Grey is 1, what a uniform map has everywhere; red
-    is more, blue is less. All maps of the picture share one scale.
+    Colours show a map relative to its mean: red is more, blue is less, grey is the mean. All maps
+    share one scale. Images that cannot be read are named at the end, and the exit status is 1.
     """
     sources = [f"--{name}" for name in ("images", "folder", "dataset") if options[name]]
     if len(sources) > 1:
@@ -57,6 +57,6 @@ def command(**options: Any) -> None:
                                f"with {sources[0]}.")
     from ..report.attention import run
 
-    wrong = run(namespace(**options))
+    wrong = run(SimpleNamespace(**options))
     if wrong:
         raise SystemExit("\n".join(["Could not be drawn or measured, the others were:", *wrong]))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 from typing import Any
 
 import click
 
-from .common import Command, Writable, config_file, config_keys, namespace
+from .common import Command, Writable, config_file, config_keys
 
 
 @click.command("check", cls=Command)
@@ -16,29 +17,29 @@ from .common import Command, Writable, config_file, config_keys, namespace
 @click.option("--json", type=Writable(".json"), help="file for all figures and lists")
 @click.option("--empty", type=Writable(".csv"),
               help="table of the images that show nothing, for CAMERA_FOLDER.LEAVE_OUT")
-@click.option("--workers", type=click.IntRange(1), default=min(8, os.cpu_count() or 1),
-              show_default="one for each core, at most 8", help="threads that read images")
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True,
-              help="of the choice of pictures for the page; the network's is SEED")
+@click.option("--workers", type=click.IntRange(1), default=min(8, os.cpu_count() or 1), metavar="N",
+              help="threads that read images  [default: one for each core, at most 8]")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, metavar="N",
+              help="random seed that chooses the pictures of the page")
 @click.option("--no-network", is_flag=True,
-              help="leave out time, memory and the first clustering")
+              help="check only the images, without the network")
 @config_keys
 def command(**options: Any) -> int:
-    """Looks at the images of a config before anything is trained on them.
+    """Checks the images of a config before anything is trained on them.
 
     \b
         caureid check --config-file OwnData/caureid_cpu.yml --output check.html \\
             CAMERA_FOLDER.ROOT crops
 
-    Every file of DATASETS.NAMES is read as training reads it. The report says how many images each
-    camera has, how large they are, which files cannot be read, which show nothing, which are copies
-    of others and which cameras look like one. Then the network that training starts from tells how
-    long an epoch takes, whether clustering fits into memory and what the first clustering finds.
-    --no-network leaves that out. No identity is used.
+    It reads every image as training does. It reports the images of each camera, their sizes, files
+    that cannot be read, images that show nothing, copies, and cameras that look like one camera.
 
-    Advice and a verdict stand at the end. Exit status: 0 for PASS, with or without advice; 1 for
-    FAIL.
+    Then it runs the network that training starts from. It reports how long an epoch takes, whether
+    clustering fits into memory, and what the first clustering finds. It uses no identities.
+
+    The report ends with advice and a verdict. Exit status: 0 for PASS, with or without advice; 1
+    for FAIL.
     """
     from ..check.findings import run
 
-    return run(namespace(**options))
+    return run(SimpleNamespace(**options))

@@ -1,23 +1,24 @@
-"""What the commands share: config keys at the end, paths to write, errors in one line."""
+"""What the commands share: their arguments, config keys at the end, errors in one line."""
 
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from ..common.errors import in_one_line
 from ..common.signals import EXIT_INTERRUPTED
 from ..config_files import get_config_file
 
-# What a user can put right; all else is a bug, whose traceback is wanted.
-USER_ERRORS = (ImportError, KeyError, OSError, ValueError)
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
 
 
@@ -29,23 +30,21 @@ class Several(click.Option):
 
 
 class Command(click.Command):
-    """A command of ``caureid``: it names its errors in one line, and ends with what it returns.
+    """A command of ``caureid``: it names a user's errors in one line, and ends with its result."""
 
-    Args:
-        errors: types of errors that a user can put right.
-    """
-
-    def __init__(self, *args: Any, errors: tuple[type[Exception], ...] = USER_ERRORS,
-                 **kwargs: Any) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         # unknown options are taken for arguments, since a config's value may be -1
         settings = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
         super().__init__(*args, **{**kwargs, "context_settings": settings})
-        self.errors = errors
+        self.takes_keys = any(param.name == "opts" for param in self.params)
+        if self.takes_keys:
+            self.epilog = ("KEY VALUE is a config key and its new value. "
+                           "docs/reference/config.md lists the keys.")
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         rest = super().parse_args(ctx, self._repeated(ctx, args))
         for param in self.params:
-            if isinstance(param, click.Argument):
+            if isinstance(param, click.Argument) and not ctx.resilient_parsing:
                 given = ctx.params.get(param.name or "")
                 for word in given if isinstance(given, (list, tuple)) else (given,):
                     self._check_word(ctx, str(word))
@@ -54,13 +53,12 @@ class Command(click.Command):
     def _repeated(self, ctx: click.Context, args: Sequence[str]) -> list[str]:
         """``--seeds 1 2`` as ``--seeds 1 --seeds 2``, which click understands."""
         several = {name for p in self.params if isinstance(p, Several) for name in p.opts}
-        takes_keys = any(p.name == "opts" for p in self.params)
         words: list[str] = []
         current = ""
         for before, word in zip(("", *args), args, strict=False):
-            if word.startswith("--") or (
-                    takes_keys and _KEY.fullmatch(word) and not os.path.exists(word)):
-                if before in several:
+            if word.startswith("--") or (self.takes_keys and _KEY.fullmatch(word.split("=")[0])
+                                         and not os.path.exists(word)):
+                if before in several and not ctx.resilient_parsing:
                     raise click.BadOptionUsage(
                         before, f"{before} needs at least one value", ctx=ctx)
                 current = word if word in several else ""
@@ -79,15 +77,10 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            code = super().invoke(ctx)
+            with in_one_line(ctx.command_path):
+                code = super().invoke(ctx)
         except KeyboardInterrupt:
             raise SystemExit(EXIT_INTERRUPTED) from None
-        except click.ClickException:  # some of them are OSErrors
-            raise
-        except self.errors as error:
-            text = error.args[0] if type(error) is KeyError and error.args else error
-            line = " ".join(str(text).split()) or type(error).__name__
-            raise SystemExit(f"{ctx.command_path}: {line}") from error
         if isinstance(code, int) and code:
             ctx.exit(code)
         return code
@@ -111,33 +104,71 @@ def call(command: click.Command, words: Sequence[object] | None = None) -> Any:
 
 
 def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> list[str]:
+    for word, after in itertools.zip_longest(value[::2], value[1::2], fillvalue=""):
+        key, equals, rest = word.partition("=")
+        right = key.upper()
+        if _KEY.fullmatch(right) and (equals or (after and key != right)):
+            raise click.BadParameter(f"{word} is no config key: write {right} "
+                                     f"{shlex.quote(rest if equals else after)}.")
     if len(value) % 2 and not any(word.startswith("--") for word in value):
         raise click.BadParameter(
             f"config keys and values must come in pairs, got {' '.join(value)}")
     return list(value)
 
 
+def _files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(incomplete, type="file")]
+
+
+class ConfigFile(click.ParamType):  # type: ignore[type-arg]  # generic in new versions
+    """A config: the path of a file, or the name of one that the plugin brings along."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not value:  # the toolbox's own config would be taken
+            self.fail("it is empty: name a config, OwnData/caureid.yml for images of your own",
+                      param, ctx)
+        if not os.path.isfile(value):
+            try:
+                get_config_file(value)
+            except FileNotFoundError as error:
+                self.fail(str(error), param, ctx)
+        return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str
+                       ) -> list[CompletionItem]:
+        folder = Path(get_config_file("Base-caureid.yml")).parent
+        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.yml"))
+        # bash shows files where no name fits, and only if they come first
+        return _files(ctx, param, incomplete) + [
+            CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def _in_run(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
+    if path is not None and not (path.is_file() or (ctx.params["run_folder"] / path).is_file()):
+        raise click.BadParameter(f"{path} is not a file, neither here nor in the run folder.")
+    return path
+
+
+THERE = click.Path(exists=True, path_type=Path)
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 config_keys = click.argument("opts", nargs=-1, metavar="[KEY VALUE]...", callback=_pairs,
-                             type=click.UNPROCESSED)
-def _named(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    if not value:  # the toolbox's own config would be taken
-        raise click.BadParameter(
-            "it is empty: name a config, OwnData/caureid.yml for images of your own")
-    if not os.path.isfile(value):
-        try:
-            get_config_file(value)
-        except FileNotFoundError as error:
-            raise click.BadParameter(str(error)) from error
-    return value
-
-
-config_file = click.option("--config-file", required=True, metavar="FILE", callback=_named,
-                           is_eager=True, help="such as Market/caureid.yml, or a path")
-network = click.argument("run", type=click.Path(path_type=Path), metavar="RUN_FOLDER_OR_ONNX")
+                             type=click.UNPROCESSED, shell_complete=_files)
+config_file = click.option(
+    "--config-file", required=True, metavar="FILE", type=ConfigFile(), is_eager=True,
+    help="name of a shipped config, such as Market/caureid.yml, or path of one")
+run_folder = click.argument("run_folder", type=FOLDER, is_eager=True, metavar="RUN_FOLDER")
+checkpoint = click.option(
+    "--checkpoint", type=click.Path(path_type=Path), metavar="FILE", callback=_in_run,
+    help="checkpoint of the run  [default: the last one]")
+network = click.argument("run", type=THERE, metavar="RUN_FOLDER_OR_ONNX")
+index = click.option("--index", required=True, type=FOLDER, metavar="INDEX",
+                     help="folder that caureid index has made with the same network")
 
 
 class Writable(click.Path):
-    """The path of a file that can be written, which is said before the work and not behind it.
+    """The path of a file to write: one that cannot be written is refused before the work.
 
     Args:
         suffixes: of which the file must have one; none: any.
@@ -146,6 +177,9 @@ class Writable(click.Path):
     def __init__(self, *suffixes: str) -> None:
         super().__init__(path_type=Path)
         self.suffixes = suffixes
+
+    def get_metavar(self, *_: Any, **__: Any) -> str:  # click 8.2 gives one argument more
+        return "FILE" + "|".join(self.suffixes)
 
     def convert(self, value: Any, param: click.Parameter | None,
                 ctx: click.Context | None) -> Any:
@@ -159,7 +193,3 @@ class Writable(click.Path):
             self.fail(f"{path} cannot be written", param, ctx)
         return path
 
-
-def namespace(**options: Any) -> SimpleNamespace:
-    """The options of a command as the functions behind it take them."""
-    return SimpleNamespace(**options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,22 +11,25 @@ from pathlib import Path
 
 import click
 
+from ..common.errors import UserError
 from .common import Command, config_keys
 
 
 @click.command("demo", cls=Command)
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path),
-              default=Path("logs/demo"), show_default=True, help="folder of the outputs")
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+              default=Path("logs/demo"), show_default=True, metavar="FOLDER",
+              help="folder to write")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, metavar="N",
+              help="random seed of the training")
 @config_keys
 def command(output: Path, seed: int, opts: list[str]) -> int:
-    """Draws people before six cameras, trains on them, and shows what was learnt.
+    """Draws people in front of six cameras, trains on them, and shows what was learnt.
 
-    It takes a few minutes on a CPU and downloads neither weights nor data. Look at report.html in
-    the folder of the outputs.
+    It takes a few minutes on a CPU and downloads nothing. The result is report.html in the folder.
 
     \b
-        caureid demo --output logs/demo SOLVER.MAX_EPOCH 5
+        caureid demo
+        caureid demo --output logs/short SOLVER.MAX_EPOCH 5
     """
     metrics = output / "metrics.json"
     if metrics.exists():  # FastReID appends to it; an earlier demo's rows are kept aside
@@ -45,8 +49,21 @@ def command(output: Path, seed: int, opts: list[str]) -> int:
 
 
 def _caureid(*words: str) -> int:
-    """The exit status of a command of ``caureid`` in a process of its own."""
-    return subprocess.run([sys.executable, "-m", "caureid_plugin", *words], check=False).returncode
+    """The exit status of a command of ``caureid`` in a process of its own.
+
+    The process has a session of its own, so that each signal reaches it once, from here.
+    """
+    process = subprocess.Popen([sys.executable, "-m", "caureid_plugin", *words],
+                               start_new_session=True)
+    before = {number: signal.signal(number, lambda number, _: process.send_signal(number))
+              for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+              if signal.getsignal(number) is not signal.SIG_IGN}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return code if code >= 0 else 128 - code
 
 
 def _draw_people(path: Path) -> None:
@@ -64,7 +81,7 @@ def _summary(output: Path, seconds: float, pictures: Path) -> str:
 
     rows, problem = read_rows(output / "metrics.json")
     if problem:
-        raise ValueError(problem)
+        raise UserError(problem)
     lines = ["", f"{'':12}{'before':>10}{'after':>10}"]
     for name, first, last, digits in (
             ("mAP (%)", "start/mAP", "mAP", 1), ("Rank-1 (%)", "start/Rank-1", "Rank-1", 1),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
 
-from .common import Command, Writable, config_keys, namespace
+from .common import Command, ConfigFile, Writable, config_keys
 
 MOST_VALUES = 200  # of eps
 # option -> keys below CAUREID.CLUSTER
@@ -42,42 +43,41 @@ class Values(click.ParamType):  # type: ignore[type-arg]  # generic in new versi
 def counts(function: Callable[..., None]) -> Callable[..., None]:
     """Adds an option for each of COUNTS."""
     for name, keys in reversed(COUNTS.items()):
-        click.option(f"--{name.replace('_', '-')}", type=click.IntRange(1),
-                     help=f"in place of CAUREID.CLUSTER.{keys[0]}")(function)
+        click.option(f"--{name.replace('_', '-')}", type=click.IntRange(1), metavar="N",
+                     help=f"replaces CAUREID.CLUSTER.{' and '.join(keys)}")(function)
     return function
 
 
 @click.command("eps", cls=Command)
-@click.option("--config-file", metavar="FILE",
-              help="extract the features of its training images; such as Market/caureid.yml")
+@click.option("--config-file", metavar="FILE", type=ConfigFile(),
+              help="take features of this config's training images; such as Market/caureid.yml")
 @click.option("--features", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              help=".npy or .npz file of features")
+              help="take the features in this file, .npy or .npz")
 @click.option("--eps", "eps_values", type=Values(), default="0.3:0.75:0.025", show_default=True,
-              help="0.4,0.5,0.6 or first:last:step")
+              help="values to try: 0.4,0.5,0.6 or first:last:step")
 @click.option("--camera-aware/--no-camera-aware", default=None,
-              help="camera-aware neighbours or plain ones (default: as configured)")
+              help="camera-aware neighbours or plain ones  [default: as in the config]")
 @counts
 @click.option("--diagnostics", is_flag=True,
-              help='compare with identities, the data set\'s or "identities" of the file')
-@click.option("--save-features", type=Writable(".npz"), help="file for the features")
+              help='add a comparison with identities: of the dataset, or "identities" in the file')
+@click.option("--save-features", type=Writable(".npz"), help="file to write the features to")
 @click.option("--output", type=Writable(".csv"), help="table to write")
 @click.option("--plot", type=Writable(".png"), help="picture to write")
 @config_keys
 def command(config_file: str | None, features: Path | None, camera_aware: bool | None,
             opts: list[str], **options: Any) -> None:
-    """Shows what DBSCAN finds at each of several values of eps, and suggests one.
+    """Clusters with several values of eps, DBSCAN's radius, and suggests one.
 
     \b
         caureid eps --config-file Market/caureid.yml
         caureid eps --features features.npz --camera-aware --eps 0.3:0.7:0.05
 
-    With a config, the training images go through the network as in training: the one that training
-    starts from, or that of MODEL.WEIGHTS. Otherwise the features are those of a file, taken as
-    they are (training normalises them): .npz with "features" (N, D) and, if known, "camids" (N,),
-    or .npy with only the features. CAUREID.CLUSTER of the config holds every option of the
-    clustering.
+    With --config-file, the features come from the network that training starts from, or from
+    MODEL.WEIGHTS. With --features they are taken from the file as they are; training would
+    normalise them. An .npz file has "features" (N, D) and, if known, "camids" (N,). An .npy file
+    has only the features. The other options of the clustering are the keys of CAUREID.CLUSTER.
 
-    The table and the suggestion use no identity. --diagnostics adds columns that do, for studies.
+    The table and the suggestion use no identities. --diagnostics adds columns that do, for studies.
     """
     if bool(config_file) == (features is not None):
         raise click.UsageError("Give either --config-file or --features.")
@@ -90,4 +90,4 @@ def command(config_file: str | None, features: Path | None, camera_aware: bool |
             keys += [f"CAUREID.CLUSTER.{place}", str(value)]
     from ..check.eps import run
 
-    run(namespace(config_file=config_file or "", features=features, opts=keys, **options))
+    run(SimpleNamespace(config_file=config_file or "", features=features, opts=keys, **options))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
 
-from .common import Command, Writable, config_keys, namespace
+from .common import FOLDER, THERE, Command, Writable, config_keys
 
 # export.graph's and export.precision's, which import torch; a test compares them
 INPUTS = ("rgb255", "imagenet")
@@ -15,19 +15,18 @@ PRECISIONS = ("fp32", "fp16", "int8")
 
 
 @click.command("export", cls=Command)
-@click.argument("run", type=click.Path(path_type=Path), metavar="RUN_FOLDER")
-@click.option("--output", required=True, type=Writable(".onnx", ".torchscript"), metavar="FILE",
-              help="file to write, .onnx or .torchscript")
+@click.argument("run", type=THERE, metavar="RUN_FOLDER")
+@click.option("--output", required=True, type=Writable(".onnx", ".torchscript"),
+              help="file to write")
 @click.option("--input", type=click.Choice(INPUTS), default=INPUTS[0], show_default=True,
-              help="what the file takes: RGB 0..255, or as ImageNet's mean and deviation leave it")
+              help="what the file takes. rgb255: RGB from 0 to 255; imagenet: RGB normalised by "
+                   "ImageNet's mean and standard deviation")
 @click.option("--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0],
-              show_default=True, help="of an ONNX file's arithmetic")
-@click.option("--images", type=click.Path(exists=True, file_okay=False, path_type=Path),
-              metavar="FOLDER", help="crops to compare with, and for int8 to calibrate by; some "
-                                     "are drawn")
+              show_default=True, help="numbers that an ONNX file computes with")
+@click.option("--images", type=FOLDER, metavar="FOLDER",
+              help="folder of crops to test the file with; int8 is calibrated by them and needs it")
 @click.option("--despite-verdict", is_flag=True,
-              help="write the suggested threshold into the sidecar although the run's verdict is "
-                   "bad")
+              help="write the threshold into the sidecar although training went wrong")
 @config_keys
 def command(**options: Any) -> None:
     """Writes the network of a run as a file for programs without the plugin.
@@ -37,11 +36,10 @@ def command(**options: Any) -> None:
         caureid export logs/my-run --output person.onnx --input imagenet     # for trackers
         caureid export logs/my-run --output small.onnx --precision int8 --images crops
 
-    RUN_FOLDER is the OUTPUT_DIR of a run, or a checkpoint in one. The file takes images
-    (B, 3, H, W) for any B and gives embeddings of length 1. It is run before it is kept, and its
-    embeddings are compared with PyTorch's. Beside it goes a sidecar, person.onnx.json, that says
-    what goes in and what comes out.
+    RUN_FOLDER is the OUTPUT_DIR of a run, or a checkpoint in it. The file takes images of shape
+    (B, 3, H, W), for any B, and gives embeddings of length 1. They are compared with PyTorch's
+    before the file is kept. A sidecar, person.onnx.json, describes its inputs and outputs.
     """
     from ..export.writing import run
 
-    run(namespace(**options))
+    run(SimpleNamespace(**options))

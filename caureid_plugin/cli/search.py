@@ -3,52 +3,52 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
 
-from .common import Command, Several, Writable, namespace, network
+from .common import Command, Several, Writable, index, network
 
 
 @click.command("search", cls=Command)
 @network
 @click.argument("queries", nargs=-1, required=True, type=click.Path(path_type=Path),
                 metavar="QUERY...")
-@click.option("--index", required=True, type=click.Path(path_type=Path), metavar="INDEX",
-              help="folder that caureid index has made with the same network")
+@index
 @click.option("--top", type=click.IntRange(1, 1000), default=10, show_default=True, metavar="N",
               help="images to find for each query")
 @click.option("--camera", cls=Several, metavar="NAME...", help="only images of these cameras")
 @click.option("--without-camera", cls=Several, metavar="NAME...",
-              help="no images of these cameras, that of the query for example")
+              help="no images of these cameras, for example the query's")
 @click.option("--query-camera", metavar="NAME",
-              help="camera of the queries, for an index that standardises by camera  [default: not "
-                   "known; by the statistics of all images]")
+              help="camera of the queries, for an index that standardises by camera  [default: "
+                   "unknown, the statistics of all images are used]")
 @click.option("--false-match-rate", metavar="RATE",
               type=click.FloatRange(0, 1, min_open=True, max_open=True),
-              help="share of pairs of different people that may be taken for one  [default: 0.001, "
-                   "or the lowest that the run's pairs can tell]")
+              help="share of pairs of different people that may be taken for the same person  "
+                   "[default: 0.001, or the lowest that was measured]")
 @click.option("--despite-verdict", is_flag=True,
-              help="tell same and different although the run's verdict is bad")
-@click.option("--json", type=Writable(".json"), help="file to write, with all that was found")
-@click.option("--picture", type=Writable(".png"), help="file to write, each query beside its hits")
+              help="show same and different although training went wrong")
+@click.option("--json", type=Writable(".json"), help="file to write, with all results")
+@click.option("--picture", type=Writable(".png"),
+              help="picture to write, each query beside its results")
 def command(**options: Any) -> int:
-    """Finds the images of an index that are most similar to query images.
+    """Finds the images of an index that are most similar to each query image.
 
     \b
         caureid search logs/my-run query.jpg --index crops.index --picture found.png
         caureid search logs/my-run a.jpg b.jpg --index crops.index --camera 1 2
 
-    Each query gets a table: rank, score (the cosine of the two embeddings), whether that is above
-    the threshold, camera and path. The threshold follows from pairs of images in the same and in
-    different clusters of the training run. Where the run's verdict is bad, same or different is
-    not told.
+    Each query gets a table: rank, score, same or different, camera and path. The score is the
+    cosine of the two embeddings. "Same" means a score above the threshold, which was measured on
+    pairs of training images (see caureid threshold). If training went wrong, it is not shown.
 
-    The query's own file, and copies of it, are left out of the list where the index has them. An
-    index that standardises by camera does so with the queries, and has no threshold.
+    The query's own file, and copies of it, are left out of the table. An index that standardises by
+    camera has no threshold.
 
-    A query that cannot be read is named, the others are answered, and the exit status is 1.
+    If a query cannot be read, the others are answered, and the exit status is 1.
     """
     from ..search.answers import run
 
-    return run(namespace(**options))
+    return run(SimpleNamespace(**options))

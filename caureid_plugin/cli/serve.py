@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
 
-from .common import Command, namespace, network
+from .common import Command, index, network
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+|\[?[0-9A-Fa-f:.]+:[0-9A-Fa-f:.]*\]?")
 
@@ -29,36 +29,35 @@ def _names(ctx: click.Context, param: click.Parameter, hosts: tuple[str, ...]) -
 
 @click.command("serve", cls=Command)
 @network
-@click.option("--index", required=True, type=click.Path(path_type=Path), metavar="INDEX",
-              help="folder that caureid index has made with the same network")
+@index
 @click.option("--host", default="127.0.0.1", show_default=True, callback=_given, metavar="ADDRESS",
-              help="to listen on; by default only this machine reaches it")
+              help="address to listen on; only this machine reaches the default")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True,
-              help="0: any that is free")
+              metavar="N", help="port to listen on; 0 takes a free one")
 @click.option("--allow-host", multiple=True, metavar="NAME", callback=_names,
-              help="another name by which the page is asked for, as of a proxy in front of it; can "
-                   "be given several times")
+              help="name that browsers may use for this page, such as that of a proxy in front of "
+                   "it; can be given several times")
 @click.option("--max-upload-mib", type=click.IntRange(1, 100), default=8, show_default=True,
-              metavar="MIB", help="size of a query image, at most")
+              metavar="MIB", help="largest query image, in MiB")
 @click.option("--top", type=click.IntRange(1, 500), default=20, show_default=True, metavar="N",
-              help="crops that are shown at first")
+              help="crops to show for a query")
 @click.option("--false-match-rate", metavar="RATE",
               type=click.FloatRange(0, 1, min_open=True, max_open=True),
-              help="share of pairs of different people that may be marked as the same  [default: "
-                   "0.001, or the lowest that the run's pairs can tell]")
+              help="share of pairs of different people that may be marked as the same person  "
+                   "[default: 0.001, or the lowest that was measured]")
 @click.option("--despite-verdict", is_flag=True,
-              help="mark same and different although the run's verdict is bad")
+              help="mark same and different although training went wrong")
 def command(**options: Any) -> None:
-    """A web page on this machine: drop an image, see the crops of an index that are most like it.
+    """Serves a web page: drop an image on it, see the most similar crops of an index.
 
     \b
         caureid serve logs/my-run --index crops.index
         caureid serve model.onnx --index crops.index --port 8080 --top 40
 
-    The page is only for this machine, has no login, and writes no file. With another --host, all
-    who reach it see all crops of the index: docs/web.md says what to put in front. Ctrl-C or
-    SIGTERM ends it, with exit status 0.
+    By default only this machine reaches the page. It has no login: with another --host, everyone
+    who reaches it sees all crops of the index. docs/web.md says what to put in front of it. It
+    writes no files. Ctrl-C or SIGTERM ends it, with exit status 0.
     """
     from ..web.server import run
 
-    run(namespace(**options))
+    run(SimpleNamespace(**options))

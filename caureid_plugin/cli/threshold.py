@@ -2,47 +2,48 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
 
-from .common import Command, Writable, config_keys, namespace
+from .common import Command, Writable, checkpoint, config_keys, run_folder
 
 
 @click.command("threshold", cls=Command)
-@click.argument("run_folder", type=click.Path(path_type=Path), metavar="RUN_FOLDER")
-@click.option("--checkpoint", type=click.Path(path_type=Path),
-              help="another than the last one of the run")
+@run_folder
+@checkpoint
 @click.option("--images", type=click.IntRange(1), default=4000, show_default=True, metavar="N",
-              help="training images to embed, about")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="of the draw")
-@click.option("--picture", type=Writable(".png"), metavar="FILE.png",
-              help="histograms  [default: threshold.png in the run folder]")
+              help="about how many training images to embed")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N",
+              help="random seed that chooses the images")
+@click.option("--picture", type=Writable(".png"),
+              help="histograms to write  [default: threshold.png in RUN_FOLDER]")
 @click.option("--index-size", type=click.IntRange(1), metavar="N",
-              help="images of the index of which it is said how much is right  [default: as many "
-                   "as the training set has]")
+              help='images of the index that the column "right" is for  [default: as many as the '
+                   "training set has]")
 @click.option("--true-labels", "--truth", is_flag=True,
-              help="diagnostic: error rates and what is right by identities, where those are known")
+              help="also measure by true identities, where they are known, for studies")
 @config_keys
 def command(**options: Any) -> None:
-    """Measures from which similarity on two images of a run are taken for the same person's.
+    """Measures the similarity above which two images are taken for the same person.
 
     \b
         caureid threshold logs/my-run
+        caureid threshold logs/my-run --index-size 100000
 
-    Embeds training images of whole clusters, drawn at random, with the run's last checkpoint, and
-    compares pairs of one cluster and of two. What comes out is kept in the run folder, in
-    pair_statistics.json, where load_run, caureid index and caureid export find it. No label of an
-    identity is read. Config keys say where the data lie now, if that has changed.
+    It embeds random training images with the run's last checkpoint. It compares pairs of the same
+    cluster and pairs of different clusters. The result is kept in pair_statistics.json in the run
+    folder, where caureid index and caureid export find it. No identities are read.
 
-    "Right" is the share of what a query finds above the threshold that is of its person, from other
-    cameras and from the query's own. It is of an index of as many images as the training set has,
-    or --index-size, in which people have as many images as in training.
+    The column "right" is for a query in an index of --index-size images: of what it finds above the
+    threshold, the share that shows its person. The first figure is for other cameras than the
+    query's, the second for its own. People have as many images in the index as in training.
 
-    --true-labels is a diagnostic: the same by the identities of the training images and of the
-    labelled test set (DATASETS.TESTS), where those are known. It changes nothing of what is kept.
+    --true-labels adds the same figures by the identities of the training images and of the labelled
+    test set (DATASETS.TESTS). It does not change what is kept. Config keys say where the data are
+    now, if they were moved.
     """
     from ..search.pairs import run
 
-    run(namespace(**options))
+    run(SimpleNamespace(**options))

@@ -10,18 +10,18 @@ from .common import Command, Writable
 
 
 @click.command("weights", cls=Command)
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("output", type=Writable(), metavar="OUTPUT")
 def command(file: Path, output: Path) -> None:
-    """Takes the tensors out of a file of weights without running what else it asks for.
+    """Takes the tensors out of a file of weights, without running any code in it.
 
     \b
         caureid weights checkpoint.pth weights.pth
 
-    For files that are refused because they hold more than tensors and plain values: NumPy scalars,
-    an argparse.Namespace, a whole network of torch.save(model, ...). Classes and functions that
-    the file names are neither imported nor called. OUTPUT holds only tensors, by their names; it
-    goes into MODEL.BACKBONE.PRETRAIN_PATH or MODEL.WEIGHTS.
+    Training refuses files that hold more than tensors and plain values: NumPy scalars, an
+    argparse.Namespace, a whole network of torch.save(model, ...). This command neither imports nor
+    calls what they name. OUTPUT holds only tensors, by name, for MODEL.BACKBONE.PRETRAIN_PATH or
+    MODEL.WEIGHTS.
     """
     from ..common.weights import extract
 

@@ -33,9 +33,9 @@ def sweep_eps(encoding: sparse.csr_matrix, eps_values: Iterable[float], *, min_s
         encoding: (N, N), of :func:`.jaccard.jaccard_encoding`.
         eps_values: each 0 < eps < 1, in any order; a value given twice counts once.
         min_samples: of DBSCAN, >= 1.
-        camids: (N,) integers, the camera of each image, for the figures alone (whether the
+        camids: (N,) integers, the camera of each image, only for the figures (whether the
             encoding is camera-aware was decided when it was made). None: no cameras are known.
-        extra: called with the labels at each eps, those of :func:`.assign_pseudo_labels`;
+        extra: called with the labels at each eps, as by :func:`.assign_pseudo_labels`;
             what it returns is added to the row.
         progress: called with ("pairs", rows done, N), then ("eps", values done, values).
 

@@ -14,7 +14,7 @@ distance, in the form that FastReID's ``compute_jaccard_distance`` gives it:
 An encoding has few non-zeros, and t is zero for images that share none of them, so work and
 memory grow with N times the number of neighbours.
 
-With cameras the neighbours are those of CA-Jaccard (:mod:`.lists`); all else is the same.
+With cameras the neighbours are CA-Jaccard's (:mod:`.lists`); all else is the same.
 
 Encodings are float64, unlike the toolbox's. Distances that equal ``eps`` exactly do occur (with
 k2 = 6, two images that share 4 of 6 neighbours and nothing else are 0.5 apart); float32 sums

@@ -204,16 +204,17 @@ def nearest_of(features, rows, candidates, start, stop, ranks, distances):
             if candidate < 0:
                 continue
             d = squared_distance(features[rows[r]], features[candidate])
-            at = min(found, k)
-            while at > 0 and (d < distances[r, at - 1]
-                              or (d == distances[r, at - 1] and candidate < ranks[r, at - 1])):
-                if at < k:
-                    ranks[r, at] = ranks[r, at - 1]
-                    distances[r, at] = distances[r, at - 1]
-                at -= 1
-            if at < k:
-                ranks[r, at] = candidate
-                distances[r, at] = d
+            slot = min(found, k)
+            while slot > 0 and (
+                    d < distances[r, slot - 1]
+                    or (d == distances[r, slot - 1] and candidate < ranks[r, slot - 1])):
+                if slot < k:
+                    ranks[r, slot] = ranks[r, slot - 1]
+                    distances[r, slot] = distances[r, slot - 1]
+                slot -= 1
+            if slot < k:
+                ranks[r, slot] = candidate
+                distances[r, slot] = d
                 found += 1
 
 
@@ -356,11 +357,11 @@ def _sum_minima(i, first, bounds, columns, values, list_bounds, list_rows, list_
         column = columns[entry]
         begin, end = list_bounds[column], list_bounds[column + 1]
         begin += np.searchsorted(list_rows[begin:end], first)
-        for at in range(begin, end):
-            least = min(own, list_values[at])
+        for place in range(begin, end):
+            least = min(own, list_values[place])
             if least == 0:  # underflow of exp: 0 also marks what is not touched yet
                 continue
-            j = list_rows[at]
+            j = list_rows[place]
             if sums[j] == 0:
                 touched[count] = j
                 count += 1
@@ -405,18 +406,18 @@ def mirror(bounds, columns, distances, low_bounds, low_columns, low_distances, s
            full_bounds, full_columns, full_distances):
     """Rows of the whole graph: what is below the diagonal, the diagonal's 0, what is above."""
     for i in range(start, stop):
-        at = full_bounds[i]
+        place = full_bounds[i]
         for entry in range(low_bounds[i], low_bounds[i + 1]):
-            full_columns[at] = low_columns[entry]
-            full_distances[at] = low_distances[entry]
-            at += 1
-        full_columns[at] = i
-        full_distances[at] = 0
-        at += 1
+            full_columns[place] = low_columns[entry]
+            full_distances[place] = low_distances[entry]
+            place += 1
+        full_columns[place] = i
+        full_distances[place] = 0
+        place += 1
         for entry in range(bounds[i], bounds[i + 1]):
-            full_columns[at] = columns[entry]
-            full_distances[at] = distances[entry]
-            at += 1
+            full_columns[place] = columns[entry]
+            full_distances[place] = distances[entry]
+            place += 1
 
 
 @compiled

@@ -1,8 +1,8 @@
 """Neighbour lists for the k-reciprocal encoding: the plain ones and the camera-aware ones.
 
-The plain ones are those of Zhong et al. (see :mod:`.jaccard`).
+The plain ones come from Zhong et al. (see :mod:`.jaccard`).
 
-The camera-aware ones are those of CA-Jaccard, Chen et al., "CA-Jaccard: Camera-aware Jaccard
+The camera-aware ones come from CA-Jaccard, Chen et al., "CA-Jaccard: Camera-aware Jaccard
 Distance for Person Re-identification" (CVPR 2024, arXiv 2311.10605). Images of one camera look
 alike whoever they show, so they crowd the plain lists. Here neighbours are searched, and tested
 for reciprocity, separately within the camera and across cameras; the two reciprocal sets are

@@ -44,7 +44,7 @@ class Search:
             free when it starts.
         device: where scores are computed, "cpu" or "cuda[:i]"; None: where the features are.
         group: processes of torch.distributed that share the search; all of them must call, with
-            the same features and options, and all get the same result. None: this one alone.
+            the same features and options, and all get the same result. None: only this one.
 
     Raises:
         ValueError: an option that is not one of these.

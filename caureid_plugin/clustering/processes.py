@@ -23,7 +23,7 @@ class PeerError(RuntimeError):
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that share a search; by default this one alone.
+    """The processes that share a search; by default only this one.
 
     Args:
         group: a process group of torch.distributed, None for one process. All its members must

@@ -70,8 +70,8 @@ def labels_at(features: torch.Tensor | np.ndarray, *, eps_values: Sequence[float
 
     # only the search is shared: the rest is quick, and would take its memory in every process
     found = Processes(encoding.get("search", Search()).group).from_first(label)
-    at = dict(zip(descending, found, strict=True))
-    return [at[eps] for eps in eps_values]
+    by_eps = dict(zip(descending, found, strict=True))
+    return [by_eps[eps] for eps in eps_values]
 
 
 def labels_of_encoding(encoding: sparse.csr_matrix, descending: Sequence[float],
@@ -80,7 +80,7 @@ def labels_of_encoding(encoding: sparse.csr_matrix, descending: Sequence[float],
     """Labels (N,) at each eps, from the largest down.
 
     The pairs within a smaller eps are among those within a larger one, so that they are computed
-    once and thinned out from one value to the next. Rows that are equal, as those of copies of an
+    once and thinned out from one value to the next. Rows that are equal, as for copies of an
     image, are one row that counts as many: each pair of them would be stored otherwise.
     """
     twins = _first_equal(encoding)

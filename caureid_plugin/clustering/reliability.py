@@ -3,7 +3,19 @@
 Ge et al., "Self-paced Contrastive Learning with Hybrid Memory for Domain Adaptive Object Re-ID"
 (NeurIPS 2020, arXiv 2006.02713), section 3.2, as their code counts.
 
-Letters: N images.
+Letters: N images. I(i) are the images of i's cluster; an outlier is alone in its own. An image has
+
+- an independence, ``|I(i) & I_looser(i)| / |I(i) | I_looser(i)|``: low if clusters run together at
+  a larger eps,
+- a compactness, the same at a smaller eps: low if the cluster falls apart there.
+
+An image stays in its cluster if the largest independence in the cluster reaches a threshold, and
+its own compactness is the largest in the cluster. So the largest part of a cluster that falls apart
+stays. A cluster that dissolves into outliers stays whole, as all its images are equally compact.
+The threshold belongs to a whole run: about nine tenths of the first clustering's clusters reach it.
+
+The paper has a threshold for the compactness too; its code has this rule, which is taken from
+there. Ours is that one image that is left is no cluster, and that clusters are numbered anew.
 """
 
 from __future__ import annotations
@@ -19,22 +31,6 @@ INDEPENDENT_SHARE = 0.9
 def reliable_labels(labels: np.ndarray, *, tighter: np.ndarray, looser: np.ndarray,
                     threshold: float | None = None) -> tuple[np.ndarray, float | None]:
     """Makes outliers of the images whose cluster changes too much with eps.
-
-    With I(i) the images of i's cluster (an outlier is alone in its own), an image has
-
-    - an independence, ``|I(i) & I_looser(i)| / |I(i) | I_looser(i)|``: low if clusters run
-      together at a larger eps,
-    - a compactness, the same with ``tighter``: low if the cluster falls apart at a smaller eps.
-
-    An image stays in its cluster if the largest independence in the cluster is at least the
-    threshold, and its own compactness is the largest in the cluster. So of a cluster that falls
-    apart the largest part stays; one that dissolves into outliers stays whole, since all its
-    images are equally little compact. The threshold belongs to a whole run: it is the independence
-    that about nine tenths of the first clustering's clusters reach.
-
-    The paper has a threshold for the compactness too; its code has this rule, which is taken from
-    there. Ours is that a cluster of which one image is left is no cluster, and that the clusters
-    that are left are numbered anew.
 
     Args:
         labels: (N,) clusters 0..K-1, -1 for outliers, at the eps in use.

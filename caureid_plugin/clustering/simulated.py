@@ -26,7 +26,7 @@ def simulate_features(n: int, dim: int, *, cameras: int = 6, per_identity: float
                       isotropic: float = 0.25) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Features with the structure of people and cameras, made block by block.
 
-    Beyond the result it takes some tens of MiB. The bits depend on the arguments alone, not on
+    Beyond the result it takes some tens of MiB. The bits depend only on the arguments, not on
     the number of threads.
 
     Args:

@@ -28,7 +28,7 @@ class CameraStatistics(NamedTuple):
 
     @classmethod
     def of(cls, features: torch.Tensor, cameras: torch.Tensor, count: int) -> CameraStatistics:
-        """Those of some images.
+        """Statistics of some images.
 
         Args:
             features: (N, D), any floating dtype; their lengths do not matter.
@@ -45,7 +45,7 @@ class CameraStatistics(NamedTuple):
         return cls(images, mean, sums((unit - mean[cameras]).square()))
 
     def merge(self, other: CameraStatistics) -> CameraStatistics:
-        """Those of the images of both, camera by camera (Chan, Golub and LeVeque 1979)."""
+        """Statistics of the images of both, camera by camera (Chan, Golub and LeVeque 1979)."""
         images = self.images + other.images
         part, shift = other.images / images.clamp(min=1), other.mean - self.mean
         return CameraStatistics(images, self.mean + part * shift, self.squares + other.squares
@@ -62,7 +62,7 @@ class CameraStatistics(NamedTuple):
         """Features with their camera's mean taken away, divided by its standard deviation.
 
         Args:
-            features, cameras: as for :meth:`of`; they need not be those of the statistics.
+            features, cameras: as for :meth:`of`; they need not have made the statistics.
 
         Returns:
             (N, D), L2-normalised. A dimension in which a camera's images do not differ tells

@@ -10,24 +10,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import logging
 import multiprocessing
 import multiprocessing.connection
 import os
 import re
 import signal
 import socket
-import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 import torch.multiprocessing
 
-from .signals import EXIT_INTERRUPTED, EXIT_STOPPED
+from .errors import UserError, is_users
+from .signals import EXIT_INTERRUPTED, EXIT_STOPPED, leave_at_once, restore
 
 # For the others to end by themselves once one has failed, before they are killed.
 GRACE_SECONDS = 5.0
@@ -45,7 +44,7 @@ class ProcessError(RuntimeError):
     """A process of the run failed; the text ends with the traceback of the first that did."""
 
 
-class PortError(ValueError, OSError):
+class PortError(UserError, OSError):
     """The processes of a run cannot start or meet as the command line says."""
 
 
@@ -108,6 +107,8 @@ class _Failure(NamedTuple):
     """Whether it says that another process is gone: that one's failure is the cause."""
     when: float  # of the clock that all processes of a machine share
     text: str
+    is_users: bool = False
+    """Whether the text is what a user can put right, and holds no traceback."""
 
 
 def run_processes(target: Callable[..., object], count: int, args: tuple[Any, ...] = (), *,
@@ -126,6 +127,7 @@ def run_processes(target: Callable[..., object], count: int, args: tuple[Any, ..
         first_rank, world_size: for messages, where other machines take part.
 
     Raises:
+        UserError: the process that failed first did so by what a user can put right.
         ProcessError: with the traceback of the process that failed first.
         SystemExit: the processes left with an exit code after a signal
             (:mod:`caureid_plugin.common.signals`), or were ended by one (128 + its number).
@@ -141,12 +143,14 @@ def run_processes(target: Callable[..., object], count: int, args: tuple[Any, ..
         finally:
             for child in children:
                 child.end()
-    failures = [(child.failure, child) for child in children if child.failure
-                and not (signals.seen and child.failure.is_consequence)]
-    if failures:
-        failure, child = min(failures, key=lambda found: found[0])
-        raise ProcessError(f"process {child.rank} of {world_size or count} {failure.text}")
-    _leave_with(_exit_code([child.process.exitcode or 0 for child in children], signals.seen))
+        failures = [(child.failure, child) for child in children if child.failure
+                    and not (signals.seen and child.failure.is_consequence)]
+        if failures:
+            failure, child = min(failures, key=lambda found: found[0])
+            if failure.is_users:
+                raise UserError(failure.text)
+            raise ProcessError(f"process {child.rank} of {world_size or count} {failure.text}")
+        _leave_with(_exit_code([child.process.exitcode or 0 for child in children], signals.seen))
 
 
 def _exit_code(codes: list[int], seen: list[int]) -> int:
@@ -289,8 +293,7 @@ class _Signals:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        restore(self._before, error[1], self.seen)
         self.received.close()
         self._sent.close()
 
@@ -316,15 +319,17 @@ def _child(target: Callable[..., object], index: int, args: tuple[Any, ...],
     try:
         target(index, *args)
     except KeyboardInterrupt:
-        _leave_at_once(EXIT_INTERRUPTED)
+        leave_at_once(EXIT_INTERRUPTED)
     except SystemExit as leaving:
         if isinstance(leaving.code, str):
-            _report(reports, False, f"left with this message:\n\n{leaving.code}")
+            text = f"left with this message:\n\n{leaving.code}"
+            _report(reports, _Failure(False, time.monotonic(), text))
         raise
     except Exception as error:  # noqa: BLE001  whatever it is, the launcher raises it
-        _report(reports, is_peer_gone(error),
-                f"failed, and the others were ended:\n\n{traceback.format_exc().rstrip()}")
-        _leave_at_once(1)
+        text = f"failed, and the others were ended:\n\n{traceback.format_exc().rstrip()}"
+        _report(reports, _Failure(is_peer_gone(error), time.monotonic(),
+                                  str(error) if is_users(error) else text, is_users(error)))
+        leave_at_once(1)
 
 
 def is_peer_gone(error: BaseException) -> bool:
@@ -334,21 +339,9 @@ def is_peer_gone(error: BaseException) -> bool:
             or (isinstance(error, RuntimeError) and bool(_PEER_GONE.search(str(error)))))
 
 
-def _report(reports: multiprocessing.connection.Connection, is_consequence: bool,
-            text: str) -> None:
+def _report(reports: multiprocessing.connection.Connection, failure: _Failure) -> None:
     with contextlib.suppress(BrokenPipeError):  # the launcher is gone
-        reports.send((is_consequence, time.monotonic(), text))
-
-
-def _leave_at_once(code: int) -> NoReturn:
-    """Leaves without the interpreter's teardown.
-
-    Threads of a process group in use would wait there for processes that never answer, or abort.
-    """
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+        reports.send(tuple(failure))
 
 
 def _end_with_launcher() -> None:

@@ -20,6 +20,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from .errors import UserError
+
 _PLAIN = (type(None), bool, int, float, str, torch.Size, torch.dtype)
 # What reading a broken file has been seen to raise, but no OSError: a file that may not be read is
 # not broken.
@@ -38,11 +40,11 @@ _TAR = ("it is in the tar format of very old torch, which is not read: if you tr
         "from, read it elsewhere and save it again with a current torch")
 
 
-class DamagedFile(ValueError):
+class DamagedFile(UserError):
     """A file that is no file of tensors, or not a whole one."""
 
 
-class CodeInFile(ValueError):
+class CodeInFile(UserError):
     """A file that can run code of its author's when it is read, and was not read."""
 
 
@@ -135,8 +137,8 @@ def _check_content(content: Any, path: Path) -> None:
     try:
         count = _count(content, "", (), {}, max(size, SMALL))
         if count > size:
-            raise ValueError(f"it holds {count} values, those that it names often counted each "
-                             f"time, in {size} bytes")
+            raise UserError(f"it holds {count} values, those that it names often counted each "
+                            f"time, in {size} bytes")
     except _BROKEN as error:  # not only ours: a tensor may be of a kind without a size
         raise DamagedFile(f"{path} is no file of weights or of a run: {error}. Take another "
                           "file.") from None
@@ -148,21 +150,21 @@ def _count(tree: Any, name: str, above: tuple[int, ...], counts: dict[int, int],
     if isinstance(tree, (Mapping, list, tuple, torch.Tensor)):
         for attribute in getattr(tree, "__dict__", ()):  # OrderedDicts and parameters may have some
             if hasattr(type(tree), attribute):  # such as items, which would hide what it holds
-                raise ValueError(f"{name or 'its content'!r} replaces {attribute[:200]!r} of its "
-                                 f"{type(tree).__name__}")
+                raise UserError(f"{name or 'its content'!r} replaces {attribute[:200]!r} of its "
+                                f"{type(tree).__name__}")
     if isinstance(tree, torch.Tensor):
         if tree.device.type != "cpu":
-            raise ValueError(f"the tensor {name!r} has no values (device {tree.device})")
+            raise UserError(f"the tensor {name!r} has no values (device {tree.device})")
         if tree.numel() * tree.element_size() > largest:
-            raise ValueError(f"the tensor {name!r} of shape {tuple(tree.shape)} is larger "
-                             "than the file: it repeats its values")
+            raise UserError(f"the tensor {name!r} of shape {tuple(tree.shape)} is larger "
+                            "than the file: it repeats its values")
     children = _children(tree)
     if children is None:
         return 1
     if id(tree) in above:
-        raise ValueError(f"{name or 'its content'!r} contains itself")
+        raise UserError(f"{name or 'its content'!r} contains itself")
     if len(above) >= DEEPEST_CONTENT:
-        raise ValueError(f"it is nested more than {DEEPEST_CONTENT} deep")
+        raise UserError(f"it is nested more than {DEEPEST_CONTENT} deep")
     if id(tree) not in counts:
         inside = (*above, id(tree))
         # cut, since a key of a megabyte would be copied for each value below it
@@ -224,7 +226,7 @@ def salvage(path: str | os.PathLike[str]) -> Any:
     """What is left of a file of ``torch.save`` where all but tensors and plain values is inert.
 
     For a file that :func:`load_tensors` refuses as it asks for classes or functions: none of them
-    is looked up, let alone called. The weights of a whole network (``torch.save(model, ...)``)
+    is looked up or called. The weights of a whole network (``torch.save(model, ...)``)
     come as nested dicts, with the names of its ``state_dict()`` joined by dots.
 
     Returns:
@@ -382,8 +384,8 @@ def _check_pickle(file: BinaryIO, most: int) -> int:
             elif code.stack_after:
                 stack.append(parts)
         if odd > MOST_ODD_KEYS:
-            raise ValueError(f"it holds more than {MOST_ODD_KEYS} keys of several parts or "
-                             "integers of more than 64 bits")
+            raise UserError(f"it holds more than {MOST_ODD_KEYS} keys of several parts or "
+                            "integers of more than 64 bits")
     return most
 
 
@@ -396,7 +398,7 @@ def _taken(code: pickletools.OpcodeInfo, stack: list[Any], marks: list[list[Any]
         parts, stack = stack, marks.pop()
         takes = code.stack_before.index(pickletools.markobject)
     if len(stack) < takes:
-        raise ValueError("its stack is empty")
+        raise UserError("its stack is empty")
     left = len(stack) - takes
     parts = stack[left:] + parts
     del stack[left:]
@@ -410,10 +412,10 @@ def _written_out(values: list[Any], most: int) -> int:
         count += len(values)
         depth += 1
         if depth > DEEPEST_KEY:
-            raise ValueError(f"a key or a call in it is nested more than {DEEPEST_KEY} deep")
+            raise UserError(f"a key or a call in it is nested more than {DEEPEST_KEY} deep")
         if count + sum(map(len, values)) > most:
-            raise ValueError("its keys and calls hold far more values than it has bytes, those "
-                             "that it names often counted each time")
+            raise UserError("its keys and calls hold far more values than it has bytes, those "
+                            "that it names often counted each time")
         values = [part for value in values for part in value]
     return count
 

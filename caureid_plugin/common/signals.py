@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import signal
+import sys
 import threading
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NoReturn
 
 logger = logging.getLogger("fastreid.caureid")
 
@@ -21,6 +24,9 @@ EX_TEMPFAIL of sysexits.h.
 EXIT_INTERRUPTED = 130
 """The same after Ctrl-C (128 + SIGINT, so that a shell ends the loop around it as well)."""
 
+JOIN_SECONDS = 300.0
+"""How long a process waits for all the others of a run to start."""
+
 
 class StopNow(Exception):
     """Raised where a run that was asked to stop can be left."""
@@ -31,7 +37,8 @@ class StopRequest:
 
     A second Ctrl-C is a KeyboardInterrupt at once. A signal that is ignored stays ignored (a job
     started with nohup), and outside the main thread, where Python allows no handler, nothing is
-    held back.
+    held back. While SIGTERM or SIGHUP makes a process leave, by SystemExit, another of them makes
+    it leave at once, with the same exit code.
 
     Attributes:
         signal: what was received, None so far.
@@ -55,8 +62,7 @@ class StopRequest:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        restore(self._before, error[1], [self.signal])
         self._before.clear()
         StopRequest.current = self._outer
 
@@ -73,6 +79,41 @@ class StopRequest:
     def exit_code(self) -> int:
         """The exit code that says by which signal the run was stopped."""
         return EXIT_INTERRUPTED if self.signal == signal.SIGINT else EXIT_STOPPED
+
+
+def restore(handlers: Mapping[signal.Signals, Any], leaving: object,
+            received: Sequence[int | None]) -> None:
+    """Gives signals their handlers back, unless the process leaves because of one.
+
+    A terminal that is closed sends SIGHUP by its driver and by its shell. The second would end
+    the process before it can leave with its exit code.
+
+    Args:
+        handlers: from before.
+        leaving: what ends the block, if it is an exception.
+        received: signals that the process has received.
+    """
+    ending = {signal.SIGTERM, signal.SIGHUP}
+    code = leaving.code if isinstance(leaving, SystemExit) else None
+    leaves = isinstance(code, int) and not ending.isdisjoint(received)
+    for number, handler in handlers.items():
+        signal.signal(number, functools.partial(_leave_with, code)
+                      if leaves and number in ending else handler)
+
+
+def _leave_with(code: Any, *_: object) -> NoReturn:
+    leave_at_once(code)
+
+
+def leave_at_once(code: int) -> NoReturn:
+    """Leaves without the interpreter's teardown.
+
+    Threads of a process group in use would wait there for processes that never answer, or abort.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _leave_terminal() -> None:

@@ -8,17 +8,23 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 
-
-def shown(path: object) -> str:
-    """A path as an error shows it: quoted where it would break the line or cannot be encoded."""
-    text = str(path)
-    return text if text.isprintable() else ascii(text)
+from .errors import MissingPackage, OutOfMemory, UserError
 
 
-def sentence(text: object) -> str:
+def printable(text: object) -> str:
+    """A text that fits in a line: what would break it or cannot be encoded is escaped.
+
+    Example:
+        >>> printable("crops/a\\nb.jpg")
+        'crops/a\\\\nb.jpg'
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
+def with_full_stop(text: object) -> str:
     """A text with a full stop at its end."""
-    said = str(text).strip()
-    return said if said.endswith((".", "!", "?")) else f"{said}."
+    stripped = str(text).strip()
+    return stripped if stripped.endswith((".", "!", "?")) else f"{stripped}."
 
 
 def short(number: float) -> str:
@@ -40,13 +46,25 @@ def percent(share: float, count: int) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """An error in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The text of an error, or its kind where it has none; a KeyError's without its quotes."""
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return printable(" ".join(str(text).split()) or type(error).__name__)
 
 
-def printable(path: str) -> str:
-    """A path as text that can be written whatever its bytes."""
-    return os.fsencode(path).decode("utf-8", "replace")
+# What programs write into a cell that holds nothing, in lower case (R: NA; Excel, also in German:
+# its errors).
+_NOTHING = ("", "nan", "-nan", "nat", "<na>", "na", "n/a", "none", "null", "#n/a", "#na", "#nv",
+            "#ref!", "#value!", "#name?", "#div/0!", "#null!", "#num!", "#bezug!", "#wert!")
+
+
+def is_nothing(value: object) -> bool:
+    """Whether a value stands for none: None, NaN, blanks, or the text that programs write then."""
+    if isinstance(value, str):
+        return value.strip().lower() in _NOTHING
+    return value is None or value != value
+
+
+_OF_KIND = {ValueError: UserError, MemoryError: OutOfMemory, ImportError: MissingPackage}
 
 
 @contextlib.contextmanager
@@ -57,20 +75,22 @@ def naming_keys(keys: Mapping[str, str]) -> Iterator[None]:
         keys: argument -> its config key. The key follows the argument's first mention in brackets.
 
     Raises:
-        ValueError, MemoryError, ImportError: as raised within, of the same type.
+        UserError, OutOfMemory, MissingPackage: an error from within that names an argument, with
+            its key. Other errors pass as they are.
 
     Example:
         >>> with naming_keys({"gain": "MODEL.HEADS.CAMSEP.GAIN"}):
         ...     raise ValueError("gain 0 must be positive.")
         Traceback (most recent call last):
-        ValueError: gain (MODEL.HEADS.CAMSEP.GAIN) 0 must be positive.
+        caureid_plugin.common.errors.UserError: gain (MODEL.HEADS.CAMSEP.GAIN) 0 must be positive.
     """
     try:
         yield
-    except (ValueError, MemoryError, ImportError) as error:
+    except tuple(_OF_KIND) as error:
         text = str(error)
         for argument, key in keys.items():
             text = re.sub(rf"\b{argument}\b", f"{argument} ({key})", text, count=1)
         if text == str(error):
             raise
-        raise type(error)(text) from error
+        raise next(kind for plain, kind in _OF_KIND.items() if isinstance(error, plain))(
+            text) from error

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .errors import UserError
 from .files import write_atomically
 from .safe_load import DamagedFile, salvage
 
@@ -33,7 +34,7 @@ def unwrap(content: Any, source: str) -> dict[str, torch.Tensor]:
     """
     tensors, under = find_weights(content)
     if not tensors:
-        raise ValueError("it holds no tensors by their names")
+        raise UserError("it holds no tensors by their names")
     if under:
         logger.info("%s: the weights under %s are taken.", source, " > ".join(map(repr, under)))
     return tensors
@@ -54,13 +55,13 @@ def extract(source: Path, output: Path) -> str:
         OSError: a file cannot be read or written.
     """
     if output.exists():
-        raise ValueError(f"OUTPUT {output} is there already: name another file.")
+        raise UserError(f"OUTPUT {output} is there already: name another file.")
     try:
         tensors = unwrap(salvage(source), str(source))
     except DamagedFile:
         raise
     except ValueError as error:
-        raise ValueError(f"{source}: {error}.") from error
+        raise UserError(f"{source}: {error}.") from error
     write_atomically(output, lambda file: torch.save(tensors, file))
     numbers = sum(tensor.numel() for tensor in tensors.values())
     first = next(iter(tensors))
@@ -140,7 +141,7 @@ def load_matching(network: nn.Module, state: Mapping[str, torch.Tensor], source:
         resized = len(own.keys() & found.keys()) >= LEAST_SHARE * len(own)
         why = (" Their names are the same and their shapes are not: the weights are of another "
                "width, depth or image size." if resized else "")
-        raise ValueError(
+        raise UserError(
             f"{source} has {count} of the {len(own)} tensors of the network.{why} Missing, for "
             f"example: {_examples(own, found)}. In the file instead: {_examples(found, own)}. Set "
             f"{key} to weights of this network, or the network to that of the weights.")
@@ -168,15 +169,15 @@ def check_content(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Ten
     advice = "Give the file that training wrote, or download it again."
     for name, value in floats.items():
         if not value.is_floating_point() or value.layout != torch.strided or value.is_meta:
-            raise ValueError(f"{source} holds {name} as {value.dtype} ({value.layout}), and the "
-                             f"network computes with {own[name].dtype}. {advice}")
+            raise UserError(f"{source} holds {name} as {value.dtype} ({value.layout}), and the "
+                            f"network computes with {own[name].dtype}. {advice}")
         if not torch.isfinite(value).all():
-            raise ValueError(f"{source} holds values in {name} that are not finite. {advice}")
+            raise UserError(f"{source} holds values in {name} that are not finite. {advice}")
     matrices = [value for value in floats.values() if value.dim() > 1]
     zero = sum(not value.any() for value in matrices)
     if matrices and zero >= LEAST_SHARE * len(matrices):
-        raise ValueError(f"{source} holds nothing but zeros in {zero} of {len(matrices)} weight "
-                         f"tensors. {advice}")
+        raise UserError(f"{source} holds nothing but zeros in {zero} of {len(matrices)} weight "
+                        f"tensors. {advice}")
 
 
 def _examples(some: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> str:

@@ -14,6 +14,7 @@ import fastreid.utils.checkpoint as _checkpoint
 import torch
 
 from ..common import run_lock
+from ..common.errors import NotFinite, UserError
 from ..common.files import remove_leftovers, write_atomically
 from ..common.safe_load import CodeInFile, DamagedFile, find_non_finite, load_tensors, plain_values
 from .cures import cure_in
@@ -31,8 +32,6 @@ from .tag import fault_of_tag, last_good, other_checkpoint, remedy_for, tagged, 
     versions="all",
 )
 def _whole_checkpoints(patch: Patches) -> None:
-    resume_or_load = _checkpoint.Checkpointer.resume_or_load
-
     @functools.wraps(_checkpoint.Checkpointer.save)
     def save(self, name, **extra):
         if not self.save_dir or not self.save_to_disk:
@@ -48,21 +47,20 @@ def _whole_checkpoints(patch: Patches) -> None:
             write_atomically(Path(self.save_dir, "last_checkpoint"),
                              lambda file: file.write(last_filename_basename.encode()))
 
-    @functools.wraps(resume_or_load)
-    def resume_or_load_(self, path, *, resume=True):
+    @patch.wrap(_checkpoint.Checkpointer, "resume_or_load")
+    def resume_or_load_(resume_or_load, self, path, *, resume=True):
         if self.save_to_disk and os.path.isdir(self.save_dir):
             remove_leftovers(self.save_dir)
         return resume_or_load(self, path, resume=resume)
 
     patch.set(_checkpoint.Checkpointer, "save", save)
     patch.set(_checkpoint.Checkpointer, "tag_last_checkpoint", tag_last_checkpoint)
-    patch.set(_checkpoint.Checkpointer, "resume_or_load", resume_or_load_)
 
 
 def _write_checkpoint(checkpointer, filename: str, data: dict) -> None:
     path = Path(checkpointer.save_dir, filename)
     if path.name != filename:
-        raise ValueError(f"{filename!r} is no file name: a checkpoint is saved in OUTPUT_DIR.")
+        raise UserError(f"{filename!r} is no file name: a checkpoint is saved in OUTPUT_DIR.")
     with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # said below
         run_lock.hold_again(checkpointer.save_dir)
     checkpointer.logger.info("Saving checkpoint to %s", path)
@@ -87,21 +85,17 @@ def _write_checkpoint(checkpointer, filename: str, data: dict) -> None:
     versions="all",
 )
 def _finite_checkpoints(patch: Patches) -> None:
-    save = _checkpoint.Checkpointer.save
-
-    @functools.wraps(save)
-    def save_(self, name, **extra):
+    @patch.wrap(_checkpoint.Checkpointer, "save")
+    def save_(save, self, name, **extra):
         if self.save_dir and self.save_to_disk:
             parts = {key: part.state_dict() for key, part in self.checkpointables.items()}
             wrong = find_non_finite({"model": self.model.state_dict(), **parts, **extra})
             if wrong:
-                raise FloatingPointError(
+                raise NotFinite(
                     f"{name}.pth is not saved: {wrong} holds NaN or infinity. {last_good(self)} "
                     "Lower SOLVER.BASE_LR or set SOLVER.CLIP_GRADIENTS.ENABLED True, then go on "
                     "with --resume.")
         save(self, name, **extra)
-
-    patch.set(_checkpoint.Checkpointer, "save", save_)
 
 
 @repair(
@@ -111,8 +105,6 @@ def _finite_checkpoints(patch: Patches) -> None:
     versions="all",
 )
 def _last_checkpoint(patch: Patches) -> None:
-    resume_or_load = _checkpoint.Checkpointer.resume_or_load
-
     @functools.wraps(_checkpoint.Checkpointer.get_checkpoint_file)
     def get_checkpoint_file(self):
         name = tagged(self)
@@ -120,19 +112,18 @@ def _last_checkpoint(patch: Patches) -> None:
             return ""
         fault = fault_of_tag(name, self.save_dir)
         if fault:
-            raise ValueError(f"{Path(self.save_dir, 'last_checkpoint')} {fault}. "
-                             f"{other_checkpoint(self.save_dir)}")
+            raise UserError(f"{Path(self.save_dir, 'last_checkpoint')} {fault}. "
+                            f"{other_checkpoint(self.save_dir)}")
         return os.path.join(self.save_dir, name)
 
-    @functools.wraps(resume_or_load)
-    def resume_or_load_(self, path, *, resume=True):
+    @patch.wrap(_checkpoint.Checkpointer, "resume_or_load")
+    def resume_or_load_(resume_or_load, self, path, *, resume=True):
         if resume and tagged(self) is None and any(Path(self.save_dir).glob("*.pth")):
             logger.warning("There is no last_checkpoint to resume from, so that the run begins "
                            "anew. %s", other_checkpoint(self.save_dir))
         return resume_or_load(self, path, resume=resume)
 
     patch.set(_checkpoint.Checkpointer, "get_checkpoint_file", get_checkpoint_file)
-    patch.set(_checkpoint.Checkpointer, "resume_or_load", resume_or_load_)
 
 
 @repair(
@@ -143,8 +134,6 @@ def _last_checkpoint(patch: Patches) -> None:
     versions="all",
 )
 def _safe_checkpoints(patch: Patches) -> None:
-    load = _checkpoint.Checkpointer.load
-
     @functools.wraps(_checkpoint.Checkpointer._load_file)
     def load_file(self, f):
         try:
@@ -154,8 +143,8 @@ def _safe_checkpoints(patch: Patches) -> None:
         except OSError as error:
             raise unreadable(error, f, remedy_for(self, f)) from error
 
-    @functools.wraps(load)
-    def load_(self, path, checkpointables=None):
+    @patch.wrap(_checkpoint.Checkpointer, "load")
+    def load_(load, self, path, checkpointables=None):
         if path and not os.path.isfile(self.path_manager.get_local_path(path)):
             raise FileNotFoundError(
                 errno.ENOENT, "There is no such checkpoint; check MODEL.WEIGHTS", path)
@@ -166,13 +155,12 @@ def _safe_checkpoints(patch: Patches) -> None:
                 raise  # of a NaN in the memory bank, which says it all; no fault of the file
             parts = ", ".join(["model", *(
                 self.checkpointables if checkpointables is None else checkpointables)])
-            raise ValueError(
+            raise UserError(
                 f"{path} is no checkpoint of this run: a part of it ({parts}) is not as a run "
                 f"saves it ({type(error).__name__}: {str(error)[:300]}). {remedy_for(self, path)}"
                 ) from error
 
     patch.set(_checkpoint.Checkpointer, "_load_file", load_file)
-    patch.set(_checkpoint.Checkpointer, "load", load_)
     _allow_counters()
 
 

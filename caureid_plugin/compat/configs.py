@@ -6,12 +6,14 @@ import difflib
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import fastreid.modeling.meta_arch.build as _meta_build
 from fastreid.config import CfgNode
 
-from ..common.text import shown
-from .repair import Patches, repair
+from ..common.errors import UnknownName, UserError
+from ..common.text import printable
+from .repair import REPAIRS, Patches, repair
 from .yaml_files import DEEPEST_CONFIG, read_yaml, refuse_url, section_of
 
 BASE_KEY = "_BASE_"
@@ -25,7 +27,7 @@ BASE_KEY = "_BASE_"
     versions="all",
 )
 def _config_file(patch: Patches) -> None:
-    load, merge = CfgNode.load_yaml_with_base, CfgNode.merge_from_file
+    load = CfgNode.load_yaml_with_base
 
     @functools.wraps(load)
     def load_yaml_with_base(filename, allow_unsafe=False):
@@ -33,27 +35,26 @@ def _config_file(patch: Patches) -> None:
             return load(filename, allow_unsafe=True)
         return _load_config(str(filename), ())
 
-    @functools.wraps(merge)
-    def merge_from_file(self, cfg_filename, allow_unsafe=False):
+    @patch.wrap(CfgNode, "merge_from_file")
+    def merge_from_file(_, self, cfg_filename, allow_unsafe=False):
         loaded = CfgNode.load_yaml_with_base(cfg_filename, allow_unsafe=allow_unsafe)
         try:
             self.merge_from_other_cfg(type(self)(loaded))
         except (KeyError, ValueError) as error:
-            kind = KeyError if isinstance(error, KeyError) else ValueError
+            kind = UnknownName if isinstance(error, KeyError) else UserError
             raise kind(f"The config {cfg_filename}: {error.args[0]}") from error
 
     patch.set(CfgNode, "load_yaml_with_base", staticmethod(load_yaml_with_base))
-    patch.set(CfgNode, "merge_from_file", merge_from_file)
 
 
 def _load_config(filename: str, derived: tuple[str, ...]) -> dict:
     """A config file over its _BASE_; ``derived`` are the files that led here by theirs."""
     if len(derived) > DEEPEST_CONFIG:
-        raise ValueError(f"The config {derived[0]} has more than {DEEPEST_CONFIG} files above it, "
-                         f"each the {BASE_KEY} of the one before: merge some of them.")
+        raise UserError(f"The config {derived[0]} has more than {DEEPEST_CONFIG} files above it, "
+                        f"each the {BASE_KEY} of the one before: merge some of them.")
     if os.path.realpath(filename) in map(os.path.realpath, derived):
         circle = " -> ".join((*derived, filename))
-        raise ValueError(f"The config {filename} is its own {BASE_KEY}: {circle}.")
+        raise UserError(f"The config {filename} is its own {BASE_KEY}: {circle}.")
     loaded = read_yaml(filename)
     if BASE_KEY not in loaded:
         return loaded
@@ -65,7 +66,7 @@ def _load_config(filename: str, derived: tuple[str, ...]) -> dict:
 
 def _base_path(filename: str, base) -> str:
     if not isinstance(base, str) or not base:
-        raise ValueError(f"The config {filename}: {BASE_KEY} {base!r} must be the path of a file.")
+        raise UserError(f"The config {filename}: {BASE_KEY} {base!r} must be the path of a file.")
     refuse_url(base, f"{BASE_KEY} of the config {filename}")
     path = os.path.join(os.path.dirname(filename), os.path.expanduser(base))
     if not os.path.isfile(path):
@@ -78,8 +79,8 @@ def _merge_sections(new: dict, base: dict, filename: str, prefix: str = "") -> N
     for key, value in new.items():
         if isinstance(value, dict) and key in base:
             if not isinstance(base[key], dict):
-                raise ValueError(f"The config {filename}: {prefix}{key} is a section, but a value "
-                                 f"in its {BASE_KEY}.")
+                raise UserError(f"The config {filename}: {prefix}{key} is a section, but a value "
+                                f"in its {BASE_KEY}.")
             _merge_sections(value, base[key], filename, f"{prefix}{key}.")
         else:
             base[key] = value
@@ -92,25 +93,58 @@ def _all_keys(cfg, prefix: str = "") -> Iterator[str]:
             yield from _all_keys(value, f"{prefix}{key}.")
 
 
-def _check_known(key, known: set[str], root: CfgNode) -> None:
-    if not isinstance(key, str):
-        raise TypeError(f"A config key is text, got {key!r}.")
-    if BASE_KEY in key.split("."):
-        raise ValueError(f"{key!r}: the reserved key {BASE_KEY!r} can only be used in files.")
-    told_by_yacs = root.key_is_deprecated(key) or root.key_is_renamed(key)
-    if key not in known and not told_by_yacs:
-        close = difflib.get_close_matches(key, known, n=3)
-        raise KeyError(f"There is no config key {key!r}"
-                       + (f", did you mean {' or '.join(close)}?" if close else "."))
+class _Given(NamedTuple):
+    """A key that is merged into a config, its new value, and its place there."""
+
+    key: str
+    value: object
+    present: object  # the config's value or section, None where it has no such key
+    fits: bool  # the key is there, or may be added
 
 
-def _check_known_keys(
-        other: CfgNode, cfg: CfgNode, known: set[str], root: CfgNode, prefix: str = "") -> None:
-    for key, value in other.items():
-        if key not in cfg and not cfg.is_new_allowed():
-            _check_known(f"{prefix}{key}" if isinstance(key, str) else key, known, root)
-        elif isinstance(value, CfgNode) and isinstance(cfg.get(key), CfgNode):
-            _check_known_keys(value, cfg[key], known, root, f"{prefix}{key}.")
+def _pairs(cfg: CfgNode, given: Sequence) -> Iterator[_Given]:
+    """What merge_from_list is given."""
+    if len(given) % 2:
+        raise UserError(f"Config keys and values must come in pairs, got {list(given)}.")
+    for key, value in zip(given[0::2], given[1::2], strict=True):
+        if not isinstance(key, str):
+            raise UserError(f"A config key is text, got {key!r}.")
+        section, _, name = key.rpartition(".")
+        place = section_of(cfg, section)
+        yield _Given(key, value, place.get(name), name in place and not key.startswith("."))
+
+
+def _leaves(cfg: CfgNode, given: CfgNode, prefix: str = "") -> Iterator[_Given]:
+    """What merge_from_other_cfg is given; a section that the config lacks is one value."""
+    if not isinstance(given, CfgNode):
+        raise TypeError(f"A config is merged with a CfgNode, got {type(given).__name__}.")
+    for name, value in given.items():
+        present = cfg.get(name)
+        if isinstance(value, CfgNode) and isinstance(present, CfgNode):
+            yield from _leaves(present, value, f"{prefix}{name}.")
+        else:
+            yield _Given(f"{prefix}{name}", value, present, name in cfg or cfg.is_new_allowed())
+
+
+def _merge_in_steps(patch: Patches) -> None:
+    """One wrapper around each merge of the toolbox, for all the repairs of merging together."""
+    for name, read in (("merge_from_list", _pairs), ("merge_from_other_cfg", _leaves)):
+        present = getattr(CfgNode, name)
+        patch.set(CfgNode, name, _in_steps(getattr(present, "toolbox", present), read))
+
+
+def _in_steps(merge, read):
+    @functools.wraps(merge)
+    def merged(self, given):
+        steps = [step for name, step in _STEPS.items() if REPAIRS[name].applied]
+        # what raises on the copy has changed nothing
+        for cfg in (self.clone(), self) if REPAIRS["half_merge"].applied else (self,):
+            for step in steps:
+                step(cfg, list(read(cfg, given)))
+            merge(cfg, given)
+
+    merged.toolbox = merge
+    return merged
 
 
 def _unknown_key_is_an_assertion() -> bool:
@@ -119,7 +153,7 @@ def _unknown_key_is_an_assertion() -> bool:
     except KeyError:
         return False
     except AssertionError:
-        return True
+        pass
     return True
 
 
@@ -131,26 +165,17 @@ def _unknown_key_is_an_assertion() -> bool:
     broken=_unknown_key_is_an_assertion,
 )
 def _unknown_key(patch: Patches) -> None:
-    merge_list, merge_other = CfgNode.merge_from_list, CfgNode.merge_from_other_cfg
+    _merge_in_steps(patch)
 
-    @functools.wraps(merge_list)
-    def merge_from_list(self, cfg_list):
-        if len(cfg_list) % 2:
-            raise ValueError(f"Config keys and values must come in pairs, got {list(cfg_list)}.")
-        known = set(_all_keys(self))
-        for key in cfg_list[0::2]:
-            _check_known(key, known, self)
-        return merge_list(self, cfg_list)
 
-    @functools.wraps(merge_other)
-    def merge_from_other_cfg(self, cfg_other):
-        if not isinstance(cfg_other, CfgNode):
-            raise TypeError(f"A config is merged with a CfgNode, got {type(cfg_other).__name__}.")
-        _check_known_keys(cfg_other, self, set(_all_keys(self)), self)
-        return merge_other(self, cfg_other)
-
-    patch.set(CfgNode, "merge_from_list", merge_from_list)
-    patch.set(CfgNode, "merge_from_other_cfg", merge_from_other_cfg)
+def _check_known(cfg: CfgNode, given: Sequence[_Given]) -> None:
+    for key in (item.key for item in given if not item.fits):
+        if BASE_KEY in key.split("."):
+            raise UserError(f"{key!r}: the reserved key {BASE_KEY!r} can only be used in files.")
+        if not (cfg.key_is_deprecated(key) or cfg.key_is_renamed(key)):  # which yacs tells
+            close = difflib.get_close_matches(key, set(_all_keys(cfg)), n=3)
+            raise UnknownName(f"There is no config key {key!r}"
+                              + (f", did you mean {' or '.join(close)}?" if close else "."))
 
 
 @repair(
@@ -161,8 +186,7 @@ def _unknown_key(patch: Patches) -> None:
     versions="all (yacs 0.1.8)",
 )
 def _config_value(patch: Patches) -> None:
-    decode, merge_list = CfgNode._decode_cfg_value, CfgNode.merge_from_list
-    merge_other = CfgNode.merge_from_other_cfg
+    decode = CfgNode._decode_cfg_value
 
     def decode_cfg_value(cls, value):
         try:
@@ -172,55 +196,34 @@ def _config_value(patch: Patches) -> None:
                 return value
             raise
 
-    @functools.wraps(merge_list)
-    def merge_from_list(self, cfg_list):
-        for key, value in zip(cfg_list[0::2], cfg_list[1::2], strict=False):  # odd: refused below
-            if isinstance(value, dict):
-                raise ValueError(f"The value of {key} is a section: give its keys one by one, as "
-                                 f"in {key}.KEY VALUE.")
-            section, _, name = key.rpartition(".") if isinstance(key, str) else ("", "", "")
-            _check_type(section_of(self, section), name, value, key)
-        return merge_list(self, cfg_list)
-
-    @functools.wraps(merge_other)
-    def merge_from_other_cfg(self, cfg_other):
-        if isinstance(cfg_other, CfgNode):
-            _check_types(self, cfg_other)
-        return merge_other(self, cfg_other)
-
     patch.set(CfgNode, "_decode_cfg_value", classmethod(decode_cfg_value))
-    patch.set(CfgNode, "merge_from_list", merge_from_list)
-    patch.set(CfgNode, "merge_from_other_cfg", merge_from_other_cfg)
+    _merge_in_steps(patch)
 
 
 _KINDS = {bool: "True or False", int: "a whole number", float: "a number with a decimal point",
           str: "text", list: "a list", tuple: "a list"}
 
 
-def _check_types(cfg: CfgNode, other: CfgNode, prefix: str = "") -> None:
-    for key, value in other.items():
-        if isinstance(value, CfgNode) and isinstance(cfg.get(key), CfgNode):
-            _check_types(cfg[key], value, f"{prefix}{key}.")
-        else:
-            _check_type(cfg, key, value, f"{prefix}{key}")
-
-
-def _check_type(cfg: CfgNode, name: str, given: object, key: str) -> None:
+def _check_values(_: CfgNode, given: Sequence[_Given]) -> None:
     """Says of a value of the wrong type how to write it; other types are for yacs to judge."""
-    wanted = _KINDS.get(type(cfg.get(name)))
-    value = CfgNode._decode_cfg_value(given)
-    if wanted is None or value is None or _KINDS.get(type(value)) == wanted:
-        return
-    text = str(given)
-    text = text if len(text) < 200 else f"{text[:200]}..."
-    remedy = "."
-    if wanted == _KINDS[str]:
-        remedy = f": put it in quotes twice, as in \"{text!r}\"."
-    elif type(value) is int and wanted == _KINDS[float]:
-        remedy = f": write {value}.0."
-    held = _KINDS.get(type(value), f"a {type(value).__name__}")
-    raise ValueError(f"Type mismatch: config key {key} takes {wanted}, and {shown(text)} is {held}"
-                     f"{remedy}")
+    for key, raw, present, _fits in given:
+        if isinstance(raw, dict) and isinstance(present, CfgNode):
+            raise UserError(f"The value of {key} is a section: give its keys one by one, as in "
+                            f"{key}.KEY VALUE.")
+        wanted = _KINDS.get(type(present))
+        value = raw if isinstance(raw, dict) else CfgNode._decode_cfg_value(raw)
+        if wanted is None or value is None or _KINDS.get(type(value)) == wanted:
+            continue
+        text = str(raw)
+        text = text if len(text) < 200 else f"{text[:200]}..."
+        remedy = "."
+        if wanted == _KINDS[str]:
+            remedy = f": put it in quotes twice, as in \"{text!r}\"."
+        elif type(value) is int and wanted == _KINDS[float]:
+            remedy = f": write {value}.0."
+        held = _KINDS.get(type(value), f"a {type(value).__name__}")
+        raise UserError(f"Type mismatch: config key {key} takes {wanted}, and {printable(text)} is "
+                        f"{held}{remedy}")
 
 
 _key_adders: list[Callable[[CfgNode], None]] = []
@@ -259,45 +262,29 @@ def _merge_known(cfg: CfgNode, values: CfgNode) -> None:
             cfg[key] = value
 
 
-def _take_offered_keys(cfg: CfgNode, asked: Sequence[str]) -> None:
+def _take_offered_keys(cfg: CfgNode, given: Sequence[_Given]) -> None:
     """Adds the keys that are offered to a config which is given one that it does not know."""
-    if cfg.is_frozen() or set(asked) <= set(_all_keys(cfg)):
-        return
-    full = _with_offered_keys(cfg)
-    if (set(asked) & set(_all_keys(full))) - set(_all_keys(cfg)):
-        _merge_known(cfg, full)
+    asked = {item.key for item in given} - set(_all_keys(cfg))
+    if asked and not cfg.is_frozen():
+        full = _with_offered_keys(cfg)
+        if not asked.isdisjoint(_all_keys(full)):
+            _merge_known(cfg, full)
 
 
 @repair(
     upstream="config/config.py:115-134 (merge_from_other_cfg, merge_from_list), "
     "modeling/meta_arch/build.py:18-27 (build_model)",
     symptom="config.yaml of a run with the plugin is a KeyError in the toolbox's own tools "
-    "(demo.py, a Distiller's teacher), which know the toolbox's keys alone; the plugin's head, "
+    "(demo.py, a Distiller's teacher), which know only the toolbox's keys; the plugin's head, "
     "named in a config without its keys, is an AttributeError",
     versions="all",
 )
 def _plugin_keys(patch: Patches) -> None:
-    merge_list, merge_other = CfgNode.merge_from_list, CfgNode.merge_from_other_cfg
-    original = _meta_build.build_model
-
-    @functools.wraps(merge_list)
-    def merge_from_list(self, cfg_list):
-        _take_offered_keys(self, [key for key in cfg_list[0::2] if isinstance(key, str)])
-        return merge_list(self, cfg_list)
-
-    @functools.wraps(merge_other)
-    def merge_from_other_cfg(self, cfg_other):
-        if isinstance(cfg_other, CfgNode):
-            _take_offered_keys(self, list(_all_keys(cfg_other)))
-        return merge_other(self, cfg_other)
-
-    @functools.wraps(original)
-    def build_model(cfg):
+    @patch.wrap(_meta_build, "build_model")
+    def build_model(original, cfg):
         return original(_with_offered_keys(cfg))
 
-    patch.set(CfgNode, "merge_from_list", merge_from_list)
-    patch.set(CfgNode, "merge_from_other_cfg", merge_from_other_cfg)
-    patch.everywhere(original, build_model)
+    _merge_in_steps(patch)
 
 
 @repair(
@@ -306,14 +293,13 @@ def _plugin_keys(patch: Patches) -> None:
     versions="all (yacs 0.1.8)",
 )
 def _half_merge(patch: Patches) -> None:
-    for name in ("merge_from_list", "merge_from_other_cfg"):
-        patch.set(CfgNode, name, _all_or_nothing(getattr(CfgNode, name)))
+    _merge_in_steps(patch)
 
 
-def _all_or_nothing(merge):
-    @functools.wraps(merge)
-    def merge_(self, other):
-        merge(self.clone(), other)  # raises before anything is changed
-        return merge(self, other)
-
-    return merge_
+# What is done before the toolbox merges, in this order, each for the repair of its name; where
+# half_merge is applied, all of it and the merge are done on a copy first.
+_STEPS: dict[str, Callable[[CfgNode, Sequence[_Given]], None]] = {
+    "plugin_keys": _take_offered_keys,
+    "config_value": _check_values,
+    "unknown_key": _check_known,
+}

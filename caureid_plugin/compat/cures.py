@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# what ends an error in writing; {at}: the folder, or "there" behind its name
+# what ends an error in writing; {place}: the folder, or "there" behind its name
 _CURES = {
-    **dict.fromkeys(NO_SPACE, "Free space {at}"),
-    errno.EACCES: "Let this user write {at} (chmod u+rwx)",
+    **dict.fromkeys(NO_SPACE, "Free space {place}"),
+    errno.EACCES: "Let this user write {place} (chmod u+rwx)",
     errno.EPERM: "It may be immutable or open for appending only, which `lsattr -d` shows: end "
     "that (chattr -i -a)",
     errno.ENOENT: "It was removed or renamed while it was in use, or a link on the way leads "
@@ -29,11 +29,11 @@ def output_error(what: str, error: OSError, last_advice: str = "") -> OSError:
     elif error.errno == errno.EISDIR:
         remedy = "Remove that folder, or set OUTPUT_DIR to another one"
     elif error.errno in _CURES:
-        remedy = f"{_CURES[error.errno].format(at='there')}, or set OUTPUT_DIR to another folder"
+        remedy = f"{_CURES[error.errno].format(place='there')}, or set OUTPUT_DIR to another folder"
     return OSError(error.errno, f"{what} cannot be written: {error.strerror or error}. "
                    f"{remedy}{last_advice}.")
 
 
 def cure_in(folder: str, error: OSError) -> str:
-    cure = _CURES.get(error.errno, "Make it possible to write {at}")
-    return cure.format(at=f"in {folder} (OUTPUT_DIR)")
+    cure = _CURES.get(error.errno, "Make it possible to write {place}")
+    return cure.format(place=f"in {folder} (OUTPUT_DIR)")

@@ -25,8 +25,9 @@ from fastreid.data.datasets import (
     msmt17 as _msmt17,
 )
 
+from ..common.errors import UserError
 from ..common.images import IMAGE_SUFFIXES
-from ..common.text import shown
+from ..common.text import is_nothing, printable
 from .importing import logger
 from .repair import Patches, repair
 
@@ -51,15 +52,15 @@ def _sorted_split(split: str):
         if not isinstance(found, list):
             found = list(found)
             setattr(self, f"_{split}", found)
-        # a dataset for training alone gives [] to test with, on purpose, one to test with alone []
+        # a dataset only for training gives [] to test with, on purpose, one only for tests gives []
         # to train on, which the toolbox reads once while it builds the dataset
         refused = "data" in vars(self) if split == "train" else listed_now
         if not found and refused:
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__} found no image for its subset {split!r} below "
                 f"{getattr(self, 'dataset_dir', '') or getattr(self, 'root', '')!r}. Set the "
                 "environment variable FASTREID_DATASETS to the folder that holds the dataset"
-                + (", or, where it has images to test with alone, take it out of DATASETS.NAMES."
+                + (", or, where it only has images to test with, take it out of DATASETS.NAMES."
                    if split == "train" else "."))
         # in place: datasets keep the list they built, and callers may hold it already
         found.sort(key=lambda item: str(item[0]))
@@ -72,21 +73,19 @@ def _sorted_split(split: str):
     upstream="data/common.py:27 (CommDataset.__init__, sorted(list(cam_set))), "
     "data/datasets/bases.py:112-128 (combine_all)",
     symptom="training images some of which have no camera, which supervised training does not ask "
-    "for, end in a TypeError about '<'; where none has one, they count as one camera, and those "
+    "for, end in a TypeError about '<'; where none has one, they count as one camera, and images "
     "of DATASETS.COMBINEALL as a camera None; test images whose camera is NaN are never left out "
     "as the query's, so that mAP is too high",
     versions="all",
 )
 def _unknown_cameras(patch: Patches) -> None:
-    original, combine = _CommDataset.__init__, _bases.Dataset.combine_all
-
-    @functools.wraps(original)
-    def init(self, img_items, transform=None, relabel=True):
+    @patch.wrap(_CommDataset, "__init__")
+    def init(original, self, img_items, transform=None, relabel=True):
         known = known_cameras((item[0], item[2]) for item in img_items)
         unknown = [item for item in img_items if item[2] not in known]
         if not relabel:
             for path, _, camera, *_ in unknown[:1]:
-                raise ValueError(
+                raise UserError(
                     f"The test image {path} has no camera ({camera!r}): an evaluation leaves out "
                     "images of the query's camera. Give it one in the dataset.")
             if any(isinstance(value, np.integer) for item in img_items for value in item[1:3]):
@@ -98,30 +97,24 @@ def _unknown_cameras(patch: Patches) -> None:
         stand_in = min(known, default="")
         original(self, [(*item[:2], item[2] if item[2] in known else stand_in)
                         for item in img_items], transform, relabel)
-        self.img_items = [(*item[:2], None) if item[2] != item[2] else item for item in img_items]
+        self.img_items = [(*item[:2], None) if is_nothing(item[2]) else item for item in img_items]
         if not known:
             self.cams, self.cam_dict = [], {}
         # a number that no camera has: what needs cameras refuses it
-        self.cam_dict.update(dict.fromkeys(_NO_CAMERA, -1))
+        self.cam_dict[None] = -1
 
-    @functools.wraps(combine)
-    def combine_all(self):
+    @patch.wrap(_bases.Dataset, "combine_all")
+    def combine_all(combine, self):
         combine(self)
         added = [item for subset in (self.query, self.gallery) for item in subset
                  if item[1] not in self._junk_pids]
         for place, item in enumerate(added, len(self._train) - len(added)):
-            if item[2] in _NO_CAMERA or item[2] != item[2]:
+            if is_nothing(item[2]):
                 self._train[place] = (*self._train[place][:2], None)
-
-    patch.set(_CommDataset, "__init__", init)
-    patch.set(_bases.Dataset, "combine_all", combine_all)
-
-
-_NO_CAMERA = (None, "")  # what a dataset says of an image whose camera is not known; NaN as well
 
 
 def known_cameras(items: Iterable[tuple[str, object]]) -> set:
-    """Cameras of images, (path, camera), without those that stand for none: None, "" and NaN.
+    """Cameras of images, (path, camera), without those that stand for none.
 
     Raises:
         ValueError: one that is neither text nor a number, or cameras of both kinds.
@@ -129,15 +122,15 @@ def known_cameras(items: Iterable[tuple[str, object]]) -> set:
     known: dict[object, str] = {}
     for path, camera in items:
         if camera is not None and not isinstance(camera, (str, int, float, np.number)):
-            raise ValueError(
+            raise UserError(
                 f"The camera of the image {path} must be text or a number, got {camera!r} "
                 f"({type(camera).__name__}). Correct the dataset.")
-        if camera not in _NO_CAMERA and camera == camera:
+        if not is_nothing(camera):
             known.setdefault(camera, path)
     texts, numbers = ([camera for camera in known if isinstance(camera, str) == wanted]
                       for wanted in (True, False))
     if texts and numbers:
-        raise ValueError(
+        raise UserError(
             f"Cameras must be all text or all numbers, and {known[texts[0]]} has {texts[0]!r}, "
             f"{known[numbers[0]]} {numbers[0]!r}. Correct the dataset, or DATASETS.NAMES.")
     return set(known)
@@ -152,10 +145,8 @@ def known_cameras(items: Iterable[tuple[str, object]]) -> set:
     versions="all",
 )
 def _missing_dataset(patch: Patches) -> None:
-    original = _bases.Dataset.check_before_run
-
-    @functools.wraps(original)
-    def check_before_run(self, required_files):
+    @patch.wrap(_bases.Dataset, "check_before_run")
+    def check_before_run(original, self, required_files):
         try:
             original(self, required_files)
         except RuntimeError as error:
@@ -163,7 +154,6 @@ def _missing_dataset(patch: Patches) -> None:
             missing = next(path for path in files if not os.path.exists(path))
             raise _no_dataset(type(self), missing) from error
 
-    patch.set(_bases.Dataset, "check_before_run", check_before_run)
     patch.set(_msmt17.MSMT17, "__init__", _finds_its_folder(_msmt17.MSMT17.__init__))
     patch.set(_msmt17.MSMT17, "process_dir", _names_the_line(_msmt17.MSMT17.process_dir))
     for kind in list(_data_build.DATASET_REGISTRY._obj_map.values()):
@@ -189,15 +179,17 @@ def _no_dataset(kind: type, missing: str | os.PathLike[str], accepted: Sequence[
         there = []
     deeper = [path for entry in there for wanted in (accepted or [name])
               if os.path.lexists(path := os.path.join(parent, entry, wanted))]
+    if os.path.basename(parent) in (accepted or [name]):  # the variable names the dataset itself
+        deeper = [parent]
     if deeper:
-        found = f"there is {shown(deeper[0])}"
+        found = f"there is {printable(deeper[0])}"
     else:
-        names = ", ".join(map(shown, there[:5])) + (", ..." if len(there) > 5 else "")
-        found = f"{shown(parent)} holds {names or 'nothing'}"
+        names = ", ".join(map(printable, there[:5])) + (", ..." if len(there) > 5 else "")
+        found = f"{printable(parent)} holds {names or 'nothing'}"
     wanted = f" (accepted are {' and '.join(accepted)})" if accepted else ""
     return FileNotFoundError(
-        f'{kind.__name__}: "{shown(missing)}" is not found{wanted}; {found}. Set the environment '
-        "variable FASTREID_DATASETS to the folder that holds the dataset (now "
+        f'{kind.__name__}: "{printable(missing)}" is not found{wanted}; {found}. Set the '
+        "environment variable FASTREID_DATASETS to the folder that holds the dataset (now "
         f"{_data_build._root!r}).")
 
 
@@ -217,15 +209,17 @@ def _finds_its_folder(original: Callable) -> Callable:
 def _names_the_line(original: Callable) -> Callable:
     @functools.wraps(original)
     def process_dir(self, dir_path, list_path, *args, **kwargs):
-        with open(list_path) as lines:
+        with open(list_path, errors="replace") as lines:
             for number, line in enumerate(lines, start=1):
                 try:
                     path, identity = line.split(" ")
-                    int(identity), int(path.split("_")[2])
+                    int(identity)
+                    if int(path.split("_")[2]) < 1 or "\ufffd" in path:  # bytes that are no text
+                        raise ValueError
                 except (IndexError, ValueError) as error:
-                    raise ValueError(
-                        f"Line {number} of {shown(list_path)} is {line[:60]!r}: it must name an "
-                        "image and its identity, as in `0000/0000_000_01_0303morning_0008_0.jpg "
+                    raise UserError(
+                        f"Line {number} of {printable(list_path)} is {line[:60]!r}: it must name "
+                        "an image and its identity, as in `0000/0000_000_01_0303morning_0008_0.jpg "
                         "0`.") from error
         return original(self, dir_path, list_path, *args, **kwargs)
 
@@ -270,7 +264,7 @@ def _checked_process_dir(original, identities: range | None, cameras: range):
     def process_dir(self, dir_path, is_train=True):
         name = type(self).__name__
         if _LABELS_IN_NAME.search(str(dir_path)):
-            raise ValueError(
+            raise UserError(
                 f"{name} reads identity and camera from the first thing in the path "
                 f"that looks like 0002_c1, which is a folder in {dir_path}. Rename that folder.")
         left_out = []
@@ -285,7 +279,7 @@ def _checked_process_dir(original, identities: range | None, cameras: range):
             logger.warning(
                 "%s: %d images in %s are left out, because only names that end in .jpg are read "
                 "(first: %s). Rename them to use them: what is inside may be of any format.",
-                name, len(left_out), shown(dir_path), shown(left_out[0]))
+                name, len(left_out), printable(dir_path), printable(left_out[0]))
         return original(self, glob.escape(str(dir_path)), is_train)
 
     return process_dir
@@ -295,32 +289,33 @@ def _listed(folder: str, name: str) -> list[Path]:
     try:
         return sorted(Path(folder).iterdir())
     except OSError as error:  # glob would find nothing
-        raise ValueError(
-            f"{name} cannot list the folder {shown(folder)}: {error.strerror}. Let this user read "
-            "it (chmod u+rx), or set the environment variable FASTREID_DATASETS to the folder that "
-            "holds the dataset.") from error
+        raise UserError(
+            f"{name} cannot list the folder {printable(folder)}: {error.strerror}. Let this user "
+            "read it (chmod u+rx), or set the environment variable FASTREID_DATASETS to the folder "
+            "that holds the dataset.") from error
 
 
 def _check_labels_in_name(path: Path, name: str, identities: range | None, cameras: range) -> None:
     found = _LABELS_IN_NAME.search(path.name)
     if not found:
-        raise ValueError(
-            f"{shown(path)} carries no camera label: {name} reads identity and "
+        raise UserError(
+            f"{printable(path)} carries no camera label: {name} reads identity and "
             "camera from names like 0002_c1s1_000451_03.jpg. Rename or remove the file.")
     if path.name[found.end():found.end() + 1].isdecimal():
-        raise ValueError(
-            f"{shown(path)} has a camera of several digits, of which {name} reads the first. "
+        raise UserError(
+            f"{printable(path)} has a camera of several digits, of which {name} reads the first. "
             "Rename or remove the file, or register the data as a dataset of its own.")
     try:
         identity, camera = map(int, found.groups())
     except ValueError:  # such as 0001-2
-        raise ValueError(
-            f"{shown(path)}: {found[1]!r} before _c is no number of an identity. Rename or remove "
-            "the file.") from None
+        raise UserError(
+            f"{printable(path)}: {found[1]!r} before _c is no number of an identity. Rename or "
+            "remove the file.") from None
     if identity == -1 and identities is not None:
         return  # junk
     for kind, value, allowed in (("identity", identity, identities), ("camera", camera, cameras)):
         if allowed is not None and value not in allowed:
-            raise ValueError(
-                f"{shown(path)} has {kind} {value}, but {name} has {allowed[0]} to {allowed[-1]}. "
-                "Rename or remove the file, or register the data as a dataset of its own.")
+            raise UserError(
+                f"{printable(path)} has {kind} {value}, but {name} has {allowed[0]} to "
+                f"{allowed[-1]}. Rename or remove the file, or register the data as a dataset of "
+                "its own.")

@@ -29,10 +29,8 @@ from .repair import Patches, raises, repair
     versions="all",
 )
 def _default_device(patch: Patches) -> None:
-    original = _meta_build.build_model
-
-    @functools.wraps(original)
-    def build_model(cfg):
+    @patch.wrap(_meta_build, "build_model")
+    def build_model(original, cfg):
         if str(cfg.MODEL.DEVICE).startswith("cuda") and not torch.cuda.is_available():
             logger.info("MODEL.DEVICE is %r, but there is no CUDA device: running on the CPU.",
                         cfg.MODEL.DEVICE)
@@ -42,8 +40,6 @@ def _default_device(patch: Patches) -> None:
             if frozen:
                 cfg.freeze()
         return original(cfg)
-
-    patch.everywhere(original, build_model)
 
 
 class DeviceLoader(torch.utils.data.DataLoader):
@@ -150,18 +146,14 @@ def _train_loader(patch: Patches) -> None:
     versions="all",
 )
 def _test_loader_workers(patch: Patches) -> None:
-    original = _data_build.build_reid_test_loader
-
-    @functools.wraps(original)
-    def build_reid_test_loader(*args, **kwargs):
+    @patch.wrap(_data_build, "build_reid_test_loader")
+    def build_reid_test_loader(original, *args, **kwargs):
         cfg = kwargs.get("cfg", args[0] if args else None)
         if not isinstance(cfg, CfgNode):
             return original(*args, **kwargs)
         explicit = _data_build._test_loader_from_config(*args, **kwargs)
         workers = kwargs.get("num_workers", cfg.DATALOADER.NUM_WORKERS)
         return original(**explicit, num_workers=workers)
-
-    patch.everywhere(original, build_reid_test_loader)
 
 
 def _jaccard_needs_cuda() -> bool:
@@ -178,15 +170,11 @@ def _jaccard_needs_cuda() -> bool:
     broken=_jaccard_needs_cuda,
 )
 def _jaccard_without_cuda(patch: Patches) -> None:
-    original = _compute_dist.compute_jaccard_distance
-
-    @functools.wraps(original)
-    def compute_jaccard_distance(features, k1=20, k2=6, search_option=0, fp16=False):
+    @patch.wrap(_compute_dist, "compute_jaccard_distance")
+    def compute_jaccard_distance(original, features, k1=20, k2=6, search_option=0, fp16=False):
         if not (torch.cuda.is_available() and hasattr(_compute_dist.faiss, "StandardGpuResources")):
             features, search_option = features.cpu(), 3
         return original(features, k1=k1, k2=k2, search_option=search_option, fp16=fp16)
-
-    patch.everywhere(original, compute_jaccard_distance)
 
 
 @repair(
@@ -196,15 +184,11 @@ def _jaccard_without_cuda(patch: Patches) -> None:
     versions="all",
 )
 def _batch_on_other_device(patch: Patches) -> None:
-    original = _Baseline.forward
-
-    @functools.wraps(original)
-    def forward(self, batched_inputs):
+    @patch.wrap(_Baseline, "forward")
+    def forward(original, self, batched_inputs):
         if isinstance(batched_inputs, dict):
             batched_inputs = to_device(batched_inputs, self.device)
         return original(self, batched_inputs)
-
-    patch.set(_Baseline, "forward", forward)
 
 
 def _preprocessing_changes_its_input() -> bool:
@@ -222,26 +206,21 @@ def _preprocessing_changes_its_input() -> bool:
     broken=_preprocessing_changes_its_input,
 )
 def _preprocess_in_place(patch: Patches) -> None:
-    def on_a_copy(original):
-        @functools.wraps(original)
-        def preprocess_image(self, batched_inputs):
-            if isinstance(batched_inputs, dict):
-                batched_inputs = {**batched_inputs, "images": batched_inputs["images"].clone()}
-            elif isinstance(batched_inputs, torch.Tensor):
-                batched_inputs = batched_inputs.clone()
-            return original(self, batched_inputs)
-
-        return preprocess_image
-
-    for architecture in (_Baseline, _MGN):
-        patch.set(architecture, "preprocess_image", on_a_copy(architecture.preprocess_image))
+    @patch.wrap(_MGN, "preprocess_image")
+    @patch.wrap(_Baseline, "preprocess_image")
+    def on_a_copy(original, self, batched_inputs):
+        if isinstance(batched_inputs, dict):
+            batched_inputs = {**batched_inputs, "images": batched_inputs["images"].clone()}
+        elif isinstance(batched_inputs, torch.Tensor):
+            batched_inputs = batched_inputs.clone()
+        return original(self, batched_inputs)
 
 
 def swap_train_loader(trainer, loader) -> None:
     """Gives a running DefaultTrainer another training loader and ends the old one's workers.
 
-    The toolbox's trainer keeps the iterator it made at construction, so that a new loader alone
-    would be ignored.
+    The toolbox's trainer keeps the iterator it made at construction, so that a new loader
+    by itself would be ignored.
     """
     inner = trainer._trainer
     inner.data_loader.shutdown()

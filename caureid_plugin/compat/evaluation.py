@@ -28,6 +28,7 @@ import torch
 from fastreid.utils import comm
 
 from ..clustering import Search, jaccard_distances, standardize_by_camera
+from ..common.errors import OutOfMemory, UserError
 from ..common.text import naming_keys
 from .importing import faiss_is_missing, faiss_stand_in, logger
 from .repair import Patches, repair
@@ -115,15 +116,12 @@ def _evaluator_is_compiled() -> bool:
     versions="all (Python >= 3.12 has no distutils, so `make` fails there without setuptools)",
 )
 def _evaluator_build(patch: Patches) -> None:
-    original = _defaults.DefaultTrainer.__init__
-
-    @functools.wraps(original)
-    def init(self, cfg):
+    @patch.wrap(_defaults.DefaultTrainer, "__init__")
+    def init(original, self, cfg):
         prepare_evaluation()
         original(self, cfg)
 
     patch.everywhere(_rank_cylib.compile_helper, _compile_evaluator)
-    patch.set(_defaults.DefaultTrainer, "__init__", init)
 
 
 @repair(
@@ -133,11 +131,9 @@ def _evaluator_build(patch: Patches) -> None:
     versions="all",
 )
 def _ranked_features(patch: Patches) -> None:
-    original = _defaults.ReidEvaluator.evaluate
-
-    @functools.wraps(original)
-    def evaluate(self):
-        # a config of the toolbox alone does not have the key
+    @patch.wrap(_defaults.ReidEvaluator, "evaluate")
+    def evaluate(original, self):
+        # a config of FastReID without the plugin does not have the key
         if not getattr(self.cfg.TEST, "STANDARDIZE_BY_CAMERA", False):
             return original(self)
         own = self._predictions
@@ -156,8 +152,6 @@ def _ranked_features(patch: Patches) -> None:
         finally:
             self._predictions = own
 
-    patch.set(_defaults.ReidEvaluator, "evaluate", evaluate)
-
 
 @repair(
     upstream="evaluation/reid_evaluation.py:41-47 (ReidEvaluator.process)",
@@ -166,15 +160,11 @@ def _ranked_features(patch: Patches) -> None:
     versions="all",
 )
 def _text_labels(patch: Patches) -> None:
-    original = _defaults.ReidEvaluator.process
-
-    @functools.wraps(original)
-    def process(self, inputs, outputs):
+    @patch.wrap(_defaults.ReidEvaluator, "process")
+    def process(original, self, inputs, outputs):
         texts = [key for key in ("targets", "camids") if isinstance(inputs[key], (list, tuple))]
         return original(self, {**inputs, **{key: _as_numbers(inputs, key) for key in texts}},
                         outputs)
-
-    patch.set(_defaults.ReidEvaluator, "process", process)
 
 
 def _as_numbers(inputs, key: str) -> torch.Tensor:
@@ -185,7 +175,7 @@ def _as_numbers(inputs, key: str) -> torch.Tensor:
         except (TypeError, ValueError):
             what = {"targets": "identity", "camids": "camera"}[key]
             path = inputs["img_paths"][place] if "img_paths" in inputs else "a test image"
-            raise ValueError(
+            raise UserError(
                 f"{path}: its {what} must be a whole number, got {text!r}. The dataset, one of "
                 "DATASETS.TESTS, is to give each name a number, the same in query and gallery."
                 ) from None
@@ -195,7 +185,8 @@ def _as_numbers(inputs, key: str) -> torch.Tensor:
 @repair(
     upstream="evaluation/rank.py:156 and evaluation/reid_evaluation.py:112",
     symptom="a small gallery cannot be evaluated: fewer than 10 images raise IndexError, and the "
-    "Python ranking raises ValueError when fewer than 50 count for some query",
+    "Python ranking raises ValueError when fewer than 50 count for some query; one without any "
+    "answer ends in a bare AssertionError",
     versions="all",
 )
 def _small_gallery(patch: Patches) -> None:
@@ -207,6 +198,13 @@ def _small_gallery(patch: Patches) -> None:
     def evaluate_rank(distmat, q_pids, g_pids, q_camids, g_camids, max_rank=50,
                       use_metric_cuhk03=False, use_cython=True):
         same = (q_pids[:, None] == g_pids) & (q_camids[:, None] == g_camids)
+        if not ((q_pids[:, None] == g_pids) & ~same).any():
+            raise UserError(
+                f"None of the {len(q_pids)} query images has a gallery image of the same identity "
+                "from another camera, so that nothing can be evaluated: images of the query's own "
+                "camera are left out. Add some, or correct identities and cameras. Images of one "
+                "camera are evaluated as two sets by CAMERA_FOLDER.QUERY and GALLERY, with "
+                "CameraFolder in DATASETS.TESTS.")
         # that metric counts identities, which are fewer
         if use_metric_cuhk03 or distmat.shape[1] - same.sum(axis=1).max(initial=0) < max_rank:
             # infinitely far: no hit, and behind every other image
@@ -227,15 +225,11 @@ def _small_gallery(patch: Patches) -> None:
     versions="all",
 )
 def _rerank_memory(patch: Patches) -> None:
-    original = _compute_dist.build_dist
-
-    @functools.wraps(original)
-    def build_dist(feat_1, feat_2, metric="euclidean", **kwargs):
+    @patch.wrap(_compute_dist, "build_dist")
+    def build_dist(original, feat_1, feat_2, metric="euclidean", **kwargs):
         if metric == "jaccard":
             return _rerank(feat_1, feat_2, kwargs["k1"], kwargs["k2"])
         return original(feat_1, feat_2, metric, **kwargs)
-
-    patch.everywhere(original, build_dist)
 
 
 def _rerank(query: torch.Tensor, gallery: torch.Tensor, k1: int, k2: int) -> np.ndarray:
@@ -247,14 +241,14 @@ def _rerank(query: torch.Tensor, gallery: torch.Tensor, k1: int, k2: int) -> np.
     """
     for name, value in (("K1", k1), ("K2", k2)):
         if value < 1:
-            raise ValueError(f"TEST.RERANK.{name} must be at least 1, got {value}.")
+            raise UserError(f"TEST.RERANK.{name} must be at least 1, got {value}.")
     # exact whatever the size, and on the GPU if there is one, as the toolbox does it
     search = Search(backend="torch", device="cuda" if torch.cuda.is_available() else "cpu")
     try:
         # a list has only k1 neighbours to average over
         return jaccard_distances(query, gallery, k1=k1, k2=min(k1, k2), small=True, search=search)
     except MemoryError as error:
-        raise MemoryError(
+        raise OutOfMemory(
             f"Re-ranking {len(query)} queries against {len(gallery)} images does not fit: lower "
             f"TEST.RERANK.K1 {k1} or set TEST.RERANK.ENABLED False.") from error
 
@@ -269,16 +263,13 @@ def _rerank(query: torch.Tensor, gallery: torch.Tensor, k1: int, k2: int) -> np.
 )
 def _faiss_missing(patch: Patches) -> None:
     # faiss_stand_in has helped the other two, when the toolbox was imported
-    original = _defaults.ReidEvaluator.evaluate
 
-    @functools.wraps(original)
-    def evaluate(self):
+    @patch.wrap(_defaults.ReidEvaluator, "evaluate")
+    def evaluate(original, self):
         if self.cfg.TEST.ROC.ENABLED:
             with faiss_stand_in():
                 importlib.import_module("fastreid.evaluation.roc")  # not before it is compiled
         return original(self)
-
-    patch.set(_defaults.ReidEvaluator, "evaluate", evaluate)
 
 
 @repair(
@@ -291,35 +282,27 @@ def _faiss_missing(patch: Patches) -> None:
     versions="all",
 )
 def _training_without_tests(patch: Patches) -> None:
-    train = _defaults.DefaultTrainer.train
-    before_train = _hooks.PeriodicCheckpointer.before_train
-    after_train = _hooks.EvalHook.after_train
-
-    @functools.wraps(train)
-    def train_(self):
+    @patch.wrap(_defaults.DefaultTrainer, "train")
+    def train_(train, self):
         self.epoch = self.start_epoch - 1
         self._last_eval_results = getattr(self, "_last_eval_results", collections.OrderedDict())
         return train(self)
 
-    @functools.wraps(before_train)
-    def before_train_(self):
+    @patch.wrap(_hooks.PeriodicCheckpointer, "before_train")
+    def before_train_(before_train, self):
         if self.trainer.cfg.DATASETS.TESTS:
             before_train(self)
         else:
             self.max_epoch, self.metric_name = self.trainer.max_epoch, "metric"
 
-    @functools.wraps(after_train)
-    def after_train_(self):
+    @patch.wrap(_hooks.EvalHook, "after_train")
+    def after_train_(after_train, self):
         if not _is_finished(self.trainer):
             return  # the run has failed or was stopped, perhaps within its last epoch
         if self._period > 0:
             after_train(self)
         else:
             self._do_eval()  # the documented meaning: at the end of training
-
-    patch.set(_defaults.DefaultTrainer, "train", train_)
-    patch.set(_hooks.PeriodicCheckpointer, "before_train", before_train_)
-    patch.set(_hooks.EvalHook, "after_train", after_train_)
 
 
 def _is_finished(trainer) -> bool:
@@ -333,16 +316,12 @@ def _is_finished(trainer) -> bool:
     versions="all",
 )
 def _printer_twice(patch: Patches) -> None:
-    original = _events.CommonMetricPrinter.write
-
-    @functools.wraps(original)
-    def write(self):
+    @patch.wrap(_events.CommonMetricPrinter, "write")
+    def write(original, self):
         iteration = _events.get_event_storage().iter
         if getattr(self, "_printed", None) != iteration:
             self._printed = iteration
             original(self)
-
-    patch.set(_events.CommonMetricPrinter, "write", write)
 
 
 @repair(
@@ -356,23 +335,18 @@ def _printer_twice(patch: Patches) -> None:
 def _lost_figures(patch: Patches) -> None:
     for kind in (_events.JSONWriter, _events.TensorboardXWriter):
         patch.set(kind, "write", _writes_every_figure(kind.write))
-    after_step = _hooks.PeriodicWriter.after_step
-    after_train = _hooks.PeriodicWriter.after_train
 
-    @functools.wraps(after_step)
-    def after_step_(self):
+    @patch.wrap(_hooks.PeriodicWriter, "after_step")
+    def after_step_(after_step, self):
         # the last step's figures follow behind its epoch, in one row as those of other epochs
         if (self.trainer.iter + 1) % self._period == 0:
             after_step(self)
 
-    @functools.wraps(after_train)
-    def after_train_(self):
+    @patch.wrap(_hooks.PeriodicWriter, "after_train")
+    def after_train_(after_train, self):
         if _is_finished(self.trainer):  # an evaluation after the last epoch
             write_figures(self._writers)
         after_train(self)
-
-    patch.set(_hooks.PeriodicWriter, "after_step", after_step_)
-    patch.set(_hooks.PeriodicWriter, "after_train", after_train_)
 
 
 def _writes_every_figure(original):
@@ -385,10 +359,10 @@ def _writes_every_figure(original):
         written = self.__dict__.setdefault("_written", {})
 
         def unwritten(window_size=20):
-            return {name: (value, at) for name, (value, at) in latest(window_size).items()
-                    if written.get(name, -1) < at}
+            return {name: (value, step) for name, (value, step) in latest(window_size).items()
+                    if written.get(name, -1) < step}
 
-        fresh = {name: at for name, (_, at) in unwritten().items()}
+        fresh = {name: step for name, (_, step) in unwritten().items()}
         self._last_write = -1
         storage.latest_with_smoothing_hint = unwritten
         try:

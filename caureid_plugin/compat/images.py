@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import functools
 import os
 import stat
 import types
@@ -12,8 +11,9 @@ import fastreid.data.data_utils as _data_utils
 import fastreid.data.transforms.build as _transforms_build
 from PIL import Image, UnidentifiedImageError
 
+from ..common.errors import UserError
 from ..common.images import decode_image
-from ..common.text import shown
+from ..common.text import printable
 from .repair import Patches, raises, repair
 
 
@@ -56,19 +56,15 @@ _FILE_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: 
     versions="all",
 )
 def _unreadable_image(patch: Patches) -> None:
-    original = _data_utils.read_image
-
-    @functools.wraps(original)
-    def read_image(file_name, format=None):
+    @patch.wrap(_data_utils, "read_image")
+    def read_image(original, file_name, format=None):
         try:
             _check_regular_file(file_name)
             return original(file_name, format)
         except Exception as error:  # broken data make Pillow's decoders raise nearly anything
             reason, remedy = _reason_and_remedy(error)
-            raise ValueError(
-                f"Cannot read the image {shown(file_name)}: {reason}. {remedy}.") from error
-
-    patch.everywhere(original, read_image)
+            raise UserError(
+                f"Cannot read the image {printable(file_name)}: {reason}. {remedy}.") from error
 
 
 def _check_regular_file(file_name: str) -> None:
@@ -79,9 +75,9 @@ def _check_regular_file(file_name: str) -> None:
         return  # opening it says why; or the path manager knows the address
     if not stat.S_ISREG(found.st_mode):
         kind = _FILE_KINDS.get(stat.S_IFMT(found.st_mode), "something else")
-        raise ValueError(f"it is {kind}, not a regular file")
+        raise UserError(f"it is {kind}, not a regular file")
     if found.st_size == 0:
-        raise ValueError("it is empty (0 bytes)")
+        raise UserError("it is empty (0 bytes)")
 
 
 def _reason_and_remedy(error: Exception) -> tuple[str, str]:

@@ -14,6 +14,8 @@ import types
 import warnings
 from collections.abc import Iterator
 
+from ..common.errors import MissingPackage
+
 logger = logging.getLogger("fastreid.caureid")
 _INSTALL_HINT = (
     "install it with `pip install --no-deps fastreid==1.4.0` "
@@ -113,8 +115,8 @@ class _Later(types.ModuleType):
 def slow_imports_later() -> Iterator[None]:
     """Lets the toolbox be imported without scikit-learn and TensorBoard.
 
-    Upstream: ``evaluation/reid_evaluation.py:15`` imports ``sklearn.metrics`` for the ROC curve
-    alone, ``solver/optim/lamb.py:9`` TensorBoard's ``SummaryWriter`` for an annotation. Symptom:
+    Upstream: ``evaluation/reid_evaluation.py:15`` imports ``sklearn.metrics`` only for the ROC
+    curve, ``solver/optim/lamb.py:9`` TensorBoard's ``SummaryWriter`` for an annotation. Symptom:
     every program pays for both, a quarter of the import. Inside the block the two names are
     stand-ins that import the real ones when they are used. Another thread that imports them at the
     same moment meets the stand-ins. What is not installed has none: its own error is shown.
@@ -146,8 +148,9 @@ def faiss_is_missing() -> bool:
 def _missing_faiss_attribute(name: str) -> None:
     if name.startswith("__"):  # asked for by whoever looks at modules, not by the toolbox
         raise AttributeError(f"the stand-in for faiss has no {name}")
-    raise ImportError(f"faiss.{name} of FastReID needs faiss, which is not installed: pip install "
-                      "'caureid-plugin[faiss-cpu]' (or [faiss-gpu]).")
+    raise MissingPackage(
+        f"faiss.{name} of FastReID needs faiss, which is not installed: pip install "
+        "'caureid-plugin[faiss-cpu]' (or [faiss-gpu]).")
 
 
 def _is_installed(distribution: str) -> bool:
@@ -161,7 +164,7 @@ def _is_installed(distribution: str) -> bool:
 def _import_toolbox() -> None:
     found = importlib.util.find_spec("fastreid")
     if found is None or found.origin is None:  # a mere folder of that name has no origin
-        raise ImportError(f"FastReID is not installed: {_INSTALL_HINT}.")
+        raise MissingPackage(f"FastReID is not installed: {_INSTALL_HINT}.")
     both = [name for name in ("faiss-cpu", "faiss-gpu") if _is_installed(name)]
     if len(both) > 1:
         warnings.warn(f"{' and '.join(both)} are both installed, and overwrite each other's files: "

@@ -23,6 +23,7 @@ from fastreid.modeling.meta_arch import (
     MoCo as _MoCo,
 )
 
+from ..common.errors import UnknownName, UserError
 from .importing import logger
 from .repair import Patches, repair
 
@@ -44,20 +45,19 @@ PLUGIN_LOSSES = {"CACCLoss": "loss_cacc", "CameraSeparationLoss": "loss_camsep",
 def _unknown_loss(patch: Patches) -> None:
     for architecture, known in ((_Baseline, TOOLBOX_LOSSES), (_MGN, MGN_LOSSES)):
         patch.set(architecture, "losses", _with_known_losses(architecture.losses, known))
-    original = _meta_build.build_model
 
-    @functools.wraps(original)
-    def build_model(cfg):
+    @patch.wrap(_meta_build, "build_model")
+    def build_model(original, cfg):
         model = original(cfg)
         if _has_own_losses(model):
             _watch_losses(model, cfg.MODEL.LOSSES.NAME)
         return model
 
-    patch.everywhere(original, build_model)
-
 
 def _has_own_losses(model: torch.nn.Module) -> bool:
     """Whether somebody's own class computes losses: neither the toolbox's nor the plugin's."""
+    if vars(model).keys() & {"losses", "forward"}:  # set on the instance
+        return True
     for kind in type(model).__mro__:  # a fork of the toolbox may have more than the toolbox
         if (kind.__module__.split(".")[0] in ("caureid_plugin", "torch")
                 or kind in (_Baseline, _MGN, _MoCo, _Distiller)):
@@ -85,7 +85,7 @@ def _check_losses(names: Sequence[str], model: torch.nn.Module, _, outputs) -> N
     missing = [name for name in names if PLUGIN_LOSSES[name] not in found]
     if missing:
         given = found if isinstance(outputs, dict) else f"a {type(outputs).__name__}, no dict"
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} gives no {', '.join(PLUGIN_LOSSES[n] for n in missing)} in "
             f"training, for the plugin's losses {missing} of MODEL.LOSSES.NAME: it gives {given}. "
             "Take them out, set MODEL.META_ARCHITECTURE CAUReID, or call "
@@ -97,7 +97,7 @@ def _with_known_losses(original: Callable, known: Sequence[str]) -> Callable:
     def losses(self, *args, **kwargs):
         unknown = [n for n in self.loss_kwargs["loss_names"] if n not in known]
         if unknown and not _has_own_losses(self):
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__} does not know the losses {unknown} of MODEL.LOSSES.NAME; "
                 f"it knows {list(known)}. MODEL.META_ARCHITECTURE CAUReID knows the toolbox's and "
                 "the plugin's.")
@@ -115,7 +115,7 @@ class _Outputs(dict):
 
     def __missing__(self, key: str) -> None:
         architecture, head = self._names
-        raise KeyError(
+        raise UnknownName(
             f"{architecture} asks its head for {key!r}, which {head} (MODEL.HEADS.NAME) does not "
             f"give: it gives {sorted(self)}. Choose the head that is made for this "
             "MODEL.META_ARCHITECTURE, or another architecture; scores of classes need "
@@ -136,17 +136,13 @@ def _tell_missing_outputs(architecture: str, head: torch.nn.Module, _, outputs):
     versions="all",
 )
 def _missing_output(patch: Patches) -> None:
-    original = _meta_build.build_model
-
-    @functools.wraps(original)
-    def build_model(cfg):
+    @patch.wrap(_meta_build, "build_model")
+    def build_model(original, cfg):
         model = original(cfg)
         if isinstance(getattr(model, "heads", None), torch.nn.Module):
             model.heads.register_forward_hook(
                 functools.partial(_tell_missing_outputs, type(model).__name__))
         return model
-
-    patch.everywhere(original, build_model)
 
 
 @repair(
@@ -156,26 +152,22 @@ def _missing_output(patch: Patches) -> None:
     versions="all",
 )
 def _embedding_as_scores(patch: Patches) -> None:
-    original = _clas_evaluator.ClasEvaluator.process
-
-    @functools.wraps(original)
-    def process(self, inputs, outputs):
+    @patch.wrap(_clas_evaluator.ClasEvaluator, "process")
+    def process(original, self, inputs, outputs):
         heads = self.cfg.MODEL.HEADS
         if 0 < heads.NUM_CLASSES != outputs.shape[1] or _gives_embeddings(self.cfg):
-            raise ValueError(
+            raise UserError(
                 f"The network gives {outputs.shape[1]} numbers for an image, and there are "
                 f"{max(heads.NUM_CLASSES, 0)} classes (MODEL.HEADS.NUM_CLASSES): MODEL.HEADS.NAME "
                 f"{heads.NAME} gives embeddings, not scores of classes. Set it to ClasHead, or "
                 "evaluate with ReidEvaluator.")
         return original(self, inputs, outputs)
 
-    patch.set(_clas_evaluator.ClasEvaluator, "process", process)
-
 
 def _gives_embeddings(cfg: CfgNode) -> bool:
     """Whether the head is known to, and is what the architecture evaluates with.
 
-    An embedding may be as long as there are classes. Somebody's own parts are left alone.
+    An embedding may be as long as there are classes. Somebody's own parts are not checked.
     """
     try:
         architecture = _meta_build.META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)

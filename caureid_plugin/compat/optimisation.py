@@ -16,6 +16,7 @@ import torch
 from fastreid.modeling.heads import REID_HEADS_REGISTRY
 from fastreid.utils.params import ContiguousParams
 
+from ..common.errors import UserError
 from .importing import logger
 from .registered import registered_names
 from .repair import Patches, repair
@@ -73,10 +74,8 @@ def _receive(flat: torch.Tensor, gradient: torch.Tensor, members: Sequence[Membe
     broken=_flat_buffer_gets_no_gradient,
 )
 def _contiguous_zero_grad(patch: Patches) -> None:
-    make, build = ContiguousParams.make_params_contiguous, _solver_build.build_optimizer
-
-    @functools.wraps(make)
-    def make_params_contiguous(self):
+    @patch.wrap(ContiguousParams, "make_params_contiguous")
+    def make_params_contiguous(make, self):
         make(self)
         self.flats: list[tuple[torch.Tensor, torch.Tensor, list[Member]]] = []
         groups = zip(self._param_buffer, self._grad_buffer, self._group_dict.values(), strict=True)
@@ -86,16 +85,13 @@ def _contiguous_zero_grad(patch: Patches) -> None:
             _receive(flat, gradient, members)
             self.flats.append((flat, gradient, members))
 
-    @functools.wraps(build)
-    def build_optimizer(cfg, model, *args, **kwargs):
+    @patch.wrap(_solver_build, "build_optimizer")
+    def build_optimizer(build, cfg, model, *args, **kwargs):
         optimizer, wrapper = build(cfg, model, *args, **kwargs)
         if hasattr(wrapper, "flats"):  # it is a list where no flat buffer is asked for
             alive = weakref.ref(model)
             optimizer.register_step_pre_hook(lambda *_: _check_buffer(wrapper, alive()))
         return optimizer, wrapper
-
-    patch.set(ContiguousParams, "make_params_contiguous", make_params_contiguous)
-    patch.everywhere(build, build_optimizer)
 
 
 def _check_buffer(wrapper: ContiguousParams, model: torch.nn.Module | None) -> None:
@@ -109,7 +105,7 @@ def _check_buffer(wrapper: ContiguousParams, model: torch.nn.Module | None) -> N
     known = {id(weight) for _, _, members in wrapper.flats for weight, _ in members}
     replaced = model is not None and not any(id(weight) in known for weight in model.parameters())
     if replaced or not wrapper.buffer_is_valid():
-        raise ValueError(
+        raise UserError(
             "The optimizer moves weights that the model no longer has: the model was moved or "
             "converted (to(), cuda(), half(), load_state_dict(assign=True)), or got another "
             "optimizer, after this one was built. "
@@ -126,7 +122,7 @@ class WeightsMovedGuard(_train_loop.HookBase):
         steps: number of steps to wait. Mixed precision may skip steps while it looks for its loss
             scale, so :func:`_weights_guard` waits longer there.
         freeze_layers: beginnings of the names of weights (regular expressions) that the optimizer
-            leaves alone at first (MODEL.FREEZE_LAYERS).
+            does not move at first (MODEL.FREEZE_LAYERS).
         freeze_iters: for how many steps (SOLVER.FREEZE_ITERS).
 
     Raises:
@@ -172,7 +168,7 @@ class WeightsMovedGuard(_train_loop.HookBase):
         watched, self._watched = self._watched, None
         if any(not torch.equal(old, new) for new, old in watched):
             return
-        raise RuntimeError(
+        raise UserError(
             f"No weight has moved after {done} training steps: the optimizer is not connected to "
             "the model, every parameter is frozen, or the learning rate is 0. Check "
             "SOLVER.BASE_LR, MODEL.FREEZE_LAYERS and that `import caureid_plugin` comes before "
@@ -186,16 +182,12 @@ class WeightsMovedGuard(_train_loop.HookBase):
     versions="all",
 )
 def _weights_guard(patch: Patches) -> None:
-    original = _defaults.DefaultTrainer.__init__
-
-    @functools.wraps(original)
-    def init(self, cfg):
+    @patch.wrap(_defaults.DefaultTrainer, "__init__")
+    def init(original, self, cfg):
         original(self, cfg)
         self.register_hooks([WeightsMovedGuard(
             30 if cfg.SOLVER.AMP.ENABLED else 10, cfg.MODEL.FREEZE_LAYERS,
             cfg.SOLVER.FREEZE_ITERS)])
-
-    patch.set(_defaults.DefaultTrainer, "__init__", init)
 
 
 @repair(
@@ -207,12 +199,8 @@ def _weights_guard(patch: Patches) -> None:
     versions="all",
 )
 def _frozen_layers(patch: Patches) -> None:
-    generate = _solver_build._generate_optimizer_class_with_freeze_layer
-    build = _solver_build.build_optimizer
-    init, before_step = _hooks.LayerFreeze.__init__, _hooks.LayerFreeze.before_step
-
-    @functools.wraps(generate)
-    def generate_(optimizer, *, freeze_iters=0):
+    @patch.wrap(_solver_build, "_generate_optimizer_class_with_freeze_layer")
+    def generate_(generate, optimizer, *, freeze_iters=0):
         kind = generate(optimizer, freeze_iters=freeze_iters)
         frozen_step = kind.step
 
@@ -227,36 +215,31 @@ def _frozen_layers(patch: Patches) -> None:
         kind.step = step
         return kind
 
-    @functools.wraps(build)
-    def build_optimizer(cfg, model, *args, **kwargs):
+    @patch.wrap(_solver_build, "build_optimizer")
+    def build_optimizer(build, cfg, model, *args, **kwargs):
         if cfg.SOLVER.FREEZE_ITERS > 0:
             _check_frozen_layers(cfg.MODEL.FREEZE_LAYERS, model)
         return build(cfg, model, *args, **kwargs)
 
-    @functools.wraps(init)
-    def init_(self, model, freeze_layers, freeze_iters):
+    @patch.wrap(_hooks.LayerFreeze, "__init__")
+    def init_(init, self, model, freeze_layers, freeze_iters):
         init(self, model, freeze_layers, freeze_iters)
         heads = [name for name, part in self.model.named_children() if name in freeze_layers
                  and type(part).__name__ in registered_names(REID_HEADS_REGISTRY)]
         if heads:
-            raise ValueError(
+            raise UserError(
                 f"MODEL.FREEZE_LAYERS {list(freeze_layers)} has {heads[0]!r}, the head: frozen as "
                 "in evaluation, it would give no losses. Take it out, or write "
-                f"'{heads[0]}.' to freeze its weights alone.")
+                f"'{heads[0]}.' to freeze only its weights.")
 
-    @functools.wraps(before_step)
-    def before_step_(self):
+    @patch.wrap(_hooks.LayerFreeze, "before_step")
+    def before_step_(before_step, self):
         # a checkpoint without it is the toolbox's
         self.trainer.optimizer.param_groups[0].setdefault(_FROZEN_STEPS, self.trainer.start_iter)
         before_step(self)
         for name, part in self.model.named_children():
             if self.is_frozen and name in self.freeze_layers:
                 part.eval()
-
-    patch.set(_solver_build, "_generate_optimizer_class_with_freeze_layer", generate_)
-    patch.everywhere(build, build_optimizer)
-    patch.set(_hooks.LayerFreeze, "__init__", init_)
-    patch.set(_hooks.LayerFreeze, "before_step", before_step_)
 
 
 _FROZEN_STEPS = "frozen_steps"
@@ -267,12 +250,12 @@ def _check_frozen_layers(layers: Sequence[str], model: torch.nn.Module) -> None:
         try:
             matches = any(re.match(layer, name) for name, _ in model.named_parameters())
         except re.error as error:
-            raise ValueError(f"MODEL.FREEZE_LAYERS {list(layers)}: {layer!r} is no regular "
-                             f"expression ({error}).") from error
+            raise UserError(f"MODEL.FREEZE_LAYERS {list(layers)}: {layer!r} is no regular "
+                            f"expression ({error}).") from error
         if not matches:
             parts = [name for name, _ in model.named_children()]
-            raise ValueError(f"MODEL.FREEZE_LAYERS {list(layers)}: the name of no weight begins "
-                             f"with {layer!r}; the network has {parts}.")
+            raise UserError(f"MODEL.FREEZE_LAYERS {list(layers)}: the name of no weight begins "
+                            f"with {layer!r}; the network has {parts}.")
 
 
 @repair(
@@ -282,10 +265,8 @@ def _check_frozen_layers(layers: Sequence[str], model: torch.nn.Module) -> None:
     versions="all",
 )
 def _iters_per_epoch(patch: Patches) -> None:
-    original = _defaults.DefaultTrainer.__init__
-
-    @functools.wraps(original)
-    def init(self, cfg):
+    @patch.wrap(_defaults.DefaultTrainer, "__init__")
+    def init(original, self, cfg):
         self._configured_iters = int(cfg.SOLVER.get("ITERS_PER_EPOCH", 0))
         original(self, cfg)
 
@@ -295,18 +276,17 @@ def _iters_per_epoch(patch: Patches) -> None:
     def put(self, value: int) -> None:
         configured = getattr(self, "_configured_iters", 0)
         if configured < 0:
-            raise ValueError(f"SOLVER.ITERS_PER_EPOCH {configured} must be positive, or 0 for "
-                             "number of images // SOLVER.IMS_PER_BATCH.")
+            raise UserError(f"SOLVER.ITERS_PER_EPOCH {configured} must be positive, or 0 for "
+                            "number of images // SOLVER.IMS_PER_BATCH.")
         count = configured or value
         if count < 1:
-            raise ValueError(
+            raise UserError(
                 f"An epoch would have {count} iterations: the training set has fewer images than "
                 "SOLVER.IMS_PER_BATCH. Set SOLVER.ITERS_PER_EPOCH to a positive number or lower "
                 "SOLVER.IMS_PER_BATCH."
             )
         self._iters_per_epoch = count
 
-    patch.set(_defaults.DefaultTrainer, "__init__", init)
     patch.set(_defaults.DefaultTrainer, "iters_per_epoch", property(get, put))
 
 
@@ -318,10 +298,9 @@ def _iters_per_epoch(patch: Patches) -> None:
 )
 def _amp_needs_cuda(patch: Patches) -> None:
     amp = _train_loop.AMPTrainer
-    original, step = amp.__init__, amp.run_step
 
-    @functools.wraps(original)
-    def init(self, model, data_loader, optimizer, param_wrapper, grad_scaler=None):
+    @patch.wrap(amp, "__init__")
+    def init(original, self, model, data_loader, optimizer, param_wrapper, grad_scaler=None):
         if not _on_cuda(model):
             logger.warning("SOLVER.AMP.ENABLED is True, but mixed precision needs a CUDA device "
                            "and this run uses the CPU: training in full precision.")
@@ -330,13 +309,10 @@ def _amp_needs_cuda(patch: Patches) -> None:
                 grad_scaler = torch.cuda.amp.GradScaler(enabled=False)
         original(self, model, data_loader, optimizer, param_wrapper, grad_scaler)
 
-    @functools.wraps(step)
-    def run_step(self):
+    @patch.wrap(amp, "run_step")
+    def run_step(step, self):
         # super() in a subclass's own run_step arrives here as well
         (step if _on_cuda(self.model) else _train_loop.SimpleTrainer.run_step)(self)
-
-    patch.set(amp, "__init__", init)
-    patch.set(amp, "run_step", run_step)
 
 
 def _on_cuda(model: torch.nn.Module) -> bool:

@@ -12,7 +12,8 @@ import fastreid.engine.defaults as _defaults
 import fastreid.utils.events as _events
 from fastreid.utils import comm
 
-from ..common.text import shown
+from ..common.errors import UserError
+from ..common.text import printable
 from .cures import NO_SPACE, output_error
 from .importing import logger
 from .repair import Patches, repair
@@ -27,21 +28,15 @@ from .repair import Patches, repair
     versions="all",
 )
 def _output_folder(patch: Patches) -> None:
-    default_setup = _defaults.default_setup
-    init = _defaults.DefaultTrainer.__init__
-
-    @functools.wraps(default_setup)
-    def default_setup_(cfg, args):
+    @patch.wrap(_defaults, "default_setup")
+    def default_setup_(default_setup, cfg, args):
         with _writable_folder(cfg.OUTPUT_DIR):
             default_setup(cfg, args)
 
-    @functools.wraps(init)
-    def init_(self, cfg):
+    @patch.wrap(_defaults.DefaultTrainer, "__init__")
+    def init_(init, self, cfg):
         with _writable_folder(cfg.OUTPUT_DIR if comm.is_main_process() else ""):
             init(self, cfg)
-
-    patch.everywhere(default_setup, default_setup_)
-    patch.set(_defaults.DefaultTrainer, "__init__", init_)
 
 
 @contextlib.contextmanager
@@ -51,18 +46,18 @@ def _writable_folder(folder: str) -> Iterator[None]:
     An empty name stands for no folder.
     """
     if any(0xD800 <= ord(letter) <= 0xDFFF for letter in folder):  # how Python holds such bytes
-        raise ValueError(f"OUTPUT_DIR {shown(folder)} is no text in UTF-8, which the log cannot "
-                         "hold. Set OUTPUT_DIR to another folder.")
+        raise UserError(f"OUTPUT_DIR {printable(folder)} is no text in UTF-8, which the log cannot "
+                        "hold. Set OUTPUT_DIR to another folder.")
     if "\0" in folder:
-        raise ValueError(f"OUTPUT_DIR {shown(folder)} has a null byte, which no name of a file "
-                         "can have. Set OUTPUT_DIR to another folder.")
+        raise UserError(f"OUTPUT_DIR {printable(folder)} has a null byte, which no name of a file "
+                        "can have. Set OUTPUT_DIR to another folder.")
     try:
         if folder:
             os.makedirs(folder, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder) as file:
                 file.write(bytes(4096))
     except OSError as error:
-        raise output_error(f"OUTPUT_DIR {shown(folder)}", error) from error
+        raise output_error(f"OUTPUT_DIR {printable(folder)}", error) from error
     try:
         yield
     except OSError as error:
@@ -74,7 +69,7 @@ def _writable_folder(folder: str) -> Iterator[None]:
             name = os.path.basename(str(error.filename))
         else:
             raise
-        raise output_error(f"{name} in OUTPUT_DIR {shown(folder)}", error) from error
+        raise output_error(f"{name} in OUTPUT_DIR {printable(folder)}", error) from error
 
 
 @repair(
@@ -119,4 +114,4 @@ def _naming_close(original: Callable) -> Callable:
 def _figures_error(writer, error: OSError) -> OSError:
     where = (writer._file_handle.name if isinstance(writer, _events.JSONWriter)
              else writer._writer.log_dir)
-    return output_error(shown(where), error, "; go on with --resume")
+    return output_error(printable(where), error, "; go on with --resume")

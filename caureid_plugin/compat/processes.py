@@ -15,7 +15,9 @@ import torch
 from fastreid.utils import comm
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from ..common.errors import UserError
 from ..common.launcher import PortError, check_address, check_port, run_processes
+from ..common.signals import JOIN_SECONDS
 from .importing import toolbox_launch
 from .repair import Patches, repair
 
@@ -25,7 +27,7 @@ def _ddp(model, device_ids=None, **kwargs):
     synced = [name for name, part in model.named_modules()
               if on_cpu and isinstance(part, torch.nn.SyncBatchNorm)]
     if synced:
-        raise ValueError(
+        raise UserError(
             "syncBN needs a GPU for each process, and several processes on the CPU have it, first "
             f"in {synced[0]}: set MODEL.BACKBONE.NORM and MODEL.HEADS.NORM to BN, or train in one "
             "process (--num-gpus 1).")
@@ -43,9 +45,7 @@ def _ddp_on_cpu(patch: Patches) -> None:
     patch.set(_defaults, "DistributedDataParallel", _ddp)
 
 
-# Seconds that a process waits for all the others of a run to start.
-JOIN_SECONDS = 300.0
-# Seconds that a process waits for another in the middle of a run. The first one alone saves, ranks
+# Seconds that a process waits for another in the middle of a run. Only the first one saves, ranks
 # and clusters, which may take long; torch's own limit for gloo.
 HANG_SECONDS = 1800.0
 # Seconds in which all processes that wait for one that hangs notice it; the launcher's patience
@@ -58,7 +58,7 @@ def _init_process(rank: int, local_rank: int, local_size: int, world_size: int, 
     """Joins the process group and sets the group of this machine, as the toolbox's comm needs."""
     cuda = torch.cuda.is_available()
     if cuda and local_size > torch.cuda.device_count():
-        raise ValueError(
+        raise UserError(
             f"--num-gpus {local_size} was asked for, but this machine has "
             f"{torch.cuda.device_count()} CUDA devices.")
     if cuda:
@@ -95,7 +95,7 @@ def _meet(rank: int, local_size: int, world_size: int, url: str, seconds: float)
         if not taken:
             store.wait(present, limit)
     except (RuntimeError, OSError) as error:
-        raise RuntimeError(
+        raise UserError(
             f"Process {rank} of {machines} waited {time.monotonic() - start:.0f} s for the others, "
             f"of {seconds:g} s (--join-timeout), and not all came, or the port is taken. Is every "
             "machine started, with the same three options and a --machine-rank of its own, and "
@@ -103,7 +103,7 @@ def _meet(rank: int, local_size: int, world_size: int, url: str, seconds: float)
             "machine, take --dist-url auto. "
             f"({type(error).__name__}: {str(error).splitlines()[0]})") from error
     if taken:
-        raise RuntimeError(
+        raise UserError(
             f"There are two processes {rank} of {machines}: give every machine a --machine-rank "
             "of its own, and every run a port (--dist-url auto takes a free one).")
     store.set_timeout(datetime.timedelta(seconds=HANG_SECONDS))

@@ -10,6 +10,7 @@ import fastreid.data.build as _data_build
 from fastreid.config import CfgNode
 from fastreid.utils.registry import Registry
 
+from ..common.errors import UnknownName
 from .registered import registered_names
 from .repair import Patches, always, repair
 
@@ -43,29 +44,23 @@ class _ConfiguredDatasets:
         return getattr(self._registry, name)
 
 
-def _builds_with_config(original: Callable, datasets: _ConfiguredDatasets) -> Callable:
-    @functools.wraps(original)
-    def build(*args, **kwargs):
-        cfg = kwargs.get("cfg", args[0] if args else None)
-        with datasets.by(cfg if isinstance(cfg, CfgNode) else None):
-            return original(*args, **kwargs)
-
-    return build
-
-
 # one for good: who imported a loader's builder keeps it when the repair is switched off and on
 _DATASETS = _ConfiguredDatasets(_data_build.DATASET_REGISTRY)
 
 
 @repair(
     upstream="data/build.py:37, :107 (DATASET_REGISTRY.get(name)(root=_root))",
-    symptom="a dataset is built from its root alone: none can be set up by config keys",
+    symptom="a dataset is built only from its root: none can be set up by config keys",
     versions="all",
 )
 def _dataset_config(patch: Patches) -> None:
-    for name in ("build_reid_train_loader", "build_reid_test_loader"):
-        original = getattr(_data_build, name)
-        patch.everywhere(original, _builds_with_config(original, _DATASETS))
+    @patch.wrap(_data_build, "build_reid_test_loader")
+    @patch.wrap(_data_build, "build_reid_train_loader")
+    def build(original, *args, **kwargs):
+        cfg = kwargs.get("cfg", args[0] if args else None)
+        with _DATASETS.by(cfg if isinstance(cfg, CfgNode) else None):
+            return original(*args, **kwargs)
+
     patch.set(_data_build, "DATASET_REGISTRY", _DATASETS)
 
 
@@ -97,18 +92,14 @@ def _registry_keeps_its_names() -> bool:
     broken=_registry_keeps_its_names,
 )
 def _unknown_name(patch: Patches) -> None:
-    original = Registry.get
-
-    @functools.wraps(original)
-    def get(self, name):
+    @patch.wrap(Registry, "get")
+    def get(original, self, name):
         try:
             return original(self, name)
         except KeyError:
-            raise KeyError(
+            raise UnknownName(
                 f"No object named {name!r} in the {self._name} registry, known are "
                 f"{registered_names(self)}.") from None
-
-    patch.set(Registry, "get", get)
 
 
 def dataset_root() -> str:

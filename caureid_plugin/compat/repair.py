@@ -6,7 +6,9 @@ import contextlib
 import dataclasses
 import functools
 import sys
+import types
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 
 class Patches:
@@ -30,6 +32,26 @@ class Patches:
             for name, value in list(vars(module).items()):
                 if value is old:
                     self.set(module, name, new)
+
+    def wrap(self, owner: object, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Replaces a function by the decorated one, which is given the function first.
+
+        A module's function is replaced :meth:`everywhere`.
+        """
+        original = getattr(owner, name)
+
+        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(original)
+            def wrapped(*args: Any, **kwargs: Any) -> Any:
+                return function(original, *args, **kwargs)
+
+            if isinstance(owner, types.ModuleType):
+                self.everywhere(original, wrapped)
+            else:
+                self.set(owner, name, wrapped)
+            return function
+
+        return decorate
 
     def revert(self) -> None:
         while self._undo:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import fastreid.engine.train_loop as _train_loop
 import fastreid.utils.events as _events
 from fastreid.utils import comm
 
+from ..common.errors import NotFinite, UserError, is_users
 from ..common.signals import StopNow, StopRequest
 from .importing import logger
 from .repair import Patches, repair
@@ -31,10 +31,8 @@ from .tag import last_good
     versions="all",
 )
 def _run_state(patch: Patches) -> None:
-    original = _defaults.DefaultTrainer.__init__
-
-    @functools.wraps(original)
-    def init(self, cfg):
+    @patch.wrap(_defaults.DefaultTrainer, "__init__")
+    def init(original, self, cfg):
         original(self, cfg)
         seed = cfg.get("SEED", -1)
         self.run_state = RunState(self, seed if seed >= 0 else int(comm.shared_random_seed()))
@@ -45,8 +43,6 @@ def _run_state(patch: Patches) -> None:
                  if isinstance(hook, _hooks.PeriodicCheckpointer)]
         # evaluating draws random numbers too: after it, and before the checkpoint
         self._hooks.insert(saves[0] if saves else len(self._hooks), collects)
-
-    patch.set(_defaults.DefaultTrainer, "__init__", init)
 
 
 STOPPED_CHECKPOINT = "model_stopped"
@@ -60,15 +56,12 @@ STOPPED_CHECKPOINT = "model_stopped"
 )
 def _training_loop(patch: Patches) -> None:
     patch.set(_train_loop.TrainerBase, "train", _train)
-    original = _defaults.inference_on_dataset
 
-    @functools.wraps(original)
-    def inference_on_dataset(model, data_loader, *args, **options):
+    @patch.wrap(_defaults, "inference_on_dataset")
+    def inference_on_dataset(original, model, data_loader, *args, **options):
         if StopRequest.current is None:  # no training runs: a signal does what it always does
             return original(model, data_loader, *args, **options)
         return original(model, _StoppableLoader(data_loader), *args, **options)
-
-    patch.everywhere(original, inference_on_dataset)
 
 
 def _train(self, start_epoch: int, max_epoch: int, iters_per_epoch: int) -> None:
@@ -103,8 +96,11 @@ def _train(self, start_epoch: int, max_epoch: int, iters_per_epoch: int) -> None
                 logger.warning("Stopped by %s before the first step: there is nothing to save that "
                                "the same command would not find again.", request.signal.name)
             raise SystemExit(request.exit_code) from None
-        except Exception:
-            logger.exception("Exception during training:")
+        except Exception as error:
+            if is_users(error):
+                logger.error("Training ends: %s", error)
+            else:
+                logger.exception("Exception during training:")
             raise
         finally:
             _after_train(self)
@@ -132,14 +128,14 @@ def _check_start(self, state: RunState) -> None:
     """
     places = comm.all_gather((self.start_epoch, state.steps_done, state.seed))
     if len(set(places)) > 1:
-        raise ValueError(
+        raise UserError(
             "The processes of this run found different checkpoints (epoch, step and seed: "
             f"{places}). OUTPUT_DIR {self.cfg.OUTPUT_DIR} must be on a file system that all "
             "machines share.")
     if self.start_epoch > 0 and not state.is_resumed:
-        logger.warning("The checkpoint holds no state of a run (it is of FastReID alone or of an "
-                       "older version): random numbers and rows of metrics.json do not go on "
-                       "where they were.")
+        logger.warning("The checkpoint holds no state of a run (it is of FastReID without the "
+                       "plugin or of an older version): random numbers and rows of metrics.json do "
+                       "not go on where they were.")
     tag = Path(self.cfg.OUTPUT_DIR, "last_checkpoint")
     if self.start_epoch == 0 and not state.is_resumed and comm.is_main_process() and tag.is_file():
         config = tag.with_name(RUN_CONFIG)
@@ -269,17 +265,13 @@ def stop_point(trainer, *, together: bool = False) -> None:
     versions="all",
 )
 def _loss_not_finite(patch: Patches) -> None:
-    original = _defaults.DefaultTrainer.run_step
-
-    @functools.wraps(original)
-    def run_step(self):
+    @patch.wrap(_defaults.DefaultTrainer, "run_step")
+    def run_step(original, self):
         try:
             original(self)
         except FloatingPointError as error:
-            raise FloatingPointError(f"{error}\nThe weights were not changed by this step. "
+            raise NotFinite(f"{error}\nThe weights were not changed by this step. "
                                      f"{how_to_go_on(self)}") from error
-
-    patch.set(_defaults.DefaultTrainer, "run_step", run_step)
 
 
 def how_to_go_on(trainer) -> str:

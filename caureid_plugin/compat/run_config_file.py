@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ..common.files import write_atomically
-from ..common.text import shown
+from ..common.text import printable
 from .cures import output_error
 
 RUN_CONFIG = "config.yaml"
@@ -19,4 +19,4 @@ def write_run_config(folder: str, text: str) -> None:
     try:
         write_atomically(path, lambda file: file.write(text.encode()))
     except OSError as error:
-        raise output_error(f"{RUN_CONFIG} in OUTPUT_DIR {shown(folder)}", error) from error
+        raise output_error(f"{RUN_CONFIG} in OUTPUT_DIR {printable(folder)}", error) from error

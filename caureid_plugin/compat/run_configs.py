@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import logging
 import os
@@ -14,7 +13,8 @@ from fastreid.config import CfgNode, get_cfg
 from fastreid.utils import comm
 
 from ..common import run_lock
-from ..common.text import shown
+from ..common.errors import UserError
+from ..common.text import printable
 from . import changed_keys as _resume
 from .importing import logger
 from .repair import Patches, repair
@@ -60,11 +60,8 @@ class _KeepsConfig:
     versions="all",
 )
 def _run_config(patch: Patches) -> None:
-    default_setup = _defaults.default_setup
-    before_train = _defaults.DefaultTrainer.before_train
-
-    @functools.wraps(default_setup)
-    def default_setup_(cfg, args):
+    @patch.wrap(_defaults, "default_setup")
+    def default_setup_(default_setup, cfg, args):
         log, path = logging.getLogger("fastreid"), os.path.join(cfg.OUTPUT_DIR, RUN_CONFIG)
         if not os.path.isfile(path):
             default_setup(cfg, args)
@@ -77,8 +74,8 @@ def _run_config(patch: Patches) -> None:
         if getattr(args, "eval_only", False):
             new_configs.pop(os.path.abspath(path), None)
 
-    @functools.wraps(before_train)
-    def before_train_(self):
+    @patch.wrap(_defaults.DefaultTrainer, "before_train")
+    def before_train_(before_train, self):
         if comm.is_main_process() and self.cfg.OUTPUT_DIR:
             path, goes_on = Path(self.cfg.OUTPUT_DIR, RUN_CONFIG), getattr(
                 getattr(self, "run_state", None), "is_resumed", False)
@@ -89,8 +86,6 @@ def _run_config(patch: Patches) -> None:
         before_train(self)
 
     patch.set(_defaults, "PathManager", _KeepsConfig(_defaults.PathManager))
-    patch.everywhere(default_setup, default_setup_)
-    patch.set(_defaults.DefaultTrainer, "before_train", before_train_)
 
 
 def _says_not_saved(record: logging.LogRecord) -> bool:
@@ -107,25 +102,19 @@ def _says_not_saved(record: logging.LogRecord) -> bool:
     versions="all",
 )
 def _resumed_config(patch: Patches) -> None:
-    default_setup = _defaults.default_setup
-    resume_or_load = _defaults.DefaultTrainer.resume_or_load
-
-    @functools.wraps(default_setup)
-    def default_setup_(cfg, args):
+    @patch.wrap(_defaults, "default_setup")
+    def default_setup_(default_setup, cfg, args):
         if getattr(args, "resume", False) and not getattr(args, "eval_only", False):
             _changed_keys(cfg)  # refused here before anything is written or built
         default_setup(cfg, args)
 
-    @functools.wraps(resume_or_load)
-    def resume_or_load_(self, resume=True):
+    @patch.wrap(_defaults.DefaultTrainer, "resume_or_load")
+    def resume_or_load_(resume_or_load, self, resume=True):
         goes_on = resume and self.checkpointer.has_checkpoint()
         changes = _changed_keys(self.cfg) if goes_on else {}
         resume_or_load(self, resume)
         if goes_on:
             _take_over(self, changes)
-
-    patch.everywhere(default_setup, default_setup_)
-    patch.set(_defaults.DefaultTrainer, "resume_or_load", resume_or_load_)
 
 
 def _changed_keys(cfg: CfgNode) -> dict[str, tuple[object, object]]:
@@ -141,15 +130,15 @@ def _changed_keys(cfg: CfgNode) -> dict[str, tuple[object, object]]:
     try:
         before = read_yaml(str(path))
     except ValueError as error:
-        raise ValueError(f"{str(error).rstrip('.')}. A run goes on with its own config: restore "
-                         "it, or remove the file to go on without a comparison.") from error
+        raise UserError(f"{str(error).rstrip('.')}. A run goes on with its own config: restore "
+                        "it, or remove the file to go on without a comparison.") from error
     now, defaults = (_resume.flatten(yaml.safe_load(c.dump())) for c in (cfg, get_cfg()))
     if cfg.MODEL.HEADS.NUM_CLASSES == 0:  # the trainer counts them
         del now["MODEL.HEADS.NUM_CLASSES"]
     changes = _resume.differences(_resume.flatten(before), now, defaults)
     problems = _resume.refused(changes, cfg.SOLVER.SCHED)
     if problems:
-        raise ValueError(_resume.refusal(problems, changes, folder))
+        raise UserError(_resume.refusal(problems, changes, folder))
     return changes
 
 
@@ -162,9 +151,9 @@ def _take_over(trainer, changes: dict[str, tuple[object, object]]) -> None:
     cfg, done, max_epoch = trainer.cfg, trainer.start_epoch, "SOLVER.MAX_EPOCH"
     if not Path(cfg.OUTPUT_DIR, RUN_CONFIG).exists():
         logger.warning("There is no config.yaml in OUTPUT_DIR %s: that the run goes on with its "
-                       "own config cannot be checked.", shown(cfg.OUTPUT_DIR))
+                       "own config cannot be checked.", printable(cfg.OUTPUT_DIR))
     if max_epoch in changes and trainer.max_epoch <= done:
-        raise ValueError(_resume.refusal({max_epoch: f"epochs done: {done}"}, changes,
+        raise UserError(_resume.refusal({max_epoch: f"epochs done: {done}"}, changes,
                                          cfg.OUTPUT_DIR))
     kept = _resume.kept(changes)
     for key, (before, now) in changes.items():
@@ -185,7 +174,7 @@ def _take_over(trainer, changes: dict[str, tuple[object, object]]) -> None:
 
 
 def _multiply_learning_rates(trainer, factor: float) -> None:
-    """Those of now and, as they are multiples of SOLVER.BASE_LR, those that the schedule gives."""
+    """Today's rates and, as they are multiples of SOLVER.BASE_LR, those that the schedule gives."""
     for group in trainer.optimizer.param_groups:
         for name in ("lr", "initial_lr"):
             group[name] *= factor
@@ -200,17 +189,15 @@ def _multiply_learning_rates(trainer, factor: float) -> None:
     versions="all",
 )
 def _one_run(patch: Patches) -> None:
-    default_setup, train = _defaults.default_setup, _defaults.DefaultTrainer.train
-
-    @functools.wraps(default_setup)
-    def default_setup_(cfg, args):
+    @patch.wrap(_defaults, "default_setup")
+    def default_setup_(default_setup, cfg, args):
         if comm.is_main_process() and cfg.OUTPUT_DIR and not getattr(args, "eval_only", False):
             os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
             run_lock.hold(cfg.OUTPUT_DIR)
         default_setup(cfg, args)
 
-    @functools.wraps(train)
-    def train_(self):
+    @patch.wrap(_defaults.DefaultTrainer, "train")
+    def train_(train, self):
         if not (comm.is_main_process() and self.cfg.OUTPUT_DIR):
             return train(self)
         run_lock.hold(self.cfg.OUTPUT_DIR)
@@ -218,6 +205,3 @@ def _one_run(patch: Patches) -> None:
             return train(self)
         finally:
             run_lock.release(self.cfg.OUTPUT_DIR)
-
-    patch.everywhere(default_setup, default_setup_)
-    patch.set(_defaults.DefaultTrainer, "train", train_)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from fastreid.utils import comm
 
+from ..common.errors import UserError
 from .importing import logger
 from .writers import write_figures
 
@@ -46,7 +47,7 @@ _RUN_STATE = {"seed": int, "steps_done": int, "iters_per_epoch": int, "random": 
               "scalars": dict, "written": dict, "metrics_bytes": (int, types.NoneType),
               "best_metric": float, "grad_scaler": (dict, types.NoneType)}
 EVALUATION_CHANGED = "evaluation_changed"
-"""Scalar of the step from which on a resumed run evaluates otherwise: on other test sets, say."""
+"""Scalar: from this step on a resumed run evaluates otherwise, as on other test sets."""
 
 
 class RunState:
@@ -121,8 +122,8 @@ class RunState:
         storage = getattr(self._trainer, "storage", None)
         if storage is None:  # saved before any training
             return {}
-        return {name: (hint, [(float(value), int(at))
-                              for value, at in storage.history(name).values()[-self.WINDOW:]])
+        return {name: (hint, [(float(value), int(step))
+                              for value, step in storage.history(name).values()[-self.WINDOW:]])
                 for name, hint in storage.smoothing_hints().items()
                 if name not in self.OF_THIS_PROCESS}
 
@@ -148,12 +149,12 @@ class RunState:
         if not wrong and not 0 <= state["steps_done"] <= state["iters_per_epoch"]:
             wrong = ["steps_done"]
         if wrong:
-            raise ValueError(
+            raise UserError(
                 f"The checkpoint's run_state is damaged: {wrong[0]} is "
                 f"{str(state[wrong[0]])[:80]!r}. Write another checkpoint's name into "
                 "last_checkpoint.")
         if state["iters_per_epoch"] != iters:
-            raise ValueError(
+            raise UserError(
                 f"The checkpoint is of a run with {state['iters_per_epoch']} steps an epoch, "
                 f"and this one has {iters}: set SOLVER.ITERS_PER_EPOCH "
                 f"{state['iters_per_epoch']} to go on from it.")

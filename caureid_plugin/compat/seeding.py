@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from fastreid.data.samplers import (
 from fastreid.utils import comm
 from fastreid.utils.env import seed_all_rng
 
+from ..common.errors import UserError
 from .repair import Patches, raises, repair
 
 
@@ -30,10 +30,8 @@ from .repair import Patches, raises, repair
     versions="all",
 )
 def _seed(patch: Patches) -> None:
-    original = _defaults.default_setup
-
-    @functools.wraps(original)
-    def default_setup(cfg, args):
+    @patch.wrap(_defaults, "default_setup")
+    def default_setup(original, cfg, args):
         deterministic = cfg.get("DETERMINISTIC", False)
         if deterministic:
             # read when the first cuBLAS handle is made; a value of the user's own stays
@@ -53,8 +51,6 @@ def _seed(patch: Patches) -> None:
             # every process draws its own augmentations; what must be shared is shared by comm
             seed_all_rng(process_seed(cfg.SEED, comm.get_rank()))
 
-    patch.everywhere(original, default_setup)
-
 
 def _names_no_seed(record: logging.LogRecord) -> bool:
     return "generated random seed" not in record.getMessage()
@@ -68,26 +64,21 @@ def process_seed(seed: int, rank: int) -> int:
     return int(np.random.SeedSequence((seed, rank)).generate_state(1)[0])
 
 
-def _keeps_numpy_state(original: Callable[..., Iterator]) -> Callable[..., Iterator]:
+def _draw_from_own_state(original: Callable[..., Iterator], *args, **kwargs) -> Iterator:
     """Lets a generator that reseeds NumPy's global state draw from a state of its own."""
-
-    @functools.wraps(original)
-    def generate(*args, **kwargs):
-        source, own = original(*args, **kwargs), None
-        while True:
-            outer = np.random.get_state()
-            if own is not None:
-                np.random.set_state(own)
-            try:
-                item = next(source)
-                own = np.random.get_state()
-            except StopIteration:
-                return
-            finally:
-                np.random.set_state(outer)
-            yield item
-
-    return generate
+    source, own = original(*args, **kwargs), None
+    while True:
+        outer = np.random.get_state()
+        if own is not None:
+            np.random.set_state(own)
+        try:
+            item = next(source)
+            own = np.random.get_state()
+        except StopIteration:
+            return
+        finally:
+            np.random.set_state(outer)
+        yield item
 
 
 def _sampler_reseeds_numpy() -> bool:
@@ -112,7 +103,7 @@ def _sampler_state(patch: Patches) -> None:
     for kind in (_data_sampler.TrainingSampler, _imbalance_sampler.ImbalancedDatasetSampler,
                  _samplers.NaiveIdentitySampler, _samplers.BalancedIdentitySampler,
                  _samplers.SetReWeightSampler):
-        patch.set(kind, "_infinite_indices", _keeps_numpy_state(kind._infinite_indices))
+        patch.wrap(kind, "_infinite_indices")(_draw_from_own_state)
 
 
 def _sampler_accepts_too_few_identities() -> bool:
@@ -129,22 +120,18 @@ def _sampler_accepts_too_few_identities() -> bool:
 )
 def _sampler_hang(patch: Patches) -> None:
     for kind in (_samplers.NaiveIdentitySampler, _samplers.BalancedIdentitySampler):
-        patch.set(kind, "__init__", _checked_sampler_init(kind.__init__))
+        patch.wrap(kind, "__init__")(_checked_init)
 
 
-def _checked_sampler_init(original):
-    @functools.wraps(original)
-    def init(self, data_source, mini_batch_size, num_instances, seed=None):
-        original(self, data_source, mini_batch_size, num_instances, seed)
-        if mini_batch_size % num_instances:
-            raise ValueError(
-                f"A process's batch of {mini_batch_size} images is not divisible by "
-                f"DATALOADER.NUM_INSTANCE {num_instances}: change SOLVER.IMS_PER_BATCH or "
-                "DATALOADER.NUM_INSTANCE.")
-        needed = self.num_pids_per_batch * comm.get_world_size()
-        if self.num_identities < needed:
-            raise ValueError(
-                f"A batch needs {needed} identities, the training set has {self.num_identities}: "
-                "lower SOLVER.IMS_PER_BATCH or raise DATALOADER.NUM_INSTANCE.")
-
-    return init
+def _checked_init(original, self, data_source, mini_batch_size, num_instances, seed=None):
+    original(self, data_source, mini_batch_size, num_instances, seed)
+    if mini_batch_size % num_instances:
+        raise UserError(
+            f"A process's batch of {mini_batch_size} images is not divisible by "
+            f"DATALOADER.NUM_INSTANCE {num_instances}: change SOLVER.IMS_PER_BATCH or "
+            "DATALOADER.NUM_INSTANCE.")
+    needed = self.num_pids_per_batch * comm.get_world_size()
+    if self.num_identities < needed:
+        raise UserError(
+            f"A batch needs {needed} identities, the training set has {self.num_identities}: "
+            "lower SOLVER.IMS_PER_BATCH or raise DATALOADER.NUM_INSTANCE.")

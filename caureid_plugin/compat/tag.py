@@ -6,6 +6,7 @@ import os
 import shlex
 from pathlib import Path
 
+from ..common.errors import UserError
 from ..common.safe_load import newest_that_loads
 
 
@@ -15,8 +16,8 @@ def tagged(checkpointer) -> str | None:
         return None
     tag = Path(checkpointer.save_dir, "last_checkpoint")
     if not tag.is_file():
-        raise ValueError(f"{tag} is a folder or a FIFO, not a regular file. Remove it. "
-                         f"{other_checkpoint(checkpointer.save_dir)}")
+        raise UserError(f"{tag} is a folder or a FIFO, not a regular file. Remove it. "
+                        f"{other_checkpoint(checkpointer.save_dir)}")
     try:
         return tag.read_text(errors="replace").strip()
     except OSError as error:

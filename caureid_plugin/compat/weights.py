@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from fastreid.config import CfgNode
 
+from ..common.errors import UserError
 from ..common.safe_load import CodeInFile, DamagedFile, load_tensors
 from ..common.weights import check_content, find_weights, load_matching, strip, unwrap
 from .importing import logger
@@ -32,10 +33,8 @@ from .tag import remedy_for, tagged, unreadable
     versions="all",
 )
 def _plain_weights(patch: Patches) -> None:
-    load_file = _checkpoint.Checkpointer._load_file
-
-    @functools.wraps(load_file)
-    def load_file_(self, f):
+    @patch.wrap(_checkpoint.Checkpointer, "_load_file")
+    def load_file_(load_file, self, f):
         content = load_file(self, f)
         tensors, under = find_weights(content)
         if under not in ((), ("model",)) and not _is_resumed(self, f):
@@ -43,7 +42,7 @@ def _plain_weights(patch: Patches) -> None:
         if isinstance(content, dict) and isinstance(content.get("model"), dict):
             for name, value in content["model"].items():
                 if not isinstance(name, str) or not isinstance(value, (torch.Tensor, np.ndarray)):
-                    raise ValueError(
+                    raise UserError(
                         f"{f} is no checkpoint: under the key 'model' it must have tensors by "
                         f"their names, and {str(name)[:80]!r} ({type(name).__name__}) is a "
                         f"{type(value).__name__}. {remedy_for(self, f)}")
@@ -54,7 +53,7 @@ def _plain_weights(patch: Patches) -> None:
         if is_weights and not _is_resumed(self, f):
             return without_prefix(self, f, {"model": content}, ())
         found = sorted(map(str, content))[:5] if isinstance(content, dict) else type(content)
-        raise ValueError(
+        raise UserError(
             f"{f} is no checkpoint: it has no weights under the key 'model' (found: {found}). "
             "A run goes on from its own checkpoints only; MODEL.WEIGHTS may also be the file of "
             "torch.save(model.state_dict(), ...).")
@@ -70,8 +69,6 @@ def _plain_weights(patch: Patches) -> None:
                         f", without the prefix {prefix!r}" if prefix else "")
         return {**content, "model": weights}
 
-    patch.set(_checkpoint.Checkpointer, "_load_file", load_file_)
-
 
 def _is_resumed(checkpointer, path: str) -> bool:
     return (tagged(checkpointer) == os.path.basename(path)
@@ -79,14 +76,14 @@ def _is_resumed(checkpointer, path: str) -> bool:
 
 
 def _refuse_a_part(checkpointer, path: str, content: dict) -> None:
-    # its run_state may be missing: FastReID alone saves none
+    # its run_state may be missing: FastReID without the plugin saves none
     missing = [part for part in ("optimizer", "lr_sched", "warmup_sched", "memory_bank")
                if part in checkpointer.checkpointables and part not in content]
     if "optimizer" in checkpointer.checkpointables and "epoch" not in content:
         missing.append("epoch")
     if missing and _is_resumed(checkpointer, path):
-        raise ValueError(f"{path} has no {', '.join(missing)}: a run goes on from a whole "
-                         f"checkpoint of its own. {remedy_for(checkpointer, path)}")
+        raise UserError(f"{path} has no {', '.join(missing)}: a run goes on from a whole "
+                        f"checkpoint of its own. {remedy_for(checkpointer, path)}")
 
 
 @repair(
@@ -105,8 +102,7 @@ def _safe_pretraining(patch: Patches) -> None:
             if hasattr(module, "load_state_dict_from_url"):
                 patch.set(module, "load_state_dict_from_url", _download_pretrained)
             if hasattr(module, "init_pretrained_weights"):
-                patch.set(module, "init_pretrained_weights",
-                          _says_what_to_download(module.init_pretrained_weights))
+                patch.wrap(module, "init_pretrained_weights")(_say_what_to_download)
 
 
 def _module_like(module: types.ModuleType, **changes: object) -> types.ModuleType:
@@ -150,23 +146,18 @@ def _download_pretrained(
     return _load_pretrained(path)
 
 
-def _says_what_to_download(original: Callable) -> Callable:
+def _say_what_to_download(original: Callable, *args, **kwargs):
     """``init_pretrained_weights``, which fetches by gdown where the file is not there."""
-
-    @functools.wraps(original)
-    def init_pretrained_weights(*args, **kwargs):
-        try:
-            return original(*args, **kwargs)
-        except FileNotFoundError:  # of _load_pretrained
+    try:
+        return original(*args, **kwargs)
+    except FileNotFoundError:  # of _load_pretrained
+        raise
+    except (OSError, ImportError) as error:  # those of requests among them; no gdown
+        raise _not_downloaded(error) from error
+    except Exception as error:  # of gdown, which need not be installed and cannot be named
+        if type(error).__module__.partition(".")[0] != "gdown":
             raise
-        except (OSError, ImportError) as error:  # those of requests among them; no gdown
-            raise _not_downloaded(error) from error
-        except Exception as error:  # of gdown, which need not be installed and cannot be named
-            if type(error).__module__.partition(".")[0] != "gdown":
-                raise
-            raise _not_downloaded(error) from error
-
-    return init_pretrained_weights
+        raise _not_downloaded(error) from error
 
 
 def _not_downloaded(error: Exception) -> FileNotFoundError:
@@ -184,10 +175,8 @@ def _not_downloaded(error: Exception) -> FileNotFoundError:
     versions="all",
 )
 def _foreign_pretraining(patch: Patches) -> None:
-    original = _backbones_build.build_backbone
-
-    @functools.wraps(original)
-    def build_backbone(cfg):
+    @patch.wrap(_backbones_build, "build_backbone")
+    def build_backbone(original, cfg):
         keys = cfg.MODEL.BACKBONE
         module = _backbones_build.BACKBONE_REGISTRY.get(keys.NAME).__module__
         if not (keys.PRETRAIN and keys.PRETRAIN_PATH
@@ -197,15 +186,13 @@ def _foreign_pretraining(patch: Patches) -> None:
         try:
             tensors = unwrap(state, keys.PRETRAIN_PATH)
         except ValueError as error:
-            raise ValueError(
+            raise UserError(
                 f"MODEL.BACKBONE.PRETRAIN_PATH {keys.PRETRAIN_PATH}: {error}.") from error
         # the transformer's own reading resizes its position embeddings; what it loads stays
         own = module.endswith(".vision_transformer") and isinstance(state, dict)
         backbone = original(cfg if own else _without_pretraining(cfg))
         load_matching(backbone, tensors, keys.PRETRAIN_PATH, "MODEL.BACKBONE.PRETRAIN_PATH")
         return backbone
-
-    patch.everywhere(original, build_backbone)
 
 
 def _without_pretraining(cfg: CfgNode) -> CfgNode:
@@ -222,11 +209,8 @@ def _without_pretraining(cfg: CfgNode) -> CfgNode:
     versions="all",
 )
 def _foreign_checkpoint(patch: Patches) -> None:
-    load_model = _checkpoint.Checkpointer._load_model
-    resume_or_load = _checkpoint.Checkpointer.resume_or_load
-
-    @functools.wraps(load_model)
-    def load_model_(self, checkpoint):
+    @patch.wrap(_checkpoint.Checkpointer, "_load_model")
+    def load_model_(load_model, self, checkpoint):
         expected = self.model.state_dict()
         check_content(checkpoint["model"], expected, "The checkpoint")
         incompatible = load_model(self, checkpoint)
@@ -235,16 +219,13 @@ def _foreign_checkpoint(patch: Patches) -> None:
         _check_checkpoint(expected, wrong, strict=getattr(self, "must_match", False))
         return incompatible
 
-    @functools.wraps(resume_or_load)
-    def resume_or_load_(self, path, *, resume=True):
+    @patch.wrap(_checkpoint.Checkpointer, "resume_or_load")
+    def resume_or_load_(resume_or_load, self, path, *, resume=True):
         self.must_match = resume and self.has_checkpoint()
         try:
             return resume_or_load(self, path, resume=resume)
         finally:
             self.must_match = False
-
-    patch.set(_checkpoint.Checkpointer, "_load_model", load_model_)
-    patch.set(_checkpoint.Checkpointer, "resume_or_load", resume_or_load_)
 
 
 def _check_checkpoint(expected: Iterable[str], wrong: set[str], strict: bool) -> None:
@@ -256,9 +237,9 @@ def _check_checkpoint(expected: Iterable[str], wrong: set[str], strict: bool) ->
     lost = [name for name in backbone if name in wrong]
     if lost:
         if len(lost) == len(backbone):
-            advice += (" A file with the weights of a backbone alone goes into "
+            advice += (" A file with only the weights of a backbone goes into "
                        "MODEL.BACKBONE.PRETRAIN_PATH.")
-        raise ValueError(
+        raise UserError(
             f"The checkpoint is of another architecture: {len(lost)} of {len(backbone)} backbone "
             f"tensors are missing or of another shape (first: {lost[0]}). {advice}")
     # classifiers do not take part in the embedding, and another data set has other classes
@@ -270,7 +251,7 @@ def _check_checkpoint(expected: Iterable[str], wrong: set[str], strict: bool) ->
         message = (f"The checkpoint's head is another one: {len(head)} tensors are missing, left "
                    f"over or of another shape (first: {head[0]}). {advice}")
         if strict:
-            raise ValueError(f"The checkpoint is of another architecture. {message}")
+            raise UserError(f"The checkpoint is of another architecture. {message}")
         logger.warning("%s They keep their first values.", message)
 
 

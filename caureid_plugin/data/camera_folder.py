@@ -1,4 +1,4 @@
-"""CameraFolder: images of one's own, without identities, set up by config keys alone."""
+"""CameraFolder: images of one's own, without identities, set up only by config keys."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from fastreid.config import CfgNode, configurable
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
 
-from ..common.text import shown
+from ..common.errors import UserError
+from ..common.text import printable
 from .camera_source import SECTION, CameraSource, alike_names
 from .labelled import Labelled, read_labelled
 from .listing import (
@@ -28,8 +29,8 @@ CAMERA_PREFIX = "camerafolder_"  # of every camera's name
 NO_IDENTITY = f"{CAMERA_PREFIX}unlabelled"  # of every training image
 SYSTEM_FOLDERS = ("skip", "read")
 # More cameras than this are hardly cameras, but tracks, people or days, where each has on average
-# fewer images than three for each camera, or than a hundred.
-MANY_CAMERAS, FEW_IMAGES = 10, 100
+# fewer images than three for each camera, or than three hundred.
+MANY_CAMERAS, FEW_IMAGES = 10, 300
 
 
 @DATASET_REGISTRY.register()
@@ -66,17 +67,17 @@ class CameraFolder(ImageDataset):
                  gallery: str = "", system_folders: str = "skip", leave_out: str = "",
                  combineall: bool = False, **kwargs: Any) -> None:
         if combineall:
-            raise ValueError(
+            raise UserError(
                 f"DATASETS.COMBINEALL True adds the images to test with to those to train on, and "
                 f"those of {type(self).__name__} have no identities to go with theirs: set it to "
                 f"False. To train on more images, put them below {SECTION}.ROOT.")
         if bool(query) != bool(gallery):
             given, other = ("QUERY", "GALLERY") if query else ("GALLERY", "QUERY")
-            raise ValueError(f"{SECTION}.{given} is {shown(query or gallery)}, but {SECTION}."
-                             f"{other} is empty: an evaluation needs both.")
+            raise UserError(f"{SECTION}.{given} is {printable(query or gallery)}, but {SECTION}."
+                            f"{other} is empty: an evaluation needs both.")
         if system_folders not in SYSTEM_FOLDERS:
-            raise ValueError(f"{SECTION}.SYSTEM_FOLDERS {system_folders!r} is unknown, known are "
-                             f"{SYSTEM_FOLDERS}.")
+            raise UserError(f"{SECTION}.SYSTEM_FOLDERS {system_folders!r} is unknown, known are "
+                            f"{SYSTEM_FOLDERS}.")
         self.dataset_dir = folder
         self._reads_system_folders = system_folders == "read"
         self._source = source or CameraSource()
@@ -114,7 +115,7 @@ class CameraFolder(ImageDataset):
         """How many files below ROOT are no images by their names, by suffix ("" for none).
 
         Raises:
-            FileNotFoundError, ValueError: as for ``train``, of the folder alone.
+            FileNotFoundError, ValueError: as for ``train``, of the folder only.
         """
         return dict(sorted(self._listing.others.items()))
 
@@ -155,8 +156,8 @@ class CameraFolder(ImageDataset):
         pairs = zip(self._listing.paths, self._cameras, strict=True)
         found = [pair for pair in pairs if pair[0] not in spare]
         if not found:
-            raise ValueError(f"{SECTION}.LEAVE_OUT {shown(self._leave_out)} names all "
-                             f"{len(spare)} images below {SECTION}.ROOT: none is left.")
+            raise UserError(f"{SECTION}.LEAVE_OUT {printable(self._leave_out)} names all "
+                            f"{len(spare)} images below {SECTION}.ROOT: none is left.")
         return found
 
     def _without_camera(self) -> list[str]:
@@ -167,7 +168,7 @@ class CameraFolder(ImageDataset):
         if missing and (self._source.unmatched == "error" or len(missing) == len(paths)):
             remedy = ("." if len(missing) == len(paths) else
                       f", or set {SECTION}.UNMATCHED skip to leave them out.")
-            raise ValueError(self._source.why_not(self._folder, missing, len(paths)) + remedy)
+            raise UserError(self._source.why_not(self._folder, missing, len(paths)) + remedy)
         if self._places[0]:
             _ = self._labelled  # its errors, before hours of training
         return [(path, NO_IDENTITY, CAMERA_PREFIX + camera)
@@ -178,33 +179,33 @@ class CameraFolder(ImageDataset):
         listing, missing = self._listing, self._without_camera()
         logger.info("%s: %d images of %d camera(s) below %s, without identities.",
                     type(self).__name__, len(self.train), self.get_num_cams(self.train),
-                    shown(self._folder))
+                    printable(self._folder))
         if self.left_out:
-            counts = ", ".join(f"{count} {shown(suffix) or 'without suffix'}"
+            counts = ", ".join(f"{count} {printable(suffix) or 'without suffix'}"
                                for suffix, count in self.left_out.items())
             others = listing.others.total()
             logger.log(
                 logging.WARNING if others > len(listing.paths) else logging.INFO,
                 "%s: %d files below %s are no images by their names and are left out: %s.",
-                type(self).__name__, others, shown(self._folder), counts)
+                type(self).__name__, others, printable(self._folder), counts)
         if self.left_out_folders:
             logger.info(
                 "%s: %d images below %s are left out, in folders that systems keep thumbnails and "
                 "deleted files in: %s. %s.SYSTEM_FOLDERS read takes them.", type(self).__name__,
-                listing.system.total(), shown(self._folder),
-                ", ".join(f"{shown(name)} ({count})"
+                listing.system.total(), printable(self._folder),
+                ", ".join(f"{printable(name)} ({count})"
                           for name, count in self.left_out_folders.items()), SECTION)
         if self.left_out_images:
             logger.info("%s: %d images below %s are left out, which %s.LEAVE_OUT %s names.",
-                        type(self).__name__, len(self.left_out_images), shown(self._folder),
-                        SECTION, shown(self._leave_out))
+                        type(self).__name__, len(self.left_out_images), printable(self._folder),
+                        SECTION, printable(self._leave_out))
         for path, target in listing.loops:
             logger.warning("The link %s leads back to %s, in which it lies: it is not followed.",
-                           shown(path), shown(target))
+                           printable(path), printable(target))
         if missing:
             logger.warning(
                 "%s.UNMATCHED skip leaves out %d of %d images, whose camera is not found (first: "
-                "%s).", SECTION, len(missing), len(self._wanted), shown(missing[0]))
+                "%s).", SECTION, len(missing), len(self._wanted), printable(missing[0]))
         self._warn_of_tiny_cameras()
         self._warn_of_overlap()
         self._warn_of_labels({f"{SECTION}.ROOT": {name for name in self._cameras if name}})

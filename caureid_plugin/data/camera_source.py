@@ -12,7 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 import regex
 
-from ..common.text import shown
+from ..common.errors import UserError
+from ..common.text import printable
 from .listing import SHOWN, first_of, read_rows, same_file_names, why_gone
 
 SECTION = "CAMERA_FOLDER"
@@ -97,22 +98,22 @@ class CameraSource:
     def __post_init__(self) -> None:
         for name, known in (("camera", SOURCES), ("unmatched", UNMATCHED)):
             if getattr(self, name) not in known:
-                raise ValueError(f"{SECTION}.{name.upper()} {getattr(self, name)!r} is unknown, "
-                                 f"known are {known}.")
+                raise UserError(f"{SECTION}.{name.upper()} {getattr(self, name)!r} is unknown, "
+                                f"known are {known}.")
         for field in dataclasses.fields(self):
             used_by = USED_BY.get(field.name, SOURCES)
             value, default = getattr(self, field.name), field.default
             if self.camera not in used_by and value != default:
-                raise ValueError(
+                raise UserError(
                     f"{SECTION}.{field.name.upper()} {value!r} is not used with {SECTION}.CAMERA "
                     f"{self.camera!r}: set it back to {default!r}, or CAMERA to "
                     f"{' or '.join(used_by)}.")
         if self.level == 0:
-            raise ValueError(f"{SECTION}.LEVEL 0 is no folder below {SECTION}.ROOT: 1 is the "
-                             "first, -1 the one that holds the image.")
+            raise UserError(f"{SECTION}.LEVEL 0 is no folder below {SECTION}.ROOT: 1 is the "
+                            "first, -1 the one that holds the image.")
         if self.camera == "csv" and not self.csv:
-            raise ValueError(f"{SECTION}.CAMERA 'csv' needs {SECTION}.CSV, a file with the columns "
-                             "path and camera.")
+            raise UserError(f"{SECTION}.CAMERA 'csv' needs {SECTION}.CSV, a file with the columns "
+                            "path and camera.")
         if self.camera == "pattern":
             self._check_patterns()
 
@@ -124,22 +125,22 @@ class CameraSource:
     def _check_patterns(self) -> None:
         key = f"{SECTION}.PATTERN"
         if not self.patterns:
-            raise ValueError(f"{SECTION}.CAMERA 'pattern' needs {key}, a regular expression such "
-                             f"as _c([0-9]+); it is {self.pattern!r}.")
+            raise UserError(f"{SECTION}.CAMERA 'pattern' needs {key}, a regular expression such "
+                            f"as _c([0-9]+); it is {self.pattern!r}.")
         if len(self.pattern) > LONGEST_PATTERN:
-            raise ValueError(f"{key} has {len(self.pattern)} characters, and {LONGEST_PATTERN} are "
-                             "allowed: shorten it, or list the cameras in a table "
-                             f"({SECTION}.CAMERA 'csv').")
+            raise UserError(f"{key} has {len(self.pattern)} characters, and {LONGEST_PATTERN} are "
+                            "allowed: shorten it, or list the cameras in a table "
+                            f"({SECTION}.CAMERA 'csv').")
         for text in self.patterns:
             try:
                 groups = re.compile(text)
                 regex.compile(text)
             except (re.error, regex.error, OverflowError, RecursionError) as error:
-                raise ValueError(
+                raise UserError(
                     f"{key}: {text!r} is no regular expression: {error}. Blanks separate patterns: "
                     "\\s stands for one in a name.") from error
             if groups.groups != 1 and "camera" not in groups.groupindex:
-                raise ValueError(
+                raise UserError(
                     f"{key}: {text!r} has {groups.groups} groups, and the camera is read from one: "
                     "put (...) around it, or (?P<camera>...) if there are others. Blanks separate "
                     "patterns: \\s stands for one in a name.")
@@ -181,16 +182,16 @@ class CameraSource:
         for name, (line, (path, camera)) in zip(names, rows, strict=True):
             first, known = table.setdefault(name, (line, plain_name(camera)))
             if known != plain_name(camera):
-                raise ValueError(
-                    f"{key} {shown(self.csv)} names {shown(path)} twice: camera {shown(known)} in "
-                    f"line {first}, {shown(camera)} in line {line}.")
+                raise UserError(
+                    f"{key} {printable(self.csv)} names {printable(path)} twice: camera "
+                    f"{printable(known)} in line {first}, {printable(camera)} in line {line}.")
         images = same_file_names(paths)
         there = set(images)
         gone = [row for name, row in zip(names, rows, strict=True) if name not in there]
         if gone:
             missing = [row.cells[0] for row in gone]
-            raise ValueError(
-                f"{key} {shown(self.csv)}: {len(gone)} of {len(rows)} rows name no image below "
+            raise UserError(
+                f"{key} {printable(self.csv)}: {len(gone)} of {len(rows)} rows name no image below "
                 f"{SECTION}.ROOT (line {gone[0].line} is the first): {first_of(missing)}. "
                 f"{why_gone(missing)}")
         return [table[name][1] if name in table else None for name in images]
@@ -212,7 +213,7 @@ class CameraSource:
 
     def why_not(self, root: str, missing: Sequence[str], total: int) -> str:
         """What to say of the images without a camera, and which keys to change."""
-        which = f"{len(missing)} of the {total} images below {SECTION}.ROOT {shown(root)}"
+        which = f"{len(missing)} of the {total} images below {SECTION}.ROOT {printable(root)}"
         first = first_of(below(root, missing))
         if self.camera == "folder":
             place = f"{abs(self.level)} folder(s) " + (
@@ -224,7 +225,7 @@ class CameraSource:
         if self.camera == "pattern":
             return (f"{SECTION}.PATTERN {self.pattern!r} finds no camera in {which}. It is "
                     f"searched in paths such as {first}. Change it, or add another behind a blank")
-        return (f"{SECTION}.CSV {shown(self.csv)} has no row for {which}: {first}. Add them")
+        return (f"{SECTION}.CSV {printable(self.csv)} has no row for {which}: {first}. Add them")
 
 
 class _Search:
@@ -245,10 +246,10 @@ class _Search:
             if not found:
                 continue
             if camera is not None and plain_name(found) != plain_name(camera):
-                raise ValueError(
-                    f"Two of {SECTION}.PATTERN disagree about {shown(path)}: {by!r} reads camera "
-                    f"{shown(camera)}, {pattern.pattern!r} reads {shown(found)}. Change one of "
-                    "them.")
+                raise UserError(
+                    f"Two of {SECTION}.PATTERN disagree about {printable(path)}: {by!r} reads "
+                    f"camera {printable(camera)}, {pattern.pattern!r} reads {printable(found)}. "
+                    "Change one of them.")
             camera, by = found, pattern.pattern
         return camera
 
@@ -260,11 +261,12 @@ class _Search:
                 raise TimeoutError
             match = pattern.search(path, timeout=min(PATTERN_SECONDS, left))
         except TimeoutError as error:
-            text, where = pattern.pattern, f"{PATTERN_SECONDS:g} s for {shown(path)}"
+            text, where = pattern.pattern, f"{PATTERN_SECONDS:g} s for {printable(path)}"
             if left < PATTERN_SECONDS:
                 _, text, slowest = max(self.slowest, (left, text, path))
-                where = f"{self.seconds:.3g} s for {self.images} images, {shown(slowest)} for one"
-            raise ValueError(
+                where = (f"{self.seconds:.3g} s for {self.images} images, {printable(slowest)} for "
+                         "one")
+            raise UserError(
                 f"{SECTION}.PATTERN: {text!r} takes more than {where}: it repeats what repeats, "
                 "as (a+)+ does, or has several of .*; write it without.") from error
         self.slowest = max(self.slowest, (time.thread_time() - start, pattern.pattern, path))

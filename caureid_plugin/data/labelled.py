@@ -8,7 +8,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..common.text import shown
+from ..common.errors import UserError
+from ..common.text import printable
 from .camera_source import SECTION, alike_names, plain_name
 from .listing import (
     existing_folder,
@@ -80,15 +81,16 @@ def _check_shared(query: _Named, gallery: _Named, one_camera: bool) -> None:
     where = f"{SECTION}.QUERY and {SECTION}.GALLERY"
     for path, (identity, camera), (other, seen_by) in shared:
         if (identity, camera) != (other, seen_by):
-            raise ValueError(
-                f"{where} both name {shown(path)}, with different labels: identity {identity!r} and"
-                f" camera {camera!r}, identity {other!r} and camera {seen_by!r}. It would be "
-                "compared with itself: correct the labels, or leave it out of one of them.")
+            raise UserError(
+                f"{where} both name {printable(path)}, with different labels: identity "
+                f"{identity!r} and camera {camera!r}, identity {other!r} and camera {seen_by!r}. "
+                "It would be compared with itself: correct the labels, or leave it out of one of "
+                "them.")
     if shared and one_camera:
-        raise ValueError(
+        raise UserError(
             f"{len(shared)} of the {len(query)} images of {SECTION}.QUERY are in {SECTION}.GALLERY "
             f"too ({first_of([path for path, *_ in shared])}), and all are of one camera: each "
-            "would find itself. Put an image into one of them alone.")
+            "would find itself. Put an image into only one of them.")
 
 
 def _warnings(queries: int, unanswered: int, identities: dict[str, set[str]],
@@ -134,7 +136,7 @@ def _copies(queries: Sequence[tuple[str, int, int]],
         pairs += [(item[0], other[0]) for other in same if other[1:] != item[1:]][:1]
     if not pairs:
         return []
-    first = " and ".join(map(shown, pairs[0]))
+    first = " and ".join(map(printable, pairs[0]))
     return [(
         f"{len(pairs)} of the {len(queries)} images of {SECTION}.QUERY have a copy in GALLERY, the "
         f"same file by another name or label (first: {first}): each finds itself, and the figures "
@@ -156,7 +158,7 @@ def _read(path: str, key: str, system_folders: bool) -> _Named:
         items = _from_names(existing_folder(path, key), key, system_folders)
     kept = sorted(item for item in items if item[1] != JUNK)
     if not kept:
-        raise ValueError(f"{key} {shown(path)} holds no image with an identity (-1 is none).")
+        raise UserError(f"{key} {printable(path)} holds no image with an identity (-1 is none).")
     return kept
 
 
@@ -165,7 +167,7 @@ def _from_names(folder: str, key: str, system_folders: bool) -> _Named:
     matches = [_NAME.match(os.path.basename(path)) for path in paths]
     nameless = [path for path, match in zip(paths, matches, strict=True) if not match]
     if nameless:
-        raise ValueError(
+        raise UserError(
             f"{key}: the names of {len(nameless)} of {len(paths)} images do not begin with "
             f"identity and camera, as in 0002_c1_000451.jpg: {first_of(nameless)}. Rename them, or "
             "give a .csv file with the columns path, identity and camera.")
@@ -177,8 +179,8 @@ def _from_table(path: str, key: str) -> _Named:
     rows = read_rows(path, ("path", "identity", "camera"), key)
     gone = [row for row in rows if not os.path.isfile(row.cells[0])]
     if gone:
-        raise ValueError(
-            f"{key} {shown(path)}: {len(gone)} of {len(rows)} rows name no file (line "
+        raise UserError(
+            f"{key} {printable(path)}: {len(gone)} of {len(rows)} rows name no file (line "
             f"{gone[0].line} is the first): {first_of([row.cells[0] for row in gone])}. "
             f"{why_gone([row.cells[0] for row in gone])}")
     items: dict[str, tuple[str, str, str]] = {}
@@ -186,8 +188,8 @@ def _from_table(path: str, key: str) -> _Named:
     for name, (line, (image, identity, camera)) in zip(names, rows, strict=True):
         item = (image, plain_name(identity), plain_name(camera))
         if items.setdefault(name, item)[1:] != item[1:]:
-            raise ValueError(f"{key} {shown(path)} names {shown(image)} twice with different "
-                             f"labels, the second time in line {line}.")
+            raise UserError(f"{key} {printable(path)} names {printable(image)} twice with "
+                            f"different labels, the second time in line {line}.")
     return list(items.values())
 
 
@@ -201,12 +203,12 @@ def _count_unanswered(query: Sequence[tuple[str, int, int]],
         return unanswered
     identities = {identity for _, identity, _ in query}
     shared = len(identities & cameras.keys())
-    raise ValueError(
+    raise UserError(
         f"None of the {len(query)} images of {SECTION}.QUERY has an image of the same identity "
         f"from another camera in {SECTION}.GALLERY, so that nothing can be evaluated (FastReID: "
         "all query identities do not appear in gallery). An evaluation leaves out gallery images "
         f"of the query's own camera. {shared} of {len(identities)} query identities are in the "
-        "gallery" + (", seen by the query's camera alone: " if shared else ": ")
+        "gallery" + (", seen only by the query's camera: " if shared else ": ")
         + "add images of them from other cameras, or correct the identities and cameras that the "
         "names or columns give. To find people again within a camera, name the cameras of the "
         "gallery otherwise in its column (hall in one, hall-gallery in the other).")

@@ -6,29 +6,32 @@ import collections
 import csv
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ..common.errors import UserError
 from ..common.images import IMAGE_SUFFIXES
-from ..common.text import shown
+from ..common.text import is_nothing, printable
 
 SHOWN = 3  # paths that a message names
-# Cells of a table that hold nothing, in lower case: what programs write there.
-NOTHING = ("", "nan", "<na>", "none", "null", "#n/a")
 # Folders, in lower case, that NAS and desktop systems keep thumbnails and deleted files in; those
 # whose names begin with a dot are hidden anyway.
 SYSTEM_FOLDERS = frozenset((
     "@eadir", "#recycle", "#snapshot", "@tmp", "@sharebin",  # Synology
     "@recycle", "@recently-snapshot", "@__thumb", "@upload_cache", "network recycle bin",  # QNAP
-    "recycle bin", "trashbox", "_gsdata_",  # other NAS, GoodSync
+    "recycle bin", "trashbox", "_nas_recycle_", "_gsdata_",  # other NAS, GoodSync
     "~snapshot", "files_trashbin", "files_versions",  # NetApp, Nextcloud
-    "$recycle.bin", "recycler", "recycled", "system volume information",  # Windows
+    "$recycle.bin", "recycle.bin", "recycler", "recycled", "system volume information",  # Windows
     "__macosx", "network trash folder", "temporary items",  # macOS
-    "lost+found"))  # Linux
-_DISK_CHECK = re.compile(r"found\.[0-9]{3}")  # Windows, what it finds on a damaged disk
+    "lost+found", "lost.dir"))  # Linux, Android
+# Windows, what it finds on a damaged disk; the bin of one volume of a NAS; copies of such folders,
+# as in "__MACOSX 2" and "@eaDir (1)"
+_NUMBERED = re.compile(r"found\.[0-9]{3}|recycle bin - volume_.*|network recycle bin [0-9]+|"
+                       r"(@eadir|#recycle|__macosx)\b.*")
 
 
-class EmptyFolder(ValueError):
+class EmptyFolder(UserError):
     """No image lies below a folder."""
 
 
@@ -58,7 +61,7 @@ class Row(NamedTuple):
 def first_of(paths: Sequence[str]) -> str:
     """The first paths of a list, for a message."""
     more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
-    return ", ".join(shown(path) for path in paths[:SHOWN]) + more
+    return ", ".join(printable(path) for path in paths[:SHOWN]) + more
 
 
 def existing_folder(path: str, key: str) -> str:
@@ -69,15 +72,15 @@ def existing_folder(path: str, key: str) -> str:
         FileNotFoundError: there is nothing of that name.
     """
     if not path:
-        raise ValueError(f"{key} is empty: set it to the folder of the images.")
+        raise UserError(f"{key} is empty: set it to the folder of the images.")
     folder = os.path.expanduser(path)
     if not os.path.exists(folder):
         raise FileNotFoundError(
-            f"{key} {shown(folder)} does not exist, seen from {shown(os.getcwd())}: set it to the "
-            "folder of the images.")
+            f"{key} {printable(folder)} does not exist, seen from {printable(os.getcwd())}: set it "
+            "to the folder of the images.")
     if not os.path.isdir(folder):
-        raise ValueError(f"{key} {shown(folder)} is not a folder: set it to the folder of the "
-                         "images.")
+        raise UserError(f"{key} {printable(folder)} is not a folder: set it to the folder of the "
+                        "images.")
     return folder
 
 
@@ -105,12 +108,12 @@ def list_images(folder: str, key: str, *, system_folders: bool = False) -> Listi
         elif path.startswith(os.path.join(first, "")):
             found.loops.append((path, first))
         else:
-            raise ValueError(
-                f"{shown(path)} and {shown(first)} below {key} are the same folder, whose images "
-                "would count twice: remove the link.")
+            raise UserError(
+                f"{printable(path)} and {printable(first)} below {key} are the same folder, whose "
+                "images would count twice: remove the link.")
     if not found.paths:
         raise EmptyFolder(
-            f"{key} {shown(folder)} holds no image: {len(seen)} folder(s) and "
+            f"{key} {printable(folder)} holds no image: {len(seen)} folder(s) and "
             f"{found.others.total()} other file(s) were looked at. An image's name ends in "
             f"{', '.join(IMAGE_SUFFIXES)}, in capitals too. "
             f"{found.in_system_folders()}".rstrip())
@@ -126,8 +129,9 @@ def _list_folder(folder: str, key: str, found: Listing, system_folders: bool) ->
             visible = sorted((entry for entry in entries if not entry.name.startswith(".")),
                              key=lambda entry: entry.name)
     except OSError as error:
-        raise ValueError(f"{key} cannot be searched: the folder {shown(folder)} cannot be listed "
-                         f"({error.strerror}). Let this user read it (chmod u+rx).") from error
+        raise UserError(f"{key} cannot be searched: the folder {printable(folder)} cannot be "
+                        f"listed ({error.strerror}). Let this user read it (chmod u+rx)."
+                        ) from error
     folders = []
     for entry in visible:
         suffix = os.path.splitext(entry.name)[1].lower()
@@ -145,7 +149,7 @@ def _list_folder(folder: str, key: str, found: Listing, system_folders: bool) ->
 
 def _is_systems(name: str) -> bool:
     name = name.strip().lower()  # tools that copy add blanks
-    return name in SYSTEM_FOLDERS or _DISK_CHECK.fullmatch(name) is not None
+    return name in SYSTEM_FOLDERS or _NUMBERED.fullmatch(name) is not None
 
 
 def _count_images(folder: str) -> int:
@@ -167,22 +171,22 @@ def read_rows(path: str, columns: Sequence[str], key: str) -> list[Row]:
         ValueError: the file cannot be read, a column is missing, a row has more or fewer cells
             than the header, or one that holds nothing (names the lines).
     """
-    where = f"{key} {shown(path)}"
+    where = f"{key} {printable(path)}"
     rows = _parse(path, where)
     if not rows:
-        raise ValueError(f"{where} is empty: it needs a header line with {', '.join(columns)}.")
+        raise UserError(f"{where} is empty: it needs a header line with {', '.join(columns)}.")
     header = [name.strip() for name in rows[0].cells]
     wrong = [name for name in columns if header.count(name) != 1]
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"{where} needs the column(s) {', '.join(wrong)} once each; its first line holds "
-            f"{shown(header)}. Cells are separated by commas.")
+            f"{printable(header)}. Cells are separated by commas.")
     _refuse([row for row in rows if len(row.cells) != len(header)], len(rows), where,
             f"not the {len(header)} cells of the header: quote what holds a comma")
     places = [header.index(name) for name in columns]
     chosen = [Row(row.line, [row.cells[place].strip() for place in places]) for row in rows[1:]]
     for place, name in enumerate(columns):
-        _refuse([row for row in chosen if row.cells[place].lower() in NOTHING], len(chosen), where,
+        _refuse([row for row in chosen if is_nothing(row.cells[place])], len(chosen), where,
                 f"no {name} (an empty cell, nan or the like): fill it in, or remove the row")
     folder = os.path.dirname(path)
     for row in chosen:
@@ -191,7 +195,7 @@ def read_rows(path: str, columns: Sequence[str], key: str) -> list[Row]:
 
 
 def listed_images(table: str, key: str, paths: Sequence[str]) -> list[str]:
-    """Those of ``paths`` that a table with the column path names, as they are written there.
+    """Which of ``paths`` a table with the column path names, as they are written there.
 
     Args:
         table: a file as :func:`read_rows` takes it, with ``~`` or not.
@@ -207,10 +211,10 @@ def listed_images(table: str, key: str, paths: Sequence[str]) -> list[str]:
     names = same_file_names([row.cells[0] for row in rows])
     if gone := [row for name, row in zip(names, rows, strict=True) if name not in there]:
         missing = [row.cells[0] for row in gone]
-        raise ValueError(
-            f"{key} {shown(table)}: {len(gone)} of {len(rows)} rows name no image below ROOT (line "
-            f"{gone[0].line} is the first): {first_of(missing)}. {why_gone(missing)} Mend or "
-            "remove these rows.")
+        raise UserError(
+            f"{key} {printable(table)}: {len(gone)} of {len(rows)} rows name no image below ROOT "
+            f"(line {gone[0].line} is the first): {first_of(missing)}. {why_gone(missing)} Correct "
+            "or remove these rows.")
     return sorted({there[name] for name in names})
 
 
@@ -233,21 +237,28 @@ def why_gone(paths: Sequence[str]) -> str:
     elif any("\\" in path for path in paths):
         text += (" Backslashes are taken for / where the file is there then: look at the folder "
                  "that they begin in.")
-    if other := _in_other_case(paths[0]):
-        text += f" There is {shown(other)}: capitals count."
+    if other := _in_other_spelling(paths[0]):
+        text += (f" There is {printable(other)}: write it so (capitals count, and how accents are "
+                 "composed).")
+    elif there := [path for path in paths if os.path.isfile(path)]:
+        text += (f" {len(there)} of them are files all the same: not below ROOT, hidden, of no "
+                 "image's suffix, or in a folder of the system (CAMERA_FOLDER.SYSTEM_FOLDERS).")
     return text
 
 
-def _in_other_case(path: str) -> str:
-    """What is there of a path's name but for capitals, "" if nothing."""
+def _in_other_spelling(path: str) -> str:
+    """What is there of a path's name but for capitals and composed letters, "" if nothing."""
     if os.path.lexists(path):
         return ""
+    def plain(name: str) -> str:
+        return unicodedata.normalize("NFC", name).lower()
+
     found = os.sep if os.path.isabs(path) else os.curdir
     for part in path.replace("\\", "/").split("/"):
         step = os.path.join(found, part)
         if not os.path.lexists(step):
             try:
-                same = [name for name in os.listdir(found) if name.lower() == part.lower()]
+                same = [name for name in os.listdir(found) if plain(name) == plain(part)]
             except OSError:
                 return ""
             if not same:
@@ -259,16 +270,16 @@ def _in_other_case(path: str) -> str:
 
 def _parse(path: str, where: str) -> list[Row]:
     if not os.path.isfile(path):  # opening a FIFO would wait for ever
-        raise FileNotFoundError(f"{where} is not a file, seen from {shown(os.getcwd())}.")
+        raise FileNotFoundError(f"{where} is not a file, seen from {printable(os.getcwd())}.")
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             rows = [Row(reader.line_num, cells) for cells in reader if cells]
     except OSError as error:
-        raise ValueError(f"{where} cannot be read: {error.strerror}.") from error
+        raise UserError(f"{where} cannot be read: {error.strerror}.") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{where} is damaged or no CSV file in UTF-8: {error}. Save it as CSV, "
-                         "UTF-8, separated by commas.") from error
+        raise UserError(f"{where} is damaged or no CSV file in UTF-8: {error}. Save it as CSV, "
+                        "UTF-8, separated by commas.") from error
     _refuse([row for row in rows if any("\0" in cell for cell in row.cells)], len(rows), where,
             "a zero byte: the file is damaged, or not in UTF-8")
     return rows
@@ -278,7 +289,7 @@ def _refuse(wrong: Sequence[Row], total: int, where: str, what: str) -> None:
     if wrong:
         more = ", ..." if len(wrong) > SHOWN else ""
         lines = ", ".join(str(row.line) for row in wrong[:SHOWN])
-        raise ValueError(f"{where}: {len(wrong)} of {total} rows have {what} (line {lines}{more}).")
+        raise UserError(f"{where}: {len(wrong)} of {total} rows have {what} (line {lines}{more}).")
 
 
 def same_file_names(paths: Sequence[str]) -> list[str]:

@@ -13,6 +13,9 @@ from typing import Any
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
 
+from ..common.errors import UserError
+from ..common.text import printable
+
 # below FASTREID_DATASETS: as SpCL and ClusterContrast unpack it, as OpenUnReID does
 FOLDERS = ("PersonX", "personx/subset1")
 SPLITS = ("bounding_box_train", "query", "bounding_box_test")
@@ -54,9 +57,9 @@ class PersonX(ImageDataset):
         for path in sorted(Path(folder).glob("*.jpg")):
             match = _NAME.match(path.name)
             if match is None:
-                raise ValueError(
-                    f"{path} carries no identity and camera: PersonX reads them from names like "
-                    "0001_c3s1_000000_00.jpg. Rename or remove the file.")
+                raise UserError(
+                    f"{printable(path)} carries no identity and camera: PersonX reads them from "
+                    "names like 0001_c3s1_000000_00.jpg. Rename or remove the file.")
             identity, camera = (int(number) for number in match.groups())
             if identity == -1:
                 continue

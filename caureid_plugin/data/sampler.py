@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
+from ..common.errors import UserError
+
 # Of a cluster with more than this many images for each one to draw, a random part is looked at: a
 # batch must not take longer because clusters are large.
 IMAGES_LOOKED_AT = 16
@@ -35,12 +37,12 @@ def check_batch(batch_size: int, num_instances: int, world_size: int = 1,
         ValueError: it is not, or ``cameras`` is unknown; names the keys.
     """
     if cameras not in CAMERAS:
-        raise ValueError(f"DATALOADER.CAMERAS {cameras!r} is unknown, known are {CAMERAS}.")
+        raise UserError(f"DATALOADER.CAMERAS {cameras!r} is unknown, known are {CAMERAS}.")
     if batch_size < 1 or num_instances < 1:
-        raise ValueError(f"SOLVER.IMS_PER_BATCH {batch_size} and DATALOADER.NUM_INSTANCE "
-                         f"{num_instances} must be positive.")
+        raise UserError(f"SOLVER.IMS_PER_BATCH {batch_size} and DATALOADER.NUM_INSTANCE "
+                        f"{num_instances} must be positive.")
     if batch_size % world_size or batch_size // world_size % num_instances:
-        raise ValueError(
+        raise UserError(
             f"SOLVER.IMS_PER_BATCH {batch_size} over {world_size} process(es) is not divisible "
             f"by DATALOADER.NUM_INSTANCE {num_instances}: change one of the two.")
 
@@ -104,7 +106,7 @@ class ClusterSampler(Sampler[Draw]):
                  rank: int = 0, world_size: int = 1, skip_batches: int = 0) -> None:
         check_batch(batch_size, num_instances, world_size, cameras)
         if len(labels) != len(camids):
-            raise ValueError(f"{len(labels)} labels for {len(camids)} cameras.")
+            raise UserError(f"{len(labels)} labels for {len(camids)} cameras.")
         local = batch_size // world_size
         members: dict[tuple[int, int], list[int]] = {}
         sizes = Counter(np.asarray(labels).tolist())
@@ -114,10 +116,10 @@ class ClusterSampler(Sampler[Draw]):
                 pair = (label, camera if cameras == "one" else 0)
                 members.setdefault(pair, []).append(index)
         if not members:
-            raise ValueError("No cluster to draw from, every image is an outlier: raise "
-                             "CAUREID.CLUSTER.EPS or lower CAUREID.CLUSTER.MIN_SAMPLES.")
+            raise UserError("No cluster to draw from, every image is an outlier: raise "
+                            "CAUREID.CLUSTER.EPS or lower CAUREID.CLUSTER.MIN_SAMPLES.")
         if cameras == "one" and (problem := why_only_copies(labels, camids, num_instances)):
-            raise ValueError(problem[0].upper() + problem[1:])
+            raise UserError(problem[0].upper() + problem[1:])
         self._camids = np.asarray(camids)
         self._groups: list[list[int]] = []  # of each, K images make a unit
         singles: dict[int, list[int]] = {}  # single-image clusters that may share a unit

@@ -16,6 +16,7 @@ from fastreid.data.data_utils import read_image
 from fastreid.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from ..common.errors import UserError
 from ..compat.datasets import known_cameras
 from .sampler import ClusterSampler, Draw
 
@@ -43,13 +44,13 @@ class UnlabelledImages(Dataset[dict[str, Any]]):
                  transform: Callable[[Any], torch.Tensor],
                  labels: np.ndarray | None = None) -> None:
         if not items:
-            raise ValueError("The training set has no image: check DATASETS.NAMES and the "
-                             "environment variable FASTREID_DATASETS.")
+            raise UserError("The training set has no image: check DATASETS.NAMES and the "
+                            "environment variable FASTREID_DATASETS.")
         known = known_cameras(items)
         for path, camera in items:
             if camera not in known or camera == -1:
-                raise ValueError(f"The training image {path} has no camera label; every training "
-                                 "image needs one. Correct the dataset or remove the file.")
+                raise UserError(f"The training image {path} has no camera label; every training "
+                                "image needs one. Correct the dataset or remove the file.")
         self.paths = [path for path, _ in items]
         self.camera_names = sorted(known)
         number = {name: i for i, name in enumerate(self.camera_names)}

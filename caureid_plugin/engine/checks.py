@@ -17,6 +17,7 @@ from ..clustering.inputs import (
     check_min_samples,
 )
 from ..clustering.standardize import check_cameras_to_standardize
+from ..common.errors import UserError
 from ..common.text import naming_keys
 from ..data.sampler import why_only_copies
 
@@ -35,14 +36,14 @@ CLUSTER_KEYS = {
 
 
 def check_clustering(cfg: CfgNode) -> None:
-    """Checks the numbers of CAUREID.CLUSTER, those of later epochs as well.
+    """Checks the numbers of CAUREID.CLUSTER, also for later epochs.
 
     Raises:
         ValueError: one is out of its range; names the key.
     """
     node = cfg.CAUREID.CLUSTER
     if node.EPS_FIRST_EPOCHS < 0 or bool(node.EPS_FIRST) != bool(node.EPS_FIRST_EPOCHS):
-        raise ValueError(
+        raise UserError(
             f"CAUREID.CLUSTER.EPS_FIRST {node.EPS_FIRST:g} and CAUREID.CLUSTER.EPS_FIRST_EPOCHS "
             f"{node.EPS_FIRST_EPOCHS} must both be positive, or both 0 (EPS throughout).")
     for epoch in (0, max(1, node.EPS_FIRST_EPOCHS)):  # the first, and one with the final values
@@ -104,10 +105,10 @@ def check_size(cfg: CfgNode, camids: np.ndarray) -> None:
             check_cameras_to_standardize(*np.unique(camids, return_counts=True))
     found = f"The training set of DATASETS.NAMES {list(cfg.DATASETS.NAMES)} has {n} image(s)"
     if n < 2:
-        raise ValueError(f"{found}: at least two are needed, to tell one from the other.")
+        raise UserError(f"{found}: at least two are needed, to tell one from the other.")
     if node.MIN_SAMPLES > n:
-        raise ValueError(f"{found}, so that with CAUREID.CLUSTER.MIN_SAMPLES {node.MIN_SAMPLES} "
-                         "every one would be an outlier: lower it.")
+        raise UserError(f"{found}, so that with CAUREID.CLUSTER.MIN_SAMPLES {node.MIN_SAMPLES} "
+                        "every one would be an outlier: lower it.")
     per_camera = np.bincount(camids)
     candidates = {"K1": n - 1}
     if node.CAMERA_AWARE:

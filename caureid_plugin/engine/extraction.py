@@ -12,6 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ..common.errors import NotFinite
+
 
 @torch.no_grad()
 def extract_features(model: nn.Module, loader: DataLoader[dict[str, Any]], *,
@@ -70,6 +72,6 @@ def _check_finite(features: torch.Tensor, paths: Sequence[str]) -> None:
         reason = ("the network's weights or the running statistics of its batch norm, which "
                   "evaluation uses, are not finite (at the start: those of MODEL.WEIGHTS or "
                   "MODEL.BACKBONE.PRETRAIN_PATH)")
-    raise FloatingPointError(
+    raise NotFinite(
         f"The embedding of {len(bad)} of {len(features)} images is NaN or infinite in evaluation "
         f"mode, the first is that of {paths[bad[0]]}: {reason}.")

@@ -18,6 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .. import clustering, compat
+from ..common.errors import NotFinite, UserError
 from ..data import build_extraction_loader, build_pseudo_label_loader
 from ..data.sampler import check_batch
 from ..inspection import least_images, short_names, summarize_cameras
@@ -59,21 +60,21 @@ def check_cameras(cfg: CfgNode, num_images: int, num_cameras: int) -> None:
     found = (f"All {num_images} training images of DATASETS.NAMES {list(cfg.DATASETS.NAMES)} come "
              "from one camera")
     if num_cameras < 2 and "CameraSeparationLoss" in cfg.MODEL.LOSSES.NAME:
-        raise ValueError(
+        raise UserError(
             f"{found}, and CameraSeparationLoss needs at least two: take it out of "
             "MODEL.LOSSES.NAME and set MODEL.HEADS.CAMSEP.ATTENTION none.")
     if num_cameras < 2 and cfg.CAUREID.CLUSTER.CAMERA_AWARE and needs_memory(cfg):
-        raise ValueError(f"{found}, and camera-aware neighbours need at least two: set "
-                         "CAUREID.CLUSTER.CAMERA_AWARE False.")
+        raise UserError(f"{found}, and camera-aware neighbours need at least two: set "
+                        "CAUREID.CLUSTER.CAMERA_AWARE False.")
     declared = cfg.MODEL.HEADS.CAMSEP.NUM_CAMERAS
     if declared and declared != num_cameras:
-        raise ValueError(
+        raise UserError(
             f"MODEL.HEADS.CAMSEP.NUM_CAMERAS is {declared}, but the training images come from "
             f"{num_cameras} cameras: set it to {num_cameras}.")
 
 
 class UnsupervisedHook(HookBase):
-    """Trains CAUReID from camera labels alone: clusters, relabels and keeps the memory bank.
+    """Trains CAUReID from camera labels only: clusters, relabels and keeps the memory bank.
 
     When what happens: before training the bank is filled by one pass of the network; before each
     epoch the images are clustered, the bank relabelled and the training loader replaced; after
@@ -98,9 +99,9 @@ class UnsupervisedHook(HookBase):
     def __init__(self, cfg: CfgNode) -> None:
         node = cfg.CAUREID
         if node.LABELS not in LABELS:
-            raise ValueError(f"CAUREID.LABELS {node.LABELS!r} is unknown, known are {LABELS}.")
+            raise UserError(f"CAUREID.LABELS {node.LABELS!r} is unknown, known are {LABELS}.")
         if node.CLUSTER_PERIOD < 1:
-            raise ValueError(f"CAUREID.CLUSTER_PERIOD {node.CLUSTER_PERIOD} must be at least 1.")
+            raise UserError(f"CAUREID.CLUSTER_PERIOD {node.CLUSTER_PERIOD} must be at least 1.")
         self._cfg = cfg
         self._identities: list[Any] | None = None
 
@@ -115,8 +116,8 @@ class UnsupervisedHook(HookBase):
         self._host = trainer
         self._model = getattr(trainer.model, "module", trainer.model)
         if not isinstance(self._model, CAUReID):
-            raise ValueError("UnsupervisedHook needs MODEL.META_ARCHITECTURE CAUReID, the model is "
-                             f"a {type(self._model).__name__}.")
+            raise UserError("UnsupervisedHook needs MODEL.META_ARCHITECTURE CAUReID, the model is "
+                            f"a {type(self._model).__name__}.")
         self._check_config()
         listed = trainer.data_loader.dataset.img_items
         self._items = [(path, camera) for path, _, camera in listed]
@@ -127,13 +128,13 @@ class UnsupervisedHook(HookBase):
     def _check_config(self) -> None:
         cfg = self._cfg
         if cfg.MODEL.HEADS.NUM_CLASSES >= 0:
-            raise ValueError(
+            raise UserError(
                 f"MODEL.HEADS.NUM_CLASSES {cfg.MODEL.HEADS.NUM_CLASSES} asks for an identity "
                 "classifier (0: as large as the number of identities), and there are no "
                 "identities here: set it to -1.")
         if cfg.TEST.PRECISE_BN.ENABLED:
-            raise ValueError("FastReID's PreciseBN runs the network in training mode on labelled "
-                             "batches: set TEST.PRECISE_BN.ENABLED False.")
+            raise UserError("FastReID's PreciseBN runs the network in training mode on labelled "
+                            "batches: set TEST.PRECISE_BN.ENABLED False.")
         # the clustering's options, and faiss where it is asked for, before hours of work
         check_clustering(cfg)
         with naming_cluster_keys(cfg):
@@ -146,8 +147,8 @@ class UnsupervisedHook(HookBase):
                     cfg.DATALOADER.CAMERAS)
         local = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
         if local == 1 and any(isinstance(m, nn.BatchNorm2d) for m in self._model.modules()):
-            raise ValueError("A batch norm needs at least two images in each process's batch: "
-                             f"raise SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}.")
+            raise UserError("A batch norm needs at least two images in each process's batch: "
+                            f"raise SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}.")
         if cfg.MODEL.BN_GROUP_SIZE and local % cfg.MODEL.BN_GROUP_SIZE:
             logger.warning(
                 "A process's %d images are no multiple of MODEL.BN_GROUP_SIZE %d: batch-norm "
@@ -264,15 +265,15 @@ class UnsupervisedHook(HookBase):
             yield
         except NotFiniteError as error:
             path = self._items[error.rows[0]][0]
-            raise FloatingPointError(f"{error} The first are those of {path}.\n"
+            raise NotFinite(f"{error} The first are those of {path}.\n"
                                      f"{compat.how_to_go_on(self.trainer)}") from error
         except FloatingPointError as error:
-            raise FloatingPointError(
+            raise NotFinite(
                 f"{error}\n{compat.how_to_go_on(self.trainer)}") from error
 
     def _keep_labels(self, message: str) -> None:
         if not (self._bank.labels >= 0).any():
-            raise ValueError(message)
+            raise UserError(message)
         logger.warning("%s The labels of the last clustering stay in use.", message)
 
     def _cluster(self, epoch: int) -> np.ndarray:

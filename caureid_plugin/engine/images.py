@@ -6,6 +6,8 @@ import hashlib
 import os
 from collections.abc import Sequence
 
+from ..common.errors import UserError
+
 
 def images_digest(paths: Sequence[str]) -> str:
     """A digest of the images' names in their order, the same wherever their folder lies.
@@ -23,7 +25,7 @@ def images_digest(paths: Sequence[str]) -> str:
 
 
 class TrainingImages:
-    """Checkpointable that refuses to go on with other images than those of the memory bank.
+    """Checkpointable that refuses to go on with other images than the memory bank has.
 
     A row of the bank is a place in the list of images: with one image added and another removed
     the bank has the right size, and every row belongs to another image.
@@ -48,7 +50,7 @@ class TrainingImages:
             ValueError: it is of other images.
         """
         if state["digest"] != self._digest:
-            raise ValueError(
+            raise UserError(
                 f"The training images of DATASETS.NAMES {self._names} are others than those of the "
                 "checkpoint, although as many: files were added, removed or renamed. Restore "
                 "them to go on, or start anew in another OUTPUT_DIR (MODEL.WEIGHTS takes over what "

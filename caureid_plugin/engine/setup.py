@@ -13,6 +13,7 @@ from fastreid.modeling import build_model
 from fastreid.utils.env import seed_all_rng
 from torch import nn
 
+from ..common.errors import UserError
 from ..compat import load_weights, process_seed
 from ..config import add_caureid_config
 from ..config_files import get_config_file
@@ -58,7 +59,7 @@ def fit_to_data(cfg: CfgNode, notify: Notify = logger.log, *, training: bool = T
     - CameraFolder leaves DATASETS.TESTS where it has no labelled images, and is put there where
       it is trained on, has some, and nothing else is evaluated: labels may come after training.
 
-    The datasets are listed for the first of these alone.
+    The datasets are listed only for the first of these.
 
     Args:
         cfg: frozen or not, and so is the copy.
@@ -98,7 +99,7 @@ def _fit_cameras(cfg: CfgNode, notify: Notify) -> None:
         return
     names = tuple(name for name in cfg.MODEL.LOSSES.NAME if name not in CAMERA_LOSSES)
     if not names:
-        raise ValueError(
+        raise UserError(
             "All training images come from one camera, and without the losses that need several, "
             f"{' and '.join(CAMERA_LOSSES)}, none is left in MODEL.LOSSES.NAME "
             f"{list(cfg.MODEL.LOSSES.NAME)}: add InfoNCELoss.")
@@ -155,7 +156,7 @@ def check_identities(cfg: CfgNode, use: str) -> None:
         ValueError: CameraFolder is among the training sets.
     """
     if OWN_DATA in cfg.DATASETS.NAMES:
-        raise ValueError(
+        raise UserError(
             f"{use} needs the identities of the training images, and those of {OWN_DATA} "
             f"(DATASETS.NAMES {list(cfg.DATASETS.NAMES)}) have none.")
 
@@ -164,7 +165,7 @@ def build_network(cfg: CfgNode, weights: str = "") -> nn.Module:
     """The network that training starts with, or the same with other weights; in training mode.
 
     The random generators are seeded as training seeds them: weights that are not pretrained are
-    those of a run with this SEED.
+    as in a run with this SEED.
 
     Args:
         cfg: fitted to the data.

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from .verdict import is_precision
 
 LOG = "fastreid.caureid"
-FILE_ONLY = {"file_only": True}  # extra= of what log.txt alone holds
+FILE_ONLY = {"file_only": True}  # extra= of what only log.txt holds
 RESULTS = "fastreid.evaluation.testing"  # logs the table of an evaluation
 COLOURS = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
 
@@ -138,7 +138,7 @@ class EpochLines(HookBase):
 
     def after_epoch(self) -> None:
         self._close()
-        if comm.is_main_process():  # which alone has the figures
+        if comm.is_main_process():  # only this one has the figures
             logger.info("%s", self._line())
 
     def after_train(self) -> None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import os
-import re
 import shlex
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 from fastreid.config import CfgNode
@@ -17,8 +14,8 @@ from fastreid.engine import DefaultTrainer, default_argument_parser, default_set
 from fastreid.utils import comm
 
 from .. import compat
-from ..common.launcher import PortError, ProcessError
-from ..common.signals import EXIT_INTERRUPTED
+from ..common.errors import UserError
+from ..common.signals import EXIT_INTERRUPTED, JOIN_SECONDS
 from ..config_files import get_config_file
 from ..data import build_dataset
 from ..modeling import needs_memory
@@ -34,22 +31,6 @@ from . import (
 from .setup import to_evaluate
 
 logger = logging.getLogger("fastreid.caureid")
-
-
-class Mistake(ValueError):
-    """What the user can put right before training: said in one sentence, without a traceback."""
-
-
-@contextlib.contextmanager
-def mistakes() -> Iterator[None]:
-    """Takes errors of the config, the data or the weights for the user's."""
-    try:
-        yield
-    except ConnectionError:  # another process is gone, and says why
-        raise
-    except (KeyError, OSError, ValueError) as error:
-        # a KeyError shows its text in quotes
-        raise Mistake(str(error.args[0] if type(error) is KeyError else error)) from error
 
 
 def setup(args: Any) -> CfgNode:
@@ -68,7 +49,7 @@ def setup(args: Any) -> CfgNode:
 
 
 def is_unsupervised(cfg: CfgNode) -> bool:
-    """Whether the config trains from camera labels alone."""
+    """Whether the config trains from camera labels only."""
     return cfg.MODEL.META_ARCHITECTURE == "CAUReID" and needs_memory(cfg)
 
 
@@ -103,32 +84,29 @@ def evaluate(cfg: CfgNode) -> dict[str, Any]:
     """Evaluates MODEL.WEIGHTS on DATASETS.TESTS.
 
     Raises:
-        Mistake: there is no test set; the network cannot be built, or not take the weights.
+        UserError: there is no test set; the network cannot be built, or not take the weights.
     """
-    with mistakes():
-        if not cfg.DATASETS.TESTS:
-            raise ValueError("DATASETS.TESTS is empty, there is nothing to evaluate on: name a "
-                             "dataset. For CameraFolder set CAMERA_FOLDER.QUERY and GALLERY too.")
-        for name in cfg.DATASETS.TESTS:
-            _ = build_dataset(cfg, name).query  # its errors are the user's as well
-        cfg = to_evaluate(cfg)
-        model = DefaultTrainer.build_model(cfg)
-        if cfg.MODEL.WEIGHTS:
-            compat.load_weights(model, cfg.MODEL.WEIGHTS)
-        else:
-            logger.warning("MODEL.WEIGHTS is empty: evaluating a network with random weights.")
+    if not cfg.DATASETS.TESTS:
+        raise UserError("DATASETS.TESTS is empty, there is nothing to evaluate on: name a "
+                        "dataset. For CameraFolder set CAMERA_FOLDER.QUERY and GALLERY too.")
+    for name in cfg.DATASETS.TESTS:
+        _ = build_dataset(cfg, name).query  # its errors come before the network is built
+    cfg = to_evaluate(cfg)
+    model = DefaultTrainer.build_model(cfg)
+    if cfg.MODEL.WEIGHTS:
+        compat.load_weights(model, cfg.MODEL.WEIGHTS)
+    else:
+        logger.warning("MODEL.WEIGHTS is empty: evaluating a network with random weights.")
     return DefaultTrainer.test(cfg, model)
 
 
 def main(args: Any) -> Any:
     """Trains or evaluates in this process; returns the figures of the last evaluation."""
-    with mistakes():
-        cfg = setup(args)
+    cfg = setup(args)
     if args.eval_only:
         return evaluate(cfg)
-    with mistakes():
-        trainer = build_trainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
+    trainer = build_trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
     results = trainer.train()
     if is_unsupervised(cfg) and comm.is_main_process():
         logger.info("Look at it: caureid report %s", shlex.quote(cfg.OUTPUT_DIR))
@@ -138,24 +116,25 @@ def main(args: Any) -> Any:
 def argument_parser() -> argparse.ArgumentParser:
     """FastReID's parser of a command line, with ``--join-timeout``."""
     parser = default_argument_parser()
-    parser.add_argument("--join-timeout", type=float, default=compat.processes.JOIN_SECONDS,
+    parser.add_argument("--join-timeout", type=float, default=JOIN_SECONDS,
                         metavar="SECONDS", help="for the processes of all machines to start")
     return parser
 
 
-def run(args: Any, name: str = "caureid train") -> None:
+def run(args: Any) -> None:
     """Runs :func:`main` in every process.
 
     Args:
         args: as :func:`argument_parser` gives them; ``dist_url`` None is that parser's default.
-        name: of the command, for its messages.
 
     Raises:
-        SystemExit: with the sentence to say of a mistake.
+        UserError: of any process, what its user can put right.
+        ProcessError: a process failed in another way; ends with its traceback.
+        SystemExit: an evaluation was interrupted.
     """
     if not args.config_file:
         misplaced = [word for word in args.opts if word.endswith((".yml", ".yaml"))]
-        sys.exit(f"{name}: --config-file is missing" + (
+        raise UserError("--config-file is missing" + (
             f": write it before {misplaced[0]}." if misplaced else
             ", the file of a config, such as configs/OwnData/caureid.yml or Market/caureid.yml."))
     if args.dist_url is None:
@@ -165,16 +144,9 @@ def run(args: Any, name: str = "caureid train") -> None:
         launch(main, args.num_gpus, num_machines=args.num_machines,
                machine_rank=args.machine_rank, dist_url=args.dist_url, args=(args,),
                join_seconds=args.join_timeout)
-    except (Mistake, PortError) as error:
-        sys.exit(f"{name}: {error}")
     except KeyboardInterrupt:
         if not args.eval_only:
             raise
-        print(f"{name}: the evaluation was interrupted, nothing is changed: the same command "
-              "makes it again.", file=sys.stderr)
+        print("The evaluation was interrupted, nothing is changed: the same command makes it "
+              "again.", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
-    except ProcessError as error:  # which ends with the traceback of one process
-        mistake = re.search(rf"^\S*\b{Mistake.__name__}: (.*)\Z", str(error), re.M | re.S)
-        if not mistake:
-            raise
-        sys.exit(f"{name}: {mistake[1]}")

@@ -100,9 +100,9 @@ def judge(indicators: Indicators, cfg: CfgNode, *, num_cameras: int | None = Non
         if len(values) and not math.isfinite(values[-1]):
             findings.append(Finding(name, values[-1], *NO_NUMBER))
         elif len(known.get(name, ())) >= LEAST_VALUES.get(name, 1):
-            said = JUDGED[name](known) if name in JUDGED else _mean_precision(
+            judgement = JUDGED[name](known) if name in JUDGED else _mean_precision(
                 known[name], known.get(f"start/{name}"))
-            findings.append(Finding(name, known[name][-1], *said))
+            findings.append(Finding(name, known[name][-1], *judgement))
     level = max((finding.level for finding in findings), key=LEVELS.index, default="unknown")
     return Verdict(level, SUMMARIES[level], _first_look(cfg), _advice(findings, cfg), findings)
 
@@ -247,7 +247,7 @@ def _outliers(known: Indicators) -> Judgement:
 
 def _stability(known: Indicators) -> Judgement:
     return _grade(known["stability"][-1], 0.35, 0.6, ("train_longer", "lower_rate"), {
-        "bad": "from one clustering to the next most images change their company",
+        "bad": "from one clustering to the next most images change their cluster",
         "mixed": "clusters still change a good deal from one clustering to the next",
         "good": "clusters change little from one clustering to the next"})
 

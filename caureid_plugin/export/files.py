@@ -19,7 +19,7 @@ from torch import nn
 
 from .._version import __version__
 from ..common.files import write_atomically
-from ..common.text import shown
+from ..common.text import printable
 from ..retrieval.embedder import Embedder
 from ..retrieval.preprocessing import ImageLike, Preprocessing, read_image_like
 from ..runs.threshold import PairStatistics
@@ -91,9 +91,9 @@ def export_network(embedder: Embedder, path: str | os.PathLike[str], *,
                   if precision == "fp32" else
                   "its numbers do not fit into so few bits, take --precision fp32.")
         raise ExportError(
-            f"The {kind} file of {shown(embedder.name)} gives other embeddings than PyTorch (cosine"
-            f" distance {found:.2g}, and {allowed:g} is allowed with {precision}) and was not kept:"
-            f" {advice}")
+            f"The {kind} file of {printable(embedder.name)} gives other embeddings than PyTorch "
+            f"(cosine distance {found:.2g}, and {allowed:g} is allowed with {precision}) and was "
+            f"not kept: {advice}")
     statistics = embedder.statistics
     threshold = None if statistics is None else statistics.threshold()._asdict()
     sidecar = Sidecar(
@@ -117,8 +117,8 @@ def _check(embedder: Embedder, path: Path, kind: str, convention: str, precision
         if value not in known:
             raise ExportError(f"--{name} {value!r} is unknown, known are {', '.join(known)}.")
     if not isinstance(embedder.network, nn.Module):
-        raise ExportError(f"{shown(embedder.name)} is an exported file itself: give the run folder "
-                          "that it was made from.")
+        raise ExportError(f"{printable(embedder.name)} is an exported file itself: give the run "
+                          "folder that it was made from.")
     if kind == "torchscript" and precision != "fp32":
         raise ExportError(f"--precision {precision} is only for ONNX files: give a name that ends "
                           "in .onnx, or --precision fp32.")
@@ -127,12 +127,12 @@ def _check(embedder: Embedder, path: Path, kind: str, convention: str, precision
                           f" by, and there are {images}: give a folder of some hundred crops with "
                           "--images.")
     if path.is_dir() or not path.absolute().parent.is_dir():
-        raise ExportError(f"{shown(path)} cannot be written: it is a folder, or lies in one that "
-                          "does not exist.")
+        raise ExportError(f"{printable(path)} cannot be written: it is a folder, or lies in one "
+                          "that does not exist.")
     try:
         tempfile.TemporaryFile(dir=path.absolute().parent).close()
     except OSError as error:  # before the work, not after it
-        raise ExportError(f"{shown(path)} cannot be written: its folder takes no new file "
+        raise ExportError(f"{printable(path)} cannot be written: its folder takes no new file "
                           f"({error.strerror}).") from error
 
 
@@ -266,34 +266,35 @@ def load_export(path: str | os.PathLike[str]) -> Embedder:
     """
     path = Path(path)
     if suffix_of(path) != "onnx":
-        raise ExportError(f"{shown(path)} is a program for other tools (torch.jit.load): export "
-                          "the run as .onnx to use it here, or give the run folder.")
+        raise ExportError(f"{printable(path)} is a program for other tools (torch.jit.load): "
+                          "export the run as .onnx to use it here, or give the run folder.")
     content = read_file(path, "what caureid export has written")
     sidecar = read_sidecar(path)
     if digest(content) != sidecar.digest:
-        raise ExportError(f"{shown(path)} is damaged, or its sidecar {shown(path.name)}.json is "
-                          f"that of another file: their digests differ. {AGAIN}")
+        raise ExportError(f"{printable(path)} is damaged, or its sidecar {printable(path.name)}."
+                          f"json is that of another file: their digests differ. {AGAIN}")
     if sidecar.kind != "onnx":
-        raise ExportError(f"{shown(path)} is no ONNX file, as its sidecar says: it is "
+        raise ExportError(f"{printable(path)} is no ONNX file, as its sidecar says: it is "
                           f"{sidecar.kind}. {AGAIN}")
     try:
         program, names, shapes = onnx_program(content)
     except ExportError as error:
-        raise ExportError(f"{shown(path)}: {error}") from error
+        raise ExportError(f"{printable(path)}: {error}") from error
     try:
         statistics = (None if sidecar.statistics is None
                       else PairStatistics.from_json(sidecar.statistics))
         preprocessing = Preprocessing(sidecar.size, sidecar.crop)
     except ValueError as error:
-        raise ExportError(f"The sidecar of {shown(path)} is damaged: {error} {AGAIN}") from error
+        raise ExportError(f"The sidecar of {printable(path)} is damaged: {error} {AGAIN}"
+                          ) from error
     height, width = preprocessing.shape
     told = [[3, height, width], [sidecar.dim]]
     if (names != [INPUT_NAME, OUTPUT_NAME] or [shape[1:] for shape in shapes] != told
             or sidecar.shape != preprocessing.shape):
         raise ExportError(
-            f"The sidecar of {shown(path)} does not fit its file: it tells of images of {height} x "
-            f"{width} pixels and embeddings of {sidecar.dim} numbers, and the file has {names} of "
-            f"shapes {shapes}. {AGAIN}")
+            f"The sidecar of {printable(path)} does not fit its file: it tells of images of "
+            f"{height} x {width} pixels and embeddings of {sidecar.dim} numbers, and the file has "
+            f"{names} of shapes {shapes}. {AGAIN}")
     return Embedder(
         # of fewer bits, their length is 1 to three digits
         lambda images: nn.functional.normalize(program(to_input(images, sidecar.convention))),

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..common.text import shown
+from ..common.errors import MissingPackage, UserError
+from ..common.text import printable
 from ..layers import GroupedBatchNorm2d
 
 INPUT_NAME, OUTPUT_NAME = "images", "embeddings"
@@ -32,7 +33,7 @@ _REFUSALS = (AttributeError, ImportError, LookupError, NotImplementedError, Runt
              ValueError)
 
 
-class ExportError(ValueError):
+class ExportError(UserError):
     """Why a network cannot be exported, or an exported file not be used, and what to do."""
 
 
@@ -46,8 +47,8 @@ def require(module: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         name = module.partition(".")[0]
-        raise ImportError(f"{name} is not installed ({error}): pip install "
-                          "'caureid-plugin[export]'.") from error
+        raise MissingPackage(f"{name} is not installed ({error}): pip install "
+                             "'caureid-plugin[export]'.") from error
 
 
 class _FromImagenet(nn.Module):
@@ -79,26 +80,30 @@ def prepare(network: nn.Module, convention: str) -> nn.Module:
     """A copy of a network for the exporters: in evaluation mode, on the CPU, without gradients.
 
     Batch norm over groups becomes plain batch norm, which is the same in evaluation: the groups
-    are cut by the length of the batch, which an exporter would take for a constant.
+    are cut by the length of the batch, which an exporter would take for a constant. The toolbox's
+    mean over a map becomes torch's, the same but for rounding: its shapes follow that length,
+    which OpenCV takes for one, silently.
 
     Args:
         network: (B, 3, H, W), RGB in 0..255, to (B, D).
         convention: of :data:`INPUTS`.
     """
-    copied = _with_plain_batch_norm(copy.deepcopy(network).cpu())
+    copied = _with_plain_parts(copy.deepcopy(network).cpu())
     whole = copied if convention == "rgb255" else _FromImagenet(copied)
     return whole.eval().requires_grad_(False)
 
 
-def _with_plain_batch_norm(module: nn.Module) -> nn.Module:
+def _with_plain_parts(module: nn.Module) -> nn.Module:
     for name, child in module.named_children():
         if isinstance(child, GroupedBatchNorm2d):
             norm = nn.BatchNorm2d(child.num_features, child.eps, child.momentum, child.affine,
                                   child.track_running_stats)
             norm.load_state_dict(child.state_dict())
             setattr(module, name, norm)
+        elif type(child).__name__ == "FastGlobalAvgPool" and not child.flatten:  # the toolbox's
+            setattr(module, name, nn.AdaptiveAvgPool2d(1))
         else:
-            _with_plain_batch_norm(child)
+            _with_plain_parts(child)
     return module
 
 
@@ -241,13 +246,13 @@ def check_graph(content: bytes) -> None:
                      if entry.key == "location"})
     if others:
         raise ExportError(
-            f"The file keeps weights in other files ({shown(', '.join(others)[:200])}), which "
+            f"The file keeps weights in other files ({printable(', '.join(others)[:200])}), which "
             "onnxruntime would take from the current directory and no digest covers: give one that "
             "holds all of its weights, as caureid export writes it.")
     endless = sorted({node.op_type for node in model.graph.node for attribute in node.attribute
                       if attribute.HasField("g") or attribute.graphs})
     if endless or model.functions:
-        found = shown(", ".join(endless)[:200]) or "functions of its own"
+        found = printable(", ".join(endless)[:200]) or "functions of its own"
         raise ExportError(f"The file has {found}, which can take endless time, and no network of "
                           "caureid export has: give a file that it has written.")
 

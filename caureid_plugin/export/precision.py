@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .graph import INPUT_NAME, require
+from ..common.text import one_line
+from .graph import INPUT_NAME, ExportError, require
 
 PRECISIONS = ("fp32", "fp16", "int8")
 # a sum of squares leaves the range of a half above a norm of 256
@@ -59,6 +60,7 @@ def to_eight_bits(content: bytes, images: np.ndarray) -> bytes:
         images: (N, 3, H, W) float32, as the file takes them.
 
     Raises:
+        ExportError: onnxruntime cannot run the file on them.
         ImportError: onnx or onnxruntime is not installed.
     """
     tools = require("onnxruntime.quantization")
@@ -69,10 +71,15 @@ def to_eight_bits(content: bytes, images: np.ndarray) -> bytes:
         require("onnxruntime.quantization.shape_inference").quant_pre_process(
             str(given), str(folded), skip_symbolic_shape=True)
         reader: Any = type("Reader", (_Images, tools.CalibrationDataReader), {})(images)
-        tools.quantize_static(
-            str(folded), str(made), reader, quant_format=tools.QuantFormat.QDQ,
-            per_channel=True, activation_type=tools.QuantType.QUInt8,
-            weight_type=tools.QuantType.QInt8, op_types_to_quantize=list(_IN_EIGHT_BITS))
+        try:
+            tools.quantize_static(
+                str(folded), str(made), reader, quant_format=tools.QuantFormat.QDQ,
+                per_channel=True, activation_type=tools.QuantType.QUInt8,
+                weight_type=tools.QuantType.QInt8, op_types_to_quantize=list(_IN_EIGHT_BITS))
+        except Exception as error:  # its errors have no base of their own
+            raise ExportError(
+                f"onnxruntime {require('onnxruntime').__version__} cannot calibrate this network "
+                f"by the images: {one_line(error)}. Take --precision fp32.") from error
         return made.read_bytes()
 
 

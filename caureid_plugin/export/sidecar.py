@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.files import write_atomically
-from ..common.text import shown
+from ..common.text import printable
 from ..runs.threshold import LEVELS, NO_VERDICT, RunVerdict
 from .graph import IMAGENET_MEAN, IMAGENET_STD, INPUT_NAME, INPUTS, OUTPUT_NAME, ExportError
 from .precision import PRECISIONS
@@ -99,7 +99,7 @@ def fingerprint_at(fingerprint: str, precision: str, content: bytes) -> str:
 
     In float32 it is the network's own: embeddings agree to 1e-4 in cosine distance, which is less
     than what another image format does, and may be searched for among each other. With fewer bits
-    they are those of another network, and of another one for each calibration.
+    they belong to another network, and to another one for each calibration.
     """
     if precision == "fp32":
         return fingerprint
@@ -115,15 +115,15 @@ def read_file(path: Path, what: str, largest: int | None = None) -> bytes:
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its writer
-            raise ExportError(f"{shown(path)} is no regular file: give {what}.")
+            raise ExportError(f"{printable(path)} is no regular file: give {what}.")
         if largest is not None and status.st_size > largest:
-            raise ExportError(f"{shown(path)} has {status.st_size} bytes, more than any such file: "
-                              f"it is not {what}.")
+            raise ExportError(f"{printable(path)} has {status.st_size} bytes, more than any such "
+                              f"file: it is not {what}.")
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise ExportError(f"{shown(path)} does not exist: give {what}.") from error
+        raise ExportError(f"{printable(path)} does not exist: give {what}.") from error
     except OSError as error:
-        raise ExportError(f"{shown(path)} cannot be read ({error.strerror}): give {what}."
+        raise ExportError(f"{printable(path)} cannot be read ({error.strerror}): give {what}."
                           ) from error
 
 
@@ -135,24 +135,24 @@ def read_sidecar(path: Path) -> Sidecar:
     """
     place = beside(path)
     if not os.path.lexists(place):
-        raise ExportError(f"{shown(path)} has no sidecar {shown(place.name)}, which tells size, "
-                          "normalisation and fingerprint: copy it along with the file, or export "
-                          "again (caureid export).")
+        raise ExportError(f"{printable(path)} has no sidecar {printable(place.name)}, which tells "
+                          "size, normalisation and fingerprint: copy it along with the file, or "
+                          "export again (caureid export).")
     content = read_file(place, "the sidecar that caureid export writes beside its file", LARGEST)
     try:
         found = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ExportError(f"{shown(place)} is damaged, it is no JSON. {AGAIN}") from error
+        raise ExportError(f"{printable(place)} is damaged, it is no JSON. {AGAIN}") from error
     if not isinstance(found, dict) or found.get("what") != KIND:
-        raise ExportError(f"{shown(place)} is not of caureid export: it does not say "
+        raise ExportError(f"{printable(place)} is not of caureid export: it does not say "
                           f"\"what\": \"{KIND}\". {AGAIN}")
     number = found.get("format")
     if type(number) is not int or number < 1:
-        raise ExportError(f"{shown(place)} is damaged: its format is {number!r}. {AGAIN}")
+        raise ExportError(f"{printable(place)} is damaged: its format is {number!r}. {AGAIN}")
     if number not in FORMATS:
-        plugin = shown(str(found.get("plugin"))[:30])
+        plugin = printable(str(found.get("plugin"))[:30])
         raise ExportError(
-            f"{shown(place)} has format {number}, and this version knows {FORMATS[-1]}: it was "
+            f"{printable(place)} has format {number}, and this version knows {FORMATS[-1]}: it was "
             f"written by caureid-plugin {plugin}. Install that version, or export again with this "
             "one.")
     return _checked(found, place)
@@ -184,13 +184,13 @@ def _checked(found: dict[str, Any], place: Path) -> Sidecar:
         "plugin": lambda v: isinstance(v, str), "torch": lambda v: isinstance(v, str)}
     for name, is_good in good.items():
         if name not in found or not is_good(found[name]):
-            value = shown(repr(found[name])[:60]) if name in found else "missing"
-            raise ExportError(f"{shown(place)} is damaged: its {name} is {value}. {AGAIN}")
+            value = printable(repr(found[name])[:60]) if name in found else "missing"
+            raise ExportError(f"{printable(place)} is damaged: its {name} is {value}. {AGAIN}")
     verdict = found.get("verdict", NO_VERDICT._asdict())  # older files have none
     if (not isinstance(verdict, dict) or verdict.keys() != NO_VERDICT._asdict().keys()
             or verdict["level"] not in LEVELS or not isinstance(verdict["reason"], str)):
-        raise ExportError(f"{shown(place)} is damaged: its verdict is {shown(repr(verdict)[:60])}. "
-                          f"{AGAIN}")
+        raise ExportError(f"{printable(place)} is damaged: its verdict is "
+                          f"{printable(repr(verdict)[:60])}. {AGAIN}")
     values = {name: found[name] for name in good} | {"verdict": RunVerdict(**verdict)}
     sizes = {name: tuple(found[name]) for name in ("shape", "size", "crop")}
     return Sidecar(**{**values, **sizes})

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from ..common.text import shown
+from ..common.text import printable
 from ..data.listing import existing_folder, list_images
 from ..retrieval import load_run
 from . import export_network
@@ -42,7 +42,7 @@ def run(args: SimpleNamespace) -> None:
     size = args.output.stat().st_size / 2 ** 20
     height, width = made.shape
     what = "RGB 0..255" if made.convention == "rgb255" else "RGB 0..1 less ImageNet's mean"
-    print(f"{shown(args.output)}: {size:.1f} MiB, {made.precision}. (B, 3, {height}, {width}) "
+    print(f"{printable(args.output)}: {size:.1f} MiB, {made.precision}. (B, 3, {height}, {width}) "
           f"float32, {what}, to (B, {made.dim}) of length 1. Largest cosine distance to PyTorch's "
           f"embeddings of {len(images) or 'eight noise'} images: {made.difference:.1e}.")
-    print(f"{shown(beside(args.output))} says so, too: keep the two together.")
+    print(f"{printable(beside(args.output))} says so, too: keep the two together.")

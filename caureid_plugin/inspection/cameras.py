@@ -161,7 +161,7 @@ def camera_auc(first: np.ndarray, second: np.ndarray) -> float:
     Args:
         first, second: (A, T) and (B, T) thumbnails in the order of the paths, at least FOLDS each.
     """
-    # slow to import, and training needs this module for its summary alone
+    # slow to import, and training needs only the summary of this module
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
     from sklearn.pipeline import make_pipeline

@@ -32,20 +32,17 @@ class HarmoniousAttention(nn.Module):
             A in [0.5, 1), so that the complement 1 - A never exceeds 0.5.
         uniform_start: A = 0.5 everywhere before training (the last batch norm's weight starts at
             zero). Only with the full range: behind a ReLU a zero would never receive a gradient.
-        gain: factor of what goes into the sigmoid. The steps of Adam do not depend on the size of
-            a gradient, so that the mask leaves its start about ``gain`` times as fast.
 
     Shape:
         - input: (B, C, H, W)
         - output: (B, C, H, W)
 
     Raises:
-        ValueError: unknown ``mask_range``; ``uniform_start`` with range "half"; ``gain`` not
-            positive.
+        ValueError: unknown ``mask_range``; ``uniform_start`` with range "half".
     """
 
     def __init__(self, channels: int, *, reduction: int = 16, mask_range: str = "full",
-                 uniform_start: bool = True, gain: float = 1.0) -> None:
+                 uniform_start: bool = True) -> None:
         super().__init__()
         if mask_range not in RANGES:
             raise ValueError(f"mask_range {mask_range!r} is not one of {RANGES}.")
@@ -53,15 +50,13 @@ class HarmoniousAttention(nn.Module):
             raise ValueError(
                 "uniform_start needs mask_range 'full': with 'half' the zero weight sits behind a "
                 "ReLU and never receives a gradient.")
-        if not 0 < gain < float("inf"):
-            raise ValueError(f"gain {gain} must be positive.")
         squeezed = max(1, channels // reduction)
         self.spatial_reduce = _conv_bn(1, 1, kernel=3, stride=2)
         self.spatial_refine = _conv_bn(1, 1, kernel=1)
         self.channel_squeeze = _conv_bn(channels, squeezed, kernel=1)
         self.channel_excite = _conv_bn(squeezed, channels, kernel=1)
         self.combine = _conv_bn(channels, channels, kernel=1)
-        self.mask_range, self.gain = mask_range, gain
+        self.mask_range = mask_range
         self._reset_parameters(uniform_start)
 
     def _reset_parameters(self, uniform_start: bool) -> None:
@@ -88,7 +83,7 @@ class HarmoniousAttention(nn.Module):
         conv, norm = self.combine
         # conv(spatial * channel), whose first factor is one number for each place: a convolution
         # of 1 x 1 places instead of H x W
-        y = self.gain * norm(self._spatial(x) * conv(self._channel(x)))
+        y = norm(self._spatial(x) * conv(self._channel(x)))
         if self.mask_range == "half":
             y = F.relu(y)
         return torch.sigmoid(y)

@@ -56,7 +56,7 @@ def cacc_loss(anchors: torch.Tensor, anchor_labels: torch.Tensor, centres: torch
         return anchors.sum() * 0.0
     anchors, positive = anchors[used], positive[used]
     similarity = anchors @ centres.t() / temperature
-    # positives first, then the nearest others: the gradient passes through these few places alone
+    # positives first, then the nearest others: the gradient passes only through these few places
     count = positive.sum(dim=1)
     width = min(int(count.max()) + num_negatives, similarity.shape[1])
     ranking = similarity.detach().masked_fill(positive, torch.inf)

@@ -11,6 +11,8 @@ from fastreid.layers import get_norm
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from torch import nn
 
+from ..common.errors import UserError
+
 
 @BACKBONE_REGISTRY.register()
 def build_plain_backbone(cfg: CfgNode) -> nn.Sequential:
@@ -30,13 +32,13 @@ def build_plain_backbone(cfg: CfgNode) -> nn.Sequential:
     """
     dim, norm = cfg.MODEL.BACKBONE.FEAT_DIM, cfg.MODEL.BACKBONE.NORM
     if dim % 8:
-        raise ValueError(f"MODEL.BACKBONE.FEAT_DIM {dim} must be a multiple of 8 here.")
+        raise UserError(f"MODEL.BACKBONE.FEAT_DIM {dim} must be a multiple of 8 here.")
     if cfg.MODEL.BACKBONE.PRETRAIN:
-        raise ValueError("build_plain_backbone has no pretrained weights: set "
-                         "MODEL.BACKBONE.PRETRAIN False.")
+        raise UserError("build_plain_backbone has no pretrained weights: set "
+                        "MODEL.BACKBONE.PRETRAIN False.")
     last_stride = cfg.MODEL.BACKBONE.LAST_STRIDE
     if last_stride not in (1, 2):
-        raise ValueError(f"MODEL.BACKBONE.LAST_STRIDE {last_stride} must be 1 or 2.")
+        raise UserError(f"MODEL.BACKBONE.LAST_STRIDE {last_stride} must be 1 or 2.")
     widths = (dim // 8, dim // 4, dim // 4, dim // 2, dim // 2, dim)
     strides = (2, 2, 1, last_stride, 1, 1)
     layers: list[nn.Module] = []

@@ -12,14 +12,15 @@ from fastreid.layers.weight_init import weights_init_classifier
 from fastreid.modeling.heads import REID_HEADS_REGISTRY, EmbeddingHead
 from torch import nn
 
+from ..common.errors import UserError
 from ..common.text import naming_keys
 from ..compat import MGN_LOSSES, TOOLBOX_LOSSES
 from ..layers import HarmoniousAttention
 
 ATTENTIONS = ("harmonious", "none")
-CAMSEP_KEYS = {"mask_range": "MODEL.HEADS.CAMSEP.RANGE", "gain": "MODEL.HEADS.CAMSEP.GAIN",
+CAMSEP_KEYS = {"mask_range": "MODEL.HEADS.CAMSEP.RANGE",
                "uniform_start": "MODEL.HEADS.CAMSEP.UNIFORM_START"}
-# the toolbox's meta-architectures, which know the toolbox's losses alone; Baseline says so at its
+# the toolbox's meta-architectures, which know only the toolbox's losses; Baseline says so at its
 # first step, as it is also built as a Distiller's teacher, whose losses nobody computes
 TOOLBOX_ARCHITECTURES = ("Distiller", "MGN", "MoCo")
 
@@ -28,29 +29,29 @@ def _check_config(cfg: CfgNode) -> None:
     """Refuses what would train without a loss that is named, or with one that means nothing."""
     camsep, names = cfg.MODEL.HEADS.CAMSEP, cfg.MODEL.LOSSES.NAME
     if camsep.ATTENTION not in ATTENTIONS:
-        raise ValueError(f"MODEL.HEADS.CAMSEP.ATTENTION {camsep.ATTENTION!r} is unknown, known "
-                         f"are {ATTENTIONS}.")
+        raise UserError(f"MODEL.HEADS.CAMSEP.ATTENTION {camsep.ATTENTION!r} is unknown, known "
+                        f"are {ATTENTIONS}.")
     if camsep.NUM_CAMERAS < 0:
-        raise ValueError(
+        raise UserError(
             f"MODEL.HEADS.CAMSEP.NUM_CAMERAS is {camsep.NUM_CAMERAS} where the network is built. "
             "-1 leaves the number to the training set: call cfg = caureid_plugin.fit_to_data(cfg) "
             "before, or set the number of cameras (0: no camera classifier).")
     known = MGN_LOSSES if cfg.MODEL.META_ARCHITECTURE == "MGN" else TOOLBOX_LOSSES
     foreign = [name for name in names if name not in known]
     if foreign and cfg.MODEL.META_ARCHITECTURE in TOOLBOX_ARCHITECTURES:
-        raise ValueError(
+        raise UserError(
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} does not know the losses "
             f"{foreign} of MODEL.LOSSES.NAME, it knows {list(known)}: take them out, or "
             "set MODEL.META_ARCHITECTURE CAUReID.")
     if "CameraSeparationLoss" not in names:
         return
     if camsep.ATTENTION == "none":
-        raise ValueError(
+        raise UserError(
             "CameraSeparationLoss learns from the camera-specific part of the feature map, which "
             "MODEL.HEADS.CAMSEP.ATTENTION 'none' does not give: set it to 'harmonious', or take "
             "the loss out of MODEL.LOSSES.NAME.")
     if camsep.NUM_CAMERAS < 2:
-        raise ValueError(
+        raise UserError(
             "CameraSeparationLoss needs MODEL.HEADS.CAMSEP.NUM_CAMERAS, the number of cameras, at "
             f"least 2; it is {camsep.NUM_CAMERAS}. With a single camera take the loss out of "
             "MODEL.LOSSES.NAME.")
@@ -64,7 +65,7 @@ class CamSepHead(EmbeddingHead):
     classifier (eq. 4); ``(1 - A) * F`` is camera-agnostic and gives the embedding (eq. 5), through
     the toolbox's own pooling, neck and classifier. It fits every meta-architecture that takes an
     EmbeddingHead: CAUReID, and the toolbox's Baseline, MoCo and MGN (a mask for each branch), which
-    train the mask through their own losses alone.
+    train the mask only through their own losses.
 
     Args:
         attention: module that maps F to A, or None for no separation (the embedding comes from F).
@@ -112,7 +113,7 @@ class CamSepHead(EmbeddingHead):
             with naming_keys(CAMSEP_KEYS):
                 attention = HarmoniousAttention(
                     cfg.MODEL.BACKBONE.FEAT_DIM, reduction=camsep.REDUCTION,
-                    mask_range=camsep.RANGE, uniform_start=camsep.UNIFORM_START, gain=camsep.GAIN)
+                    mask_range=camsep.RANGE, uniform_start=camsep.UNIFORM_START)
         # without its loss the camera branch would hold weights that never receive a gradient
         separated = "CameraSeparationLoss" in cfg.MODEL.LOSSES.NAME
         return {
@@ -133,10 +134,10 @@ class CamSepHead(EmbeddingHead):
         # the spatial branch would see one number for each image, the mean over channels, which a
         # transformer's layer norm makes the same for all: the mask could never leave its start
         if self.training and features.shape[2:] == (1, 1):
-            raise ValueError(
+            raise UserError(
                 "MODEL.HEADS.CAMSEP.ATTENTION 'harmonious' needs a feature map with more than one "
                 "place, and MODEL.BACKBONE.NAME gives 1 x 1: set ATTENTION 'none' (a vision "
-                "transformer gives its class token alone), or enlarge INPUT.SIZE_TRAIN.")
+                "transformer gives only its class token), or enlarge INPUT.SIZE_TRAIN.")
         # detached, the mask still learns, but leads no gradient into the backbone
         seen = features.detach() if self.detach else features
         mask = self.mask(seen)

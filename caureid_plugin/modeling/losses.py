@@ -13,6 +13,7 @@ from fastreid.modeling import losses as toolbox
 from fastreid.utils.registry import Registry
 
 from .. import losses
+from ..common.errors import UserError
 from ..common.text import naming_keys
 from ..compat import registered_names
 from .gather import gather_batch
@@ -53,7 +54,7 @@ class Loss:
 
     def _output(self, outputs: Outputs, key: str) -> torch.Tensor:
         if key not in outputs:
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__} needs the head's output {key!r}, which MODEL.HEADS.NAME "
                 f"does not give here (it gives {sorted(outputs)}): check MODEL.HEADS.NAME, "
                 "MODEL.HEADS.NUM_CLASSES and MODEL.HEADS.CAMSEP.")
@@ -68,7 +69,7 @@ class MemoryLoss(Loss):
     def __call__(self, outputs: Outputs, batch: dict[str, Any],
                  memory: MemoryBank | None) -> Outputs:
         if memory is None:
-            raise RuntimeError(
+            raise UserError(
                 f"{type(self).__name__} needs pseudo labels and a memory bank: add "
                 "`trainer.register_hooks([caureid_plugin.UnsupervisedHook(cfg)])` after the "
                 "trainer is built.")
@@ -82,7 +83,7 @@ class MemoryLoss(Loss):
 
 def _check_temperature(name: str, node: CfgNode) -> None:
     if node.TEMPERATURE <= 0:
-        raise ValueError(f"MODEL.LOSSES.{name}.TEMPERATURE {node.TEMPERATURE} must be positive.")
+        raise UserError(f"MODEL.LOSSES.{name}.TEMPERATURE {node.TEMPERATURE} must be positive.")
 
 
 @LOSS_REGISTRY.register()
@@ -105,7 +106,7 @@ class InfoNCELoss(MemoryLoss):
 class CACCLoss(MemoryLoss):
     """:func:`caureid_plugin.losses.cacc_loss` between the batch and the bank's camera centres.
 
-    With several processes the centres of the batch are those of the whole batch.
+    With several processes the centres are made from the whole batch.
     """
 
     ANCHORS = ("centre", "sample")
@@ -120,11 +121,11 @@ class CACCLoss(MemoryLoss):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         node = cfg.MODEL.LOSSES.CACC
         if node.ANCHOR not in cls.ANCHORS:
-            raise ValueError(
+            raise UserError(
                 f"MODEL.LOSSES.CACC.ANCHOR {node.ANCHOR!r} is unknown, known are {cls.ANCHORS}.")
         _check_temperature("CACC", node)
         if node.NUM_NEGATIVES < 0:
-            raise ValueError(
+            raise UserError(
                 f"MODEL.LOSSES.CACC.NUM_NEGATIVES {node.NUM_NEGATIVES} must not be negative.")
         return {
             "scale": node.SCALE, "temperature": node.TEMPERATURE, "anchor": node.ANCHOR,
@@ -164,7 +165,7 @@ def _camera_numbers(batch: dict[str, Any]) -> torch.Tensor:
     if isinstance(camids, torch.Tensor) and not (camids.is_floating_point() or camids.is_complex()):
         return camids.long()
     found = camids.dtype if isinstance(camids, torch.Tensor) else type(camids).__name__
-    raise ValueError(
+    raise UserError(
         "CameraSeparationLoss needs the camera of each image, an integer from 0 to "
         f"MODEL.HEADS.CAMSEP.NUM_CAMERAS - 1, as 'camids' of the batch; it is of type {found}. "
         "Take a dataset with cameras in DATASETS.NAMES, or the loss out of MODEL.LOSSES.NAME.")
@@ -192,10 +193,16 @@ class FeatureLoss(Loss):
     Attributes:
         function: the toolbox's loss function.
         scalar: name of the result.
+        section: of MODEL.LOSSES; its keys are SCALE and the function's options.
     """
 
     function: Callable[..., torch.Tensor]
     scalar: str
+    section: str
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {key.lower(): value for key, value in cfg.MODEL.LOSSES[cls.section].items()}
 
     def __call__(self, outputs: Outputs, batch: dict[str, Any],
                  memory: MemoryBank | None) -> Outputs:
@@ -208,43 +215,27 @@ class FeatureLoss(Loss):
 class TripletLoss(FeatureLoss):
     """FastReID's triplet loss."""
 
-    function, scalar = toolbox.triplet_loss, "loss_triplet"
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        node = cfg.MODEL.LOSSES.TRI
-        return {"scale": node.SCALE, "margin": node.MARGIN, "norm_feat": node.NORM_FEAT,
-                "hard_mining": node.HARD_MINING}
+    function, scalar, section = toolbox.triplet_loss, "loss_triplet", "TRI"
 
 
 @LOSS_REGISTRY.register()
 class CircleLoss(FeatureLoss):
     """FastReID's pairwise circle loss."""
 
-    function, scalar = toolbox.pairwise_circleloss, "loss_circle"
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        node = cfg.MODEL.LOSSES.CIRCLE
-        return {"scale": node.SCALE, "margin": node.MARGIN, "gamma": node.GAMMA}
+    function, scalar, section = toolbox.pairwise_circleloss, "loss_circle", "CIRCLE"
 
 
 @LOSS_REGISTRY.register()
 class Cosface(FeatureLoss):
     """FastReID's pairwise CosFace loss."""
 
-    function, scalar = toolbox.pairwise_cosface, "loss_cosface"
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        node = cfg.MODEL.LOSSES.COSFACE
-        return {"scale": node.SCALE, "margin": node.MARGIN, "gamma": node.GAMMA}
+    function, scalar, section = toolbox.pairwise_cosface, "loss_cosface", "COSFACE"
 
 
 def _loss_class(name: str) -> type[Loss]:
     known = registered_names(LOSS_REGISTRY)
     if name not in known:
-        raise ValueError(f"Unknown loss {name!r} in MODEL.LOSSES.NAME, known are {known}.")
+        raise UserError(f"Unknown loss {name!r} in MODEL.LOSSES.NAME, known are {known}.")
     return LOSS_REGISTRY.get(name)
 
 
@@ -256,7 +247,7 @@ def build_losses(cfg: CfgNode) -> list[Loss]:
     """
     names = list(cfg.MODEL.LOSSES.NAME)
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"MODEL.LOSSES.NAME {names} must name at least one loss, each once.")
+        raise UserError(f"MODEL.LOSSES.NAME {names} must name at least one loss, each once.")
     return [_loss_class(name)(cfg) for name in names]
 
 

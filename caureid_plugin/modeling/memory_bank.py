@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from ..common.errors import UserError
+
 
 class NotFiniteError(FloatingPointError):
     """Features that are NaN or infinite.
@@ -48,7 +50,7 @@ class MemoryBank:
     def __init__(self, camids: torch.Tensor, dim: int, *, momentum: float,
                  device: torch.device | str = "cpu") -> None:
         if not 0.0 <= momentum < 1.0:
-            raise ValueError(f"CAUREID.MEMORY.MOMENTUM {momentum} must be in [0, 1).")
+            raise UserError(f"CAUREID.MEMORY.MOMENTUM {momentum} must be in [0, 1).")
         self.camids = torch.as_tensor(camids, dtype=torch.int64, device=device)
         self.momentum = momentum
         self.features = torch.zeros(len(self.camids), dim, device=device)
@@ -69,8 +71,8 @@ class MemoryBank:
             NotFiniteError: some are NaN or infinite; the bank stays as it is.
         """
         if features.shape != self.features.shape:
-            raise ValueError(f"The bank holds {tuple(self.features.shape)} features, got "
-                             f"{tuple(features.shape)}.")
+            raise UserError(f"The bank holds {tuple(self.features.shape)} features, got "
+                            f"{tuple(features.shape)}.")
         _check_finite(features, torch.arange(len(features)))
         self.features = F.normalize(features.to(self.features), dim=1)
         self.is_filled = True
@@ -85,12 +87,12 @@ class MemoryBank:
         """
         labels = torch.tensor(labels) if not isinstance(labels, torch.Tensor) else labels.clone()
         if labels.shape != self.camids.shape:
-            raise ValueError(f"The bank holds {len(self)} images, got {len(labels)} labels.")
+            raise UserError(f"The bank holds {len(self)} images, got {len(labels)} labels.")
         self.labels = labels.to(self.camids)
         inlier = self.labels >= 0
         self.num_clusters = len(torch.unique(self.labels[inlier]))
         if self.num_clusters and int(self.labels.max()) != self.num_clusters - 1:
-            raise ValueError(
+            raise UserError(
                 f"Clusters must be numbered 0..K-1 without a gap; {self.num_clusters} clusters go "
                 f"up to {int(self.labels.max())}.")
         pairs, centre_of = torch.unique(
@@ -138,9 +140,9 @@ class MemoryBank:
         rows = torch.unique(indexes)
         before = self.features[rows]
         for turn in _turns(indexes):
-            at = indexes[turn]
-            mixed = self.momentum * self.features[at] + (1.0 - self.momentum) * features[turn]
-            self.features[at] = F.normalize(mixed, dim=1)
+            chosen = indexes[turn]
+            mixed = self.momentum * self.features[chosen] + (1.0 - self.momentum) * features[turn]
+            self.features[chosen] = F.normalize(mixed, dim=1)
         self._shift_sums(rows, self.features[rows] - before)
 
     def _shift_sums(self, rows: torch.Tensor, change: torch.Tensor) -> None:
@@ -175,12 +177,12 @@ class MemoryBank:
 
         Raises:
             ValueError: the saved bank belongs to other images, cameras or another dimension, or its
-                sums are not those of its clusters.
+                sums do not fit its clusters.
             NotFiniteError: some of its features are NaN or infinite.
         """
         saved, own = tuple(state["features"].shape), tuple(self.features.shape)
         if saved != own or not torch.equal(state["camids"].to(self.camids), self.camids):
-            raise ValueError(
+            raise UserError(
                 f"The checkpoint's memory bank has shape {saved}, this run's {own}, or their "
                 "cameras differ: resume with the same DATASETS.NAMES and files.")
         _check_finite(state["features"], torch.arange(len(self)))
@@ -190,7 +192,7 @@ class MemoryBank:
                             ("centre_sums", self._centre_sums)):
             saved, own = tuple(state[field].shape), tuple(sums.shape)
             if saved != own or not torch.isfinite(state[field]).all():
-                raise ValueError(
+                raise UserError(
                     f"The checkpoint's memory bank is damaged: {field} has shape {saved} or values "
                     f"that are not finite, and its labels ask for finite ones of {own}. Resume "
                     "from another checkpoint.")

@@ -11,6 +11,7 @@ from fastreid.modeling.heads import REID_HEADS_REGISTRY, ClasHead, EmbeddingHead
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY, Baseline
 from torch import nn
 
+from ..common.errors import UserError
 from ..common.text import naming_keys
 from ..compat import to_device
 from ..layers import convert_grouped_batch_norm
@@ -85,11 +86,11 @@ class CAUReID(Baseline):
     def _check_embedding(cfg: CfgNode) -> None:
         """Refuses a head whose output in training is not its embedding in evaluation."""
         if cfg.MODEL.HEADS.NECK_FEAT != "after":
-            raise ValueError(
+            raise UserError(
                 "The memory bank holds the test embedding, which is taken after the neck: set "
                 f"MODEL.HEADS.NECK_FEAT after (it is {cfg.MODEL.HEADS.NECK_FEAT!r}).")
         if _head_is(cfg, ClasHead):
-            raise ValueError(
+            raise UserError(
                 f"MODEL.HEADS.NAME {cfg.MODEL.HEADS.NAME} gives scores of classes in evaluation, "
                 "and the memory bank holds embeddings: set it to CamSepHead or EmbeddingHead.")
 
@@ -123,7 +124,7 @@ class CAUReID(Baseline):
             for loss in self._losses:
                 found = loss(outputs, batch, self.memory)
                 if twice := sorted(total.keys() & found):
-                    raise ValueError(
+                    raise UserError(
                         f"Two losses of MODEL.LOSSES.NAME give {twice}: one would replace the "
                         "other. Give each scalar a name of its own.")
                 total.update(found)

@@ -6,6 +6,7 @@ built.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import logging
@@ -18,6 +19,7 @@ from fastreid.config import CfgNode
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from torch import nn
 
+from ..common.errors import MissingPackage, UserError
 from ..common.safe_load import CodeInFile, DamagedFile, load_tensors
 from ..common.weights import load_matching, unwrap
 
@@ -67,7 +69,7 @@ class TimmBackbone(nn.Module):
         self._is_map = (isinstance(found, torch.Tensor) and found.ndim == 4
                         and getattr(network, "output_fmt", "NCHW") == "NCHW")
         if not self._is_map and not hasattr(network, "forward_intermediates"):
-            raise ValueError("its features are no map and no tokens of patches")
+            raise UserError("its features are no map and no tokens of patches")
         self._norm = True
         try:
             found = self(images)
@@ -75,7 +77,7 @@ class TimmBackbone(nn.Module):
             self._norm = False
             found = self(images)
         if not isinstance(found, torch.Tensor) or found.ndim != 4:
-            raise ValueError("its features are no map")
+            raise UserError("its features are no map")
         _freeze_unused(network, found)
         self.train()
         self.channels, *places = found.shape[1:]
@@ -122,8 +124,8 @@ def build_timm_backbone(cfg: CfgNode) -> TimmBackbone:
     - FEAT_DIM: the channels of its map; an error names the right number.
     - LAST_STRIDE: 2 leaves the model as it is, mostly of stride 32; 1 asks for stride 16, by
       dilation of the last stage. A transformer has the stride of its patches.
-    - PRETRAIN: begin with trained weights, those of PRETRAIN_PATH, or, where that is empty, those
-      that timm downloads. A warning says where they were trained with another MODEL.PIXEL_MEAN or
+    - PRETRAIN: begin with trained weights, from PRETRAIN_PATH or, where that is empty, as timm
+      downloads them. A warning says where they were trained with another MODEL.PIXEL_MEAN or
       PIXEL_STD.
 
     A model made for one size of images is built for INPUT.SIZE_TRAIN.
@@ -143,8 +145,8 @@ def build_timm_backbone(cfg: CfgNode) -> TimmBackbone:
     try:
         timm = importlib.import_module("timm")
     except ImportError as error:
-        raise ImportError(f"MODEL.BACKBONE.NAME build_timm_backbone needs timm, which cannot be "
-                          f"imported ({error}): pip install 'caureid-plugin[timm]'.") from error
+        raise MissingPackage(f"MODEL.BACKBONE.NAME build_timm_backbone needs timm, which cannot be "
+                             f"imported ({error}): pip install 'caureid-plugin[timm]'.") from error
     backbone, name = cfg.MODEL.BACKBONE, cfg.MODEL.BACKBONE.TIMM.NAME
     _check_keys(backbone)
     known = _known(timm, name)
@@ -157,7 +159,7 @@ def build_timm_backbone(cfg: CfgNode) -> TimmBackbone:
     try:
         network = timm.create_model(name, **options)
     except _REFUSALS as error:
-        raise ValueError(
+        raise UserError(
             f"MODEL.BACKBONE.TIMM.NAME {name!r} cannot be built for INPUT.SIZE_TRAIN "
             f"{list(cfg.INPUT.SIZE_TRAIN)} and MODEL.BACKBONE.LAST_STRIDE {backbone.LAST_STRIDE} "
             f"(1 asks for stride 16): {_first_line(error)}.") from error
@@ -175,14 +177,14 @@ def build_timm_backbone(cfg: CfgNode) -> TimmBackbone:
 
 def _check_keys(backbone: CfgNode) -> None:
     if backbone.LAST_STRIDE not in (1, 2):
-        raise ValueError(f"MODEL.BACKBONE.LAST_STRIDE {backbone.LAST_STRIDE} must be 1 or 2.")
+        raise UserError(f"MODEL.BACKBONE.LAST_STRIDE {backbone.LAST_STRIDE} must be 1 or 2.")
     if backbone.NORM != "BN":
-        raise ValueError(f"MODEL.BACKBONE.NORM {backbone.NORM}: a timm model brings its own norms, "
-                         "set it to BN.")
+        raise UserError(f"MODEL.BACKBONE.NORM {backbone.NORM}: a timm model brings its own norms, "
+                        "set it to BN.")
     for key in ("WITH_IBN", "WITH_SE", "WITH_NL"):
         if backbone[key]:
-            raise ValueError(f"MODEL.BACKBONE.{key} True: the parts of a timm model are chosen by "
-                             f"MODEL.BACKBONE.TIMM.NAME, set {key} False.")
+            raise UserError(f"MODEL.BACKBONE.{key} True: the parts of a timm model are chosen by "
+                            f"MODEL.BACKBONE.TIMM.NAME, set {key} False.")
 
 
 def _known(timm: Any, name: str) -> Any:
@@ -190,7 +192,7 @@ def _known(timm: Any, name: str) -> Any:
     key = f"MODEL.BACKBONE.TIMM.NAME {name!r}"
     if not timm.is_model(name):
         similar = difflib.get_close_matches(name, timm.list_models(), n=5)
-        raise ValueError(
+        raise UserError(
             f"{key} is no model of timm {timm.__version__}. "
             + (f"Similar names: {', '.join(similar)}." if similar else
                "timm.list_models() has their names, such as resnet18 or mobilenetv2_100."))
@@ -198,8 +200,8 @@ def _known(timm: Any, name: str) -> Any:
         return timm.get_pretrained_cfg(name)
     except RuntimeError as error:
         tags = timm.list_models(f"{name.partition('.')[0]}.*", include_tags=True)
-        raise ValueError(f"{key}: timm {timm.__version__} has no such weights ({error}). It has: "
-                         f"{', '.join(tags)}.") from error
+        raise UserError(f"{key}: timm {timm.__version__} has no such weights ({error}). It has: "
+                        f"{', '.join(tags)}.") from error
 
 
 def _checked(network: Any, cfg: CfgNode) -> TimmBackbone:
@@ -210,20 +212,20 @@ def _checked(network: Any, cfg: CfgNode) -> TimmBackbone:
     try:
         backbone = TimmBackbone(network, sizes[0])
     except _REFUSALS as error:
-        raise ValueError(f"{key} gives no feature map of images of INPUT.SIZE_TRAIN "
-                         f"{list(sizes[0])}: {_first_line(error)}. Set TIMM.NAME or the size to "
-                         "another.") from error
+        raise UserError(f"{key} gives no feature map of images of INPUT.SIZE_TRAIN "
+                        f"{list(sizes[0])}: {_first_line(error)}. Set TIMM.NAME or the size to "
+                        "another.") from error
     if backbone.channels != keys.FEAT_DIM:
-        raise ValueError(f"MODEL.BACKBONE.FEAT_DIM is {keys.FEAT_DIM}, but {key} gives "
-                         f"{backbone.channels} channels: set it to {backbone.channels}.")
+        raise UserError(f"MODEL.BACKBONE.FEAT_DIM is {keys.FEAT_DIM}, but {key} gives "
+                        f"{backbone.channels} channels: set it to {backbone.channels}.")
     if keys.LAST_STRIDE == 1 and sizes[0][0] > 32 and backbone.places[0] <= -(-sizes[0][0] // 32):
-        raise ValueError(f"{key} gives no map of stride 16, as MODEL.BACKBONE.LAST_STRIDE 1 asks "
-                         "for: set it to 2.")
+        raise UserError(f"{key} gives no map of stride 16, as MODEL.BACKBONE.LAST_STRIDE 1 asks "
+                        "for: set it to 2.")
     try:
         with torch.no_grad():
             backbone.eval()(torch.zeros(1, 3, *sizes[1]))
     except _REFUSALS as error:
-        raise ValueError(
+        raise UserError(
             f"{key} is built for images of INPUT.SIZE_TRAIN {list(sizes[0])} and takes no "
             f"others: set INPUT.SIZE_TEST {list(sizes[1])} to the same.") from error
     backbone.train()
@@ -253,10 +255,13 @@ def _pretrained(timm: Any, known: Any, name: str, options: dict[str, Any]) -> An
     """The model with the weights that timm downloads, or has downloaded before."""
     key = f"MODEL.BACKBONE.TIMM.NAME {name!r}"
     if not known.has_weights:
-        raise ValueError(f"MODEL.BACKBONE.PRETRAIN True: timm has no weights for {key}. Set "
-                         "PRETRAIN_PATH to a file of weights, PRETRAIN to False to begin with "
-                         "random ones, or TIMM.NAME to another model.")
+        raise UserError(f"MODEL.BACKBONE.PRETRAIN True: timm has no weights for {key}. Set "
+                        "MODEL.BACKBONE.PRETRAIN_PATH to a file of weights, "
+                        "MODEL.BACKBONE.PRETRAIN False to begin with random ones, or TIMM.NAME to "
+                        "another model.")
     try:
+        if known.hf_hub_id:
+            _ask_hub(known.hf_hub_id, known.hf_hub_filename or "model.safetensors")
         return timm.create_model(name, pretrained=True, **options)
     # the same model has been built without weights: what fails is about them, and may be of any of
     # the libraries with which timm's hub fetches them
@@ -266,8 +271,17 @@ def _pretrained(timm: Any, known: Any, name: str, options: dict[str, Any]) -> An
         raise FileNotFoundError(
             f"The weights of {key} cannot be fetched ({type(error).__name__}: "
             f"{_first_line(error)}). They are {place}: fetch the file where there is a network "
-            "and set MODEL.BACKBONE.PRETRAIN_PATH to it, or PRETRAIN to False to begin with "
-            "random weights.") from error
+            "and set MODEL.BACKBONE.PRETRAIN_PATH to it, or MODEL.BACKBONE.PRETRAIN False to begin "
+            "with random weights.") from error
+
+
+def _ask_hub(model: str, file: str) -> None:
+    """Fails at once where the hub cannot be reached: timm tries for a minute and logs each try."""
+    hub: Any = importlib.import_module("huggingface_hub")
+    if any(hub.try_to_load_from_cache(model, name) for name in (file, "pytorch_model.bin")):
+        return
+    with contextlib.suppress(hub.utils.HfHubHTTPError):  # an answer: timm knows other files
+        hub.get_hf_file_metadata(hub.hf_hub_url(model, file))
 
 
 def _load(network: Any, path: str, model: str) -> None:
@@ -287,6 +301,6 @@ def _load(network: Any, path: str, model: str) -> None:
     except (DamagedFile, CodeInFile) as error:
         raise type(error)(f"{error} Check {key}, the weights of {model}.") from error
     except Exception as error:  # SafetensorError is a plain Exception
-        raise ValueError(f"{key} {path} cannot be read as weights of {model}: "
-                         f"{_first_line(error)}.") from error
+        raise UserError(f"{key} {path} cannot be read as weights of {model}: "
+                        f"{_first_line(error)}.") from error
     load_matching(network, state, path, f"{key} or {model}")

@@ -25,6 +25,7 @@ from PIL import Image
 from tabulate import tabulate
 
 from .. import compat
+from ..common.errors import UserError
 from ..common.files import write_atomically
 from ..common.images import IMAGE_SUFFIXES
 from ..common.pages import image_uri, render
@@ -46,7 +47,7 @@ COLOURS = "coolwarm"
 
 
 class Choice(NamedTuple):
-    """An image to read: where it is, the group it is drawn in, drawn or measured alone."""
+    """An image to read: where it is, the group it is drawn in, drawn or only measured."""
 
     path: str
     group: str
@@ -82,12 +83,12 @@ def list_folder(folder: str) -> list[str]:
         ValueError: not a folder; no image in it.
     """
     if not os.path.isdir(folder):
-        raise ValueError(f"--folder {folder} is not a folder.")
+        raise UserError(f"--folder {folder} is not a folder.")
     names = sorted(os.listdir(folder))
     found = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
     if not found:
-        raise ValueError(f"--folder {folder} holds no image, among {len(names)} entries none ends "
-                         f"in {', '.join(IMAGE_SUFFIXES)}; folders below it are not searched.")
+        raise UserError(f"--folder {folder} holds no image, among {len(names)} entries none ends "
+                        f"in {', '.join(IMAGE_SUFFIXES)}; folders below it are not searched.")
     return [os.path.join(folder, name) for name in found]
 
 
@@ -102,8 +103,8 @@ def list_dataset(cfg: CfgNode, name: str, split: str) -> dict[str, list[str]]:
     """
     known = compat.registered_names(DATASET_REGISTRY)
     if name not in known:
-        raise ValueError(f"There is no dataset {name!r} (--dataset, or DATASETS in the config), "
-                         f"known are {known}.")
+        raise UserError(f"There is no dataset {name!r} (--dataset, or DATASETS in the config), "
+                        f"known are {known}.")
     data = build_dataset(cfg, name)
     groups: dict[str, list[str]] = {}
     for path, _, camera, *_ in getattr(data, split):
@@ -112,7 +113,7 @@ def list_dataset(cfg: CfgNode, name: str, split: str) -> dict[str, list[str]]:
         label = camera if isinstance(camera, str) else f"{name} camera id {camera}"
         groups.setdefault(label, []).append(path)
     if not groups:
-        raise ValueError(f"The {split} split of {name} has no image: choose another --split.")
+        raise UserError(f"The {split} split of {name} has no image: choose another --split.")
     return {label: groups[label] for label in sorted(groups, key=_by_number)}
 
 
@@ -123,7 +124,7 @@ def _by_number(text: str) -> list[Any]:
 
 
 def choose(args: SimpleNamespace, cfg: CfgNode) -> list[Choice]:
-    """The images to draw, group by group, then those to measure alone."""
+    """The images to draw, group by group, then those only to measure."""
     if args.images:
         return [Choice(path, "", True) for path in args.images]
     if args.folder:
@@ -133,8 +134,8 @@ def choose(args: SimpleNamespace, cfg: CfgNode) -> list[Choice]:
         default = cfg.DATASETS.NAMES if split == "train" else cfg.DATASETS.TESTS
         names = [args.dataset] if args.dataset else list(default)
         if not names:
-            raise ValueError("The config names no dataset (DATASETS.NAMES for --split train, "
-                             "DATASETS.TESTS for query and gallery): choose one with --dataset.")
+            raise UserError("The config names no dataset (DATASETS.NAMES for --split train, "
+                            "DATASETS.TESTS for query and gallery): choose one with --dataset.")
         groups = {key: paths for name in names
                   for key, paths in list_dataset(cfg, name, split).items()}
     drawn, measured = [], []
@@ -162,8 +163,8 @@ def read(choices: list[Choice], cfg: CfgNode) -> tuple[list[Sample], dict[str, s
             image = read_image(choice.path, format="RGB")
             person = person_mask(choice.path) if knows_person(choice.path) else None
             if person is not None and person.shape != (image.height, image.width):
-                raise ValueError(f"{choice.path} is {image.height} pixels high and {image.width} "
-                                 f"wide, but was rendered as {person.shape}: it is another image.")
+                raise UserError(f"{choice.path} is {image.height} pixels high and {image.width} "
+                                f"wide, but was rendered as {person.shape}: it is another image.")
         except (ValueError, Image.DecompressionBombError) as error:
             named = choice.path in str(error)
             wrong[choice.path] = f"{error}" if named else f"{choice.path}: {error}"
@@ -182,22 +183,22 @@ def build_attentive(cfg: CfgNode, weights: str) -> torch.nn.Module:
             has no attention.
     """
     if weights and not os.path.isfile(weights):
-        raise ValueError(f"MODEL.WEIGHTS {weights} is not a file.")
+        raise UserError(f"MODEL.WEIGHTS {weights} is not a file.")
     try:
         model = build_network(cfg, weights)
     except (AttributeError, TypeError) as error:  # of names that are no text
         if not weights:
             raise
-        raise ValueError(f"MODEL.WEIGHTS {weights} is not a checkpoint of FastReID: "
-                         f"{error!r}.") from error
+        raise UserError(f"MODEL.WEIGHTS {weights} is not a checkpoint of FastReID: "
+                        f"{error!r}.") from error
     head = getattr(model, "heads", None)
     if not isinstance(head, CamSepHead):
-        raise ValueError(f"MODEL.HEADS.NAME {cfg.MODEL.HEADS.NAME} of MODEL.META_ARCHITECTURE "
-                         f"{cfg.MODEL.META_ARCHITECTURE} has no attention to draw: it must be a "
-                         "single CamSepHead.")
+        raise UserError(f"MODEL.HEADS.NAME {cfg.MODEL.HEADS.NAME} of MODEL.META_ARCHITECTURE "
+                        f"{cfg.MODEL.META_ARCHITECTURE} has no attention to draw: it must be a "
+                        "single CamSepHead.")
     if head.attention is None:
-        raise ValueError(f"MODEL.HEADS.CAMSEP.ATTENTION {cfg.MODEL.HEADS.CAMSEP.ATTENTION} leaves "
-                         "nothing to draw: it must be harmonious.")
+        raise UserError(f"MODEL.HEADS.CAMSEP.ATTENTION {cfg.MODEL.HEADS.CAMSEP.ATTENTION} leaves "
+                        "nothing to draw: it must be harmonious.")
     return model.eval()
 
 
@@ -413,8 +414,8 @@ def configure(config_file: str, opts: list[str]) -> CfgNode:
     cfg = load_config(config_file, opts)
     size = list(cfg.INPUT.SIZE_TEST)
     if len(size) != 2 or min(size) < 1 or cfg.INPUT.CROP.ENABLED:
-        raise ValueError(f"INPUT.SIZE_TEST {size} must be [height, width] and INPUT.CROP.ENABLED "
-                         "False, so that maps cover the whole image.")
+        raise UserError(f"INPUT.SIZE_TEST {size} must be [height, width] and INPUT.CROP.ENABLED "
+                        "False, so that maps cover the whole image.")
     cfg.freeze()
     return cfg
 
@@ -435,12 +436,12 @@ def run(args: SimpleNamespace) -> list[str]:
     choices = choose(args, cfg)
     rows = len(rows_of([choice for choice in choices if choice.drawn]))
     if as_png and rows > MOST_ROWS:
-        raise ValueError(f"The images fill {rows} rows of a PNG, which holds {MOST_ROWS}: choose "
-                         "fewer images, or an --output that ends in .html.")
+        raise UserError(f"The images fill {rows} rows of a PNG, which holds {MOST_ROWS}: choose "
+                        "fewer images, or an --output that ends in .html.")
     samples, wrong = read(choices, cfg)
     shown = sum(sample.choice.drawn for sample in samples)  # they come first
     if not shown:
-        raise ValueError("None of the images can be drawn:\n" + "\n".join(wrong.values()))
+        raise UserError("None of the images can be drawn:\n" + "\n".join(wrong.values()))
     known = any(sample.person is not None for sample in samples)
     if known and cfg.MODEL.WEIGHTS:
         networks = {"start": build_attentive(cfg, ""), **networks}

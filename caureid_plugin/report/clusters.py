@@ -115,11 +115,11 @@ def outliers(run: Run, seed: int) -> dict[str, Any]:
     Raises:
         Missing: there is no outlier; an image cannot be read.
     """
-    alone = np.flatnonzero(run.labels < 0)
-    if not len(alone):
+    rows = np.flatnonzero(run.labels < 0)
+    if not len(rows):
         raise Missing("There are no outliers: every image is in a cluster.")
     rng = np.random.default_rng([seed, 0])
-    chosen = np.sort(rng.choice(alone, min(OUTLIERS, len(alone)), replace=False))
+    chosen = np.sort(rng.choice(rows, min(OUTLIERS, len(rows)), replace=False))
     nearest, distances = nearest_clusters(run, chosen)
     pairs = []
     for index, cluster, distance in zip(chosen, nearest, distances, strict=True):
@@ -128,7 +128,7 @@ def outliers(run: Run, seed: int) -> dict[str, Any]:
         pairs.append({"outlier": crop(run, index), "crops": [crop(run, i) for i in picked],
                       "title": f"nearest: cluster {cluster + 1}, cosine distance {distance:.2f}"
                       if len(members) else "there is no cluster"})
-    return {"pairs": pairs, "count": len(alone), "total": len(run.labels)}
+    return {"pairs": pairs, "count": len(rows), "total": len(run.labels)}
 
 
 def nearest_clusters(run: Run, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -98,7 +98,7 @@ def thumbnail(path: str) -> str:
     try:
         image = read_image(path, format="RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise Missing(f"An image cannot be read: {error} Mend or restore it.") from error
+        raise Missing(f"An image cannot be read: {error} Repair or restore it.") from error
     image.thumbnail(BOX, Image.Resampling.LANCZOS)
     return image_uri(image)
 

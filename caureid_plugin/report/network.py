@@ -14,6 +14,7 @@ from sklearn.manifold import TSNE
 from torch.nn.functional import normalize
 
 from ..clustering import camera_shares
+from ..common.errors import UserError
 from ..common.pages import image_uri
 from ..common.text import printable
 from ..data import build_extraction_loader
@@ -61,23 +62,23 @@ def build_start(run: Run) -> torch.nn.Module:
 
 def start_problem(cfg: CfgNode, folder: Path) -> str:
     """Why the network before training cannot be had again; "": it can."""
-    said = "The network before training cannot be shown: "
+    prefix = "The network before training cannot be shown: "
     backbone = cfg.MODEL.BACKBONE
     if cfg.MODEL.WEIGHTS:
         if not os.path.isfile(cfg.MODEL.WEIGHTS):
-            return f"{said}MODEL.WEIGHTS {printable(cfg.MODEL.WEIGHTS)} is gone."
+            return f"{prefix}MODEL.WEIGHTS {printable(cfg.MODEL.WEIGHTS)} is gone."
         if Path(cfg.MODEL.WEIGHTS).resolve().parent == folder.resolve():
-            return (f"{said}config.yaml is not that of the training, but of a later evaluation of "
-                    f"its own {printable(os.path.basename(cfg.MODEL.WEIGHTS))} (MODEL.WEIGHTS).")
+            return (f"{prefix}config.yaml is not that of the training, but of a later evaluation "
+                    f"of its own {printable(os.path.basename(cfg.MODEL.WEIGHTS))} (MODEL.WEIGHTS).")
         return ""
     if backbone.PRETRAIN and not backbone.PRETRAIN_PATH:
-        return (f"{said}its weights were downloaded (MODEL.BACKBONE.PRETRAIN_PATH is empty), and "
+        return (f"{prefix}its weights were downloaded (MODEL.BACKBONE.PRETRAIN_PATH is empty), and "
                 "the report downloads nothing.")
     if backbone.PRETRAIN and not os.path.isfile(backbone.PRETRAIN_PATH):
-        return f"{said}MODEL.BACKBONE.PRETRAIN_PATH {printable(backbone.PRETRAIN_PATH)} is gone."
+        return f"{prefix}MODEL.BACKBONE.PRETRAIN_PATH {printable(backbone.PRETRAIN_PATH)} is gone."
     if not backbone.PRETRAIN and cfg.SEED < 0:
-        return (f"{said}its random weights were not kept, because SEED was {cfg.SEED}. Train with "
-                "a SEED of 0 or more to see them.")
+        return (f"{prefix}its random weights were not kept, because SEED was {cfg.SEED}. Train "
+                "with a SEED of 0 or more to see them.")
     return ""
 
 
@@ -90,10 +91,8 @@ def embed(model: torch.nn.Module, cfg: CfgNode, paths: list[str]) -> torch.Tenso
     loader = build_extraction_loader(cfg, [(path, "any") for path in paths])
     try:
         return extract_features(model, loader)
-    except (FloatingPointError, OSError, ValueError) as error:
-        # of a worker: the last line of its traceback
-        text = str(error).strip().splitlines()[-1]
-        raise Missing(f"Images cannot be embedded: {text}") from error
+    except (OSError, UserError) as error:
+        raise Missing(f"Images cannot be embedded: {error}") from error
 
 
 # -------------------------------------------------------------------------------- attention ----

@@ -13,7 +13,7 @@ import torch
 from .._version import __version__
 from ..common.files import write_atomically
 from ..common.pages import render
-from ..common.text import printable
+from ..common.text import one_line, printable
 from ..engine.verdict import judge
 from ..runs.metrics import column, indicators
 from ..runs.run import Missing, ReportError, Run, read_run
@@ -35,7 +35,7 @@ def attempt(make: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, A
     try:
         return {"why": "", **make(*arguments)}
     except Missing as error:
-        return {"why": printable(str(error))}
+        return {"why": one_line(error)}
 
 
 def headline(run: Run) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def loss_names(run: Run) -> dict[str, str]:
     keys = sorted({key for row in run.rows for key in row if key.startswith("loss_")})
     if keys:
         return {key: LOSSES.get(key, key.removeprefix("loss_")) for key in keys}
-    # the toolbox writes a loss that is alone as the sum only
+    # the toolbox writes a single loss only as the sum
     names = run.cfg.MODEL.LOSSES.NAME
     return {"total_loss": printable(names[0]) if len(names) == 1 else "total"}
 

@@ -104,18 +104,18 @@ def rank(distances: np.ndarray, same_identity: np.ndarray, same_camera: np.ndarr
 
 
 def unlabelled_lists(run: Run, seed: int) -> dict[str, Any]:
-    """Training images as queries among those of other cameras, by the memory bank's features."""
-    alone = len(run.names) < 2
+    """Training images as queries among images of other cameras, by the memory bank's features."""
+    one_camera = len(run.names) < 2
     lists = []
     for index in one_by_camera(run.camids, LISTS, seed):
         distances = 1.0 - run.features @ normalize(run.features[index], dim=0)
         others = np.flatnonzero(run.camids != run.camids[index])
-        if alone:
+        if one_camera:
             others = np.delete(np.arange(len(run.paths)), index)
         nearest = others[np.argsort(distances.numpy()[others], kind="stable")][:RANKS]
         lists.append({"title": "", "query": picture(run.paths[index], run.camera(index)),
                       "found": [picture(run.paths[i], run.camera(i)) for i in nearest]})
     if not lists or not lists[0]["found"]:
         raise Missing("There are no other images to rank.")
-    return {"labelled": False, "alone": alone, "lists": lists,
+    return {"labelled": False, "one_camera": one_camera, "lists": lists,
             "tests": printable(", ".join(run.cfg.DATASETS.TESTS))}

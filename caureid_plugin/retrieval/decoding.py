@@ -10,7 +10,8 @@ import zlib
 
 from PIL import Image, UnidentifiedImageError
 
-from ..common.images import check_dimensions, upright_rgb
+from ..common.errors import UserError
+from ..common.images import MOST_RATIO, MOST_SCANS, MOST_SIDE, decode_image
 
 # by content: a name or a type that is claimed says nothing
 UPLOADS = ("JPEG", "PNG", "WEBP", "BMP")
@@ -22,7 +23,7 @@ DAMAGED = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EO
 BOMBS = Image.DecompressionBombError, Image.DecompressionBombWarning
 
 
-class NoImage(ValueError):
+class NoImage(UserError):
     """Why bytes or a file are no image to show or to search with; names no path."""
 
 
@@ -45,32 +46,16 @@ def decode(data: bytes, formats: tuple[str, ...] = UPLOADS) -> Image.Image:
             (:func:`~caureid_plugin.common.images.check_dimensions`).
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=formats)
-        if image.width * image.height > MOST_PIXELS:
-            raise _too_many()
-        _check_length(image)
-        return upright_rgb(image, "a query")
-    except NoImage:
-        raise
+        return decode_image(io.BytesIO(data), "a query", formats=formats, most_pixels=MOST_PIXELS)
     except UnidentifiedImageError as error:
         raise NoImage(f"This is no {', '.join(formats[:-1])} or {formats[-1]} image.") from error
     except BOMBS as error:
-        raise _too_many() from error
+        raise TooManyPixels(
+            f"This image is too large: it has more than {MOST_PIXELS // 10 ** 6} million pixels, "
+            f"{MOST_SIDE} on one side, {MOST_RATIO} times the one side on the other, or over "
+            f"{MOST_SCANS} scans. Cut out the person, or make it smaller.") from error
     except DAMAGED as error:
         raise NoImage("This image is damaged: it cannot be decoded.") from error
-
-
-def _too_many() -> TooManyPixels:
-    return TooManyPixels(f"This image has more than {MOST_PIXELS // 10 ** 6} million pixels: cut "
-                         "out the person, or make it smaller.")
-
-
-def _check_length(image: Image.Image) -> None:
-    try:
-        check_dimensions(image.width, image.height)
-    except Image.DecompressionBombError as error:
-        raise TooManyPixels(f"This image is too long: {error}. Cut out the person, or make it "
-                            "smaller.") from error
 
 
 def read_bytes(path: str, size: int = -1, mtime: int = -1) -> bytes:

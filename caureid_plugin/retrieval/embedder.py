@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..common.text import shown
+from ..common.errors import UserError
+from ..common.text import printable
 from ..runs.folder import (
     RunError,
     check_folder,
@@ -44,8 +45,8 @@ class Comparison(NamedTuple):
     """Two images compared.
 
     ``similarity`` is the cosine of their embeddings; ``same`` whether it reaches the threshold,
-    None where none is known or the run went wrong (the embedder's ``verdict``); ``threshold`` which
-    one, with its expected error rates.
+    None where none is known, or training went wrong and ``despite_verdict`` was not given;
+    ``threshold`` which one, with its expected error rates.
     """
 
     similarity: float
@@ -84,8 +85,8 @@ class Embedder:
         self.statistics, self.why_no_statistics = statistics, why_no_statistics
         self.verdict = verdict
         if verdict.level == "bad":
-            logger.warning("%s: %s Same or different is told only on request (despite_verdict, "
-                           "--despite-verdict).", shown(name), shown(verdict.reason))
+            logger.warning("%s: %s Same or different is shown only on request.",
+                           printable(name), printable(verdict.reason))
 
     def __repr__(self) -> str:
         height, width = self.preprocessing.shape
@@ -107,8 +108,8 @@ class Embedder:
         """
         height, width = self.preprocessing.shape
         if images.ndim != 4 or images.shape[1:] != (3, height, width):
-            raise ValueError(f"Images have shape {tuple(images.shape)}, and the network takes "
-                             f"(B, 3, {height}, {width}): embed() resizes them.")
+            raise UserError(f"Images have shape {tuple(images.shape)}, and the network takes "
+                            f"(B, 3, {height}, {width}): embed() resizes them.")
         if not len(images):
             return torch.empty(0, self.dim)
         return self.network(images.to(self.device, torch.float32)).float().cpu()
@@ -132,7 +133,7 @@ class Embedder:
                 (names it); ``batch_size`` below 1.
         """
         if batch_size < 1:
-            raise ValueError(f"batch_size {batch_size} must be at least 1.")
+            raise UserError(f"batch_size {batch_size} must be at least 1.")
         several: Iterable[ImageLike] = (
             [images] if is_one_image(images) else images)  # type: ignore[list-item,assignment]
         total = len(several) if isinstance(several, (Sequence, np.ndarray)) else None
@@ -152,7 +153,7 @@ class Embedder:
             try:
                 return read_image_like(image, bgr=bgr)
             except (OSError, ValueError) as error:
-                raise ValueError(_named(image, number, str(error))) from error
+                raise UserError(_named(image, number, str(error))) from error
 
         def prepare(number: int, image: ImageLike) -> np.ndarray:
             return self.preprocessing(read(number, image))
@@ -183,8 +184,8 @@ class Embedder:
         lengths = np.linalg.norm(rows, axis=1)
         wrong = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0.5)))
         if len(wrong):
-            raise ValueError(f"The embedding of image {start + wrong[0]} is zero or not finite: "
-                             "look at that image first.")
+            raise UserError(f"The embedding of image {start + wrong[0]} is zero or not finite: "
+                            "look at that image first.")
 
     def compare(self, a: ImageLike, b: ImageLike, *, bgr: bool = False,
                 false_match_rate: float | None = None, despite_verdict: bool = False
@@ -212,7 +213,7 @@ def _named(image: ImageLike, number: int, error: str) -> str:
     """An error that says which image it is of."""
     if not isinstance(image, (str, os.PathLike)):
         return f"Image {number}: {error}"
-    name = shown(os.fspath(image))
+    name = printable(os.fspath(image))
     return error if name in error else f"{name}: {error}"
 
 
@@ -228,7 +229,7 @@ def load_run(folder: str | os.PathLike[str], *, device: torch.device | str | Non
     Args:
         folder: of a run, its OUTPUT_DIR, whose last checkpoint is taken; or a checkpoint in one.
         device: where to compute; None: the run's MODEL.DEVICE, or the CPU where there is no CUDA.
-        opts: config keys and values that replace those of the run.
+        opts: config keys and values that replace the run's.
 
     Raises:
         RunError: no run folder, or not a whole one; of another version; of a network that gives no
@@ -249,7 +250,7 @@ def load_run(folder: str | os.PathLike[str], *, device: torch.device | str | Non
     try:
         preprocessing = Preprocessing.from_config(cfg)
     except ValueError as error:
-        raise RunError(f"{shown(home)}: {error}") from error
+        raise RunError(f"{printable(home)}: {error}") from error
     found = fingerprint(network, cfg, preprocessing)
     statistics, why = read_statistics(home, found), ""
     if statistics is None:
@@ -291,4 +292,4 @@ def _bank_statistics(content: dict[str, object], path: Path) -> tuple[PairStatis
     except RunError as error:
         return None, str(error)
     except ValueError as error:
-        return None, f"In the memory bank of {shown(path)} {error}."
+        return None, f"In the memory bank of {printable(path)} {error}."

@@ -29,7 +29,8 @@ import torch
 
 from .._version import __version__
 from ..clustering.standardize import CameraStatistics, check_cameras_to_standardize
-from ..common.text import shown
+from ..common.errors import UserError
+from ..common.text import printable
 from ..runs.threshold import NO_VERDICT, PairStatistics, RunVerdict
 from .index_files import (
     BLOCK_IMAGES,
@@ -152,9 +153,13 @@ class Index:
         codes, names = self._numbering
         counts = np.bincount(codes)
         known = np.array([bool(name) or len(names) == 1 for name in names])
-        check_cameras_to_standardize(np.array(names, dtype=object)[known], counts[known], (
-            "Add others of it, remove it, or let the index not standardise: "
-            "Index.set_standardize_by_camera(False), caureid index --no-standardize-by-camera."))
+        try:
+            check_cameras_to_standardize(np.array(names, dtype=object)[known], counts[known], (
+                "Add others of it, remove it, or let the index not standardise: "
+                "Index.set_standardize_by_camera(False), caureid index "
+                "--no-standardize-by-camera."))
+        except ValueError as error:
+            raise UserError(str(error)) from error
         parts = (CameraStatistics.of(_tensor(block), torch.from_numpy(
             codes[start:start + len(block.entries)]), len(names))
             for start, block in self._starts())
@@ -182,7 +187,7 @@ class Index:
                 within each camera, which helps a network that was not trained on these cameras
                 (:func:`~caureid_plugin.clustering.standardize_by_camera` has the source). Images
                 without a known camera are standardised by the statistics of all images. No
-                threshold is known then: those of the run are of other similarities.
+                threshold is known then: the run's are of other similarities.
 
         Raises:
             IndexRefused: the folder holds an index already, or something else.
@@ -192,7 +197,7 @@ class Index:
         require_faiss()
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
-            raise IndexRefused(f"{shown(folder)} is not a folder: give another name for the index.")
+            raise IndexRefused(f"{printable(folder)} is not a folder: name the index otherwise.")
         folder.mkdir(exist_ok=True)
         with only_writer(folder, filelock.FileLock(folder / LOCK)):
             check_empty(folder)
@@ -282,7 +287,7 @@ class Index:
                 given to an index that does not standardise; see :meth:`prepare`.
         """
         if top < 1:
-            raise ValueError(f"top {top} must be at least 1.")
+            raise UserError(f"top {top} must be at least 1.")
         queries = self._queries(features, query_cameras)
         allowed = self._allowed(cameras, without_cameras)
         blocks = [(start, block) for (start, _), block
@@ -291,12 +296,11 @@ class Index:
                 for best in best_rows(blocks, queries, top, allowed)]
 
     def _queries(self, features: np.ndarray, cameras: Sequence[str | int] | None) -> np.ndarray:
-        """(Q, D) float32 of length 1, standardised as the images are that they are compared with.
-        """
+        """(Q, D) float32 of length 1, standardised as the images that they are compared with."""
         queries = self._unit(features, "query")
         if not self.standardize_by_camera:
             if cameras is not None:
-                raise ValueError(
+                raise UserError(
                     "query_cameras (--query-camera) are of use to an index that standardises by "
                     "camera, and this one does not: leave them out, or let it, by "
                     "Index.set_standardize_by_camera(True) or caureid index "
@@ -313,8 +317,7 @@ class Index:
         if cameras is None:
             cameras = [""] * count
         if isinstance(cameras, str) or len(cameras) != count:
-            raise ValueError(f"query_cameras {cameras!r} must be a list of {count}, a camera for "
-                             "each query.")
+            raise UserError(f"query_cameras {cameras!r} must be a list of {count}, as the queries.")
         names = [checked_camera(name) for name in cameras]
         known = self._cameras_named(
             (name for name in names if name), " Its statistics are needed for a query that it saw "
@@ -329,7 +332,7 @@ class Index:
             return None
         for option, names in (("cameras", only), ("without_cameras", without)):
             if isinstance(names, str):
-                raise ValueError(f"{option} {names!r} must be a list of cameras.")
+                raise UserError(f"{option} {names!r} must be a list of cameras.")
         codes, names = self._numbering
         chosen = set(self._cameras_named(names if only is None else only).values())
         return np.isin(codes, sorted(chosen.difference(self._cameras_named(without).values())))
@@ -342,8 +345,8 @@ class Index:
         if unknown:
             known = ", ".join(repr(name) for name in sorted(number, key=by_value)[:20])
             more = f" and {len(number) - 20} more" if len(number) > 20 else ""
-            raise ValueError(f"The index has no image of camera {unknown[0]!r}; it has those of "
-                             f"{known or 'none'}{more}.{hint}")
+            raise UserError(f"The index has no image of camera {unknown[0]!r}; it has those of "
+                            f"{known or 'none'}{more}.{hint}")
         return {name: number[name] for name in plain}
 
     def _hit(self, rank: int, score: float, row: int) -> Hit:
@@ -354,14 +357,14 @@ class Index:
         """(n, D) float32 of length 1."""
         array = np.asarray(features, dtype=np.float32)
         if array.ndim != 2 or array.shape[1] != self.dim:
-            raise ValueError(
-                f"Features have shape {array.shape}, and the index {shown(self.folder)} holds "
+            raise UserError(
+                f"Features have shape {array.shape}, and the index {printable(self.folder)} holds "
                 f"embeddings of {self.dim} numbers: give (n, {self.dim}).")
         largest = np.abs(array).max(axis=1, keepdims=True, initial=0)
         wrong = np.flatnonzero(~(np.isfinite(largest[:, 0]) & (largest[:, 0] > 0)))
         if len(wrong):
-            raise ValueError(f"The embedding of {what} {wrong[0]} is zero or not finite: it has no "
-                             "direction to compare.")
+            raise UserError(f"The embedding of {what} {wrong[0]} is zero or not finite: it has no "
+                            "direction to compare.")
         array = array / largest  # or the squares of very large or small numbers leave float32
         return np.ascontiguousarray(array / np.linalg.norm(array, axis=1, keepdims=True))
 
@@ -376,8 +379,8 @@ class Index:
         """
         with only_writer(self.folder, self._lock):
             if read_manifest(self.folder)[1] != self._content:
-                raise IndexRefused(f"{shown(self.folder)} was changed since it was opened: open it "
-                                   "again.")
+                raise IndexRefused(f"{printable(self.folder)} was changed since it was opened: "
+                                   "open it again.")
             yield
 
     def add(self, features: np.ndarray,
@@ -397,12 +400,12 @@ class Index:
         new = [checked_entry(entry) for entry in entries]
         halves = self._unit(features, "image").astype(np.float16)
         if len(new) != len(halves):
-            raise ValueError(f"{len(halves)} embeddings and {len(new)} entries: give one for each.")
+            raise UserError(f"{len(halves)} embeddings and {len(new)} entries: give one for each.")
         keys = {entry[:2] for entry in new}
         if len(keys) < len(new):
             twice, = Counter(entry[:2] for entry in new).most_common(1)
-            raise ValueError(f"{shown(Entry(*twice[0]).name)} is given {twice[1]} times: an image "
-                             "is in an index once.")
+            raise UserError(f"{printable(Entry(*twice[0]).name)} is given {twice[1]} times: an "
+                            "image is in an index once.")
         if new:
             with self.writing():
                 gone = [row for start, block in self._starts() if not keys.isdisjoint(block.keys)
@@ -456,8 +459,8 @@ class Index:
         checked, count = [], len(self)
         for row in rows:
             if not isinstance(row, (int, np.integer)) or not 0 <= row < count:
-                raise ValueError(f"Row {row!r} is none of the {count} of the index, which are "
-                                 "numbered from 0.")
+                raise UserError(f"Row {row!r} is none of the {count} of the index, which are "
+                                "numbered from 0.")
             checked.append(int(row))
         return checked
 

@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import filelock
 import numpy as np
 
+from ..common.errors import MissingPackage, UserError
 from ..common.files import remove_leftovers, write_atomically
-from ..common.text import shown
+from ..common.text import printable
 from ..data.camera_source import plain_name
 from ..runs.threshold import PairStatistics
 
@@ -49,7 +50,7 @@ _INNER_PRODUCT, _FP16 = 0, 4  # faiss's numbers of them in a file
 _LENGTHS = 0.01  # by which a vector's may differ from 1; rounding to halves takes less than 0.001
 
 
-class IndexRefused(ValueError):
+class IndexRefused(UserError):
     """Why an index cannot be used, and what to do."""
 
 
@@ -134,23 +135,24 @@ def checked_entry(entry: Entry | str | os.PathLike[str]) -> Entry:
     if isinstance(entry, (str, os.PathLike)):
         entry = Entry("", os.fspath(entry))
     if not isinstance(entry, Entry):
-        raise ValueError(f"{entry!r} is no entry of an index: give a path, or an Entry with the "
-                         "camera.")
+        raise UserError(f"{entry!r} is no entry of an index: give a path, or an Entry with the "
+                        "camera.")
     try:
         folder, path = os.fspath(entry.folder), os.fspath(entry.path)
         size, mtime = operator.index(entry.size), operator.index(entry.mtime)
         if not path or not isinstance(folder, str) or not isinstance(path, str):
             raise TypeError("its path is empty or made of bytes")
     except TypeError as error:
-        raise ValueError(f"{shown(repr(entry))} is no entry of an index ({error}): give folder and "
-                         "path as text, the size in bytes and the mtime in ns "
-                         "(os.stat(path).st_mtime_ns).") from error
+        raise UserError(f"{printable(repr(entry))} is no entry of an index ({error}): give folder "
+                        "and path as text, the size in bytes and the mtime in ns "
+                        "(os.stat(path).st_mtime_ns).") from error
     checked = Entry(folder, path, checked_camera(entry.camera), size, mtime)
     if "\0" in folder or "\0" in path:
-        raise ValueError(f"The path {shown(checked.name)} holds a zero byte, which no path does.")
+        raise UserError(f"The path {printable(checked.name)} holds a zero byte, which no path "
+                        "does.")
     if folder and _leads_out(path):
-        raise ValueError(f"The path {shown(path)} leads out of its folder {shown(folder)}: give it "
-                         "as seen from there.")
+        raise UserError(f"The path {printable(path)} leads out of its folder {printable(folder)}: "
+                        "give it as seen from there.")
     return checked
 
 
@@ -166,8 +168,8 @@ def checked_camera(camera: str | int) -> str:
         ValueError: it is no name.
     """
     if not isinstance(camera, (str, int, np.integer)):
-        raise ValueError(f"The camera {camera!r} is no name or number: \"\" is one that is not "
-                         "known.")
+        raise UserError(f"The camera {camera!r} is no name or number: \"\" is one that is not "
+                        "known.")
     return _plain(str(camera))
 
 
@@ -189,8 +191,8 @@ def require_faiss() -> ModuleType:
     try:
         import faiss
     except ImportError as error:
-        raise ImportError("An index needs faiss, which is not installed: pip install "
-                          "'caureid-plugin[faiss-cpu]' (or [faiss-gpu]).") from error
+        raise MissingPackage("An index needs faiss, which is not installed: pip install "
+                             "'caureid-plugin[faiss-cpu]' (or [faiss-gpu]).") from error
     return faiss
 
 
@@ -218,8 +220,8 @@ def only_writer(folder: Path, lock: filelock.BaseFileLock) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
-        raise IndexRefused(f"{shown(folder)} is being written by another process or part of this "
-                           "one: wait until it is done, then start this again.") from error
+        raise IndexRefused(f"{printable(folder)} is being written by another process or part of "
+                           "this one: wait until it is done, then start this again.") from error
     try:
         yield
     finally:
@@ -287,8 +289,8 @@ def read_manifest(folder: Path) -> tuple[Manifest, bytes]:
     """
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
-        raise IndexRefused(f"The index {shown(folder)} {what}: give the folder that caureid index "
-                           "has written.")
+        raise IndexRefused(f"The index {printable(folder)} {what}: give the folder that caureid "
+                           "index has written.")
     path = folder / MANIFEST
     if not path.exists():
         raise IndexRefused(_why_no_manifest(folder))
@@ -298,25 +300,25 @@ def read_manifest(folder: Path) -> tuple[Manifest, bytes]:
 
 def _why_no_manifest(folder: Path) -> str:
     if any(folder.glob("block-*")):
-        return (f"{shown(folder)} holds blocks of an index and no {MANIFEST}, which names them: it "
-                f"was lost. {AGAIN}")
-    return (f"{shown(folder)} is no index: it holds no {MANIFEST}. Give the folder that "
+        return (f"{printable(folder)} holds blocks of an index and no {MANIFEST}, which names "
+                f"them: it was lost. {AGAIN}")
+    return (f"{printable(folder)} is no index: it holds no {MANIFEST}. Give the folder that "
             "caureid index has written; if that was stopped before it had begun, start it again.")
 
 
 def _read(path: Path) -> bytes:
     if not path.is_file():  # opening a FIFO would wait for ever
         what = "is not a file" if path.exists() else "is missing"
-        raise IndexRefused(f"{shown(path)} {what}: the index is damaged. {AGAIN}")
+        raise IndexRefused(f"{printable(path)} {what}: the index is damaged. {AGAIN}")
     try:
         return path.read_bytes()
     except OSError as error:
-        raise IndexRefused(f"{shown(path)} cannot be read ({error.strerror}): let this user read "
-                           "it, or look at the disk.") from error
+        raise IndexRefused(f"{printable(path)} cannot be read ({error.strerror}): let this user "
+                           "read it, or look at the disk.") from error
 
 
 def _parse_manifest(path: Path, content: bytes) -> Manifest:
-    damaged = IndexRefused(f"{shown(path)} is damaged: it is not what was written. {AGAIN}")
+    damaged = IndexRefused(f"{printable(path)} is damaged: it is not what was written. {AGAIN}")
     try:
         fields = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -324,11 +326,11 @@ def _parse_manifest(path: Path, content: bytes) -> Manifest:
     if not isinstance(fields, dict) or type(fields.get("format")) is not int:
         raise damaged
     if fields["format"] not in FORMATS:
-        made = shown(str(fields.get("plugin", "another version"))[:30])
+        made = printable(str(fields.get("plugin", "another version"))[:30])
         raise IndexRefused(
-            f"{shown(path)} has format {fields['format']}, made by caureid-plugin {made}, and this "
-            f"version reads formats {FORMATS[0]} to {FORMATS[-1]}: use that version, or make the "
-            "index again.")
+            f"{printable(path)} has format {fields['format']}, made by caureid-plugin {made}, and "
+            f"this version reads formats {FORMATS[0]} to {FORMATS[-1]}: use that version, or make "
+            "the index again.")
     written = fields.pop("digest", None)
     try:
         if written != digest(_json(fields)):
@@ -370,8 +372,9 @@ def _check_manifest(path: Path, fields: Mapping[str, Any]) -> None:
         except (IndexError, KeyError, TypeError, ValueError):
             is_good = False
         if not is_good:
-            value = shown(repr(fields[name])[:60]) if name in fields else "missing"
-            raise IndexRefused(f"{shown(path)} is damaged: its {shown(name)} is {value}. {AGAIN}")
+            value = printable(repr(fields[name])[:60]) if name in fields else "missing"
+            raise IndexRefused(f"{printable(path)} is damaged: its {printable(name)} is {value}. "
+                               f"{AGAIN}")
 
 
 def _is_text(value: Any) -> bool:
@@ -398,15 +401,15 @@ def read_block(folder: Path, manifest: Manifest, block: tuple[int, int, str, str
         path = block_file(folder, number, kind)
         content = _read(path)
         if digest(content) != known:
-            raise IndexRefused(f"{shown(path)} is damaged: its {len(content)} bytes are not those "
-                               f"that were written. {AGAIN}")
+            raise IndexRefused(f"{printable(path)} is damaged: its {len(content)} bytes are not "
+                               f"those that were written. {AGAIN}")
         contents.append(content)
     vectors = _vectors(block_file(folder, number, VECTORS), contents[0], images, manifest.dim)
     path = block_file(folder, number, ENTRIES)
     entries = _entries(path, contents[1], manifest.folders)
     if len(entries) != images:
-        raise IndexRefused(f"{shown(path)} holds {len(entries)} rows, and {MANIFEST} says {images}:"
-                           f" the files are of two indexes. {AGAIN}")
+        raise IndexRefused(f"{printable(path)} holds {len(entries)} rows, and {MANIFEST} says "
+                           f"{images}: the files are of two indexes. {AGAIN}")
     return Block(number, entries, vectors, (digests[0], digests[1]))
 
 
@@ -420,28 +423,28 @@ def _vectors(path: Path, content: bytes, images: int, dim: int) -> Any:
     same_size, code, trained, codes = rest
     if kind != b"IxSQ" or metric != _INNER_PRODUCT or quantizer != _FP16:
         raise IndexRefused(
-            f"{shown(path)} begins with {kind!r}, metric {metric} and type {quantizer}, and an "
+            f"{printable(path)} begins with {kind!r}, metric {metric} and type {quantizer}, and an "
             f"IndexScalarQuantizer of faiss by which this plugin searches with b'IxSQ', "
             f"{_INNER_PRODUCT} (inner product) and {_FP16} (16-bit floats): it was not written by "
             f"this plugin. {AGAIN}")
     if (size, count) != (dim, images):
         raise IndexRefused(
-            f"{shown(path)} holds {count} vectors of {size} numbers, and {MANIFEST} says {images} "
-            f"of {dim}: the files are of two indexes. {AGAIN}")
+            f"{printable(path)} holds {count} vectors of {size} numbers, and {MANIFEST} says "
+            f"{images} of {dim}: the files are of two indexes. {AGAIN}")
     room = len(content) - _HEADER.size
     if (same_size, code, trained, codes, room) != (dim, 2 * dim, 0, 2 * images * dim, codes):
-        raise IndexRefused(f"{shown(path)} claims {codes} bytes, {code} for each vector, and holds "
-                           f"{room}: it was not written by this plugin. {AGAIN}")
+        raise IndexRefused(f"{printable(path)} claims {codes} bytes, {code} for each vector, and "
+                           f"holds {room}: it was not written by this plugin. {AGAIN}")
     if not whole:
-        raise IndexRefused(f"{shown(path)} says that it is not trained, and faiss would search in "
-                           f"no such file: it was not written by this plugin. {AGAIN}")
+        raise IndexRefused(f"{printable(path)} says that it is not trained, and faiss would search "
+                           f"in no such file: it was not written by this plugin. {AGAIN}")
     rows = np.frombuffer(content, np.float16, offset=_HEADER.size).reshape(images, dim)
     lengths = np.linalg.norm(rows.astype(np.float32), axis=1)
     wrong = np.flatnonzero(~(np.abs(lengths - 1) < _LENGTHS))  # NaN as well
     if len(wrong):
         raise IndexRefused(
-            f"{shown(path)}: vector {wrong[0]} has length {lengths[wrong[0]]:.3g}, and all have 1; "
-            f"its scores would be no cosines. It was not written by this plugin. {AGAIN}")
+            f"{printable(path)}: vector {wrong[0]} has length {lengths[wrong[0]]:.3g}, and all "
+            f"have 1; its scores would be no cosines. It was not written by this plugin. {AGAIN}")
     return require_faiss().deserialize_index(np.frombuffer(content, dtype=np.uint8))
 
 
@@ -451,12 +454,12 @@ def _entries(path: Path, content: bytes, folders: Sequence[str]) -> tuple[Entry,
     try:
         for place, name, camera, size, mtime in json.loads(content):
             if type(place) is not int or not -1 <= place < len(folders):
-                raise ValueError(f"there is no folder {place!r}")
+                raise UserError(f"there is no folder {place!r}")
             found.append(checked_entry(Entry(
                 "" if place < 0 else folders[place], name, camera, size,
                 int(mtime) if type(mtime) is float else mtime)))  # seconds were taken once
     except (OverflowError, RecursionError, TypeError, ValueError) as error:
-        raise IndexRefused(f"{shown(path)} is damaged: its row {len(found)} is no image of an "
+        raise IndexRefused(f"{printable(path)} is damaged: its row {len(found)} is no image of an "
                            f"index ({error}). {AGAIN}") from error
     return tuple(found)
 
@@ -465,13 +468,13 @@ def check_empty(folder: Path) -> None:
     """Refuses a folder that holds more than what a process left that was killed at once."""
     names = sorted(path.name for path in folder.iterdir())
     if MANIFEST in names:
-        raise IndexRefused(f"{shown(folder)} holds an index already: open it, or give another "
+        raise IndexRefused(f"{printable(folder)} holds an index already: open it, or give another "
                            "name.")
     other = [name for name in names if name != LOCK and not name.startswith(f".{MANIFEST}.")]
     if other:
         raise IndexRefused(
-            f"{shown(folder)} is not empty and no index: it holds {shown(other[0])}. An index has "
-            "a folder of its own: give another name" + (
+            f"{printable(folder)} is not empty and no index: it holds {printable(other[0])}. An "
+            "index has a folder of its own: give another name" + (
                 f". If it was one, its {MANIFEST} was lost: restore it from a copy, or remove the "
                 "folder." if other[0].startswith("block-") else "."))
 
@@ -481,8 +484,8 @@ def check_once(folder: Path, blocks: Sequence[Block]) -> None:
     known: set[tuple[str, str]] = set()
     for entry in itertools.chain.from_iterable(block.entries for block in blocks):
         if entry[:2] in known:
-            raise IndexRefused(f"{shown(folder)} has the image {shown(entry.name)} twice: it was "
-                               f"not written by this plugin. {AGAIN}")
+            raise IndexRefused(f"{printable(folder)} has the image {printable(entry.name)} twice: "
+                               f"it was not written by this plugin. {AGAIN}")
         known.add(entry[:2])
 
 
@@ -491,9 +494,9 @@ def check_network(folder: Path, manifest: Manifest, embedder: Embedder | str | N
         return
     given = embedder if isinstance(embedder, str) else embedder.fingerprint
     if given != manifest.fingerprint:
-        name = "the one given" if isinstance(embedder, str) else shown(embedder.name)
+        name = "the one given" if isinstance(embedder, str) else printable(embedder.name)
         raise IndexRefused(
-            f"The index {shown(folder)} holds embeddings of another network, and those of two "
-            f"cannot be compared: it was made with {shown(manifest.model)} (fingerprint "
+            f"The index {printable(folder)} holds embeddings of another network, and those of two "
+            f"cannot be compared: it was made with {printable(manifest.model)} (fingerprint "
             f"{manifest.fingerprint}), and this is {name} ({given}). Use the run it was made with, "
             "or make a new index.")

@@ -16,7 +16,7 @@ from fastreid.config import CfgNode
 from fastreid.modeling.heads import ClasHead, EmbeddingHead
 from torch import nn
 
-from ..common.text import shown
+from ..common.text import printable
 from ..engine.setup import build_network, to_evaluate
 from ..runs.folder import RunError
 from .preprocessing import Preprocessing
@@ -27,8 +27,9 @@ TRAINING_ONLY = ("weight", "cls_layer", "camera_pool", "camera_neck", "camera_cl
 # what makes the embedding and cannot be seen in the weights
 _SHAPING = ("BACKBONE.NAME", "BACKBONE.DEPTH", "BACKBONE.LAST_STRIDE", "BACKBONE.WITH_IBN",
             "BACKBONE.WITH_SE", "BACKBONE.WITH_NL", "BACKBONE.STRIDE_SIZE", "HEADS.NAME",
-            "HEADS.POOL_LAYER", "HEADS.CAMSEP.ATTENTION", "HEADS.CAMSEP.RANGE",
-            "HEADS.CAMSEP.GAIN")
+            "HEADS.POOL_LAYER", "HEADS.CAMSEP.ATTENTION", "HEADS.CAMSEP.RANGE")
+# a key of earlier versions, so that what was indexed or exported with them is still compared
+_GONE = {"HEADS.CAMSEP.GAIN": "1.0"}
 
 
 class EmbeddingNetwork(nn.Module):
@@ -100,26 +101,27 @@ def _load(model: nn.Module, content: Mapping[str, Any], path: Path) -> None:
     """Gives a model the weights that make its embedding, all of them."""
     weights = content.get("model")
     if not isinstance(weights, Mapping):
-        raise RunError(f"The checkpoint {shown(path)} holds no network (\"model\"): give one that "
-                       "a run has written.")
+        raise RunError(f"The checkpoint {printable(path)} holds no network (\"model\"): give one "
+                       "that a run has written.")
     found = {_plain(name): value for name, value in weights.items() if not _is_spare(_plain(name))}
     wanted = {name: value for name, value in model.state_dict().items() if not _is_spare(name)}
     missing, foreign = sorted(wanted.keys() - found), sorted(found.keys() - wanted)
     # checkpoints of a plain batch norm may lack its counter, which evaluation does not read
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
-    said = f"The checkpoint {shown(path)} does not fit the run's config.yaml: "
+    prefix = f"The checkpoint {printable(path)} does not fit the run's config.yaml: "
     advice = " Give a checkpoint of this run, or the version of the plugin that made it."
     if missing or foreign:
         what = f"it lacks {len(missing)} of its parts and has {len(foreign)} others, "
-        first = shown((missing + foreign)[0])
-        raise RunError(f"{said}{what}{first} for one.{advice}")
+        first = printable((missing + foreign)[0])
+        raise RunError(f"{prefix}{what}{first} for one.{advice}")
     for name in wanted.keys() & found:
         if not isinstance(found[name], torch.Tensor) or found[name].shape != wanted[name].shape:
-            raise RunError(f"{said}its {name} has shape {tuple(getattr(found[name], 'shape', ()))}"
-                           f", and the network's {tuple(wanted[name].shape)}.{advice}")
+            shape = tuple(getattr(found[name], "shape", ()))
+            raise RunError(f"{prefix}its {name} has shape {shape}, and the network's "
+                           f"{tuple(wanted[name].shape)}.{advice}")
         if not torch.isfinite(found[name].float()).all():
-            raise RunError(f"The checkpoint {shown(path)} is of a run that went wrong: its {name} "
-                           "is NaN or infinite. Take an earlier checkpoint.")
+            raise RunError(f"The checkpoint {printable(path)} is of a run that went wrong: its "
+                           f"{name} is NaN or infinite. Take an earlier checkpoint.")
     model.load_state_dict({name: found[name] for name in wanted.keys() & found}, strict=False)
 
 
@@ -140,7 +142,7 @@ def fingerprint(network: EmbeddingNetwork, cfg: CfgNode, preprocessing: Preproce
     Of the weights that make the embedding, how they are put together, and the preprocessing. It is
     the same for checkpoints that differ in what only training needs.
     """
-    shaping = {key: str(attrgetter(key)(cfg.MODEL)) for key in _SHAPING}
+    shaping = _GONE | {key: str(attrgetter(key)(cfg.MODEL)) for key in _SHAPING}
     plan = json.dumps([shaping, dataclasses.asdict(preprocessing)], sort_keys=True)
     digest = hashlib.blake2b(plan.encode("ascii"), digest_size=16)
     for name, value in sorted(network.state_dict().items()):

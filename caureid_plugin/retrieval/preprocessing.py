@@ -13,8 +13,9 @@ from fastreid.data import data_utils
 from PIL import Image
 from torchvision.transforms import InterpolationMode, functional
 
+from ..common.errors import UserError
 from ..common.images import upright_rgb
-from ..common.text import shown
+from ..common.text import printable
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
 
@@ -40,7 +41,7 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if len(self.size) < 2 and not self.crop:
-            raise ValueError(
+            raise UserError(
                 f"With INPUT.SIZE_TEST {list(self.size)} images keep their proportions, and those "
                 "of different ones do not fit into one batch: give height and width, or set "
                 "INPUT.CROP.ENABLED True.")
@@ -94,39 +95,39 @@ def read_image_like(image: ImageLike, *, bgr: bool = False) -> Image.Image:
     if isinstance(image, (str, os.PathLike)):
         path = os.fspath(image)
         if not os.path.lexists(path):
-            raise ValueError(f"The image {shown(path)} does not exist.")
+            raise UserError(f"The image {printable(path)} does not exist.")
         read: Image.Image = data_utils.read_image(path)  # refuses FIFOs, which would wait
         return read
     if isinstance(image, Image.Image):
         return _upright(image)
     if isinstance(image, np.ndarray):
         return _from_array(image, bgr)
-    raise ValueError(f"An image is a path, an array or an image of PIL, and this is a "
-                     f"{type(image).__name__}.")
+    raise UserError(f"An image is a path, an array or an image of PIL, and this is a "
+                    f"{type(image).__name__}.")
 
 
 def _upright(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         # PIL's own conversion cuts values off at 255 and scales none
-        raise ValueError(f"An image of PIL of mode {image.mode} has no 8-bit values: give the path "
-                         "of its file, or an array of uint8 that you have scaled to 0..255.")
+        raise UserError(f"An image of PIL of mode {image.mode} has no 8-bit values: give the path "
+                        "of its file, or an array of uint8 that you have scaled to 0..255.")
     if not image.width or not image.height:
-        raise ValueError(f"An image of PIL of {image.width} x {image.height} has no pixels.")
+        raise UserError(f"An image of PIL of {image.width} x {image.height} has no pixels.")
     try:
         return upright_rgb(image, "an image of PIL")
     except Exception as error:  # broken data make Pillow's decoders raise nearly anything
-        raise ValueError("Pillow cannot decode it "
-                         f"({' '.join(str(error).split()) or type(error).__name__}).") from error
+        raise UserError("Pillow cannot decode it "
+                        f"({' '.join(str(error).split()) or type(error).__name__}).") from error
 
 
 def _from_array(array: np.ndarray, bgr: bool) -> Image.Image:
     grey = array.ndim == 2
     if array.dtype != np.uint8 or not (grey or (array.ndim == 3 and array.shape[2] == 3)):
-        raise ValueError(
+        raise UserError(
             f"An array of shape {array.shape} and type {array.dtype} is no image: give (H, W, 3) "
             f"{'BGR' if bgr else 'RGB'} or (H, W) grey of uint8, values 0 to 255.")
     if not array.size:
-        raise ValueError(f"An array of shape {array.shape} has no pixels.")
+        raise UserError(f"An array of shape {array.shape} has no pixels.")
     if grey:
         return Image.fromarray(array).convert("RGB")
     return Image.fromarray(np.ascontiguousarray(array[:, :, ::-1] if bgr else array)).copy()

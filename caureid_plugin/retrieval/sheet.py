@@ -26,7 +26,7 @@ def draw_sheet(rows: Sequence[tuple[Cell, Sequence[Cell]]], title: str) -> Image
     """One row for each query, more where it has more than ten hits.
 
     Args:
-        rows: of each query, its cell and those of its hits in order.
+        rows: of each query, its cell and the cells of its hits in order.
         title: one line above.
     """
     lines = [(query if start == 0 else None, hits[start:start + COLUMNS])

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..common.text import one_line, shown
+from ..common.errors import UserError
+from ..common.text import one_line, printable
 from ..data.camera_source import CameraSource, below
 from ..data.listing import same_file_names
 from .embedder import Embedder
@@ -61,11 +62,11 @@ def refuse_overlap(index: Index, entries: list[Entry]) -> None:
     found = [known[name] for name in same_file_names([entry.name for entry in entries])
              if name in known]
     if found:
-        source = f"folder {shown(found[0].folder)}" if found[0].folder else "a Python program"
-        raise ValueError(
-            f"{len(found)} images below {shown(entries[0].folder)} are in the index already, from "
-            f"{source} (first: {shown(found[0].name)}), and would be found twice: give folders "
-            "that do not overlap, or make an index of its own for this one (--index).")
+        source = f"folder {printable(found[0].folder)}" if found[0].folder else "a Python program"
+        raise UserError(
+            f"{len(found)} images below {printable(entries[0].folder)} are in the index already, "
+            f"from {source} (first: {printable(found[0].name)}), and would be found twice: give "
+            "folders that do not overlap, or make an index of its own for this one (--index).")
 
 
 def with_known_cameras(index: Index, folder: str, entries: list[Entry]) -> list[Entry]:
@@ -100,10 +101,10 @@ def embed_readable(embedder: Embedder, entries: list[Entry], batch_size: int
     except (ValueError, OSError) as error:
         if len(entries) == 1:
             text = one_line(error)
-            name = shown(entries[0].name)
+            name = printable(entries[0].name)
             return [], np.empty((0, embedder.dim), np.float32), {
                 entries[0]: text if name in text else f"{name}: {text}"}
-    # halves, until what cannot be read stands alone
+    # halves, until only what cannot be read is left
     half = len(entries) // 2
     parts = [embed_readable(embedder, part, batch_size)
              for part in (entries[:half], entries[half:])]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..common.text import short, shown
+from ..common.text import printable, short
 from ..runs.threshold import PairStatistics, RunVerdict
 from .decoding import NoImage, read_bytes
 from .embedder import Embedder
@@ -47,26 +47,27 @@ def is_query(entry: Entry, path: Path | None, data: bytes) -> bool:
 
 def pair_statistics(embedder: Embedder, index: Index, despite_verdict: bool = False
                     ) -> tuple[PairStatistics | None, str]:
-    """The pair statistics that tell most of a network and its index, and why there are none.
+    """The pair statistics that tell most of a network and its index, or a sentence why not.
 
     Either may have been made before the run was measured (caureid threshold), and then has those
     of the memory bank. None are of an index that standardises by camera, nor, unless
     ``despite_verdict``, of a run that went wrong.
     """
+    unknown = f"Same or different is not shown: {index.why_no_statistics}"
     if index.standardize_by_camera:
-        return None, index.why_no_statistics
+        return None, unknown
     if why := verdict_of(embedder, index).why_withheld(despite_verdict):
-        return None, shown(why)
+        return None, printable(why)
     known = [part.statistics for part in (embedder, index) if part.statistics is not None]
     known.sort(key=lambda statistics: statistics.source == "memory bank")  # the least of all
-    return (known[0], "") if known else (None, index.why_no_statistics)
+    return (known[0], "") if known else (None, unknown)
 
 
 def say_doubt(verdict: RunVerdict) -> str:
-    """What else is to be said where same or different is told and the run may have gone wrong."""
+    """What else is to be said where same or different is shown and training may have failed."""
     if verdict.level == "bad":
-        return f" This is told despite the verdict of the run. {shown(verdict.reason)}"
-    return f" {shown(verdict.reason)}" if verdict.level != "good" else ""
+        return f" This is shown despite the run's verdict. {printable(verdict.reason)}"
+    return f" {printable(verdict.reason)}" if verdict.level != "good" else ""
 
 
 def say_expected(statistics: PairStatistics, value: float, camera_counts: Mapping[str, int],

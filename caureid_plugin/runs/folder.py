@@ -15,9 +15,10 @@ import yaml
 from fastreid.config import CfgNode
 
 from .._version import __version__
+from ..common.errors import UserError
 from ..common.files import write_atomically
 from ..common.safe_load import load_tensors
-from ..common.text import sentence, shown
+from ..common.text import printable, with_full_stop
 from ..engine import load_config
 from ..engine.verdict import collect, judge
 from .metrics import indicators, read_rows
@@ -30,7 +31,7 @@ MOST_CAMERAS = 10 ** 6  # numbers of cameras: arrays have a place for each
 logger = logging.getLogger("fastreid.caureid")
 
 
-class RunError(ValueError):
+class RunError(UserError):
     """Why a run folder cannot be used, and what to do."""
 
 
@@ -42,7 +43,7 @@ def check_folder(folder: Path) -> None:
     """
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
-        raise RunError(f"{shown(folder)} {what}: give the folder that a run has written, its "
+        raise RunError(f"{printable(folder)} {what}: give the folder that a run has written, its "
                        "OUTPUT_DIR.")
 
 
@@ -51,7 +52,7 @@ def read_config(folder: Path, opts: Sequence[str] = (), *, training: bool = Fals
 
     Args:
         folder: of the run.
-        opts: config keys and values that replace those of the run.
+        opts: config keys and values that replace the run's.
         training: see :func:`caureid_plugin.fit_to_data`.
 
     Raises:
@@ -59,16 +60,16 @@ def read_config(folder: Path, opts: Sequence[str] = (), *, training: bool = Fals
     """
     path = folder / "config.yaml"
     if not path.is_file():
-        raise RunError(f"{shown(folder)} holds no config.yaml, which every run writes at its "
+        raise RunError(f"{printable(folder)} holds no config.yaml, which every run writes at its "
                        "start: give the folder of a run, its OUTPUT_DIR.")
     try:
         cfg = load_config(str(path), opts, training=training)
     except KeyError as error:
         raise RunError(_unknown_key(path, error.args[0], opts)) from error
     except (AttributeError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise RunError(f"{shown(path)} cannot be read, or a value in it or on the command line is "
-                       f"wrong: {sentence(error)} It is what the run wrote at its start; restore "
-                       "it from a copy, or begin a new run.") from error
+        raise RunError(f"{printable(path)} cannot be read, or a value in it or on the command line "
+                       f"is wrong: {with_full_stop(error)} It is what the run wrote at its start; "
+                       "restore it from a copy, or begin a new run.") from error
     if str(cfg.MODEL.DEVICE).startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     return cfg
@@ -77,7 +78,7 @@ def read_config(folder: Path, opts: Sequence[str] = (), *, training: bool = Fals
 def _unknown_key(path: Path, message: str, opts: Sequence[str]) -> str:
     if any(repr(key) in message for key in opts[::2]):
         return f"On the command line: {message}"
-    return (f"{shown(path)} is of another version of the plugin: {message} This version is "
+    return (f"{printable(path)} is of another version of the plugin: {message} This version is "
             f"{__version__}. Use the version that made the run, or take the key out "
             "of a copy of the run folder if it no longer matters.")
 
@@ -97,12 +98,12 @@ def find_checkpoint(folder: Path) -> Path:
     found = sorted(folder.glob("model_*.pth"),
                    key=lambda path: (path.name != "model_best.pth", os.path.getmtime(path)))
     if not found:
-        raise RunError(f"{shown(folder)} holds no checkpoint (model_*.pth). A run writes one every "
-                       "SOLVER.CHECKPOINT_PERIOD epochs and at its end: wait for the first, or "
-                       "name a file with --checkpoint (or its path in place of the run's).")
+        raise RunError(f"{printable(folder)} holds no checkpoint (model_*.pth). A run writes one "
+                       "every SOLVER.CHECKPOINT_PERIOD epochs and at its end: wait for the first, "
+                       "or name a file with --checkpoint (or its path in place of the run's).")
     if named is not None:
         logger.warning("The last checkpoint of %s, %s, is not there: %s is taken, the newest.",
-                       shown(folder), shown(named.name), shown(found[-1].name))
+                       printable(folder), printable(named.name), printable(found[-1].name))
     return found[-1]
 
 
@@ -114,9 +115,9 @@ def _named_checkpoint(folder: Path) -> Path | None:
     name = tag.read_text(errors="replace").strip()
     # a path would lead out of the folder, which may come from someone else
     if name in ("", ".", "..") or any(sign in name for sign in "/\\\0"):
-        raise RunError(f"{shown(tag)} is damaged: it says {name[:80]!r}, and not which model_*.pth "
-                       "beside it is the last. Write that name into it, or remove it for the "
-                       "newest.")
+        raise RunError(f"{printable(tag)} is damaged: it says {name[:80]!r}, and not which "
+                       "model_*.pth beside it is the last. Write that name into it, or remove it "
+                       "for the newest.")
     return folder / name
 
 
@@ -127,13 +128,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         RunError: no file, or a damaged one.
     """
     if not path.is_file():
-        raise RunError(f"The checkpoint {shown(path)} is not a file: check --checkpoint, or the "
-                       "path that was given.")
+        raise RunError(f"The checkpoint {printable(path)} is not a file: check --checkpoint, or "
+                       "the path that was given.")
     try:
         content = load_tensors(path)
     except (OSError, ValueError) as error:
         others = sorted(p.name for p in path.parent.glob("model_*.pth") if p.name != path.name)
-        advice = (f"Name another with --checkpoint: {shown(', '.join(others))} (or its path in "
+        advice = (f"Name another with --checkpoint: {printable(', '.join(others))} (or its path in "
                   "place of the run's)." if others else "The folder holds no other.")
         raise RunError(f"The checkpoint cannot be read: {error} {advice}") from error
     return content if isinstance(content, dict) else {}
@@ -154,15 +155,15 @@ def memory_bank(content: Mapping[str, Any], path: Path) -> dict[str, torch.Tenso
     bank = content.get("memory_bank")
     if not isinstance(bank, dict):
         raise RunError(
-            f"The checkpoint {shown(path)} holds no memory bank. It is of a supervised run, or a "
-            "file of weights only; what a run learnt without labels is in that of a run with "
+            f"The checkpoint {printable(path)} holds no memory bank. It is of a supervised run, or "
+            "a file of weights only; what a run learnt without labels is in that of a run with "
             "MODEL.META_ARCHITECTURE CAUReID.")
     features, *numbers = (bank.get(name) for name in BANK)
     if (not isinstance(features, torch.Tensor) or features.dim() != 2
             or not features.is_floating_point() or not torch.isfinite(features).all()
             or not all(isinstance(part, torch.Tensor) and part.dtype == torch.int64
                        and part.shape == features.shape[:1] for part in numbers)):
-        raise RunError(f"The memory bank of the checkpoint {shown(path)} is not whole: it must "
+        raise RunError(f"The memory bank of the checkpoint {printable(path)} is not whole: it must "
                        f"hold {', '.join(BANK)} of as many images each, all finite, the last two "
                        "whole numbers. Name another with --checkpoint (or its path in place of "
                        "the run's).")
@@ -170,9 +171,9 @@ def memory_bank(content: Mapping[str, Any], path: Path) -> dict[str, torch.Tenso
         part: torch.Tensor = bank[name]
         if len(part) and not least <= int(part.min()) <= int(part.max()) < end:
             raise RunError(
-                f"The memory bank of the checkpoint {shown(path)} is damaged: its {name} go from "
-                f"{int(part.min())} to {int(part.max())}, and must be from {least} to {end - 1}. "
-                "Name another with --checkpoint (or its path in place of the run's).")
+                f"The memory bank of the checkpoint {printable(path)} is damaged: its {name} go "
+                f"from {int(part.min())} to {int(part.max())}, and must be from {least} to "
+                f"{end - 1}. Name another with --checkpoint (or its path in place of the run's).")
     return bank
 
 
@@ -284,11 +285,11 @@ def _read_networks(path: Path) -> dict[str, Any]:
             return dict(content["networks"])
     except (KeyError, OSError, RecursionError, TypeError, ValueError) as error:
         raise RunError(_damaged(path, error)) from error
-    raise RunError(f"{shown(path)} has format {known!r}, and this version reads "
+    raise RunError(f"{printable(path)} has format {known!r}, and this version reads "
                    f"{STATISTICS_FORMAT}: use the version that wrote it, or remove it and measure "
                    "anew with caureid threshold.")
 
 
 def _damaged(path: Path, error: Exception) -> str:
-    return (f"{shown(path)} is damaged ({sentence(error)[:-1]}): remove it, and make it again "
-            "with caureid threshold.")
+    return (f"{printable(path)} is damaged ({with_full_stop(error)[:-1]}): remove it, and make it "
+            "again with caureid threshold.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,7 +59,8 @@ def indicators(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
         for key, value in row.items():
             if n < changed and (is_precision(key) or is_precision(key, "start/")):
                 continue
-            if type(value) is float or (type(value) is int and abs(value) < 1e300):
-                figures.setdefault(key, {})[row["iteration"]] = value
+            figure = math.nan if value is None else value  # what jq and JavaScript make of NaN
+            if type(figure) is float or (type(figure) is int and abs(figure) < 1e300):
+                figures.setdefault(key, {})[row["iteration"]] = figure
     return collect({key: [value for _, value in sorted(found.items())]
                     for key, found in figures.items()})

@@ -12,7 +12,8 @@ import torch
 from fastreid.config import CfgNode
 
 from .. import compat
-from ..common.text import printable, sentence
+from ..common.errors import UserError
+from ..common.text import printable, with_full_stop
 from ..data import UnlabelledImages, build_dataset, training_images
 from ..engine import images_digest
 from ..inspection import short_names
@@ -31,7 +32,7 @@ FOLDER = "CameraFolder"  # the dataset whose folder is a config key
 ReportError = RunError  # why there can be no report of a run, and what to do
 
 
-class Missing(ValueError):
+class Missing(UserError):
     """Why a section of the report cannot be made; the others can."""
 
 
@@ -41,7 +42,7 @@ class Run(NamedTuple):
     ``features`` (N, D) are the memory bank's, L2-normalised; ``labels`` (N,) its clusters 0..K-1,
     numbered anew without those of one image, which are outliers: -1. ``camids`` (N,) number the
     cameras, whose names are ``names`` (C,) behind ``prefix``, which all share, without what the
-    dataset puts before them. ``rows`` are those of metrics.json; where they cannot be had,
+    dataset puts before them. ``rows`` come from metrics.json; where they cannot be had,
     ``no_rows`` says why.
     """
 
@@ -80,7 +81,7 @@ def read_run(folder: Path, checkpoint: Path | None, opts: list[str]) -> Run:
     Args:
         folder: OUTPUT_DIR of the run.
         checkpoint: None: the last one.
-        opts: config keys and values that replace those of the run.
+        opts: config keys and values that replace the run's.
 
     Raises:
         ReportError: it is no run folder, or not whole, or its data set is not the run's.
@@ -150,8 +151,8 @@ def match_images(cfg: CfgNode, content: dict[str, Any], checkpoint: Path
         images = UnlabelledImages(items, lambda image: image)
     except (KeyError, OSError, RuntimeError, ValueError) as error:
         text = error.args[0] if isinstance(error, KeyError) else error
-        raise ReportError(f"The training images of {where} cannot be listed: {sentence(text)} "
-                          f"{advice}") from error
+        raise ReportError(f"The training images of {where} cannot be listed: "
+                          f"{with_full_stop(text)} {advice}") from error
     if len(images) != len(camids):
         raise ReportError(f"The data set differs from the run's: {where} has {len(images)} "
                           f"training images, the memory bank of {checkpoint} {len(camids)}. "

@@ -2,7 +2,7 @@
 
 There are no identities to tell by. What a run has are its clusters: pairs of images in one
 cluster, and pairs in two. Their similarities give a threshold and the error rates to expect of it,
-as far as clusters are people: the images are those of the training, and clusters were made by
+as far as clusters are people: the images are the training's, and clusters were made by
 these same similarities. Both error rates are higher for people that the run has not seen;
 docs/searching.md has measured by how much.
 
@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from ..common.errors import UserError
 
 STEP = 0.001  # of the similarities that are kept
 PAIRS = 100_000  # of each kind, at most
@@ -60,19 +63,20 @@ class RunVerdict(NamedTuple):
     """Whether training went well, as far as the run's label-free indicators tell.
 
     ``level`` is "good", "mixed", "bad" or "unknown", ``reason`` a sentence. Of a bad run, same or
-    different is not told: the error rates follow from its clusters, which are not people.
+    different is not shown: the error rates follow from its clusters, which are not people.
     """
 
     level: str = "unknown"
     reason: str = "Whether training went well is not known."
 
     def why_withheld(self, despite_verdict: bool = False) -> str:
-        """Why same or different is not told, and how to have it told; "" if it may be."""
+        """Why a command does not show same or different, and what shows it; "" if it may."""
         if self.level != "bad" or despite_verdict:
             return ""
-        return (f"{self.reason} The threshold follows from its clusters, which are no people then: "
-                "scores and their order are all that is told. To have it told nevertheless: "
-                "despite_verdict=True, on the command line --despite-verdict.")
+        # the reason begins with this sentence's own words
+        why = re.sub(".*training went wrong: ", "", self.reason, flags=re.I).removesuffix(".")
+        return (f"Same or different is not shown, because training went wrong ({why}). "
+                "--despite-verdict shows it.")
 
 
 NO_VERDICT = RunVerdict()
@@ -106,7 +110,7 @@ class PairStatistics:
     @classmethod
     def from_features(cls, features: np.ndarray, labels: np.ndarray, camids: np.ndarray, *,
                       seed: int = 0, source: str = SOURCES[0]) -> PairStatistics:
-        """Those of features with their clusters.
+        """Statistics of features with their clusters.
 
         Pairs of two cameras are taken, unless there are too few of one cluster; each once, and at
         most 100,000 of each kind, drawn at random. Outliers take no part.
@@ -133,8 +137,8 @@ class PairStatistics:
         different = _pairs_between(labels, camids, rng, OTHER if across else ANY)
         for pairs, what in ((same, "the same cluster"), (different, "different clusters")):
             if len(pairs) < LEAST_PAIRS:
-                raise ValueError(f"there are {len(pairs)} pairs of images in {what}, and a "
-                                 f"threshold takes {LEAST_PAIRS}")
+                raise UserError(f"there are {len(pairs)} pairs of images in {what}, and a "
+                                f"threshold takes {LEAST_PAIRS}")
         every, own = _mates(labels), _mates(labels, camids)
         within = None
         if across:
@@ -158,9 +162,9 @@ class PairStatistics:
         if false_match_rate is None:
             false_match_rate = max(DEFAULT_RATE, self.lowest_rate)
         elif not 0 < false_match_rate < 1:
-            raise ValueError(f"The false match rate {false_match_rate} must lie between 0 and 1.")
+            raise UserError(f"The false match rate {false_match_rate} must lie between 0 and 1.")
         elif false_match_rate < self.lowest_rate:
-            raise ValueError(
+            raise UserError(
                 f"The false match rate {false_match_rate} is too low to be told from "
                 f"{len(self.different)} pairs of different clusters: ask for "
                 f"{1.1 * self.lowest_rate:.2g} or more.")
@@ -243,7 +247,7 @@ class PairStatistics:
             return cls(*_parts(content),
                        within=None if within is None else cls(*_parts(within)))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"These are no pair statistics: {error}.") from error
+            raise UserError(f"These are no pair statistics: {error}.") from error
 
 
 def _mates(labels: np.ndarray, camids: np.ndarray | None = None) -> float:
@@ -257,9 +261,9 @@ def _parts(content: Any) -> tuple[np.ndarray, np.ndarray, bool, str, float | Non
     """What :meth:`PairStatistics.to_json` gave, but for what is in it of the same kind."""
     across, source, mates = content["across"], content["source"], content.get("mates")
     if content["step"] != STEP or not isinstance(across, bool) or source not in SOURCES:
-        raise ValueError(f"step {content['step']!r}, across {across!r}, source {source!r}")
+        raise UserError(f"step {content['step']!r}, across {across!r}, source {source!r}")
     if mates is not None and not (type(mates) in (int, float) and 0 <= mates <= MOST_MATES):
-        raise ValueError(f"mates {mates!r}")
+        raise UserError(f"mates {mates!r}")
     return _expanded(content["same"]), _expanded(content["different"]), across, source, mates
 
 
@@ -337,5 +341,5 @@ def _expanded(content: Any) -> np.ndarray:
             or not all(type(count) is int and 0 <= count <= PAIRS for count in counts)
             or not -most <= first <= first + len(counts) - 1 <= most
             or not 0 < sum(counts) <= PAIRS):
-        raise ValueError("numbers of pairs that cannot be")
+        raise UserError("numbers of pairs that cannot be")
     return _from_steps(np.repeat(np.arange(first, first + len(counts)), counts))

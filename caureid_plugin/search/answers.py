@@ -6,7 +6,6 @@ import io
 import json
 import os
 import sys
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -14,9 +13,12 @@ from typing import Any, NamedTuple
 from PIL import Image, PngImagePlugin
 from tabulate import tabulate
 
+from ..common.errors import UserError
 from ..common.files import write_atomically
-from ..common.text import one_line, percent, say, shown
+from ..common.images import decode_image
+from ..common.text import one_line, percent, printable, say
 from ..export.load import load_embedder
+from ..retrieval.decoding import DAMAGED
 from ..retrieval.embedder import Embedder
 from ..retrieval.index import Hit, Index
 from ..retrieval.sheet import COLUMNS, Cell, draw_sheet
@@ -36,35 +38,29 @@ MOST_CELLS = 2000  # of a picture, some 80 million pixels
 MARK = "caureid-plugin, caureid search"  # in files that it has written and may write over
 
 
-def check_query(path: Path) -> None:
-    """What can be said of a query before it is decoded.
+def read_query(path: Path) -> tuple[bytes, Image.Image]:
+    """The content of a query's file, and the image in it.
 
     Raises:
-        ValueError: it is no file, no image, or too large.
+        UserError: it is no file, no image, or too large.
         OSError: it cannot be read.
     """
-    name = shown(path)
+    name = printable(path)
     if not path.is_file():  # opening a FIFO would wait for ever
         what = "is not a regular file" if os.path.lexists(path) else "does not exist"
-        raise ValueError(f"{name} {what}: give the file of an image.")
+        raise UserError(f"{name} {what}: give the file of an image.")
     size = path.stat().st_size
     if size > MOST_BYTES:
-        raise ValueError(f"{name} has {size / 2 ** 20:.0f} MiB, and a query may have "
-                         f"{MOST_BYTES // 2 ** 20}: make it smaller.")
+        raise UserError(f"{name} has {size / 2 ** 20:.0f} MiB, and a query may have "
+                        f"{MOST_BYTES // 2 ** 20}: make it smaller.")
+    data = path.read_bytes()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                width, height = image.size
+        return data, decode_image(io.BytesIO(data), str(path), most_pixels=MOST_PIXELS)
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{name} has more pixels than the {MOST_PIXELS} that a query may have: "
-                         f"make it smaller ({error}).") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{name} is no image that can be read: give a JPEG or PNG "
-                         f"({one_line(error)}).") from error
-    if width * height > MOST_PIXELS:
-        raise ValueError(f"{name} has {width} x {height} pixels, and a query may have "
-                         f"{MOST_PIXELS}: make it smaller.")
+        raise UserError(f"{name} is too large ({error}): make it smaller.") from error
+    except DAMAGED as error:
+        raise UserError(f"{name} is no image that can be read: give a JPEG or PNG "
+                        f"({one_line(error)}).") from error
 
 
 class Answer(NamedTuple):
@@ -83,8 +79,8 @@ def answer(args: SimpleNamespace, embedder: Embedder, index: Index) -> list[Answ
     camera = None if args.query_camera is None else [args.query_camera]
     for path in args.queries:
         try:
-            check_query(path)
-            features, data = embedder.embed([path]), path.read_bytes()
+            data, image = read_query(path)
+            features = embedder.embed(image)
         except (ValueError, OSError) as error:
             answers.append(Answer(path, [], [], one_line(error)))
             continue
@@ -106,33 +102,33 @@ def say_threshold(threshold: Threshold | None, statistics: PairStatistics | None
                   ) -> str:
     """What the threshold is based on, and what is to be expected of it."""
     if threshold is None or statistics is None:
-        return f"Same or different is not told: {why}"
-    said = (
+        return why
+    text = (
         f"Threshold for the same person: {threshold.value:.3f}. Expected: "
         f"{percent(threshold.false_match_rate, len(statistics.different))} of pairs of different "
         f"people score as high, {percent(threshold.false_non_match_rate, len(statistics.same))} of "
         "pairs of one person score lower. These "
         f"rates are of {len(statistics.different)} pairs in different clusters and "
-        f"{len(statistics.same)} in the same one ({statistics.source}): clusters are no "
+        f"{len(statistics.same)} in the same one ({statistics.source}): clusters are not "
         "identities, and for people that the run has not seen both rates are higher.")
     if statistics.source == "memory bank":
-        said += (" The memory bank understates the first by far: measure it once with "
+        text += (" The memory bank understates the first by far: measure it once with "
                  "caureid threshold.")
-    return said
+    return text
 
 
 def say_standardized(index: Index, camera: str | None) -> str:
     """By which statistics the queries were standardised; nothing of an index that does not."""
     if not index.standardize_by_camera:
         return ""
-    whose = f"those of camera {shown(camera)}" if camera else (
+    whose = f"those of camera {printable(camera)}" if camera else (
         "those of all images, as no --query-camera was given")
     return f"\nStandardised by camera; the queries by the statistics of the index: {whose}."
 
 
 def table(index: Index, answered: Answer, threshold: Threshold | None) -> str:
     """Of its hits, and what is left out of them."""
-    own = ", ".join(f"{shown(hit.path)} (camera {shown(hit.camera) or 'unknown'})"
+    own = ", ".join(f"{printable(hit.path)} (camera {printable(hit.camera) or 'unknown'})"
                     for hit in answered.own)
     own = f"Left out, the query's own file: {own}." if own else ""
     if not answered.hits:
@@ -142,7 +138,7 @@ def table(index: Index, answered: Answer, threshold: Threshold | None) -> str:
             "--without-camera).")
     marks = {None: "-", True: "yes", False: "no"}
     rows = [(hit.rank, f"{hit.score:.3f}", marks[is_same(hit, threshold)],
-             shown(hit.camera) or "-", shown(hit.path)) for hit in answered.hits]
+             printable(hit.camera) or "-", printable(hit.path)) for hit in answered.hits]
     return tabulate(rows, headers=("rank", "score", "same?", "camera", "path"),
                     disable_numparse=True) + (own and f"\n{own}")
 
@@ -173,9 +169,9 @@ def as_picture(answers: list[Answer], threshold: Threshold | None) -> bytes:
             cells = [Cell(hit.path, (
                 f"{hit.rank}: {hit.score:.3f} " + {None: "", True: "✓", False: "✗"}[
                     is_same(hit, threshold)],
-                f"camera {shown(hit.camera)}" if hit.camera else "camera unknown"),
+                f"camera {printable(hit.camera)}" if hit.camera else "camera unknown"),
                 is_same(hit, threshold)) for hit in hits]
-            rows.append((Cell(str(path), ("query", shown(path.name))), cells))
+            rows.append((Cell(str(path), ("query", printable(path.name))), cells))
     title = "Query and what was found, by score"
     if threshold is not None:
         title += (f"; green ✓ from {threshold.value:.3f} on: taken for the same person; red ✗: for "
@@ -195,9 +191,9 @@ def check_size(queries: int, top: int) -> None:
     """
     cells = queries * -(-top // COLUMNS) * (1 + min(top, COLUMNS))
     if cells > MOST_CELLS:
-        raise ValueError(f"--picture would show {top} images for each of {queries} queries in "
-                         f"{cells} places, and may have {MOST_CELLS}: lower --top, or ask with "
-                         "fewer queries at a time.")
+        raise UserError(f"--picture would show {top} images for each of {queries} queries in "
+                        f"{cells} places, and may have {MOST_CELLS}: lower --top, or ask with "
+                        "fewer queries at a time.")
 
 
 def _is_marked(path: Path) -> bool:
@@ -220,11 +216,11 @@ def check_output(option: str, path: Path | None, index: Path) -> None:
     if path is None:
         return
     if index.resolve() in path.resolve().parents:
-        raise ValueError(f"{option} {shown(path)} lies in the folder of the index, which has that "
-                         "to itself: give another folder.")
+        raise UserError(f"{option} {printable(path)} lies in the folder of the index, which has "
+                        "that to itself: give another folder.")
     if os.path.lexists(path) and not (path.is_file() and _is_marked(path)):
-        raise ValueError(f"{option} {shown(path)} is there already and was not written by caureid "
-                         "search: give another name, or remove it first.")
+        raise UserError(f"{option} {printable(path)} is there already and was not written by "
+                        "caureid search: give another name, or remove it first.")
 
 
 def run(args: SimpleNamespace) -> int:
@@ -266,7 +262,7 @@ def search(args: SimpleNamespace) -> list[str]:
     if args.picture and len(errors) < len(answers):
         picture = as_picture(answers, threshold)
         write_atomically(args.picture, lambda file: file.write(picture))
-    lines = [f"\n{shown(answered.path)}\n{table(index, answered, threshold)}"
+    lines = [f"\n{printable(answered.path)}\n{table(index, answered, threshold)}"
              for answered in answers if not answered.error]
     if lines:
         told = [say_threshold(threshold, statistics, why)]

@@ -14,7 +14,7 @@ from matplotlib import pyplot
 from tabulate import tabulate
 
 from ..common.files import write_atomically
-from ..common.text import percent, say, shown
+from ..common.text import percent, printable, say
 from ..compat.registries import junk_identities
 from ..data import build_dataset
 from ..retrieval import Embedder, PairStatistics, load_run
@@ -24,7 +24,7 @@ from ..runs.threshold import ANY, DEFAULT_RATE, OTHER, OWN
 
 matplotlib.use("Agg")
 RATES = (0.01, DEFAULT_RATE, 0.0001)  # of false matches
-CAMERAS = ", from other cameras than the query's, and from its own"
+CAMERAS = ": first those of other cameras than the query's, then those of its own"
 
 
 def sample_clusters(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -167,20 +167,22 @@ def run(args: SimpleNamespace) -> None:
     content = draw(measured, true)
     write_atomically(picture, lambda file: file.write(content))
     kept = write_statistics(args.run_folder, embedder.fingerprint, measured)
-    across = "of two cameras each" if measured.across else "of whatever camera"
+    across = "two cameras each" if measured.across else "any cameras"
     counts = sized(trained.camids, args.index_size)
     say(f"{table(measured, true, counts)}\n"
-        f"{len(measured.same)} pairs of one cluster, {len(measured.different)} of two, {across}. "
-        "Clusters are no identities: expect more of both errors, above all with people that the "
-        f"run has not seen.\nRight: of what a query finds from the threshold on, in an index of "
-        f"{sum(counts.values())} images{CAMERAS if measured.across else ''}; none of it where the "
-        "person is not in the index.")
-    if embedder.verdict.level == "bad":
-        say(f"{embedder.verdict.reason} Its clusters are no people then, and searches tell same or "
-            "different only with --despite-verdict.")
+        f"Measured on {len(measured.same)} pairs of one cluster and {len(measured.different)} "
+        f"pairs of two clusters, from {across}. Clusters are not identities: expect more errors of "
+        "both kinds, above all for people that the run has not seen.\n"
+        'The column "right" is the share of results above the threshold that show the query\'s '
+        f"person, in an index of {sum(counts.values())} images"
+        f"{CAMERAS if measured.across else ''}. If the person is not in the index, no result is "
+        "right.")
+    if why := embedder.verdict.why_withheld():
+        say(f"A search says: {why}")
     elif embedder.verdict.level == "unknown":
         say(embedder.verdict.reason)
     if measured.lowest_rate > RATES[-1]:
-        say("So few pairs of two clusters tell no false match rate below "
-            f"{100 * measured.lowest_rate:.2g} %: take more images (--images), if there are any.")
-    say(f"{shown(kept)} and {shown(picture)} were written.")
+        say("With so few pairs of two clusters, no false match rate below "
+            f"{100 * measured.lowest_rate:.2g} % can be measured: take more images (--images), if "
+            "there are any.")
+    say(f"{printable(kept)} and {printable(picture)} were written.")

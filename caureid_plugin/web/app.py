@@ -16,7 +16,7 @@ from PIL import Image
 from werkzeug.exceptions import HTTPException
 
 from ..common.pages import render
-from ..common.text import percent, shown
+from ..common.text import percent, printable
 from ..retrieval import decoding
 from ..retrieval.decoding import NoImage, TooManyPixels
 from ..retrieval.embedder import Embedder
@@ -128,11 +128,11 @@ class Finder:
     def name(self, row: int) -> str:
         """The path below the folder that was indexed; nothing of what is above."""
         entry = self.index.entries[row]
-        return shown(entry.path if entry.folder else Path(entry.path).name)
+        return printable(entry.path if entry.folder else Path(entry.path).name)
 
 
 def camera_name(camera: str) -> str:
-    return shown(camera) if camera else "unknown"
+    return printable(camera) if camera else "unknown"
 
 
 def host_name(text: str) -> str:
@@ -150,7 +150,7 @@ class Site:
     Args:
         finder: searches.
         hosts: names and addresses by which the page may be asked for.
-        proxies: those of them that are of a proxy in front.
+        proxies: which of them belong to a proxy in front.
         max_upload: bytes of a query image.
         top: crops that are shown at first.
     """
@@ -167,11 +167,11 @@ class Site:
 
     def _content(self) -> dict[str, Any]:
         finder = self.finder
-        return {"model": shown(finder.embedder.name), "images": len(finder.index),
+        return {"model": printable(finder.embedder.name), "images": len(finder.index),
                 "cameras": [(camera_name(name), finder.counts[name]) for name in finder.cameras],
                 "threshold": finder.threshold, "top": self.top, "most": MOST_RESULTS,
-                "statistics": finder.statistics, "why": shown(finder.why),
-                "expected": shown(finder.expected), "percent": percent,
+                "statistics": finder.statistics, "why": printable(finder.why),
+                "expected": printable(finder.expected), "percent": percent,
                 "standardized": finder.index.standardize_by_camera,
                 "max_upload": self.max_upload, "formats": ", ".join(decoding.UPLOADS)}
 
@@ -199,7 +199,7 @@ class Site:
         """Whether an Origin is this page's: that of the Host header, or of a proxy in front.
 
         A proxy may speak https, and may send a Host of its own in place of the visitor's: the names
-        that were allowed by option are those of the proxy, whose port is not known here.
+        that were allowed by option belong to the proxy, whose port is not known here.
         """
         if re.fullmatch(rf"https?://{re.escape(host)}", origin):
             return True

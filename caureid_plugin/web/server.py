@@ -18,7 +18,8 @@ from typing import Any
 
 import psutil
 
-from ..common.text import shown
+from ..common.errors import MissingPackage, UserError
+from ..common.text import printable
 from ..export.load import load_embedder
 from ..retrieval.index import Index
 
@@ -29,10 +30,6 @@ CONNECTIONS = 100  # open ones; of more the one that takes longest is closed
 NAMED = 5  # folders that are named
 
 
-class Mistake(ValueError):
-    """A mistake of the user, in one sentence."""
-
-
 def web_module(name: str) -> ModuleType:
     """A module that needs the extra ``web``.
 
@@ -40,7 +37,7 @@ def web_module(name: str) -> ModuleType:
         name: with a dot before it, one of this package.
 
     Raises:
-        Mistake: that is not installed.
+        MissingPackage: that is not installed.
     """
     try:
         return importlib.import_module(name, __package__)
@@ -48,20 +45,21 @@ def web_module(name: str) -> ModuleType:
         missing = (error.name or "").split(".")[0]
         if missing not in ("flask", "waitress", "werkzeug"):
             raise
-        raise Mistake(f"{missing} is not installed: pip install 'caureid-plugin[web]'") from error
+        raise MissingPackage(
+            f"{missing} is not installed: pip install 'caureid-plugin[web]'") from error
 
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens.
 
     Raises:
-        Mistake: it cannot, and which option to change.
+        UserError: it cannot, and which option to change.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise Mistake(f"--host {host} is no address of this machine ({error}): give one, or leave "
-                      "it out for 127.0.0.1") from error
+        raise UserError(f"--host {host} is no address of this machine ({error}): give one, or "
+                        "leave it out for 127.0.0.1") from error
     family, *_, address = min(found, key=lambda info: info[0] != socket.AF_INET)
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -71,7 +69,7 @@ def listen(host: str, port: int) -> socket.socket:
         listening.listen()
     except OSError as error:
         listening.close()
-        raise Mistake(_why_not(error, host, port)) from error
+        raise UserError(_why_not(error, host, port)) from error
     return listening
 
 
@@ -138,7 +136,7 @@ def make_channel(base: Any) -> type:
 def end_late(server: Any, now: float) -> None:
     """Ends connections whose request and answer, or pause, take longer than ``SECONDS``.
 
-    waitress leaves alone those that have asked for more, and waits for those that read nothing:
+    waitress does not end those that have asked for more, and waits for those that read nothing:
     four of them would hold its threads for ever.
 
     Args:
@@ -160,7 +158,7 @@ def make_server(args: SimpleNamespace, listening: socket.socket) -> tuple[Any, I
     embedder = load_embedder(args.run)
     index = Index.open(args.index, embedder)
     if not len(index):
-        raise Mistake(f"{args.index} holds no images: add some with caureid index")
+        raise UserError(f"{args.index} holds no images: add some with caureid index")
     index.prepare()
     finder = app.Finder(embedder, index, args.false_match_rate, args.despite_verdict)
     address = listening.getsockname()[0].split("%")[0]
@@ -180,13 +178,13 @@ def make_server(args: SimpleNamespace, listening: socket.socket) -> tuple[Any, I
 def sources(index: Index) -> str:
     """From where pictures are read: an index of someone else's may name any folder."""
     counts = Counter(entry.folder for entry in index.entries)
-    said = [f"{shown(folder)} ({count})" for folder, count in counts.most_common() if folder]
-    if len(said) > NAMED:
-        said[NAMED:] = [f"{len(said) - NAMED} other folders"]
+    folders = [f"{printable(folder)} ({count})" for folder, count in counts.most_common() if folder]
+    if len(folders) > NAMED:
+        folders[NAMED:] = [f"{len(folders) - NAMED} other folders"]
     if counts[""]:
         first = next(entry.path for entry in index.entries if not entry.folder)
-        said.append(f"{counts['']} files by their names, the first {shown(first)}")
-    return f"Crops are read from {', '.join(said)}."
+        folders.append(f"{counts['']} files by their names, the first {printable(first)}")
+    return f"Crops are read from {', '.join(folders)}."
 
 
 def announce(listening: socket.socket, index: Index) -> None:

@@ -1,6 +1,6 @@
 """What caureid_plugin/config.py says of each config key: its comment, its default, its type.
 
-The comments are read from the source. Names and defaults are those of the config that the code
+The comments are read from the source. Names and defaults come from the config that the code
 builds, so that they cannot differ from it.
 """
 

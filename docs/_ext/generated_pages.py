@@ -18,7 +18,7 @@ import caureid_plugin
 import click
 import config_keys
 from caureid_plugin.cli import COMMANDS, main
-from caureid_plugin.common.text import shown
+from caureid_plugin.common.text import printable
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKER = re.compile(r"^<!-- generated: (\w+)(?: ([\w.]+))?(?: without ([\w, ]+))? -->$",
@@ -223,8 +223,8 @@ def scripts():
 def tool_reference():
     parts = []
     for name, script in scripts().items():
-        parts += [f"(tool-{script.stem})=\n## {shown(name)}", prose(docstring_of(script))]
-        if script.stem != "train_net":  # whose options are those of caureid train
+        parts += [f"(tool-{script.stem})=\n## {printable(name)}", prose(docstring_of(script))]
+        if script.stem != "train_net":  # it has the options of caureid train
             parts.append("\n".join(option_entries(parser_of(script))))
     return "\n\n".join(parts)
 

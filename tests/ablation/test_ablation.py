@@ -15,6 +15,7 @@ import yaml
 from caureid_plugin.ablation import runner
 from caureid_plugin.ablation import runs as ablation_runs
 from caureid_plugin.ablation import table as ablation_report
+from caureid_plugin.cli import ablation
 from caureid_plugin.cli.ablation import command
 from caureid_plugin.cli.common import call
 from caureid_plugin.runs.metrics import read_rows
@@ -129,8 +130,9 @@ def test_runs_every_row_and_seed_once(tool, capsys, monkeypatch):
     for done in tool.calls:
         row, seed = done["name"].split("-seed")
         assert done["words"] == [
-            "--config-file", str(CONFIGS / "ablation" / f"{row}.yml"),
-            "SEED", seed, "OUTPUT_DIR", str(tool.folder / done["name"]), *SHORT]
+            "--config-file", str(CONFIGS / "caureid.yml"),
+            "SEED", seed, "OUTPUT_DIR", str(tool.folder / done["name"]), *ablation.ROWS[row][1],
+            *SHORT]
         assert done["threads"] == "3"  # set by the user, left alone
         log = (tool.folder / f"{done['name']}.log").read_text()
         assert f"last words of {done['name']}" in log
@@ -363,6 +365,22 @@ def test_interruption_ends_the_processes_and_keeps_what_is_finished(tool, capsys
     assert set(tool.states().values()) == {"finished"}
 
 
+def test_an_interruption_while_a_process_begins_ends_it(tool, monkeypatch):
+    begun = []
+
+    def begin(*words, **options):
+        begun.append(subprocess.Popen(*words, **options))
+        signal.raise_signal(signal.SIGINT)
+        return begun[-1]
+
+    monkeypatch.setattr(ablation_runs, "subprocess", types.SimpleNamespace(
+        Popen=begin, run=subprocess.run, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT,
+        TimeoutExpired=subprocess.TimeoutExpired))
+    tool.todo = {"css-seed1": {"meets": "not there"}}
+    assert tool("--rows", "css", "--seeds", 1) == 130
+    assert [process.returncode for process in begun] == [-signal.SIGTERM]
+
+
 @pytest.mark.alone
 def test_a_second_interruption_leaves_nothing_running(tool, monkeypatch):
     tool.todo = {"baseline-seed1": {"interrupt": int(signal.SIGINT), "meets": "css-seed1"},
@@ -411,12 +429,13 @@ def test_a_wrong_config_is_an_error_before_any_run(tool, capsys, keys, message):
     assert tool.names == [] and not (tool.folder / "table.md").exists()
 
 
-def test_a_key_that_is_younger_than_the_run(tool, capsys):
+def test_a_key_that_is_younger_than_the_run_or_gone(tool, capsys):
     """The plugin may gain a key while an ablation waits; it counts only if it is set."""
     tool("--rows", "css", "--seeds", 1)
     folder = tool.folder / "css-seed1"
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     del saved["CAUREID"]["CLUSTER"]["RECALL"]
+    saved["MODEL"]["HEADS"]["CAMSEP"]["GAIN"] = 1.0
     (folder / "config.yaml").write_text(yaml.safe_dump(saved))
     marker = json.loads((folder / "finished.json").read_text())
     (folder / "finished.json").write_text(json.dumps({**marker, "fingerprint": "older"}))
@@ -424,6 +443,28 @@ def test_a_key_that_is_younger_than_the_run(tool, capsys):
     assert len(tool.names) == 1
     assert tool("--rows", "css", "--seeds", 1, keys=[*SHORT, "CAUREID.CLUSTER.RECALL", "0.9"]) == 2
     assert "CAUREID.CLUSTER.RECALL: 'not set' there, 0.9 here" in capsys.readouterr().err
+
+
+def test_a_row_is_the_same_training_as_a_file_with_its_keys(tmp_path):
+    """A folder that was begun by a file goes on; a key of the command overrides the row's."""
+    by_keys, by_file = {}, {}
+    for row, (_, keys) in ablation.ROWS.items():
+        by_keys[row] = str(CONFIGS / "caureid.yml"), keys
+        content = {"_BASE_": by_keys[row][0]}
+        for key, value in zip(keys[::2], keys[1::2], strict=True):
+            *sections, name = key.split(".")
+            node = content
+            for section in sections:
+                node = node.setdefault(section, {})
+            node[name] = value
+        by_file[row] = str(tmp_path / f"{row}.yml"), []
+        Path(by_file[row][0]).write_text(yaml.safe_dump(content))
+    for own in ([], ["MODEL.LOSSES.CACC.ANCHOR", "image"]):
+        there, here = (ablation_runs.plan(recipes, [1], tmp_path, own)
+                       for recipes in (by_file, by_keys))
+        assert [run.fingerprint for run in there.values()] == [
+            run.fingerprint for run in here.values()]
+    assert {run.cfg.MODEL.LOSSES.CACC.ANCHOR for run in here.values()} == {"image"}
 
 
 def test_own_configs_as_rows(tool, tmp_path):
@@ -448,12 +489,13 @@ def test_own_configs_as_rows(tool, tmp_path):
     ("--family duke --seeds 1 -2", "-2 is not in the range x>=0"),
     ("--family duke --baseline no", "--baseline 'no' is unknown, known are baseline, css, cacc"),
     ("--family duke SEED 3", "SEED is set for each run: use --seeds"),
-    ("--family duke --configs a.yml", "give either --family or --configs"),
-    ("--configs a/x.yml b/x.yml --output o", "two files have the same name"),
+    ("--family duke --configs Market/caureid.yml", "give either --family or --configs"),
+    ("--configs Market/caureid.yml Duke/caureid.yml --output o", "two files have the same name"),
+    ("--configs Markt/caureid.yml --output o", "no config 'Markt/caureid.yml'"),
 ])
 def test_wrong_command_lines(words, message, capsys):
-    said = refusal(functools.partial(call, command), words.split(), capsys)
-    assert message in " ".join(said.split())
+    error = refusal(functools.partial(call, command), words.split(), capsys)
+    assert message in " ".join(error.split())
 
 
 def test_figures_are_the_last_ones(tmp_path):

@@ -148,5 +148,5 @@ def test_a_size_in_a_process_of_its_own_is_measured_once(tmp_path, monkeypatch, 
 
 
 def test_more_neighbours_than_images(capsys):
-    said = refusal(clustering.main, [*TINY, "--n", "10"], capsys)
-    assert "--n 10 must be more than --k1 10" in said
+    error = refusal(clustering.main, [*TINY, "--n", "10"], capsys)
+    assert "--n 10 must be more than --k1 10" in error

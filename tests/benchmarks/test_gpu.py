@@ -212,8 +212,8 @@ def test_interrupted(tool, capsys):
 def test_without_a_gpu(tool, capsys):
     tool.todo = {"facts": {"device": "CPU"}}
     assert tool() == 2 and tool.calls == ["facts"]
-    said = capsys.readouterr().err
-    assert "--device cuda needs a GPU, and torch 9.9 finds none: give --device cpu" in said
+    output = capsys.readouterr().err
+    assert "--device cuda needs a GPU, and torch 9.9 finds none: give --device cpu" in output
     assert tool("--device", "cpu") == 0
 
 
@@ -222,8 +222,8 @@ def test_results_of_another_machine_are_left_alone(tool, capsys):
     before = {name: (tool.output / name).read_text() for name in ("results.json", "results.md")}
     tool.todo = {"facts": {"torch": "9.10"}}
     assert tool() == 2 and tool.calls == ["facts"]
-    said = capsys.readouterr().err
-    assert f"--output {tool.output} holds results of another kind (torch: 9.9 there, 9.10" in said
+    error = capsys.readouterr().err
+    assert f"--output {tool.output} holds results of another kind (torch: 9.9 there, 9.10" in error
     assert json.loads(before["results.json"])["stages"] == tool.stages
     tool.todo = {}
     assert tool() == 0
@@ -404,11 +404,10 @@ def test_rows(measured, tiny_market, monkeypatch, tmp_path):
 
     monkeypatch.setattr(ablation_runs, "subprocess", types.SimpleNamespace(
         Popen=start, run=subprocess.run, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT))
-    monkeypatch.setattr(gpu_stages, "ROWS", ("Market/ablation/cacc.yml", "Market/none.yml"))
+    monkeypatch.setattr(gpu_stages, "ROWS", {"cacc": gpu_stages.ROWS["cacc"]})
     notes = measured("rows", data=str(tiny_market), small=KEYS, small_rows=[],
                      keys=["SOLVER.MAX_EPOCH", "1"])
     rows = by_name(notes)
-    assert rows["none"]["not measured"] == "there is no configs/Market/none.yml"
     assert 0 < rows["cacc"]["mAP"] <= 100 and rows["cacc"]["minutes"] > 0
     assert notes.failures == []
     finished = json.loads((tmp_path / "rows" / "cacc-seed1" / "finished.json").read_text())
@@ -416,19 +415,16 @@ def test_rows(measured, tiny_market, monkeypatch, tmp_path):
 
 
 def test_rows_that_did_not_end(measured, monkeypatch, tmp_path):
+    with pytest.raises(KeyError, match=r"SOLVER\.MAX_EPOC"):
+        measured("rows", keys=["SOLVER.MAX_EPOC", "1"])
     output = tmp_path / "rows"
     (output / "full-seed1").mkdir(parents=True)
     (output / "table.csv").write_text(
         "row,title,seed,state,same_as\nfull,f,1,not finished,\ncacc,c,1,failed: exit status 1,\n")
     (output / "full-seed1" / "metrics.json").write_text('{"iteration": 10}\n{"iteration": 1199}\n')
-    monkeypatch.setattr(gpu_stages, "call", lambda command, words: 130)
+    monkeypatch.setattr(gpu_stages.Ablation, "of", lambda args: types.SimpleNamespace(
+        run_to_the_end=lambda: 130))
     notes = measured("rows")
     rows = by_name(notes)
     assert rows["full"]["not measured"] == "not finished, at step 1,200"
     assert notes.failures == ["cacc: failed: exit status 1"]
-    def refuse(command, words):
-        raise SystemExit(2)
-
-    monkeypatch.setattr(gpu_stages, "call", refuse)
-    with pytest.raises(RuntimeError, match="refuses the rows' configs"):
-        measured("rows")

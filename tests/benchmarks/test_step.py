@@ -53,5 +53,5 @@ def test_table_and_files(tmp_path, capsys):
 
 
 def test_sizes_too_small_for_the_clusters(capsys):
-    said = refusal(tool.main, ["--sizes", "50", "480", "--clusters", "10"], capsys)
-    assert "--sizes 50 is too small for --clusters 10" in said
+    error = refusal(tool.main, ["--sizes", "50", "480", "--clusters", "10"], capsys)
+    assert "--sizes 50 is too small for --clusters 10" in error

@@ -125,5 +125,5 @@ def test_whole_command(capsys, tmp_path):
 
 
 def test_a_key_that_would_change_what_is_compared(capsys):
-    said = refusal(tool.main, [*WORDS, *KEYS, "MODEL.CHANNELS_LAST", "True"], capsys)
-    assert "MODEL.CHANNELS_LAST is set by --layouts" in said
+    error = refusal(tool.main, [*WORDS, *KEYS, "MODEL.CHANNELS_LAST", "True"], capsys)
+    assert "MODEL.CHANNELS_LAST is set by --layouts" in error

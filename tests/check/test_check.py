@@ -113,9 +113,9 @@ def test_features_and_first_clustering_are_those_of_choose_eps(tiny_market, tmp_
         (float(row["eps"]), int(row["centres"])) for row in rows]
     suggested, = (float(row["eps"]) for row in rows if row["suggested"] == "1")
     assert figures["eps"] == suggested and f"CAUREID.CLUSTER.EPS {suggested:g}" in printed
-    at, = (row for row in rows if float(row["eps"]) == 0.6)
-    assert figures["clusters"] == int(at["clusters"]) > 1
-    assert figures["indicators"]["outlier_share"] == int(at["outliers"]) / 48
+    chosen, = (row for row in rows if float(row["eps"]) == 0.6)
+    assert figures["clusters"] == int(chosen["clusters"]) > 1
+    assert figures["indicators"]["outlier_share"] == int(chosen["outliers"]) / 48
 
 
 @pytest.mark.parametrize("batch, few", [(2, False), (4, True)])
@@ -324,6 +324,24 @@ def test_images_that_show_nothing_are_listed_and_left_out(check, tiny_crops, tmp
         assert "named by CAMERA_FOLDER.LEAVE_OUT: 4 images" in done.text
 
 
+def test_only_own_images_can_be_left_out(check, tiny_crops, tiny_market, tmp_path):
+    """LEAVE_OUT names none of another dataset, and a table that has one is refused."""
+    for path in sorted((tiny_market / "Market-1501-v15.09.15/bounding_box_train").iterdir())[:3]:
+        Image.new("RGB", (32, 64)).save(path)
+    table, both = tmp_path / "empty.csv", ["DATASETS.NAMES", "('CameraFolder','Market1501')"]
+    alone = check("--empty", table, keys=["DATASETS.NAMES", "('Market1501',)"])
+    (advice,) = (text for text in texts(alone, "advice") if "show nothing" in text)
+    assert advice.endswith("Look at them (--output), and remove them.")
+    assert table.read_text() == "path,camera\n"
+    write_empty(tiny_crops)
+    (advice,) = (text for text in texts(check("--empty", table, keys=both), "advice")
+                 if "show nothing" in text)
+    assert f"to leave 4 of them out of training, set CAMERA_FOLDER.LEAVE_OUT {table}" in advice
+    done = check(keys=[*both, "CAMERA_FOLDER.LEAVE_OUT", table])
+    assert done.found["left_out_images"] == 4
+    assert done.found["without_content"] == alone.found["without_content"]
+
+
 def test_a_name_that_no_table_holds_is_said(check, tiny_crops, tmp_path):
     write_empty(tiny_crops)
     os.rename(tiny_crops / "north" / "later.png", os.fsencode(tiny_crops) + b"/north/\xff.png")
@@ -454,8 +472,8 @@ def test_an_eps_that_finds_little_is_advice(centres, eps, line, advised):
             {"eps": 0.6, "centres": 20}]
     report = words.Report()
     start.say_eps(report, report.section("start", ""), rows, eps, 0.6, "CAUREID.CLUSTER.EPS")
-    said, = report.sections["start"].lines
-    assert line in said and len(report.findings) == advised
+    written, = report.sections["start"].lines
+    assert line in written and len(report.findings) == advised
     for _, text in report.findings:
         assert "0.51 finds less than half of the camera centres that 0.6 finds (9 of 20)" in text
 

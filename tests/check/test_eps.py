@@ -225,7 +225,7 @@ def test_wrong_values_of_eps(text, message):
     (["--plot", "nowhere/a.png"], "the folder nowhere does not exist"),
     (["--features", "absent.npz"], "absent.npz' does not exist"),
     (["--k1", "0"], "'--k1': 0 is not in the range x>=1"),
-    (["--config-file", "a.yml"], "Give either --config-file or --features"),
+    (["--config-file", "Market/caureid.yml"], "Give either --config-file or --features"),
 ])
 def test_wrong_arguments(arguments, message, stored, capsys):
     assert message in refusal(command, ["--features", stored, *arguments], capsys)

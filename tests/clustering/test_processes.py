@@ -43,7 +43,7 @@ def _everything(group, backend):
 
 
 def _errors(rank):
-    """What goes wrong in every process, and what does in the second one alone."""
+    """What goes wrong in every process, and what does only in the second one."""
     features, _ = _features()
     spoilt = features.copy()
     if rank == 1:

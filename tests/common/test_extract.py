@@ -66,7 +66,7 @@ def test_nothing_is_run(tmp_path, old):
 
 
 @pytest.mark.parametrize("content, message", [
-    (None, "No such file"), (b"", "damaged: it is empty"), (b"abc", "no file of torch.save"),
+    (None, "does not exist"), (b"", "damaged: it is empty"), (b"abc", "no file of torch.save"),
     ({"args": argparse.Namespace(a=1)}, "holds no tensors"), ([torch.ones(1)], "holds no tensors")])
 def test_what_holds_none(tmp_path, capsys, content, message):
     source = tmp_path / "c.pth"
@@ -74,11 +74,11 @@ def test_what_holds_none(tmp_path, capsys, content, message):
         source.write_bytes(content)
     elif content is not None:
         torch.save(content, source)
-    said = refusal(functools.partial(call, command), [source, tmp_path / "w.pth"], capsys)
-    assert message in said and not (tmp_path / "w.pth").exists()
+    error = refusal(functools.partial(call, command), [source, tmp_path / "w.pth"], capsys)
+    assert message in error and not (tmp_path / "w.pth").exists()
 
 
 def test_nothing_is_written_over(tmp_path, capsys):
     torch.save({"a": torch.ones(1)}, tmp_path / "c.pth")
-    said = refusal(functools.partial(call, command), [tmp_path / "c.pth"] * 2, capsys)
-    assert "is there already" in said
+    error = refusal(functools.partial(call, command), [tmp_path / "c.pth"] * 2, capsys)
+    assert "is there already" in error

@@ -18,7 +18,7 @@ import psutil
 import pytest
 import torch
 from caureid_plugin.common import launcher
-from caureid_plugin.common.signals import EXIT_INTERRUPTED, EXIT_STOPPED
+from caureid_plugin.common.signals import EXIT_INTERRUPTED, EXIT_STOPPED, StopRequest
 
 LIMIT = 60  # seconds after which a wait has failed
 FORK = multiprocessing.get_context("fork")
@@ -53,6 +53,10 @@ def _launch(work, count, folder):
     except launcher.ProcessError as error:
         (folder / "error").write_text(str(error))
         sys.exit(1)
+    except SystemExit:
+        (folder / "launcher_leaves").touch()
+        time.sleep(0.2)
+        raise
 
 
 @pytest.fixture
@@ -136,12 +140,12 @@ def _fail_beside_hanging_ones(index, folder):
         FORK.Process(target=lambda: (_present(folder), _hang())).start()
         _hang()
     _wait_for_all(folder, 5)
-    raise OSError("the disk is full")
+    raise RuntimeError("the network is broken")
 
 
 def test_a_failure_ends_the_others_and_what_they_have_started(result):
     code, error = result(_fail_beside_hanging_ones, 3)  # `start` sees that they are gone
-    assert code == 1 and error.endswith("OSError: the disk is full")
+    assert code == 1 and error.endswith("RuntimeError: the network is broken")
     assert error.startswith("process 1 of 3 failed, and the others were ended:\n\nTraceback")
 
 
@@ -232,6 +236,32 @@ def test_each_process_receives_a_signal_once(start, tmp_path, number, code, send
     process.join(LIMIT)
     assert process.exitcode == code
     assert [(tmp_path / f"seen{i}").read_text() for i in range(2)] == [number.name] * 2
+
+
+def _leave_slowly(index, folder):
+    for number in (signal.SIGTERM, signal.SIGHUP):  # forked, it has the launcher's handlers
+        signal.signal(number, signal.SIG_DFL)
+    _present(folder)
+    try:
+        with StopRequest() as request:
+            while not request.signal:
+                time.sleep(0.02)
+            sys.exit(request.exit_code)
+    finally:
+        (folder / f"leaves{index}").touch()
+        time.sleep(1.0)  # as an interpreter that takes itself down
+
+
+@pytest.mark.parametrize("leaving", ["leaves0", "leaves1", "launcher_leaves"])
+def test_a_second_signal_does_not_change_how_a_run_leaves(start, tmp_path, leaving):
+    """A terminal that is closed sends two, by its driver and by its shell."""
+    process = start(_leave_slowly)
+    _wait_for_all(tmp_path, 2)
+    os.kill(process.pid, signal.SIGHUP)
+    wait_for((tmp_path / leaving).exists)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(LIMIT)
+    assert process.exitcode == EXIT_STOPPED and not (tmp_path / "error").exists()
 
 
 def _sleep(index, folder):

@@ -32,8 +32,8 @@ def folder(tmp_path):
 def test_it_is_held_until_it_is_given_back(folder, tmp_path):
     run_lock.hold(folder)
     run_lock.hold(tmp_path / "run" / ".." / "run")  # the same folder: holding twice is once
-    said = other(folder, tmp_path)
-    assert f"process {os.getpid()}, since {time.strftime('%Y-')}" in said and "mine" not in said
+    output = other(folder, tmp_path)
+    assert f"process {os.getpid()}, since {time.strftime('%Y-')}" in output and "mine" not in output
     run_lock.release(folder)
     run_lock.release(folder)
     assert "mine" in other(folder, tmp_path)

@@ -486,12 +486,12 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_what_only_endless_time_or_memory_could_use_is_refused(tmp_path, monkeypatch, name):
-    write, said = HOSTILE[name]
+    write, message = HOSTILE[name]
     write(tmp_path / "weights.pth")
     monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda archive: pytest.fail("unpacked")
                         if name in ("compressed", "overlapping") else None)
     for read in (load_tensors, *[salvage] * (name != "without values")):  # which leaves it out
-        with pytest.raises(DamagedFile, match=rf"weights\.pth.*{said}"):
+        with pytest.raises(DamagedFile, match=rf"weights\.pth.*{message}"):
             read(tmp_path / "weights.pth")
 
 
@@ -526,14 +526,14 @@ PICKLES = {
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("name", PICKLES)
 def test_pickles_that_would_be_read_for_ever(tmp_path, monkeypatch, name, zipped):
-    content, said = PICKLES[name]
+    content, message = PICKLES[name]
     content, path = b"\x80\x02" + content + b".", tmp_path / "weights.pth"
     path.write_bytes(content)
     if zipped:
         write_zip(path, lambda part, data: content if part.endswith("data.pkl") else data)
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch reads it"))
     for read in (load_tensors, salvage):
-        with pytest.raises(DamagedFile, match=rf"weights\.pth.*{said}"):
+        with pytest.raises(DamagedFile, match=rf"weights\.pth.*{message}"):
             read(path)
 
 
@@ -607,19 +607,19 @@ def test_small_files_may_repeat_and_share_a_little(tmp_path):
     assert torch.equal(read["a"], content["a"]) and read["c"] == content["c"]
 
 
-@pytest.mark.parametrize("change, said", [
+@pytest.mark.parametrize("change, message", [
     ({"model": {1: torch.zeros(3)}}, "'1' .int. is a Tensor"),
     ({"model": {"first": 3}}, "'first' .str. is a int"),
     ({"part": {"a": 1}}, "a part of it .model, part. .*KeyError: 'value'"),
     ({"part": 3}, "a part of it .model, part. .*TypeError")], ids=str)
-def test_a_checkpoint_whose_parts_are_others_is_named(run, change, said):
+def test_a_checkpoint_whose_parts_are_others_is_named(run, change, message):
     class Part:
         def load_state_dict(self, state):
             self.value = state["value"]
 
     content = torch.load(run / "model_0002.pth", weights_only=True)
     torch.save({**content, **change}, run / "model_0002.pth")
-    with pytest.raises(ValueError, match=rf"model_0002\.pth is no checkpoint.*{said}.*"
+    with pytest.raises(ValueError, match=rf"model_0002\.pth is no checkpoint.*{message}.*"
                                          r"newest other .* is model_0001\.pth"):
         Checkpointer(Net(), str(run), part=Part()).resume_or_load("", resume=True)
     torch.save({1: torch.zeros(3)}, run.parent / "weights.pth")
@@ -638,7 +638,7 @@ def test_a_run_goes_on_from_a_whole_checkpoint(run, lost):
         del content[name]
     torch.save(content, run / "model_0002.pth")
     checkpointer = Checkpointer(Net(), str(run), **parts)
-    if not lost:  # a checkpoint of FastReID alone has no run_state
+    if not lost:  # a checkpoint of FastReID without the plugin has none
         assert checkpointer.resume_or_load("", resume=True)["epoch"] == content["epoch"]
         return
     with pytest.raises(ValueError, match=rf"model_0002\.pth has no {', '.join(lost)}: .*whole "
@@ -707,9 +707,9 @@ WRAPPED = [  # and what is taken
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "module.model."])
-@pytest.mark.parametrize("wrap, said", [(None, ""), *WRAPPED])
+@pytest.mark.parametrize("wrap, message", [(None, ""), *WRAPPED])
 def test_weights_of_others_are_unwrapped_as_those_of_a_backbone(tmp_path, messages, prefix, wrap,
-                                                               said):
+                                                               message):
     state = {f"{prefix}{name}": value for name, value in Net(5.0).state_dict().items()}
     torch.save(wrap(state) if wrap else state, tmp_path / "weights.pth")
     net = Net()
@@ -718,8 +718,8 @@ def test_weights_of_others_are_unwrapped_as_those_of_a_backbone(tmp_path, messag
     told = [text for text in messages if "are taken" in text]
     assert len(told) == bool(wrap or prefix)
     if told:
-        assert said.strip(".") in told[0] and (f"without the prefix {prefix!r}" in told[0]) == bool(
-            prefix)
+        assert message.strip(".") in told[0]
+        assert (f"without the prefix {prefix!r}" in told[0]) == bool(prefix)
 
 
 def test_a_run_goes_on_from_no_wrapped_weights(run):
@@ -881,7 +881,7 @@ def test_weights_given_by_name_are_downloaded_once(tmp_path, monkeypatch):
         load("https://nowhere.invalid/net.pth", folder)
 
 
-# gdown's own errors derive from Exception alone
+# gdown's own errors derive only from Exception
 @pytest.mark.parametrize("error", [
     OSError(101, "Network is unreachable"), ImportError("No module named 'gdown'"),
     type("Retrieval", (Exception,), {"__module__": "gdown.exceptions"})("no link")], ids=type)

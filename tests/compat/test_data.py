@@ -95,7 +95,9 @@ def test_msmt17_without_a_list(tmp_path):
     dataset = MSMT17(root=str(tmp_path))
     assert [item[1:] for item in dataset.train] == [("msmt17_0", "msmt17_0")]
     assert [item[2] for item in dataset.query + dataset.gallery] == [1, 2]
-    for line in ("garbage", "0000/0000.jpg 0", "0000/0000_000_01_0303morning_0008_0.jpg x"):
+    for line in ("garbage", "0000/0000.jpg 0", "0000/0000_000_01_0303morning_0008_0.jpg x",
+                 "0000/0000_000_00_0303morning_0008_0.jpg 0",  # cameras begin with 1
+                 "train_x/0000/0000_000_01_0303morning_0008_0.jpg 0"):  # 000 for the camera
         (base / "list_train.txt").write_text(f"0000/0000_000_01_0303morning_0008_0.jpg 0\n{line}\n")
         with pytest.raises(ValueError, match=rf"Line 2 of {base}/list_train.txt is '{line}"):
             MSMT17(root=str(tmp_path))
@@ -118,6 +120,25 @@ def test_a_dataset_that_lies_one_folder_deeper_is_named(tmp_path):
     found.mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match=f"there is {found}"):
         DukeMTMC(root=str(tmp_path))
+
+
+def test_a_variable_that_names_the_dataset_itself(tmp_path):
+    for kind, name in ((DukeMTMC, "DukeMTMC-reID"), (MSMT17, "MSMT17_V1")):
+        found = tmp_path / name
+        (found / "train").mkdir(parents=True)
+        with pytest.raises(FileNotFoundError, match=f"is not found.*; there is {found}. Set"):
+            kind(root=str(found))
+
+
+def test_msmt17s_lists_of_another_encoding(tmp_path):
+    base = tmp_path / "MSMT17_V1"
+    for folder in ("train", "test"):
+        (base / folder).mkdir(parents=True)
+    line = "0000/0000_000_01_0303morning_0008_0.jpg 0"
+    for content in (line.encode("utf-16"), b"\xfc" + line.encode()):
+        (base / "list_train.txt").write_bytes(content)
+        with pytest.raises(ValueError, match=rf"Line 1 of {base}/list_train.txt is "):
+            MSMT17(root=str(tmp_path))
 
 
 def test_an_empty_folder_is_named(tiny_cfg, tiny_market):
@@ -186,8 +207,8 @@ def test_subsets_of_any_kind_are_sorted(kind):
 
 
 @pytest.mark.parametrize("cameras, expected", [
-    (["c_1", None, "c_0", ""], [1, -1, 0, -1]), ([None] * 4, [-1] * 4), ([3, None, 3, 5],
-                                                                         [0, -1, 0, 1]),
+    (["c_1", None, "c_0", ""], [1, -1, 0, -1]), (["c_1", "nan", "c_0", " None"], [1, -1, 0, -1]),
+    ([None] * 4, [-1] * 4), ([3, None, 3, 5], [0, -1, 0, 1]),
     ([3.0, float("nan"), 5.0, np.float64("nan")], [0, -1, 1, -1])])
 def test_supervised_training_needs_no_cameras(tiny_cfg, monkeypatch, tmp_path, cameras, expected):
     items = [(str(tmp_path / f"{i}.jpg"), f"p_{i % 2}", camera)
@@ -206,10 +227,10 @@ def test_supervised_training_needs_no_cameras(tiny_cfg, monkeypatch, tmp_path, c
     assert [images[i]["camids"] for i in range(4)] == expected
     assert [images[i]["targets"] for i in range(4)] == [0, 1, 0, 1]
     assert images.num_cameras == max(expected) + 1
-    assert images.img_items == [(*item[:2], None if item[2] != item[2] else item[2])
-                                for item in items]
+    assert images.img_items == [(*item[:2], None if number == -1 else item[2])
+                                for item, number in zip(items, expected, strict=True)]
     with compat.without("unknown_cameras"):
-        if cameras[1] != cameras[1]:  # each is a camera of its own
+        if cameras[1] != cameras[1] or cameras[1] == "nan":  # each is a camera of its own
             assert data_build.build_reid_train_loader(tiny_cfg).dataset.num_cameras == 4
         elif len(set(cameras)) > 1:
             with pytest.raises(TypeError, match="not supported between"):
@@ -221,7 +242,7 @@ def test_supervised_training_needs_no_cameras(tiny_cfg, monkeypatch, tmp_path, c
         UnlabelledImages([(path, camera) for path, _, camera in items], None)
 
 
-@pytest.mark.parametrize("camera", [None, "", float("nan")])
+@pytest.mark.parametrize("camera", [None, "", " ", "NaN", "none", float("nan")])
 def test_a_test_image_without_a_camera_is_an_error(camera):
     """Those of the query's camera are left out of an evaluation, and NaN equals no camera."""
     items = [("a.jpg", 1, 0), ("b.jpg", 1, camera)]
@@ -376,6 +397,6 @@ def test_a_dataset_is_set_up_by_the_config(cfg, tiny_market, monkeypatch):
     assert data_build.DATASET_REGISTRY.get(name) is OfTheConfig
     with pytest.raises(KeyError, match=name):
         compat.configured_dataset(cfg, "OfAnotherConfig")
-    with compat.without("dataset_config"):  # it is given a root alone, and looks elsewhere
+    with compat.without("dataset_config"):  # it is given only a root, and looks elsewhere
         with pytest.raises(ValueError, match="no image for its subset 'train'"):
             data_build.build_reid_train_loader(cfg)

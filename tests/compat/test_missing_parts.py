@@ -83,7 +83,7 @@ def test_the_plugin_evaluates_and_trains_without_faiss(run_python, tiny_market, 
     none = "ModuleNotFoundError: No module named 'faiss'"
     assert found["import"] == found["again"] == found["without"] == none and found["applied"]
     for name in ("use", "dense"):
-        assert found[name].startswith("ImportError: faiss.")
+        assert found[name].startswith("MissingPackage: faiss.")
         assert "pip install 'caureid-plugin[faiss-cpu]'" in found[name]
     assert found["dunder"].startswith("AttributeError")
     assert found["rerank alone"] == found["evaluation"] == "fine"
@@ -159,7 +159,7 @@ def test_parts_that_do_not_know_fastreid_work_without_it(run_python, tmp_path):
     assert found["loaded"] == [] and found["version"]
     assert {"CAUReID", "UnsupervisedHook", "launch", "compat"} <= found["names"].keys()
     for text in (found["from"], found["star"], found["module"], *found["names"].values()):
-        assert text.startswith("ImportError: FastReID is not installed: install it with "
+        assert text.startswith("MissingPackage: FastReID is not installed: install it with "
                                "`pip install --no-deps fastreid==1.4.0`")
     assert found["unknown"] == \
         "AttributeError: module 'caureid_plugin' has no attribute 'NoSuchName'"

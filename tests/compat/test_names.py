@@ -19,7 +19,7 @@ from fastreid.utils.events import EventStorage
 def test_a_mistyped_key_names_close_ones(cfg):
     with pytest.raises(KeyError, match=r"did you mean CAUREID\.CLUSTER\.K1"):
         cfg.merge_from_list(["CAUREID.CLUSTR.K1", 20])
-    with pytest.raises(KeyError, match=r"no config key 'qqqqqqqq'\.\"$"):
+    with pytest.raises(KeyError, match=r"no config key 'qqqqqqqq'\.$"):
         cfg.merge_from_list(["qqqqqqqq", 1])
     says = r"'SOLVER\.BASE_LRR', did you mean SOLVER\.BASE_LR"
     with pytest.raises(KeyError, match=says):
@@ -119,6 +119,25 @@ def test_a_merge_that_fails_changes_nothing(cfg):
     assert cfg.SEED == 5
 
 
+def test_one_wrapper_takes_the_steps_of_the_repairs_that_are_applied(cfg):
+    merges = CfgNode.merge_from_list, CfgNode.merge_from_other_cfg
+    with compat.without("half_merge"):
+        alone = CfgNode.merge_from_list
+    assert not any(hasattr(merge.toolbox, "toolbox") for merge in (*merges, alone))
+    repair = compat.REPAIRS["config_value"]  # others are applied after it
+    repair.revert()
+    try:
+        cfg.merge_from_list(["SOLVER", {"BASE_LR": 0.1}])  # was refused by this one
+        before = cfg.dump()
+        with pytest.raises(KeyError, match="'SEEED', did you mean"):
+            cfg.merge_from_list(["SEED", 5, "SEEED", 6])
+        assert cfg.dump() == before and set(cfg.SOLVER) == {"BASE_LR"}
+    finally:
+        repair.apply()
+    with pytest.raises(ValueError, match="The value of SOLVER is a section"):
+        cfg.merge_from_list(["SOLVER", {"BASE_LR": 0.2}])
+
+
 def test_a_merge_keeps_the_sections_that_others_hold(cfg):
     solver = cfg.SOLVER
     cfg.merge_from_other_cfg(CfgNode({"SOLVER": {"MAX_EPOCH": 7}}))
@@ -144,7 +163,8 @@ def write(tmp_path):
 def test_a_config_file_over_its_bases(cfg, write, tmp_path):
     (tmp_path / "deep").mkdir()
     write("SEED: 4\nSOLVER: {BASE_LR: 0.5, STEPS: [3]}\n"
-          "INPUT: {SIZE_TRAIN: &s [64, 32], SIZE_TEST: *s}", "root.yml")
+          "INPUT: {SIZE_TRAIN: &s [64, 32], SIZE_TEST: *s}\n"
+          "MODEL: {HEADS: {CAMSEP: {GAIN: 1.0}}}  # of an earlier version", "root.yml")
     write("_BASE_: ../root.yml\nSOLVER: {STEPS: [5, 6]}", "deep/middle.yml")
     write("\ufeff_BASE_: deep/middle.yml\nOUTPUT_DIR: läufe/年", "run.yml")
     cfg.merge_from_file(str(tmp_path / "run.yml"))
@@ -194,6 +214,8 @@ BAD_FILES = {
     "a date": ("SEED: 2020-01-02", "SEED is a date"),
     "a dotted key": ("SOLVER.BASE_LR: 0.1", "'SOLVER.BASE_LR' in the file is no config key"),
     "code": ("SEED: !!python/object/apply:os.system [touch called]", "python/object/apply"),
+    "a key that is gone": ("MODEL: {HEADS: {CAMSEP: {GAIN: 10.0}}}",
+                           r"CAMSEP\.GAIN 10\.0 .* this one does what 1\.0 did: take the key out"),
     "an unknown key": ("SOLVER: {BASE_LRR: 0.1}", "did you mean SOLVER.BASE_LR"),
     "a wrong type": ("SOLVER: {BASE_LR: fast}", "Type mismatch.*SOLVER.BASE_LR"),
     "no such base": ("_BASE_: no/such.yml", "its _BASE_ 'no/such.yml' is no file .*/no/such.yml"),
@@ -304,7 +326,7 @@ def test_an_output_that_the_head_does_not_give_is_named(make_model, head, monkey
 
 
 def test_mgn_does_not_know_the_pairwise_losses_either():
-    """Its network is large; the check looks at the names alone, before the nine arguments."""
+    """Its network is large; the check looks only at the names, before the nine arguments."""
     model = SimpleNamespace(loss_kwargs={"loss_names": ("CrossEntropyLoss", "CircleLoss")})
     with pytest.raises(ValueError, match=r"does not know the losses \['CircleLoss'\]"):
         MGN.losses(model, *[None] * 9)

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from caureid_plugin import compat
+from caureid_plugin.common.errors import UserError
 from caureid_plugin.compat.optimisation import WeightsMovedGuard
 from fastreid.engine import hooks as _hooks
 from fastreid.engine import train_loop
@@ -207,7 +208,7 @@ def test_a_checkpoint_of_the_toolbox_does_not_freeze_anew(make_trainer):
 
 
 @pytest.mark.parametrize("layers, message", [
-    (["backbone", "heads"], r"'heads', the head.*write 'heads\.' to freeze its weights"),
+    (["backbone", "heads"], r"'heads', the head.*write 'heads\.' to freeze only its weights"),
     (["bakcbone"], r"no weight begins with 'bakcbone'; the network has \['backbone', 'heads'\]"),
     (["("], r"'\(' is no regular expression")])
 def test_layers_that_cannot_be_frozen(make_trainer, layers, message):
@@ -229,7 +230,7 @@ def test_without_the_repair_a_frozen_head_is_an_index_error(make_trainer):
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 def test_mixed_precision_equals_plain_pytorch(cfg, device, monkeypatch):
-    """On the CPU in full precision, with the loss scaling alone: the part that meets the buffer."""
+    """On the CPU in full precision, with only the loss scaling: the part that meets the buffer."""
     if device == "cpu":
         present = types.SimpleNamespace(is_available=lambda: True, stream=torch.cuda.stream)
         monkeypatch.setattr(train_loop, "torch", types.SimpleNamespace(cuda=present))
@@ -408,7 +409,7 @@ def test_a_model_is_copied_saved_and_freed_as_before(cfg, recwarn):
 
 
 def test_guard_stops_a_run_with_learning_rate_zero(make_trainer):
-    with pytest.raises(RuntimeError, match=r"No weight has moved after 2 .*SOLVER\.BASE_LR"):
+    with pytest.raises(UserError, match=r"No weight has moved after 2 .*SOLVER\.BASE_LR"):
         make_trainer("SOLVER.BASE_LR", 0.0).train()
     with compat.without("weights_guard"):
         trainer = make_trainer("SOLVER.BASE_LR", 0.0, "DATASETS.TESTS", ())
@@ -448,9 +449,9 @@ def guarded_run(length, moves_at, *, start=0, frozen=False, freeze=()):
 def test_guard_waits_ten_steps_or_to_the_end_of_a_shorter_run(start, length):
     last = min(length, 10) - 1
     guarded_run(length, moves_at=last, start=start)
-    with pytest.raises(RuntimeError, match=f"after {last + 1} training steps"):
+    with pytest.raises(UserError, match=f"after {last + 1} training steps"):
         guarded_run(length, moves_at=last + 1, start=start)
-    with pytest.raises(RuntimeError, match=r"MODEL\.FREEZE_LAYERS"):
+    with pytest.raises(UserError, match=r"MODEL\.FREEZE_LAYERS"):
         guarded_run(length, moves_at=None, start=start, frozen=True)
 
 
@@ -459,9 +460,9 @@ def test_guard_waits_until_the_layers_are_free(layers):
     frozen = (layers, 1000)
     guarded_run(2000, moves_at=1009, freeze=frozen)
     guarded_run(1003, moves_at=1002, freeze=frozen)
-    with pytest.raises(RuntimeError, match="after 1010 training steps"):
+    with pytest.raises(UserError, match="after 1010 training steps"):
         guarded_run(2000, moves_at=1010, freeze=frozen)
-    with pytest.raises(RuntimeError, match="after 1001 training steps"):
+    with pytest.raises(UserError, match="after 1001 training steps"):
         guarded_run(1001, moves_at=None, freeze=frozen)
 
 
@@ -470,7 +471,7 @@ def test_guard_of_a_run_that_goes_on_waits_for_what_is_left_of_the_freezing(mess
     guarded_run(500, moves_at=209, start=800, freeze=frozen)
     guarded_run(500, moves_at=9, start=1000, freeze=frozen)
     assert not messages
-    with pytest.raises(RuntimeError, match="after 210 training steps"):
+    with pytest.raises(UserError, match="after 210 training steps"):
         guarded_run(500, moves_at=210, start=800, freeze=frozen)
     guarded_run(200, moves_at=None, start=800, freeze=frozen)
     assert "the run has 200" in messages[0]
@@ -479,7 +480,7 @@ def test_guard_of_a_run_that_goes_on_waits_for_what_is_left_of_the_freezing(mess
 @pytest.mark.parametrize("layers, iters", [(["weight"], 0), (["eight", "bias"], 1000), ([], 1000)])
 def test_guard_does_not_wait_where_something_is_free(layers, iters):
     guarded_run(2000, moves_at=9, freeze=(layers, iters))
-    with pytest.raises(RuntimeError, match="after 10 training steps"):
+    with pytest.raises(UserError, match="after 10 training steps"):
         guarded_run(2000, moves_at=10, freeze=(layers, iters))
 
 
@@ -492,7 +493,7 @@ def test_guard_asks_the_free_layers_to_move():
     for guard.trainer.iter in range(9):
         guard.after_step()
     guard.trainer.iter = 9
-    with pytest.raises(RuntimeError, match="after 10 training steps"):
+    with pytest.raises(UserError, match="after 10 training steps"):
         guard.after_step()
 
 

@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 from caureid_plugin import compat
+from caureid_plugin.common.errors import UserError
 from caureid_plugin.common.launcher import PortError
 from caureid_plugin.compat import importing, processes
 from fastreid import engine
@@ -142,7 +143,7 @@ def meet(ranks, local_size, world_size, seconds):
     def wait(position, rank):
         try:
             processes._meet(rank, local_size, world_size, url, seconds)
-        except RuntimeError as error:
+        except UserError as error:
             seen[position] = str(error)
 
     threads = [threading.Thread(target=wait, args=pair) for pair in enumerate(ranks)]
@@ -198,7 +199,7 @@ def main(config):
         print("PIDS", pid, other_pid, flush=True)
     comm.synchronize()
     if comm.get_rank() == 1:
-        raise OSError("the second process has failed")
+        raise RuntimeError("the second process has failed")
     comm.synchronize()  # never ends
 
 
@@ -245,7 +246,7 @@ def test_two_processes_train_one_network_and_one_failure_ends_both(training, tmp
     done = warm.run(training, tmp_path, prepare=warm.FORKED_RANKS)
     assert_one_network_was_trained(done)
     assert "process 1 of 2 failed, and the others were ended" in done.stderr
-    assert done.stderr.rstrip().endswith("OSError: the second process has failed")
+    assert done.stderr.rstrip().endswith("RuntimeError: the second process has failed")
 
 
 def test_torchrun_starts_one_run_and_ends_all_when_one_fails(training, tmp_path):
@@ -253,7 +254,7 @@ def test_torchrun_starts_one_run_and_ends_all_when_one_fails(training, tmp_path)
                      free_port(), *training], tmp_path, timeout=240)
     assert_one_network_was_trained(done)
     cause = done.stderr[done.stderr.index("Root Cause"):]  # torchrun's summary
-    assert "OSError: the second process has failed" in cause
+    assert "RuntimeError: the second process has failed" in cause
 
 
 _HANGING = '''
@@ -342,7 +343,7 @@ def main():
           comm.get_local_size(), "of", os.getpid(), flush=True)
     comm.synchronize()
     if comm.get_rank() == 1:
-        raise OSError("the second process has failed")
+        raise RuntimeError("the second process has failed")
     comm.synchronize()  # never ends
 
 
@@ -367,4 +368,4 @@ def test_two_machines_are_one_run_and_one_failure_ends_both(tmp_path):
         pid, = re.findall(rf"PLACE {rank} 2 0 1 of (\d+)", output)
         assert is_gone_soon(int(pid))
         assert f"process {rank} of 2 failed" in output  # the first because its peer is gone
-    assert outputs[1].rstrip().endswith("OSError: the second process has failed")
+    assert outputs[1].rstrip().endswith("RuntimeError: the second process has failed")

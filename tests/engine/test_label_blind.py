@@ -32,7 +32,7 @@ from helpers.metrics import read_rows
 # ------------------------------------------------------------------- what a run leaves ----
 
 # what the clock decides (the bytes of metrics.json too), figures that are of the labels by their
-# nature, and the digest of the files' names, which is there to be compared on resuming alone
+# nature, and the digest of the files' names, which is there to be compared only on resuming
 FREE = r"time|data_time|cluster_seconds|eta_seconds|metrics_bytes|diagnostic_with_labels/.*|digest"
 EVALUATION = rf"{FREE}|(start/)?(metric|mAP|mINP|Rank-\d+)|best_metric"
 
@@ -144,7 +144,7 @@ def _copy(root, target, rename):
 
 
 def _distinct(row, name):
-    """An identity of its own, which the toolbox reads from names; it tells the order alone."""
+    """An identity of its own, which the toolbox reads from names; it tells only the order."""
     return f"{row + 1:04d}_{name.split('_', 1)[1]}"
 
 
@@ -347,7 +347,7 @@ def test_a_leak_is_seen(run, monkeypatch, leak, kind, place):
 
 
 def test_a_leak_through_the_place_in_the_list_is_seen(run, found):
-    """Names sort by identity: six images each. No change of the identities alone shows it."""
+    """Names sort by identity: six images each. No change of only the identities shows it."""
     found(np.arange(48) // 6)
     true = run("true", *SHORT)
     assert differences(true, run("shuffled", *SHORT)) == []

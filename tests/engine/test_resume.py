@@ -246,7 +246,7 @@ def test_a_run_that_is_stopped_in_the_evaluation_behind_its_last_epoch(
     trainer = start(*OPTIONS, *options)
     batches = in_an_evaluation(trainer, monkeypatch, 6)
     assert stopped(trainer) == signals.EXIT_STOPPED and len(batches) == 1
-    assert said(messages, "model_final.pth is still good. --resume evaluates it.")
+    assert was_logged(messages, "model_final.pth is still good. --resume evaluates it.")
     assert sum("Total training time" in text for text in messages) == 1 + 1  # the whole run's
     trainer = resumed(*options)
     trainer.train()
@@ -260,7 +260,7 @@ def test_a_run_that_is_stopped_in_its_first_evaluation(start, tmp_path, monkeypa
     trainer.register_hooks([EvalAtStart(True)])
     batches = in_an_evaluation(trainer, monkeypatch, 0, signal.SIGINT)
     assert stopped(trainer) == signals.EXIT_INTERRUPTED and len(batches) == 1
-    assert said(messages, "before the first step: there is nothing to save")
+    assert was_logged(messages, "before the first step: there is nothing to save")
     assert not (tmp_path / "out" / "last_checkpoint").exists()
 
 
@@ -434,7 +434,7 @@ def test_a_seed_that_was_drawn_is_kept(start, whole):
 SHORT = ("SOLVER.ITERS_PER_EPOCH", 1, "DATASETS.TESTS", (), "SOLVER.MAX_EPOCH")
 
 
-def said(messages, part):
+def was_logged(messages, part):
     return any(part in text for text in messages)
 
 
@@ -442,8 +442,8 @@ def test_another_seed_is_warned_about_where_no_config_tells(start, resumed, tmp_
     start(*OPTIONS, *SHORT, 1).train()
     (tmp_path / "out" / "config.yaml").unlink()
     resumed(*SHORT, 2, "SEED", 4)
-    assert said(messages, "There is no config.yaml in OUTPUT_DIR")
-    assert said(messages, "neither the one run nor the other")
+    assert was_logged(messages, "There is no config.yaml in OUTPUT_DIR")
+    assert was_logged(messages, "neither the one run nor the other")
 
 
 def test_a_fresh_run_does_not_go_on_from_an_older_one(start, resumed, tmp_path, messages):
@@ -452,7 +452,7 @@ def test_a_fresh_run_does_not_go_on_from_an_older_one(start, resumed, tmp_path, 
     fresh = start(*OPTIONS)
     fresh.checkpointer.save = lambda *_, **__: None  # as if killed before
     stopped(fresh, 0)
-    assert said(messages, "named 'model_final.pth', of a run before this one")
+    assert was_logged(messages, "named 'model_final.pth', of a run before this one")
     assert not (tmp_path / "out" / "last_checkpoint").exists()
     assert resumed().start_epoch == 0
 
@@ -462,7 +462,7 @@ def test_a_run_that_is_stopped_while_it_fills_its_bank(start, tmp_path, messages
     forward = trainer.model.forward
     trainer.model.forward = lambda batch: (send(), forward(batch))[1]
     assert stopped(trainer) == signals.EXIT_STOPPED
-    assert said(messages, "before the first step: there is nothing to save")
+    assert was_logged(messages, "before the first step: there is nothing to save")
     assert not (tmp_path / "out" / "last_checkpoint").exists()
 
 
@@ -473,7 +473,7 @@ def test_a_checkpoint_without_the_state_of_a_run(start, resumed, tmp_path, messa
     del saved["run_state"]
     torch.save(saved, path)
     resumed(*SHORT, 2).train()
-    assert said(messages, "holds no state of a run")
+    assert was_logged(messages, "holds no state of a run")
 
 
 @pytest.mark.parametrize("content, warning", [
@@ -485,7 +485,7 @@ def test_rows_of_another_file_are_left_alone(start, resumed, tmp_path, messages,
     metrics = tmp_path / "out" / "metrics.json"
     metrics.write_text(content)
     resumed(*SHORT, 3).train()
-    assert said(messages, warning)
+    assert was_logged(messages, warning)
     assert metrics.read_text().startswith(content)
     added = metrics.read_text()[len(content):].splitlines()
     assert added and all(json.loads(row)["iteration"] > 0 for row in added)

@@ -88,7 +88,7 @@ REFUSED = [
     ("MODEL.META_ARCHITECTURE", "Baseline"), ("INPUT.SIZE_TRAIN", [64, 32]),
     ("INPUT.SIZE_TEST", [64, 32]), ("INPUT.FLIP.ENABLED", True), ("DATASETS.NAMES", ("DukeMTMC",)),
     ("TEST.PRECISE_BN.ENABLED", True), ("SEED", 4), ("CAMERA_FOLDER.LEVEL", 2),
-    # read at the start alone
+    # read only at the start
     ("MODEL.WEIGHTS", "other.pth"), ("MODEL.BACKBONE.PRETRAIN", True),
 ]
 
@@ -103,10 +103,10 @@ def test_a_key_that_decides_what_is_learnt_is_refused_before_anything_is_written
     for part in key.split("."):
         had = had[part]
     shown = list(value) if isinstance(value, tuple) else value
-    said = str(raised.value)
-    assert f"{key} is {shown!r} here and {had!r} there" in said
-    assert str(out) in said and said.count(". ") == 0 and said.endswith("was learnt).")
-    assert "give the run's own values, or begin anew in another OUTPUT_DIR" in said
+    error = str(raised.value)
+    assert f"{key} is {shown!r} here and {had!r} there" in error
+    assert str(out) in error and error.count(". ") == 0 and error.endswith("was learnt).")
+    assert "give the run's own values, or begin anew in another OUTPUT_DIR" in error
     assert contents(out) == before
 
 
@@ -205,8 +205,8 @@ def test_what_is_taken_over_acts_and_is_said(start, messages, tmp_path):
                     "SOLVER.CLIP_GRADIENTS.ENABLED", True, "DATASETS.TESTS", ("Market1501",),
                     "TEST.EVAL_PERIOD", 1, "TEST.METRIC", "euclidean")
     resumed.resume_or_load(resume=True)
-    said = {text.split()[0] for text in messages if " taken over: the run had " in text}
-    assert said == {"SOLVER.MAX_EPOCH", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD",
+    taken_over = {text.split()[0] for text in messages if " taken over: the run had " in text}
+    assert taken_over == {"SOLVER.MAX_EPOCH", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD",
                     "SOLVER.CLIP_GRADIENTS.ENABLED", "DATASETS.TESTS", "TEST.METRIC"}
     assert f"MODEL.WEIGHTS '' is of no use any more: the run had '{weights}'." in messages
     assert resumed.start_epoch == 1
@@ -256,7 +256,7 @@ def test_the_verdict_compares_with_no_other_evaluation(start, monkeypatch, chang
     rows = [json.loads(line) for line in
             Path(resumed.cfg.OUTPUT_DIR, "metrics.json").read_text().splitlines()]
     changed = [row["iteration"] for row in rows if EVALUATION_CHANGED in row]
-    # the step from which on figures are of the new one
+    # from this step on figures are of the new one
     assert [row["mAP"] for row in rows if "mAP" in row] == [99.0, 99.0, 30.0]
     assert changed == [] if compared else [
         row["mAP"] for row in rows if "mAP" in row and row["iteration"] >= changed[0]] == [30.0]

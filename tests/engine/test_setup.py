@@ -1,9 +1,10 @@
-"""What a config leaves to the data, and trainings on images of one's own by config keys alone."""
+"""What a config leaves to the data, and trainings on images of one's own only by config keys."""
 
 import logging
 import os
 import shutil
 import sys
+from types import SimpleNamespace
 
 import caureid_plugin
 import pytest
@@ -11,7 +12,7 @@ import torch
 import yaml
 from caureid_plugin import fit_to_data, get_config_file, load_config
 from caureid_plugin.cli import attention, eps
-from caureid_plugin.cli.common import call, namespace
+from caureid_plugin.cli.common import call
 from caureid_plugin.engine import build_network
 from caureid_plugin.engine import training as train_net
 from caureid_plugin.report import attention as attention_module
@@ -381,7 +382,7 @@ def test_camera_bias_of_own_data(own, capsys, monkeypatch):
 
 def test_attention_is_drawn_on_own_data(own):
     words = own("--per-camera", "2")
-    args = namespace(**attention.command.make_context("attention", words).params)
+    args = SimpleNamespace(**attention.command.make_context("attention", words).params)
     choices = attention_module.choose(
         args, attention_module.configure(args.config_file, args.opts))
     assert [choice.group for choice in choices if choice.drawn] == (

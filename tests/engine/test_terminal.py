@@ -37,9 +37,9 @@ def test_the_terminal_has_what_it_is_for_and_the_file_everything(
     logging.getLogger("fastreid.caureid").info("figures", extra={"file_only": True})
     logging.getLogger("fastreid.evaluation.testing").info("a table")
     logging.getLogger("fastreid.engine.hooks").warning("beware")
-    said = [re.sub(r"\x1b\[[0-9;]*m", "", line)[9:]
+    on_screen = [re.sub(r"\x1b\[[0-9;]*m", "", line)[9:]
             for line in capsys.readouterr().out.splitlines()]
-    assert said == ["WARNING a warning in the set-up", "decided", "WARNING beware"]
+    assert on_screen == ["WARNING a warning in the set-up", "decided", "WARNING beware"]
     assert path.read_text().split("\n") == [
         "350 lines", "a warning in the set-up", "decided", "figures", "a table", "beware", ""]
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from caureid_plugin import clustering
+from caureid_plugin.common.errors import UserError
 from caureid_plugin.engine import hooks
 from fastreid.data.datasets.market1501 import Market1501
 from fastreid.engine.train_loop import HookBase
@@ -213,9 +214,9 @@ def test_bank_keeps_the_reliable_images_by_the_first_clusterings_threshold(
     assert 0 < first < 1 and bank.threshold == first
     for number, (features, labels, others, (found, threshold)) in enumerate(seen):
         assert others["threshold"] == (first if number else None) and threshold == first
-        at = [clustering.assign_pseudo_labels(features, eps=eps, min_samples=2, k1=6, k2=2)
-              for eps in (0.45, 0.6, 0.75)]
-        for expected, given in zip(at, (others["tighter"], labels, others["looser"]), strict=True):
+        for eps, given in ((0.45, others["tighter"]), (0.6, labels), (0.75, others["looser"])):
+            expected = clustering.assign_pseudo_labels(
+                features, eps=eps, min_samples=2, k1=6, k2=2)
             assert np.array_equal(given, expected)
         assert np.array_equal(relabelled[number], clustering.outliers_to_singletons(found))
         became = (labels >= 0).sum() - (found >= 0).sum()
@@ -336,7 +337,7 @@ def test_unknown_head_lists_the_known_ones(start):
 
 
 def test_losses_without_the_hook(start):
-    with pytest.raises(RuntimeError, match="UnsupervisedHook"):
+    with pytest.raises(UserError, match="UnsupervisedHook"):
         start(hook=False).train()
 
 

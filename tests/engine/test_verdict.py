@@ -143,7 +143,7 @@ def test_outliers_that_grow_are_no_matter_of_eps(of, levels):
 
 
 def test_a_resumed_run_gets_the_verdict_of_a_whole_one(levels):
-    """Of the time before it was resumed it knows the last figures alone."""
+    """Of the time before it was resumed it knows only the last figures."""
     assert LOOKED_BACK == compat.RunState.WINDOW
     for name, past, same in (("outlier_share", 0.2, 0.33), ("own_camera", 0.2, 0.4),
                              ("mAP", 60.0, 40.0)):

@@ -34,6 +34,8 @@ NETWORKS = {
     "ours": ("MODEL.HEADS.CAMSEP.NUM_CAMERAS", "7", "SEED", "3"), "toolbox": BASELINE,
     "half range": ("MODEL.HEADS.CAMSEP.RANGE", "half", "MODEL.HEADS.CAMSEP.UNIFORM_START", "False"),
     "gem": ("MODEL.HEADS.POOL_LAYER", "GeneralizedMeanPooling"),
+    "mean and maximum": ("MODEL.HEADS.POOL_LAYER", "AdaptiveAvgMaxPool"),
+    "clipped mean": ("MODEL.HEADS.POOL_LAYER", "ClipGlobalAvgPool"),
     # instance norm of the image would hide what an input convention adds to it
     "no instance norm": ("MODEL.BACKBONE.WITH_IBN", "False"),
     "osnet": ("MODEL.BACKBONE.NAME", "build_osnet_backbone", "MODEL.BACKBONE.DEPTH", "x0_25",
@@ -86,7 +88,7 @@ def export(load, made, home):
     return export
 
 
-def said_of(path):
+def sidecar_of(path):
     """The sidecar."""
     return json.loads(Path(f"{path}.json").read_text())
 
@@ -117,7 +119,7 @@ def test_files_give_pytorchs_embeddings(load, export, paths, kind, name, convent
     embedder, file = load(name), export(name, kind, convention=convention)
     images, expected = images_of(embedder, paths, convention), embedder.embed(paths)
     assert distances(expected[:8], expected[8:]).max() > 1e-3
-    assert said_of(file)["kind"] == kind and said_of(file)["difference"] <= 1e-4
+    assert sidecar_of(file)["kind"] == kind and sidecar_of(file)["difference"] <= 1e-4
     if kind == "onnx":
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
         given, = session.get_inputs()
@@ -192,19 +194,19 @@ def test_what_training_alone_needs_is_not_in_the_file(export):
 def test_fewer_bits(load, export, paths, precision, convention, allowed, kind):
     embedder, whole = load(), export(convention=convention)
     small = export(convention=convention, precision=precision, images=paths)
-    loaded, said = load_export(small), said_of(small)
+    loaded, sidecar = load_export(small), sidecar_of(small)
     found = loaded.embed(paths)
     worst = distances(found, embedder.embed(paths)).max()
     assert 1e-9 < worst < allowed
-    assert said["difference"] == pytest.approx(worst, rel=0.5, abs=1e-6)
+    assert sidecar["difference"] == pytest.approx(worst, rel=0.5, abs=1e-6)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
     assert [kind in {tensor.data_type for tensor in onnx.load(file).graph.initializer}
             for file in (small, whole)] == [True, False]
     # rounded embeddings are another network's, and so are those of another calibration
-    assert loaded.fingerprint == said["fingerprint"] != embedder.fingerprint
-    assert said["run"] == embedder.fingerprint == load_export(whole).fingerprint
+    assert loaded.fingerprint == sidecar["fingerprint"] != embedder.fingerprint
+    assert sidecar["run"] == embedder.fingerprint == load_export(whole).fingerprint
     if precision == "int8" and convention == "rgb255":
-        assert said_of(export(precision="int8", images=paths[:8]))["fingerprint"] not in (
+        assert sidecar_of(export(precision="int8", images=paths[:8]))["fingerprint"] not in (
             loaded.fingerprint, embedder.fingerprint)
 
 
@@ -224,7 +226,8 @@ def test_openvino_gives_the_files_embeddings(load, export, paths, name, precisio
 
 
 @pytest.mark.parametrize("name, precision", [
-    ("ours", "fp32"), ("ours", "int8"), ("toolbox", "fp32"), ("osnet", "fp32")])
+    ("ours", "fp32"), ("ours", "int8"), ("toolbox", "fp32"), ("osnet", "fp32"),
+    ("mean and maximum", "fp32"), ("clipped mean", "fp32")])
 def test_opencv_gives_the_files_embeddings(load, export, paths, name, precision):
     """By the engine that docs/export.md names; OpenCV before 4.11 has no other."""
     file = export(name, precision=precision, images=paths)
@@ -303,19 +306,20 @@ def test_a_cropped_image_without_statistics(small_run, paths, tmp_path):
     export_network(embedder, tmp_path / "x.onnx")
     loaded = load_export(tmp_path / "x.onnx")
     np.testing.assert_allclose(loaded.embed(paths), embedder.embed(paths), atol=1e-5)
-    assert said_of(tmp_path / "x.onnx")["input"]["shape"] == ["batch", 3, 32, 16]
+    assert sidecar_of(tmp_path / "x.onnx")["input"]["shape"] == ["batch", 3, 32, 16]
     assert loaded.statistics is None and "holds no memory bank" in loaded.why_no_statistics
 
 
 def test_the_sidecar_says_what_goes_in_and_comes_out(load, export):
     embedder, path = load(), export(convention="imagenet")
-    said = said_of(path)
-    assert said["format"] == 1 and said["plugin"] == caureid_plugin.__version__
-    assert said["input"]["shape"] == ["batch", 3, 32, 16]
-    assert "0.485" in said["input"]["normalisation"]
-    assert said["output"] == {"name": "embeddings", "shape": ["batch", 16], "normalisation": "L2"}
-    assert said["threshold"] == embedder.statistics.threshold()._asdict()
-    assert said["digest"] == digest(path.read_bytes())
+    sidecar = sidecar_of(path)
+    assert sidecar["format"] == 1 and sidecar["plugin"] == caureid_plugin.__version__
+    assert sidecar["input"]["shape"] == ["batch", 3, 32, 16]
+    assert "0.485" in sidecar["input"]["normalisation"]
+    assert sidecar["output"] == {
+        "name": "embeddings", "shape": ["batch", 16], "normalisation": "L2"}
+    assert sidecar["threshold"] == embedder.statistics.threshold()._asdict()
+    assert sidecar["digest"] == digest(path.read_bytes())
 
 
 @pytest.mark.parametrize("level", ["bad", "mixed"])
@@ -324,22 +328,22 @@ def test_the_verdict_of_the_run_goes_with_the_file(load, tmp_path, monkeypatch, 
     embedder, path = load(), tmp_path / "x.onnx"
     monkeypatch.setattr(embedder, "verdict", RunVerdict(level, "Training went so."))
     export_network(embedder, path)
-    said, loaded = said_of(path), load_export(path)
-    assert said["verdict"] == {"level": level, "reason": "Training went so."}
-    assert (said["threshold"] is None) == (level == "bad") and said["statistics"] is not None
-    assert said["format"] == (2 if level == "bad" else 1)  # older versions would misread it
+    sidecar, loaded = sidecar_of(path), load_export(path)
+    assert sidecar["verdict"] == {"level": level, "reason": "Training went so."}
+    assert (sidecar["threshold"] is None) == (level == "bad") and sidecar["statistics"] is not None
+    assert sidecar["format"] == (2 if level == "bad" else 1)  # older versions would misread it
     assert loaded.verdict == embedder.verdict and len(caplog.records) == (level == "bad")
     assert (loaded.compare(*paths[:2]).same is None) == (level == "bad")
     assert loaded.compare(*paths[:2], despite_verdict=True).same is not None
     export_network(embedder, path, despite_verdict=True)
-    assert said_of(path)["threshold"] == embedder.statistics.threshold()._asdict()
+    assert sidecar_of(path)["threshold"] == embedder.statistics.threshold()._asdict()
     assert load_export(path).verdict == embedder.verdict
 
 
 def test_files_of_older_versions_have_no_verdict(export, tmp_path):
     path, side = tmp_path / "x.onnx", tmp_path / "x.onnx.json"
     shutil.copy(export(), path)
-    content = said_of(export())
+    content = sidecar_of(export())
     assert content.pop("verdict")["level"] == "unknown"
     side.write_text(json.dumps(content))
     assert load_export(path).verdict == ("unknown", "Whether training went well is not known.")
@@ -407,7 +411,7 @@ def test_a_difference_is_found():
                                      pixels, "rgb255"))
 
 
-@pytest.mark.parametrize("name, options, said", [
+@pytest.mark.parametrize("name, options, message", [
     ("x.pt", {}, "must end in .onnx or .torchscript"),
     ("x.onnx", {"convention": "bgr"}, "--input 'bgr' is unknown, known are rgb255, imagenet"),
     ("x.torchscript", {"precision": "fp16"}, "--precision fp16 is only for ONNX files"),
@@ -415,10 +419,10 @@ def test_a_difference_is_found():
     ("absent/x.onnx", {}, "absent/x.onnx cannot be written"),
     ("/proc/x.onnx", {}, "/proc/x.onnx cannot be written: its folder takes no"),
 ])
-def test_wrong_arguments(load, tmp_path, monkeypatch, name, options, said):
+def test_wrong_arguments(load, tmp_path, monkeypatch, name, options, message):
     """They are told before the work."""
     monkeypatch.setattr(files, "_write", lambda *parts: pytest.fail("it began to work"))
-    with pytest.raises(ExportError, match=said):
+    with pytest.raises(ExportError, match=message):
         export_network(load(), tmp_path / name, **options)
     assert not (tmp_path / name).exists()
 
@@ -448,7 +452,7 @@ def replace_model(edit):
     return apply
 
 
-@pytest.mark.parametrize("spoil, said", [
+@pytest.mark.parametrize("spoil, message", [
     (lambda path, side: side.unlink(),
      r"x.onnx has no sidecar x.onnx.json, which tells size.*copy it along"),
     (lambda path, side: side.write_text('{"format": 1'), "is damaged, it is no"),
@@ -472,12 +476,12 @@ def replace_model(edit):
     (replace_model(lambda model: setattr(model, "ir_version", 10**6)),
      r"onnxruntime [\d.]+ cannot read the file.*newer one"),
 ])
-def test_files_that_cannot_be_used(export, tmp_path, spoil, said):
+def test_files_that_cannot_be_used(export, tmp_path, spoil, message):
     path, side = tmp_path / "x.onnx", tmp_path / "x.onnx.json"
     shutil.copy(export(), path)
     shutil.copy(f"{export()}.json", side)
     spoil(path, side)
-    with pytest.raises(ExportError, match=said):
+    with pytest.raises(ExportError, match=message):
         load_export(path)
 
 
@@ -512,19 +516,19 @@ def doubling_functions(model):
     model.graph.node.append(make("f39", ["found"], [graph.OUTPUT_NAME], domain="own"))
 
 
-@pytest.mark.parametrize("add, said", [
+@pytest.mark.parametrize("add, message", [
     (functools.partial(a_loop, kind="Loop"), "has Loop, which can take endless time"),
     (functools.partial(a_loop, kind="Scan"), "has Scan, which"),
-    (functools.partial(a_loop, kind="Own\n"), r"has 'Own\\n', which"),
+    (functools.partial(a_loop, kind="Own\n"), r"has Own\\n, which"),
     (doubling_functions, "has functions of its own, which can take endless time")],
     ids=["Loop", "Scan", "unknown", "functions"])
-def test_a_file_that_could_run_for_ever(export, tmp_path, monkeypatch, add, said):
+def test_a_file_that_could_run_for_ever(export, tmp_path, monkeypatch, add, message):
     path = tmp_path / "x.onnx"
     shutil.copy(export(), path)
     shutil.copy(f"{export()}.json", f"{path}.json")
     replace_model(add)(path, Path(f"{path}.json"))
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: pytest.fail("opened"))
-    with pytest.raises(ExportError, match=f"x.onnx: The file {said}"):
+    with pytest.raises(ExportError, match=f"x.onnx: The file {message}"):
         load_export(path)
 
 
@@ -630,6 +634,17 @@ def test_a_name_of_a_part_may_be_location(export, paths, tmp_path):
     change(digest=digest(path.read_bytes()))(path, side)
     with pytest.raises(ExportError, match="x.onnx: The file is no ONNX: onnx .* says"):
         load_export(path)
+
+
+def test_a_network_that_cannot_be_calibrated(load, paths, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("Non-zero status code\nof a Reshape")
+
+    monkeypatch.setattr("onnxruntime.quantization.quantize_static", fails)
+    with pytest.raises(ExportError, match="cannot calibrate this network by the images: Non-zero "
+                                          "status code of a Reshape. Take --precision fp32"):
+        export_network(load(), tmp_path / "x.onnx", precision="int8", images=paths)
+    assert not list(tmp_path.glob("x.onnx*"))
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])

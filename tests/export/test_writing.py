@@ -31,11 +31,11 @@ def test_a_file_from_a_run(run, market, tmp_path, capsys):
     for words, count in ((["--input", "imagenet"], "eight noise"),
                          (["--precision", "int8", "--images", str(market / "query")], "16")):
         call(export.command, [run, "--output", tmp_path / "x.onnx", *words])
-        said = capsys.readouterr().out
+        output = capsys.readouterr().out
         made = json.loads((tmp_path / "x.onnx.json").read_text())
-        assert "(B, 3, 32, 16) float32" in said and "to (B, 16) of length 1" in said
-        assert f"embeddings of {count} images" in said
-        assert f"{made['difference']:.1e}" in said and made["precision"] in said
+        assert "(B, 3, 32, 16) float32" in output and "to (B, 16) of length 1" in output
+        assert f"embeddings of {count} images" in output
+        assert f"{made['difference']:.1e}" in output and made["precision"] in output
         cosines = (load_export(tmp_path / "x.onnx").embed(paths) * expected).sum(1)
         assert cosines.min() > (0.9 if "int8" in words else 0.999)
     call(export.command, [run / "model_final.pth", "--output", tmp_path / "x.torchscript"])
@@ -48,13 +48,13 @@ def test_choices():
 
 def test_mistakes(run, tmp_path, capsys):
     out = ["--output", tmp_path / "x.onnx"]
-    for words, said in (
-            ([tmp_path / "absent", *out], "absent does not exist: give the folder that a run"),
+    for words, message in (
+            ([tmp_path / "absent", *out], "absent' does not exist"),
             ([run, *out, "--precision", "int8"], "int8 takes at least 8 images"),
             ([run, *out, "--images", "absent"], "'--images': Directory 'absent' does not exist"),
             ([run, "--output", "x.pt"], "x.pt must end in .onnx or .torchscript"),
             ([run, *out, "SEED"], "must come in pairs, got SEED")):
-        assert said in refusal(functools.partial(call, export.command), words, capsys)
+        assert message in refusal(functools.partial(call, export.command), words, capsys)
     assert not list(tmp_path.glob("x.onnx*"))
 
 
@@ -87,9 +87,9 @@ def test_figures_of_files(run, market, tmp_path, capsys):
                               market / "bounding_box_train"])
     capsys.readouterr()
     evaluate_export.main([str(run), *files])
-    said = capsys.readouterr().out
-    assert "Market1501: 16 queries, 33 gallery images" in said
-    rows = table_rows(said)[2:]
+    output = capsys.readouterr().out
+    assert "Market1501: 16 queries, 33 gallery images" in output
+    rows = table_rows(output)[2:]
     assert [row[0] for row in rows] == ["PyTorch, the run itself", *files]
     expected = mean_precision(run, market)
     for row in rows[:2]:
@@ -103,7 +103,7 @@ def test_figures_of_files(run, market, tmp_path, capsys):
 def test_mistakes_of_the_figures(run, small_run, tmp_path, capsys):
     other = load_run(small_run("SEED", "7", folder="other_run"))
     export_network(other, tmp_path / "y.onnx", precision="fp16")
-    for words, said in (
+    for words, message in (
             ([run, "x.onnx", "DATASETS.TESTS", "()"], "no labelled test set to measure with"),
             ([run, tmp_path / "x.onnx"], "x.onnx does not exist"),
             ([tmp_path / "absent.pth", "x.onnx"], "absent.pth is not a file"),
@@ -111,4 +111,4 @@ def test_mistakes_of_the_figures(run, small_run, tmp_path, capsys):
             ([run, "SEED", "1"], "give exported .onnx files first"),
             ([run, "x.onnx", "SEED"], "must come in pairs, got SEED"),
             ([run, "SEED", "x.onnx"], "give exported .onnx files first")):
-        assert said in refusal(evaluate_export.main, words, capsys)
+        assert message in refusal(evaluate_export.main, words, capsys)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from caureid_plugin import LOSS_REGISTRY, build_losses, losses, needs_memory
+from caureid_plugin.common.errors import UserError
 from caureid_plugin.compat import TOOLBOX_LOSSES, registered_names
 from fastreid.modeling.meta_arch import build_model
 from fastreid.utils.events import EventStorage
@@ -59,7 +60,7 @@ def test_what_cannot_be_built_is_refused(make_cfg, options, message):
 @pytest.mark.parametrize("name", MEMORY_LOSSES)
 def test_memory_losses_without_a_bank(make_cfg, make_batch, name):
     (loss,) = build_losses(make_cfg(NAME, (name,)))
-    with pytest.raises(RuntimeError, match=f"{name} .*UnsupervisedHook"):
+    with pytest.raises(UserError, match=f"{name} .*UnsupervisedHook"):
         loss(make_outputs(), make_batch(), None)
 
 

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-import huggingface_hub.constants
+import huggingface_hub
 import numpy as np
 import onnxruntime
 import pytest
@@ -227,6 +227,7 @@ def downloads(monkeypatch):
                 "state_dict": dict(weights)}, **options)
 
         monkeypatch.setattr(timm, "create_model", create_model)
+        monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url: None)
         return asked
 
     return replace
@@ -338,14 +339,21 @@ def test_files_that_cannot_be_read(timm_cfg, tmp_path):
         assert str(refused.value).count(name) == 1 and not fired.exists()
 
 
-def test_without_a_network(timm_cfg, tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+@pytest.mark.parametrize("setting", [
+    ("HF_HUB_OFFLINE", True),
+    ("HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{filename}")])  # a closed port
+def test_without_a_network(timm_cfg, tmp_path, monkeypatch, capfd, setting):
+    """It is said at once: no attempt is repeated, none is logged."""
+    waits = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    monkeypatch.setattr(huggingface_hub.constants, *setting)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     build_timm_backbone(timm_cfg())  # nothing is asked for
     with pytest.raises(FileNotFoundError, match="'test_resnet' cannot be fetched.*They are "
                        "model.safetensors of the model timm/test_resnet.r160_in1k on .*"
-                       "set MODEL.BACKBONE.PRETRAIN_PATH to it"):
+                       "set MODEL.BACKBONE.PRETRAIN_PATH to it, or MODEL.BACKBONE.PRETRAIN False"):
         build_timm_backbone(timm_cfg("test_resnet", BACKBONE + "PRETRAIN", True))
+    assert waits == [] and capfd.readouterr().err == ""
 
 
 def test_a_model_without_weights(timm_cfg):

@@ -190,8 +190,8 @@ def test_figures_that_cannot_be_read(run_folder, page_of):
             ("[1]\n", "damaged, its line 1"), ('{"iteration": null}\n', "damaged, its line 1"),
             ("", "holds no figures yet"), ('{"iteration": 0', "holds no figures yet")):
         path.write_text(text)
-        rows, said = read_rows(path)
-        assert rows == [] and why in said
+        rows, answer = read_rows(path)
+        assert rows == [] and why in answer
     path.unlink()
     assert "metrics.json is missing" in page_of(run_folder).text
 
@@ -290,15 +290,15 @@ def test_outliers_beside_the_nearest_cluster(run):
         assert {run.labels[run.paths.index(item["path"])] for item in pair["crops"]} == {nearest}
 
 
-@pytest.mark.parametrize("label, said", [
+@pytest.mark.parametrize("label, sentences", [
     (-1, ["There are no clusters yet", "there is no cluster"]),
     (0, ["There is only one cluster", "There are no outliers",
          "All clusters that span cameras are shown above"])])
-def test_clusters_that_cannot_be_shown(run_folder, page_of, label, said):
+def test_clusters_that_cannot_be_shown(run_folder, page_of, label, sentences):
     bank = torch.load(run_folder / "model_final.pth", weights_only=True)["memory_bank"]
     change_checkpoint(run_folder, memory_bank={**bank, "labels": torch.full((48,), label)})
     text = page_of(run_folder).text
-    assert all(sentence in text for sentence in said)
+    assert all(sentence in text for sentence in sentences)
     assert "from its own camera" in text and "Cameras:" in text
 
 
@@ -324,14 +324,14 @@ def test_the_network_before_training_is_the_one_it_started_from(run):
 
 
 def test_why_there_is_no_before(kept_run, run_folder, page_of):
-    for keys, said in (
+    for keys, message in (
             (["MODEL.BACKBONE.PRETRAIN", "True", "MODEL.BACKBONE.PRETRAIN_PATH", "gone.pth"],
              "PRETRAIN_PATH gone.pth is gone"),
             (["MODEL.BACKBONE.PRETRAIN", "True"], "PRETRAIN_PATH is empty"),
             (["MODEL.WEIGHTS", "gone.pth"], "MODEL.WEIGHTS gone.pth is gone"),
             (["MODEL.WEIGHTS", str(kept_run / "model_final.pth")],
              "later evaluation of its own model_final.pth")):
-        assert said in report_network.start_problem(configure(*keys), kept_run)
+        assert message in report_network.start_problem(configure(*keys), kept_run)
     text = page_of(run_folder, "SEED", "-1").text
     assert "before training cannot be shown: its random weights were not kept, because SEED" in text
     assert "After training, by camera" in text and "Before training, by camera" not in text
@@ -468,11 +468,11 @@ def test_a_test_set_without_an_answer_or_gone_costs_one_section(run_folder, tiny
     for path in people(tiny_market, "bounding_box_test"):
         if not path.name.startswith(("0000", "-1")):
             path.unlink()
-    for keys, said in (([], "None of 16 queries of Market1501 has an image of its identity"),
+    for keys, message in (([], "None of 16 queries of Market1501 has an image of its identity"),
                        (["DATASETS.TESTS", "('DukeMTMC',)"],
                         "The test set DukeMTMC (DATASETS.TESTS) cannot be listed")):
         text = page_of(run_folder, *keys).text
-        assert said in text and "After training, by camera" in text
+        assert message in text and "After training, by camera" in text
 
 
 def cut(folder, monkeypatch):

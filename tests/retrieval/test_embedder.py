@@ -191,9 +191,9 @@ def test_images_that_cannot_be_read(loaded, market, tmp_path):
     with pytest.raises(ValueError, match=r"Image 1: An array of shape \(5, 5\) and type float64"):
         loaded.embed([np.zeros((5, 5), np.uint8), np.zeros((5, 5))])
     for given in (None, 5, b"bytes", io.BytesIO()):
-        said = f"Image 0: An image is a path, .* this is a {type(given).__name__}"
+        message = f"Image 0: An image is a path, .* this is a {type(given).__name__}"
         for images in (given, [given]):
-            with pytest.raises(ValueError, match=said):
+            with pytest.raises(ValueError, match=message):
                 loaded.embed(images)
     with pytest.raises(ValueError, match="batch_size 0 must be at least 1"):
         loaded.embed(paths, batch_size=0)
@@ -240,7 +240,7 @@ def test_of_a_run_that_went_wrong_same_is_not_told(run, market, caplog):
     assert "training went wrong: clusters lie within each other" in loaded.verdict.reason
     warning, = caplog.records
     assert warning.getMessage().startswith(
-        f"small_run/model_final.pth: {loaded.verdict.reason} Same or different is told only on ")
+        f"small_run/model_final.pth: {loaded.verdict.reason} Same or different is shown only on ")
     found, forced = loaded.compare(*paths), loaded.compare(*paths, despite_verdict=True)
     assert found[1:] == (None, None) and found.similarity == forced.similarity
     assert forced.threshold == loaded.statistics.threshold() and forced.same is not None
@@ -275,7 +275,7 @@ def test_evaluations_on_other_test_sets_are_not_compared(run, changed, level, ke
     assert load_run(run).verdict.level == level
 
 
-@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e400"])
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e400", "null"])
 def test_a_last_figure_that_is_no_number_is_bad(run, value):
     (run / "metrics.json").write_text('{"iteration": 0, "labels/silhouette": 0.5}\n'
                                       f'{{"iteration": 5, "labels/silhouette": {value}}}\n')
@@ -391,19 +391,19 @@ def test_the_checkpoint_that_a_run_names(run, caplog):
     assert load_run(run).name == "small_run/model_0000.pth"
 
 
-@pytest.mark.parametrize("changes, said", [
+@pytest.mark.parametrize("changes, message", [
     (None, "holds no memory bank"), ({"labels": torch.zeros(65)}, "is not whole"),
     ({"labels": torch.full((66,), 10**12)}, f"to {10**12}, and must be from -1 to 65"),
     ({"camids": torch.full((66,), -1)}, "camids go from -1 to -1, and must be from 0"),
     ({"labels": torch.zeros(66)}, "the last two whole numbers"),
     ({"labels": torch.full((66,), -1)}, "0 pairs of images in the same cluster"),
 ])
-def test_without_statistics(run, market, changes, said):
+def test_without_statistics(run, market, changes, message):
     content = torch.load(run / "model_final.pth", weights_only=True)
     content["memory_bank"] = changes and {**content["memory_bank"], **changes}
     torch.save(content, run / "model_final.pth")
     loaded = load_run(run)
-    assert loaded.statistics is None and said in loaded.why_no_statistics
+    assert loaded.statistics is None and message in loaded.why_no_statistics
     assert loaded.compare(*paths_of(market)[:2])[1:] == (None, None)
 
 
@@ -423,13 +423,30 @@ def test_fingerprint(run):
     assert load_run(run).fingerprint == whole
     others = {whole}
     for keys in (("INPUT.SIZE_TEST", "[64,32]"), ("MODEL.PIXEL_MEAN", "[1,2,3]"),
-                 ("MODEL.HEADS.CAMSEP.GAIN", "2.0"), ("MODEL.HEADS.POOL_LAYER", "GlobalMaxPool")):
+                 ("MODEL.HEADS.CAMSEP.RANGE", "half", "MODEL.HEADS.CAMSEP.UNIFORM_START", "False"),
+                 ("MODEL.HEADS.POOL_LAYER", "GlobalMaxPool")):
         others.add(load_run(run, opts=keys).fingerprint)
     for name in ("heads.bottleneck.0.running_mean", "heads.attention.combine.0.weight"):
         content["model"][f"module.{name}"].view(-1)[0] += 1e-3
         torch.save(content, run / "model_final.pth")
         others.add(load_run(run).fingerprint)
     assert len(others) == 7
+    for value in content["model"].values():
+        value.fill_(0.5)
+    torch.save(content, run / "model_final.pth")
+    assert load_run(run).fingerprint == "fc24927f2cdf0c3877ccd3a709fb01fd"  # as ever
+
+
+def test_a_run_whose_config_has_a_key_that_is_gone(run):
+    config, expected = run / "config.yaml", load_run(run).fingerprint
+    text = config.read_text()
+    assert "    CAMSEP:\n" in text
+    for value in (1.0, 10.0):
+        config.write_text(text.replace("    CAMSEP:\n", f"    CAMSEP:\n      GAIN: {value}\n", 1))
+        if value == 1.0:
+            assert load_run(run).fingerprint == expected
+    with pytest.raises(RunError, match=r"CAMSEP\.GAIN 10\.0 .* this one does what 1\.0 did: take"):
+        load_run(run)
 
 
 def test_what_training_alone_needs_is_gone(small_run):
@@ -468,16 +485,16 @@ def test_a_device(run, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for device in (None, "cpu"):
         assert load_run(run, device=device).device == torch.device("cpu")
-    for device, said in (("cuda:1", "'cuda:1': PyTorch sees no CUDA.*give 'cpu'"),
+    for device, message in (("cuda:1", "'cuda:1': PyTorch sees no CUDA.*give 'cpu'"),
                          ("gpu", "'gpu' is none that PyTorch knows: give 'cpu'")):
-        with pytest.raises(RunError, match=f"device {said}"):
+        with pytest.raises(RunError, match=f"device {message}"):
             load_run(run, device=device)
 
 
 WEIGHT = "heads.bottleneck.0.weight"
 
 
-@pytest.mark.parametrize("change, said", [
+@pytest.mark.parametrize("change, message", [
     (lambda model: model.update({"heads.other": model.pop(WEIGHT)}),
      rf"it lacks 1 of its parts and has 1 others, {WEIGHT} for one\. Give a checkpoint of this"),
     (lambda model: model.update({WEIGHT: torch.ones(3)}),
@@ -485,16 +502,16 @@ WEIGHT = "heads.bottleneck.0.weight"
     (lambda model: model[WEIGHT][2:3].fill_(float("nan")),
      f"a run that went wrong: its {WEIGHT} is NaN"), (None, 'holds no network \\("model"\\)'),
 ])
-def test_checkpoints_of_other_networks(run, change, said):
+def test_checkpoints_of_other_networks(run, change, message):
     content = torch.load(run / "model_final.pth", weights_only=True)
     if change:
         change(content["model"])
     torch.save(content if change else {}, run / "model_final.pth")
-    with pytest.raises(RunError, match=said):
+    with pytest.raises(RunError, match=message):
         load_run(run)
 
 
-@pytest.mark.parametrize("keys, said", [
+@pytest.mark.parametrize("keys, message", [
     (("MODEL.META_ARCHITECTURE", "MGN"), "META_ARCHITECTURE MGN is not one whose embedding"),
     (("MODEL.META_ARCHITECTURE", "Baseline", "MODEL.HEADS.NAME", "ClasHead", "MODEL.LOSSES.NAME",
       "('CrossEntropyLoss',)", "MODEL.HEADS.NUM_CLASSES", "5"),
@@ -503,8 +520,8 @@ def test_checkpoints_of_other_networks(run, change, said):
     (("MODEL.BACKBONE.NAME", "build_absent"), "cannot be built: .*build_absent"),
     (("MODEL.ABSENT", "1"), "On the command line: .*MODEL.ABSENT"),
 ])
-def test_configs_that_give_no_embedding(run, keys, said):
-    with pytest.raises(RunError, match=f"(?s){said}"):
+def test_configs_that_give_no_embedding(run, keys, message):
+    with pytest.raises(RunError, match=f"(?s){message}"):
         load_run(run, opts=keys)
 
 
@@ -512,13 +529,13 @@ def test_folders_that_are_no_runs(run, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     shutil.copy(run / "model_final.pth", tmp_path / "empty" / "x.pth")
-    for name, said in (("absent", "absent does not exist.*OUTPUT_DIR"),
+    for name, message in (("absent", "absent does not exist.*OUTPUT_DIR"),
                        ("file", "file is not a folder.*OUTPUT_DIR"),
                        ("empty", "empty holds no config.yaml.*OUTPUT_DIR"),
                        ("empty/x.pth", "empty holds no config.yaml.*OUTPUT_DIR"),
                        ("empty/absent.pth", "absent.pth is not a file: check"),
                        (run / "model_0007.pth", "model_0007.pth is not a file: check")):
-        with pytest.raises(RunError, match=said):
+        with pytest.raises(RunError, match=message):
             load_run(tmp_path / name)
     (run / "model_final.pth").write_bytes(b"no checkpoint")
     with pytest.raises(RunError, match="damaged.*The folder holds no other"):

@@ -111,7 +111,7 @@ def test_an_empty_index_finds_nothing(empty):
     assert empty.search(np.empty((0, 12))) == []
 
 
-@pytest.mark.parametrize("features, options, said", [
+@pytest.mark.parametrize("features, options, message", [
     (random_features(1), {"top": 0}, "top 0 must be at least 1"),
     (random_features(1, 13), {}, r"\(1, 13\).* 12 numbers"),
     (np.zeros((2, 12)), {}, "query 0 is zero or not finite"),
@@ -119,8 +119,8 @@ def test_an_empty_index_finds_nothing(empty):
     (random_features(1), {"cameras": ["9"]}, "'9'.*'0', '1', '2'"),
     (random_features(1), {"without_cameras": "9"}, "'9' must be a list"),
 ])
-def test_a_wrong_search_is_refused(filled, features, options, said):
-    with pytest.raises(ValueError, match=said):
+def test_a_wrong_search_is_refused(filled, features, options, message):
+    with pytest.raises(ValueError, match=message):
         filled[0].search(features, **options)
 
 
@@ -193,7 +193,7 @@ def test_blocks_are_full(empty):
     assert len(list(empty.folder.glob("block-*"))) == 6
 
 
-@pytest.mark.parametrize("entries, said", [
+@pytest.mark.parametrize("entries, message", [
     (["a"], "2 embeddings and 1 entries"), (["a", "a"], "a is given 2 times"),
     (["a", "b\0"], "zero byte"), (["a", Entry("/crops", "../b")], r"\.\./b.*leads out"),
     (["a", Entry("/crops", "/etc/x")], "/etc/x.*leads out"), (["a", 5], "5 is no entry.*give a"),
@@ -203,9 +203,9 @@ def test_blocks_are_full(empty):
     (["a", Entry("", "b", "", "5")], "size in bytes"),
     (["a", Entry("", "b", "", 5, 1.5)], "mtime in ns.*st_mtime_ns"),
 ])
-def test_wrong_entries_are_refused(filled, entries, said):
+def test_wrong_entries_are_refused(filled, entries, message):
     before = contents(filled[0])
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         filled[0].add(random_features(2), entries)
     assert contents(filled[0]) == before
 
@@ -293,12 +293,12 @@ def sign(path, **fields):
     path.write_bytes(index_files._json(content))
 
 
-@pytest.mark.parametrize("fields, said", [
+@pytest.mark.parametrize("fields, message", [
     ({"format": 4, "plugin": "9.0"}, r"format 4.*9\.0.*reads formats 1 to 3"),
     ({"dim": 13}, "of 12 numbers.*of 13.*two indexes")])
-def test_a_newer_format_and_files_of_two_indexes_are_refused(filled, fields, said):
+def test_a_newer_format_and_files_of_two_indexes_are_refused(filled, fields, message):
     sign(filled[0].folder / "index.json", **fields)
-    with pytest.raises(IndexRefused, match=said):
+    with pytest.raises(IndexRefused, match=message):
         Index.open(filled[0].folder)
 
 
@@ -635,17 +635,17 @@ def test_standardising_is_turned_on_and_off(tmp_path):
         assert now.search(random_features(3)) == plain and now.statistics is not None
 
 
-@pytest.mark.parametrize("cameras, said", [
+@pytest.mark.parametrize("cameras, message", [
     (["9", "0"], r"no image of camera '9'; it has those of '0', '1', '2'\..*--query-camera"),
     (["0"], "must be a list of 2"), ("01", "'01' must be a list of 2"),
     ([None, "0"], "None is no name or number"),
 ])
-def test_wrong_cameras_of_queries_are_refused(filled, cameras, said):
+def test_wrong_cameras_of_queries_are_refused(filled, cameras, message):
     index = filled[0]
     with pytest.raises(ValueError, match="this one does not.*set_standardize_by_camera"):
         index.search(random_features(2), query_cameras=["0", "1"])
     index.set_standardize_by_camera(True)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         index.search(random_features(2), query_cameras=cameras)
 
 

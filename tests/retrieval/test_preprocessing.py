@@ -70,7 +70,7 @@ def test_an_image_of_pil_is_what_its_file_is(tmp_path):
         assert (found == np.asarray(read_image(str(path)))).all(), path
 
 
-@pytest.mark.parametrize("given, said", [
+@pytest.mark.parametrize("given, message", [
     (pixels().astype(np.float32), r"\(50, 30, 3\) and type float32 is no image: give \(H, W, 3\) "),
     (pixels()[:, :, :2], r"\(50, 30, 2\)"), (np.zeros(5, np.uint8), r"\(5,\)"),
     (pixels().transpose(2, 0, 1), r"\(3, 50, 30\)"),
@@ -81,11 +81,11 @@ def test_an_image_of_pil_is_what_its_file_is(tmp_path):
     ("absent.jpg", "absent.jpg does not exist"), ("text.jpg", "text.jpg"),
     ("pipe.jpg", "pipe.jpg.*FIFO"),
 ])
-def test_what_is_no_image(tmp_path, given, said):
+def test_what_is_no_image(tmp_path, given, message):
     (tmp_path / "text.jpg").write_text("no image")
     os.mkfifo(tmp_path / "pipe.jpg")
     for bgr in (False, True):
-        with pytest.raises((ValueError, OSError), match=said) as error:
+        with pytest.raises((ValueError, OSError), match=message) as error:
             read_image_like(tmp_path / given if isinstance(given, str) else given, bgr=bgr)
         assert ("give (H, W, 3)" not in str(error.value)
                 or f"give (H, W, 3) {'BGR' if bgr else 'RGB'}" in str(error.value))

@@ -125,12 +125,19 @@ def test_what_is_expected_where_less_is_known():
     assert np.isnan(module.Expected(0, 0).share_right)
 
 
+def why_of(reason):
+    return module.RunVerdict("bad", reason).why_withheld()
+
+
 def test_only_of_a_bad_run_same_is_withheld():
     for level in module.LEVELS:
         verdict = module.RunVerdict(level, "It went as it went.")
         why = verdict.why_withheld()
         assert bool(why) == (level == "bad") and verdict.why_withheld(True) == ""
-        assert level != "bad" or ("It went as it went." in why and "--despite-verdict" in why)
+    assert why_of("It went as it went.") == why_of(
+        "By its indicators training went wrong: It went as it went.") == (
+        "Same or different is not shown, because training went wrong (It went as it went). "
+        "--despite-verdict shows it.")
 
 
 def test_threshold_is_that_of_trying_all():

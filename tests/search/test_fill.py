@@ -82,21 +82,44 @@ def assert_holds(folder, run, paths):
 
 
 def test_every_image_with_its_camera(build, run, crops, tmp_path):
-    said = build("CAMERA_FOLDER.CAMERA", "folder")
+    output = build("CAMERA_FOLDER.CAMERA", "folder")
     paths = sorted(crops.rglob("*.jpg"))
     assert_holds(tmp_path / "x", run, paths)
     assert cameras_of(tmp_path / "x") == {str(path): path.parent.name for path in paths}
-    assert "16 new, 0 changed; the camera of 0 is not known" in said
-    assert "16/16 images" in said and "16 images of 2 cameras" in said and "minutes left" in said
-    assert "folders of the system" not in said
+    assert "16 new, 0 changed; the camera of 0 is not known" in output
+    for part in ("16/16 images", "16 images of 2 cameras", "minutes left"):
+        assert part in output
+    assert "folders of the system" not in output
 
 
 def test_thumbnails_of_a_system_are_left_out_and_said(build, run, crops, tmp_path):
     (crops / "@eaDir").mkdir()
     shutil.copy2(next(crops.rglob("*.jpg")), crops / "@eaDir")
-    said = build("CAMERA_FOLDER.CAMERA", "folder")
-    assert "1 image(s) in folders of the system were left out: @eaDir.\n" in said
+    output = build("CAMERA_FOLDER.CAMERA", "folder")
+    assert ("1 image(s) in folders of the system were left out: @eaDir. "
+            "CAMERA_FOLDER.SYSTEM_FOLDERS read takes them.\n") in output
     assert len(Index.open(tmp_path / "x")) == 16
+
+
+def test_thumbnails_of_a_system_are_read_where_that_is_asked_for(
+        build, small_run, crops, tmp_path):
+    """That key says nothing of cameras; a run that was trained on them has it, too."""
+    build(*PATTERN)
+    before, path = cameras_of(tmp_path / "x"), crops / "@eaDir" / "new_c7.jpg"
+    path.parent.mkdir()
+    shutil.copy2(next(crops.rglob("*.jpg")), path)
+    output = build("CAMERA_FOLDER.SYSTEM_FOLDERS", "read")
+    assert "left out" not in output and "1 new" in output
+    assert "the camera of 1 is not known (CAMERA_FOLDER keys say" in output
+    assert cameras_of(tmp_path / "x") == {**before, str(path): ""}
+    assert "1 images are gone from the folder" in build("CAMERA_FOLDER.SYSTEM_FOLDERS", "skip")
+    own = small_run("DATASETS.NAMES", "('CameraFolder',)", "CAMERA_FOLDER.ROOT", str(crops),
+                    *PATTERN, "DATASETS.TESTS", "()", "CAMERA_FOLDER.SYSTEM_FOLDERS", "read",
+                    folder="own")
+    caureid_index(own, crops, "--index", tmp_path / "y")
+    assert cameras_of(tmp_path / "y") == {**before, str(path): "7"}
+    caureid_index(own, crops, "--index", tmp_path / "z", "CAMERA_FOLDER.SYSTEM_FOLDERS", "skip")
+    assert cameras_of(tmp_path / "z") == before
 
 
 def test_cameras_are_optional_and_may_come_later(build, tmp_path):
@@ -113,8 +136,8 @@ def test_cameras_that_are_known_stay_where_none_are_asked_for(build, small_run, 
     paths = sorted(crops.rglob("*.jpg"))
     shutil.copy(paths[0], paths[5])  # changed, and embedded anew
     shutil.copy(paths[3], crops / "new_c2.jpg")
-    said, new = build(), str(crops / "new_c2.jpg")
-    assert "1 new, 1 changed; the camera of 1 is not known" in said and "anew" not in said
+    output, new = build(), str(crops / "new_c2.jpg")
+    assert "1 new, 1 changed; the camera of 1 is not known" in output and "anew" not in output
     assert cameras_of(tmp_path / "x") == {**before, new: ""}
     own = small_run("DATASETS.NAMES", "('CameraFolder',)", "CAMERA_FOLDER.ROOT", str(crops),
                     *PATTERN[:3], "new_c(2)", "DATASETS.TESTS", "()", folder="own")
@@ -130,8 +153,8 @@ def test_searches_standardise_as_long_as_it_is_asked_for(build, run, crops, tmp_
     """Of an index that was made before, and until it is taken back."""
     assert "searches standardise" not in build(*PATTERN)
     assert "16 images of 2 cameras" in build("--standardize-by-camera", *PATTERN)
-    said = build()
-    assert "0 new, 0 changed" in said and "; searches standardise them by camera." in said
+    output = build()
+    assert "0 new, 0 changed" in output and "; searches standardise them by camera." in output
     assert Index.open(tmp_path / "x").standardize_by_camera
     shutil.copy(next(crops.rglob("*.jpg")), crops / "new_c7.jpg")
     with pytest.raises(SystemExit, match="camera '7'.*--no-standardize-by-camera"):
@@ -154,8 +177,8 @@ def test_only_what_is_new_or_changed_is_embedded(build, run, crops, tmp_path, mo
     assert "1 new, 1 changed" in build()
     assert sorted(asked) == sorted(map(str, (crops / "new.jpg", paths[5])))
     paths[7].unlink()
-    said = build()
-    assert "1 images are gone" in said and "stays in the index (--prune" in said
+    output = build()
+    assert "1 images are gone" in output and "stays in the index (--prune" in output
     assert len(Index.open(tmp_path / "x")) == 17
     assert "is removed" in build("--prune")
     assert_holds(tmp_path / "x", run, crops.rglob("*.jpg"))
@@ -168,14 +191,15 @@ def test_gone_and_changed_cameras_at_once(build, run, crops, tmp_path, monkeypat
     paths = sorted(crops.rglob("*.jpg"))
     for path in (paths[0], paths[4], paths[13]):
         path.unlink()
-    said = build("--prune", *PATTERN)
-    assert "3 images are gone" in said and "Cameras read anew: those of 13 images" in said
+    output = build("--prune", *PATTERN)
+    assert "3 images are gone" in output and "Cameras read anew: those of 13 images" in output
     assert_holds(tmp_path / "x", run, crops.rglob("*.jpg"))
     assert cameras_of(tmp_path / "x") == {
         str(path): re.search(r"_c(\d)", path.name)[1] for path in crops.rglob("*.jpg")}
 
 
-def test_a_folder_that_is_gone(build, run, crops, tiny_market, tmp_path):
+def test_a_folder_that_is_gone(build, run, crops, tiny_market, tmp_path, capsys):
+    """Its images go only with --prune."""
     build()
     other = tiny_market / "Market-1501-v15.09.15" / "bounding_box_test"
     caureid_index(run, other, "--index", tmp_path / "x")
@@ -183,8 +207,8 @@ def test_a_folder_that_is_gone(build, run, crops, tiny_market, tmp_path):
         crops.rename(tmp_path / name)
         if name == "empty":
             crops.mkdir()
-        with pytest.raises(SystemExit, match="crops (does not exist|holds no image)"):
-            build()
+        message = refusal(command, [run, crops, "--index", tmp_path / "x"], capsys)
+        assert re.search("crops'? (does not exist|holds no image)", message)
         assert len(Index.open(tmp_path / "x")) == 50
         assert "16 images are gone" in build("--prune")
         assert_holds(tmp_path / "x", run, other.glob("*.jpg"))
@@ -231,9 +255,9 @@ def test_unreadable_images_are_named_and_the_others_are_in(build, run, crops, tm
         path.write_bytes(path.read_bytes()[:150])
     for _ in range(2):  # they are changed ones, and then new ones
         assert call(command, [run, crops, "--index", tmp_path / "x"]) == 1
-        said = capsys.readouterr().err
-        assert "7 images cannot be read and are not in the index; the others are" in said
-        assert all(str(path) in said for path in paths[2:7]) and "... and 2 more" in said
+        output = capsys.readouterr().err
+        assert "7 images cannot be read and are not in the index; the others are" in output
+        assert all(str(path) in output for path in paths[2:7]) and "... and 2 more" in output
         assert_holds(tmp_path / "x", run, [*paths[:2], *paths[9:]])
 
 
@@ -284,13 +308,15 @@ def test_an_index_that_cannot_be_used_is_left_as_it_is(build, small_run, crops, 
 
 def test_wrong_words(run, crops, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    for words, said in (([run, crops, "--batch-size", "0"], "'--batch-size': 0 is not in the"),
+    for words, message in (([run, crops, "--batch-size", "0"], "'--batch-size': 0 is not in the"),
                         ([run, crops, "SEED"], "must come in pairs, got SEED"),
                         ([run, crops, "--index", "/absent/x"], "the folder /absent does not"),
-                        ([tmp_path / "absent", crops], "absent does not exist: give the folder"),
-                        ([run, tmp_path / "absent"], f"FOLDER {tmp_path / 'absent'}"),
+                        ([tmp_path / "absent", crops], "absent' does not exist"),
+                        ([run, tmp_path / "absent"], f"Directory '{tmp_path / 'absent'}' does not"),
                         ([run, tmp_path / "empty"], f"FOLDER {tmp_path / 'empty'}"),
                         ([run, crops / "camera1"], "is not empty and no index"),
                         ([run, crops, "CAMERA_FOLDER.ROOT", "x"], "ROOT is no key of this command"),
+                        ([run, crops, "CAMERA_FOLDER.SYSTEM_FOLDERS", "x"], "known are ('skip', "),
                         ([run, crops, *PATTERN[:3], "("], "CAMERA_FOLDER.PATTERN")):
-        assert said in refusal(functools.partial(call, command), ["--index", crops, *words], capsys)
+        assert message in refusal(functools.partial(call, command), ["--index", crops, *words],
+                                  capsys)

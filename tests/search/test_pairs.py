@@ -62,15 +62,16 @@ def test_what_is_measured_is_kept(run, tiny_market, capsys):
     assert found.source == "training images" and found.across
     np.testing.assert_allclose(found.same, same, atol=0.00051)
     np.testing.assert_allclose(found.different, different, atol=0.00051)
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     suggested = found.threshold()
     rates = " +".join(pairs_module.percent(rate, count) for rate, count in zip(
         suggested[1:], (len(different), len(same)), strict=True))
-    assert re.search(rf"suggested +{suggested.value:.3f} +expected +{rates} +\d+ %, \d+ %\n", said)
+    assert re.search(rf"suggested +{suggested.value:.3f} +expected +{rates} +\d+ %, \d+ %\n",
+                     output)
     # 0.1 % cannot be told from so few pairs, and nothing is said of it
-    assert len(different) < 1000 and "\n1 % " in said and "\n0.1 % " not in said
-    assert f"no false match rate below {100 / len(different):.2g} %" in said
-    assert f"{len(same)} pairs of one cluster" in said and "true" not in said
+    assert len(different) < 1000 and "\n1 % " in output and "\n0.1 % " not in output
+    assert f"no false match rate below {100 / len(different):.2g} %" in output
+    assert f"{len(same)} pairs of one cluster" in output and "true" not in output
     with Image.open(run / "threshold.png") as picture:
         assert picture.size[0] > 600 and len(picture.convert("RGB").getcolors(10 ** 6)) > 20
 
@@ -78,14 +79,14 @@ def test_what_is_measured_is_kept(run, tiny_market, capsys):
 def test_rates_by_identity(run, undrawn, tiny_market, tmp_path, capsys):
     picture = tmp_path / "both.png"
     call(command, [run, "--true-labels", "--picture", picture])
-    said, loaded = capsys.readouterr().out, load_run(run)
+    output, loaded = capsys.readouterr().out, load_run(run)
     for name, folders in (("training", ["bounding_box_train"]),
                           ("test", ["query", "bounding_box_test"])):
         paths, people, cameras = (np.array(part) for part in images(tiny_market, folders))
         known = people > 0
         same, different = pairs(loaded.embed(paths[known].tolist()), people[known], cameras[known])
         value = loaded.statistics.equal_errors().value
-        line = re.search(rf"Market1501, {name} images +(\S+) % +(\S+) %", said)
+        line = re.search(rf"Market1501, {name} images +(\S+) % +(\S+) %", output)
         for text, share in ((line[1], np.mean(np.round(different, 3) > value - 0.0005)),
                             (line[2], np.mean(np.round(same, 3) < value - 0.0005))):
             assert float(text) == pytest.approx(100 * share, abs=0.2)
@@ -135,7 +136,7 @@ def right_by_hand(features, people, cameras, value, sizes):
 def test_how_much_is_right_by_clusters_and_by_identity(run, undrawn, tiny_market, capsys):
     """Of an index of 480 images, 240 of each camera."""
     call(command, [run, "--truth", "--index-size", "480"])
-    said, loaded = capsys.readouterr().out, load_run(run)
+    output, loaded = capsys.readouterr().out, load_run(run)
     value = loaded.statistics.equal_errors().value
     paths, people, cameras = images(tiny_market, ["bounding_box_train"])
     features = loaded.embed(paths)
@@ -143,16 +144,16 @@ def test_how_much_is_right_by_clusters_and_by_identity(run, undrawn, tiny_market
     for start, rows, labels in (("expected", slice(8, None), np.arange(40) // 8),
                                 ("Market1501, training images", slice(None), people)):
         shares = right_by_hand(features[rows], labels, cameras[rows], value, (240, 240))
-        assert re.search(rf"{start} +\S+ % +\S+ % +{shares}\n", said), (start, shares)
-    assert "in an index of 480 images, from other cameras than the query's, and from its" in said
+        assert re.search(rf"{start} +\S+ % +\S+ % +{shares}\n", output), (start, shares)
+    assert "in an index of 480 images: first those of other cameras than the query's" in output
 
 
 def test_a_bad_verdict_is_said(run, undrawn, capsys):
     (run / "metrics.json").write_text('{"iteration": 0, "labels/silhouette": 0.1}\n')
     call(command, [run])
-    said = capsys.readouterr().out
-    assert "By its indicators training went wrong: " in said
-    assert "searches tell same or different only with --despite-verdict" in said
+    output = capsys.readouterr().out
+    assert ("A search says: Same or different is not shown, because training went wrong (clusters "
+            "lie within each other") in output and "--despite-verdict shows it." in output
     assert load_run(run).statistics.source == "training images"  # to be asked for all the same
 
 
@@ -189,18 +190,19 @@ def test_each_checkpoint_has_its_own(run, undrawn):
 
 def test_mistakes(run, undrawn, tiny_market, tmp_path, capsys):
     training = tiny_market / "Market-1501-v15.09.15" / "bounding_box_train"
-    for words, said in (
+    for words, message in (
             ([run, "--images", "0"], "'--images': 0 is not in the range"),
             ([run, "--picture", "x.gif"], "x.gif must end in .png"),
             ([run, "--index-size", "0"], "'--index-size': 0 is not in the range"),
             ([run, "SEED"], "must come in pairs, got SEED"),
-            ([tmp_path / "absent"], "absent does not exist: give the folder that a run"),
+            ([tmp_path / "absent"], "absent' does not exist"),
+            ([run, "--checkpoint", "absent.pth"], "absent.pth is not a file, neither here"),
             ([run, "--images", "1"], "pairs of images in different clusters, and a threshold"),
             ([run, "--true-labels", "DATASETS.TESTS", "()", "DATASETS.NAMES", "('CameraFolder',)",
               "CAMERA_FOLDER.ROOT", training, "CAMERA_FOLDER.CAMERA", "pattern",
               "CAMERA_FOLDER.PATTERN", "_c(\\d)"], "--true-labels: neither ")):
-        assert said in refusal(functools.partial(call, command), words, capsys)
+        assert message in refusal(functools.partial(call, command), words, capsys)
     next(training.glob("*.jpg")).unlink()
-    said = refusal(functools.partial(call, command), [run], capsys)
-    assert "data set differs from the run's" in said
+    message = refusal(functools.partial(call, command), [run], capsys)
+    assert "data set differs from the run's" in message
     assert not (run / "pair_statistics.json").exists()

@@ -320,7 +320,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--toolbox-threads", type=int,
                         help="for the toolbox, whose small operations may be slower with several "
                              "(default: as --threads)")
-    parser.add_argument("--no-toolbox", action="store_true", help="time the plugin alone")
+    parser.add_argument("--no-toolbox", action="store_true", help="time only the plugin")
     parser.add_argument("--scaling", type=numbers, metavar="SIZES",
                         help="numbers of images, with commas: measure each in its own process")
     parser.add_argument("--output", type=Path, help="CSV file of --scaling (default: "

@@ -15,7 +15,8 @@ from pathlib import Path
 import caureid_plugin  # noqa: F401  first: it makes the toolbox importable
 import numpy as np
 import torch
-from caureid_plugin.common.text import one_line, shown
+from caureid_plugin.common.errors import UserError, in_one_line
+from caureid_plugin.common.text import printable
 from caureid_plugin.export import load_export
 from caureid_plugin.export.sidecar import read_sidecar
 from caureid_plugin.retrieval import Embedder, load_run
@@ -36,8 +37,8 @@ def load_file(path: Path, run: Embedder) -> Embedder:
     found = load_export(path)
     told = read_sidecar(path)
     if told.run != run.fingerprint:
-        raise ValueError(
-            f"{shown(path)} was exported from another network ({shown(told.name)}) than "
+        raise UserError(
+            f"{printable(path)} was exported from another network ({printable(told.name)}) than "
             f"{run.name}, so that the difference would be no loss: give the run or checkpoint that "
             "it was made from, or export this one (caureid export).")
     return found
@@ -73,11 +74,11 @@ def work(args: argparse.Namespace) -> None:
     cfg = read_config(args.run if args.run.is_dir() else args.run.parent, args.opts)
     name, query, gallery, _ = find_test_set(cfg)
     if not name:
-        raise ValueError("There is no labelled test set to measure with: name one with "
-                         "DATASETS.TESTS behind the files.")
+        raise UserError("There is no labelled test set to measure with: name one with "
+                        "DATASETS.TESTS behind the files.")
     embedders: list[tuple[str, Embedder, Path | None]] = [
         ("PyTorch, the run itself", run, None)]
-    embedders += [(shown(path), load_file(path, run), path) for path in args.files]
+    embedders += [(printable(path), load_file(path, run), path) for path in args.files]
     rows: list[dict[str, str]] = []
     start = 0.0
     for label, embedder, path in embedders:
@@ -112,10 +113,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    try:
+    with in_one_line("tools/benchmarks/evaluate_export.py"):
         work(args)
-    except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"tools/benchmarks/evaluate_export.py: {one_line(error)}") from error
 
 
 if __name__ == "__main__":

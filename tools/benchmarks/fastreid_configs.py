@@ -34,7 +34,8 @@ from typing import NamedTuple
 
 import yaml
 
-# started as a script, Python looks in this folder alone
+# started as a script, Python looks only in this folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.fastreid_data import write_all
@@ -193,9 +194,10 @@ def _raised_by(text: str) -> str:
 
 def steps_of(output: Path) -> int:
     """How many steps a run has done, by its metrics.json."""
-    path = output / "metrics.json"
-    rows = path.read_text().splitlines() if path.is_file() else []
-    return max((int(json.loads(row)["iteration"]) + 1 for row in rows), default=0)
+    from caureid_plugin.runs import metrics  # imports torch
+
+    rows, _ = metrics.read_rows(output / "metrics.json")
+    return rows[-1]["iteration"] + 1 if rows else 0
 
 
 # --------------------------------------------------------------------------------- run ----

@@ -28,7 +28,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-# started as a script, Python looks in this folder alone
+# started as a script, Python looks only in this folder
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.gpu_notes import CUT, FAILED, FINISHED, NOT_RUN, WHAT, page, replace

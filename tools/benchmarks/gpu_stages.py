@@ -14,6 +14,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import caureid_plugin
 import numpy as np
@@ -21,8 +22,8 @@ import psutil
 import torch
 from caureid_plugin.ablation import runs as ablation_runs
 from caureid_plugin.ablation import table as ablation_report
-from caureid_plugin.cli.ablation import command
-from caureid_plugin.cli.common import call
+from caureid_plugin.ablation.runner import Ablation
+from caureid_plugin.cli import ablation
 from caureid_plugin.data import training_images
 from caureid_plugin.data.unlabelled import build_pseudo_label_loader
 from caureid_plugin.runs.metrics import read_rows
@@ -36,9 +37,10 @@ from benchmarks import training as benchmark_training
 from benchmarks.gpu_notes import NOT_MEASURED, Notes, NotMeasured, in_one_line
 
 ROOT = Path(__file__).resolve().parents[2]
-# rows of the table on real data: the paper's table 2, and the best recipe
-ROWS = ("Market/ablation/baseline.yml", "Market/ablation/cacc.yml", "Market/ablation/full.yml",
-        "Market/caureid_best.yml")
+# rows of the table on real data: config file and keys; of the paper's table 2, and the best recipe
+ROWS = {**{row: (ablation.FAMILIES["market"], ablation.ROWS[row][1])
+           for row in ("baseline", "cacc", "full")},
+        "caureid_best": ("Market/caureid_best.yml", [])}
 SAME_LOSS = 0.02  # largest relative difference of a compiled network's first loss
 
 
@@ -288,25 +290,19 @@ def _loaded(cfg, items: list, workers: int, seconds: float) -> dict:
 
 def rows(settings: dict, notes: Notes) -> None:
     """The method's rows on Market-1501, by caureid ablation, which goes on where it was."""
-    files, missing = [], []
-    for name in ROWS:
-        try:
-            files.append(caureid_plugin.get_config_file(name))
-        except FileNotFoundError:
-            missing.append(name)
     output = Path(settings["work"], "rows")
     weights = ["MODEL.BACKBONE.PRETRAIN_PATH", settings["weights"]] if settings["weights"] else []
-    try:
-        call(command, ["--configs", *files, "--output", output, "--seeds", "1",
-                       "MODEL.DEVICE", settings["device"], *weights, *_data(settings),
-                       *settings["small"], *settings["small_rows"], *settings["keys"]])
-    except SystemExit as error:
-        raise RuntimeError("caureid ablation refuses the rows' configs, see the log") from error
+    recipes = {row: (caureid_plugin.get_config_file(name), keys)
+               for row, (name, keys) in ROWS.items()}
+    Ablation.of(SimpleNamespace(
+        recipes=recipes, titles={row: row for row in ROWS}, rows=list(ROWS), seeds=[1],
+        baseline="baseline", output=output, jobs=1, command="tools/benchmarks/gpu.py",
+        source=", ".join(ROWS),
+        opts=["MODEL.DEVICE", settings["device"], *weights, *_data(settings), *settings["small"],
+              *settings["small_rows"], *settings["keys"]])).run_to_the_end()
     with (output / "table.csv").open(newline="") as file:
         for run in csv.DictReader(file):
             _note_row(run, output, notes)
-    for name in missing:
-        notes.put(Path(name).stem, {NOT_MEASURED: f"there is no configs/{name}"})
 
 
 def _note_row(run: dict, output: Path, notes: Notes) -> None:

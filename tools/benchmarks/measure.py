@@ -217,9 +217,9 @@ def exact_neighbors(features: np.ndarray, rows: np.ndarray, k: int) -> np.ndarra
         values, kept = values.topk(min(m, values.shape[1]), dim=1)
         ids = ids.gather(1, kept)
     result = np.empty((len(rows), k), dtype=np.int64)
-    for at, candidates in enumerate(ids.numpy()):
-        gaps = features[candidates].astype(np.float64) - features[rows[at]]
-        result[at] = candidates[np.argsort((gaps**2).sum(axis=1), kind="stable")[:k]]
+    for row, candidates in enumerate(ids.numpy()):
+        gaps = features[candidates].astype(np.float64) - features[rows[row]]
+        result[row] = candidates[np.argsort((gaps**2).sum(axis=1), kind="stable")[:k]]
     return result
 
 

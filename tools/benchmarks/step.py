@@ -4,7 +4,7 @@
     tools/benchmarks/step.py [--sizes 10000 100000 1000000] [--clusters 1000] [--plot step.png]
 
 Three steps are timed in turn, in one process, on the same batches: the plugin's with both of its
-losses (forward, backward, bank update), the plugin's with InfoNCE alone, and InfoNCE in the way
+losses (forward, backward, bank update), the plugin's with InfoNCE only, and InfoNCE in the way
 SpCL (Ge et al., NeurIPS 2020, https://arxiv.org/abs/2006.02713) published it: the similarities to
 all N rows of the bank, averaged over the rows of each cluster, and rows updated one by one. The
 third is written anew here after the idea. The network's own time is not part of a step.

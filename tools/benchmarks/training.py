@@ -72,7 +72,7 @@ class Side:
         dtypes: of the losses.
         milliseconds: one value for each timed step.
         held: bytes on the GPU that stay between its steps.
-        peak: bytes on the GPU at most, those of the other sides left out.
+        peak: bytes on the GPU at most, without the other sides' own.
     """
 
     name: str

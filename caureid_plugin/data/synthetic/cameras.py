@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...common.errors import UserError
 from .people import choose_from
 from .scenes import SCENES
 
@@ -104,7 +105,7 @@ def make_camera(source: int | np.random.Generator) -> Camera:
     """
     if not isinstance(source, np.random.Generator):
         if source < 0:
-            raise ValueError(f"source={source}: a camera's index must be 0 or more")
+            raise UserError(f"source={source}: a camera's index must be 0 or more")
         if source < len(PRESET_CAMERAS):
             return PRESET_CAMERAS[source]
         source = np.random.default_rng([source])

@@ -11,8 +11,8 @@ Benchmark", ICCV 2015)::
         bounding_box_test/
         dataset.json                                 version, seed, picture size, counts
 
-Rendering is deterministic: a picture depends on the seed, the identity, the camera and the shot
-alone, so a person's mask is rendered again when it is asked for (:func:`person_mask`).
+Rendering is deterministic: a picture depends only on the seed, the identity, the camera and the
+shot, so a person's mask is rendered again when it is asked for (:func:`person_mask`).
 """
 
 import functools
@@ -32,6 +32,7 @@ from fastreid.utils import comm
 from PIL import Image
 from tqdm import tqdm
 
+from ...common.errors import UserError
 from .cameras import make_camera
 from .people import Person, make_person
 from .render import render
@@ -85,7 +86,7 @@ def parse_name(path: str) -> tuple[int, int, int]:
     match = _NAME.fullmatch(os.path.basename(path))
     identity, camera, shot = (int(group) for group in match.groups()) if match else (0, 0, 0)
     if min(identity, camera) < 1:
-        raise ValueError(
+        raise UserError(
             f"{path}: the name must be 4 digits of identity (from 1), camera (from 1), sequence "
             f"1, 6 digits of shot and box 00, as in 0001_c1s1_000000_00.jpg; remove the file")
     return identity, camera, shot
@@ -125,10 +126,10 @@ def plan_shots(*, seed: int = SEED, train_identities: int = TRAIN_IDENTITIES,
             digits can name.
     """
     if cameras < 2:
-        raise ValueError(f"cameras={cameras}: at least 2 are needed to match across cameras")
+        raise UserError(f"cameras={cameras}: at least 2 are needed to match across cameras")
     if min(train_identities, test_identities) < 1 or train_identities + test_identities > 9999:
-        raise ValueError(f"train_identities={train_identities}, test_identities="
-                         f"{test_identities}: both must be at least 1, together at most 9999")
+        raise UserError(f"train_identities={train_identities}, test_identities="
+                        f"{test_identities}: both must be at least 1, together at most 9999")
     shots = []
     for identity in range(1, train_identities + test_identities + 1):
         testing = identity > train_identities
@@ -166,7 +167,7 @@ def render_dataset(folder: str, *, seed: int = SEED, train_identities: int = TRA
     scratch = tempfile.mkdtemp(prefix=f"{name}.tmp-", dir=parent)
     try:
         _fill_folder(scratch, shots, seed, size)
-        # mkdtemp makes folders for one user alone; a dataset follows the user's own habit.
+        # mkdtemp makes folders for one user only; a dataset follows the user's own habit.
         shutil.copymode(os.path.join(scratch, SPLITS[0]), scratch)
         _take_name(scratch, folder)
     finally:
@@ -213,21 +214,21 @@ def read_description(folder: str) -> dict[str, Any]:
     path = os.path.join(folder, DESCRIPTION)
     advice = f"delete the folder {folder} to have it rendered again"
     if not os.path.isdir(folder):
-        raise ValueError(f"{folder} is missing: the main process could not render it, or wrote to "
-                         f"another machine's disk; check the root of the datasets "
-                         f"(FASTREID_DATASETS)")
+        raise UserError(f"{folder} is missing: the main process could not render it, or wrote to "
+                        f"another machine's disk; check the root of the datasets "
+                        f"(FASTREID_DATASETS)")
     if not os.path.isfile(path):
-        raise ValueError(f"{folder} has no {DESCRIPTION}, so it is not a complete "
-                         f"SyntheticCameras folder; {advice}")
+        raise UserError(f"{folder} has no {DESCRIPTION}, so it is not a complete "
+                        f"SyntheticCameras folder; {advice}")
     try:
         with open(path, encoding="utf-8") as file:
             description = json.load(file)
         version = description["version"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read ({error!r}); {advice}") from error
+        raise UserError(f"{path} cannot be read ({error!r}); {advice}") from error
     if version != VERSION:
-        raise ValueError(f"{folder} holds version {version} of SyntheticCameras, but this package "
-                         f"renders version {VERSION}; {advice}")
+        raise UserError(f"{folder} holds version {version} of SyntheticCameras, but this package "
+                        f"renders version {VERSION}; {advice}")
     return description
 
 
@@ -306,7 +307,7 @@ class SyntheticCameras(ImageDataset):
             else:
                 items.append((path, identity, camera - 1))
         if not items or len(items) != self.counts.get(split):
-            raise ValueError(
+            raise UserError(
                 f"{folder} holds {len(items)} pictures, but {DESCRIPTION} says "
                 f"{self.counts.get(split)}; delete the folder {self.dataset_dir} to have it "
                 f"rendered again")

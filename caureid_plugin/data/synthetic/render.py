@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from ...common.errors import UserError
 from .cameras import Camera, Shot, make_camera, make_shot
 from .figure import draw_person
 from .people import Person, make_person
@@ -117,7 +118,7 @@ def render_shot(person: Person | None, camera: Camera, shot: Shot,
         ValueError: a side of ``size`` is below 16 pixels.
     """
     if min(size) < 16:
-        raise ValueError(f"size={tuple(size)}: both sides (H, W) must be at least 16 pixels")
+        raise UserError(f"size={tuple(size)}: both sides (H, W) must be at least 16 pixels")
     height, width = size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING
     canvas = _background(camera, shot, height, width)
     visible = np.zeros((height, width), np.float32)
@@ -163,7 +164,7 @@ def contact_sheet(people: int = 8, cameras: int = 6, seed: int = 0,
         ValueError: ``people`` or ``cameras`` is below 1.
     """
     if people < 1 or cameras < 1:
-        raise ValueError(f"people={people}, cameras={cameras}: both must be at least 1")
+        raise UserError(f"people={people}, cameras={cameras}: both must be at least 1")
     height, width = size
     sheet = np.full((people * (height + gap) + gap, cameras * (width + gap) + gap, 3), 255,
                     np.uint8)
