@@ -32,7 +32,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as in gpu.py
 
 from benchmarks import clustering as benchmark_clustering
-from benchmarks import measure, scaling
+from benchmarks import measure, scaling, training_table
 from benchmarks import training as benchmark_training
 from benchmarks.gpu_notes import NOT_MEASURED, Notes, NotMeasured, in_one_line
 
@@ -211,12 +211,12 @@ def _step(cfg, args, precision: str, layout: str, notes: Notes | None = None,
     benchmark_training.measure(sides, args)
     base, ours = benchmark_training.summarise(sides, cfg, args)
     if notes is not None:
-        notes.remark(benchmark_training.verdict(ours, args.device) + ".")
+        notes.remark(training_table.verdict(ours, args.device) + ".")
     row = {}
     for side in (base, ours):
         row[f"{side['side']}, ms"] = float(side["median_ms"])
         row[f"{side['side']}, images/s"] = float(side["images_per_s"])
-    row["ratio (95 %)"] = benchmark_training.ratio_text(ours)
+    row["ratio (95 %)"] = training_table.ratio_text(ours)
     for side in (base, ours):
         row[f"{side['side']}, peak GiB"] = side["peak_gib"]
         row[f"{side['side']}, first loss"] = first[side["side"]]
