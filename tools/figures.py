@@ -31,6 +31,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 from caureid_plugin.ablation import table as report
+from caureid_plugin.common.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = (*report.FIGURES, "minutes")
@@ -282,7 +283,7 @@ def collect(args: argparse.Namespace) -> list[str]:
         if not (folder and re.fullmatch(r"[\w.-]+", name)):
             raise ValueError(f"{text!r} must be NAME=FOLDER, NAME of letters, digits, _ . and -")
         figures[name] = read_folder(name, Path(folder), args.commit, args.processor)
-    report.replace(ROOT / "docs" / "figures.json", f"{json.dumps(figures, indent=1)}\n".encode())
+    write_atomically(ROOT / "docs" / "figures.json", f"{json.dumps(figures, indent=1)}\n")
     print(f"docs/figures.json holds {', '.join(figures)}. Next: tools/figures.py render")
     return []
 
@@ -297,7 +298,7 @@ def render(_: argparse.Namespace) -> list[str]:
     for name, text in documents.items():
         documents[name] = BLOCK.sub(write_anew, text)
         if documents[name] != text:
-            report.replace(ROOT / name, documents[name].encode())
+            write_atomically(ROOT / name, documents[name])
             print(f"{name} is written anew")
     return problems(figures, documents)
 

@@ -29,6 +29,7 @@ from fastreid.config import CfgNode, get_cfg
 
 from .._version import __version__
 from ..common.errors import UserError
+from ..common.files import write_atomically
 from ..common.text import one_line
 from ..config import add_caureid_config
 from . import table as report
@@ -180,7 +181,7 @@ class Run:
         if marker.is_file() and load(marker).get("fingerprint") == self.fingerprint:
             return []
         if not saved.is_file():
-            # a hidden file may be what report.replace had begun when it was killed
+            # a hidden file may be what write_atomically had begun when it was killed
             used = self.folder.is_dir() and any(
                 not path.name.startswith(".") for path in self.folder.iterdir())
             return ["no config.yaml is there, which a run has"] if used else []
@@ -346,7 +347,7 @@ class Attempt:
                 while (aside := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
                     number += 1
                 path.rename(aside)
-        report.replace(self.run.folder / "config.yaml", self.run.cfg.dump().encode())
+        write_atomically(self.run.folder / "config.yaml", self.run.cfg.dump())
 
     def note(self) -> None:
         """Notes the end of the attempt in the run's attempts.json."""
@@ -356,7 +357,7 @@ class Attempt:
               ) -> None:
         attempts = [*attempts, {"resumed": self.resumed, "status": status, "seconds": seconds,
                                 "commit": self.commit}]
-        report.replace(self.run.folder / "attempts.json", json.dumps(attempts, indent=1).encode())
+        write_atomically(self.run.folder / "attempts.json", json.dumps(attempts, indent=1))
 
     def send(self, number: int) -> None:
         """Sends a signal to the process and its workers."""
@@ -384,5 +385,5 @@ def finish(run: Run, threads: str) -> dict[str, Any]:
              "date": time.strftime("%Y-%m-%d"),
              "machine": {**machine(run.cfg.MODEL.DEVICE), "threads": threads,
                          "commit": ", ".join(commits) or "unknown"}}
-    report.replace(run.folder / "finished.json", json.dumps(noted, indent=1).encode())
+    write_atomically(run.folder / "finished.json", json.dumps(noted, indent=1))
     return noted

@@ -184,19 +184,14 @@ def draw(results: list[Row], summary: list[Row], baseline: str,
     pyplot.close(figure)
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Whoever looks at any moment finds the old file or the new one, whole."""
-    write_atomically(path, lambda file: file.write(content))
-
-
 def write(folder: Path, heads: dict[str, str], results: list[Row], baseline: str) -> str:
     """Writes table.md, table.csv, summary.csv and ablation.png; returns the summary's table."""
     summary = summarise(results, baseline)
-    replace(folder / "table.md", page(heads, results, summary, baseline).encode())
-    replace(folder / "table.csv", csv_text(results).encode())
-    replace(folder / "summary.csv", csv_text(summary).encode())
+    write_atomically(folder / "table.md", page(heads, results, summary, baseline))
+    write_atomically(folder / "table.csv", csv_text(results))
+    write_atomically(folder / "summary.csv", csv_text(summary))
     if any(row["runs"] for row in summary):
         picture = io.BytesIO()
         draw(results, summary, baseline, picture)
-        replace(folder / "ablation.png", picture.getvalue())
+        write_atomically(folder / "ablation.png", picture.getvalue())
     return summary_table(summary)

@@ -211,7 +211,7 @@ def write_empty(path: Path, data: Data, shows: np.ndarray) -> int:
     kept = [row for row in rows if row[0].isprintable()]
     text = io.StringIO()
     csv.writer(text).writerows([("path", "camera"), *kept])
-    write_atomically(path, lambda file: file.write(text.getvalue().encode("utf-8")))
+    write_atomically(path, text.getvalue())
     return len(rows) - len(kept)
 
 
@@ -425,8 +425,7 @@ def run(args: SimpleNamespace) -> int:
     show(report)
     if args.json:
         content = {"verdict": report.verdict(), "findings": report.findings, **report.figures}
-        write_atomically(args.json, lambda file: file.write(
-            json.dumps(content, indent=1).encode("ascii")))
+        write_atomically(args.json, json.dumps(content, indent=1))
     if args.output:
         write_page(args.output, report, *(found or (None, None, {}, [])), seed=args.seed)
         what = "shows the images" if found and len(found[0].rows) else "says the same"

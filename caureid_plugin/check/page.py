@@ -67,7 +67,7 @@ def write_page(path: Path, report: Report, data: Data | None, full: Data | None,
         "cameras": count(len(report.figures.get("cameras", ())), "camera"),
         "findings": sorted(report.findings, key=lambda finding: finding[0] != FAIL),
         "sections": report.sections, "galleries": galleries, "chart": chart})
-    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+    write_atomically(path, text)
 
 
 def picture(data: Data, row: int, *, camera: bool = False) -> Picture:

@@ -33,7 +33,8 @@ class _Watched:
         self._file.flush()
 
 
-def write_atomically(path: str | os.PathLike[str], write: Callable[[Any], object]) -> None:
+def write_atomically(path: str | os.PathLike[str],
+                     content: bytes | str | Callable[[Any], object]) -> None:
     """Writes a file such that at every moment its name leads to the old content or the new.
 
     The content goes to ``.NAME.PID.part`` in the same folder, to the disk, and then by a rename
@@ -42,18 +43,20 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Any], object
 
     Args:
         path: the file; its folder exists.
-        write: called with an object that has ``write(bytes)`` and ``flush()``.
+        content: bytes; text, for UTF-8; or a function that writes, called with an object that has
+            ``write(bytes)`` and ``flush()``.
 
     Raises:
         OSError: the file cannot be written (a full disk, for example); the old one is as before.
     """
     path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
             watched = _Watched(file)
             try:
-                write(watched)
+                watched.write(data) if isinstance(data, bytes) else data(watched)
             except Exception:
                 if watched.error is not None:
                     raise watched.error from None

@@ -44,8 +44,7 @@ def _whole_checkpoints(patch: Patches) -> None:
     @functools.wraps(_checkpoint.Checkpointer.tag_last_checkpoint)
     def tag_last_checkpoint(self, last_filename_basename):
         if last_filename_basename != "model_best.pth":
-            write_atomically(Path(self.save_dir, "last_checkpoint"),
-                             lambda file: file.write(last_filename_basename.encode()))
+            write_atomically(Path(self.save_dir, "last_checkpoint"), last_filename_basename)
 
     @patch.wrap(_checkpoint.Checkpointer, "resume_or_load")
     def resume_or_load_(resume_or_load, self, path, *, resume=True):

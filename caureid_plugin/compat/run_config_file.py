@@ -17,6 +17,6 @@ def write_run_config(folder: str, text: str) -> None:
     path = Path(folder, RUN_CONFIG)
     new_configs.pop(os.path.abspath(path), None)
     try:
-        write_atomically(path, lambda file: file.write(text.encode()))
+        write_atomically(path, text)
     except OSError as error:
         raise output_error(f"{RUN_CONFIG} in OUTPUT_DIR {printable(folder)}", error) from error

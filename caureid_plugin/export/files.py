@@ -106,7 +106,7 @@ def export_network(embedder: Embedder, path: str | os.PathLike[str], *,
         why_no_statistics=embedder.why_no_statistics,
         threshold=None if embedder.verdict.why_withheld(despite_verdict) else threshold,
         difference=found, plugin=__version__, torch=torch.__version__, verdict=embedder.verdict)
-    write_atomically(path, lambda file: file.write(content))
+    write_atomically(path, content)
     sidecar.write(path)
     return sidecar
 

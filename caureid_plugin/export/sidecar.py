@@ -81,7 +81,7 @@ class Sidecar:
                    "output": {"name": OUTPUT_NAME, "shape": ["batch", self.dim],
                               "normalisation": "L2"}}
         text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-        write_atomically(beside(path), lambda file: file.write(text.encode("ascii")))
+        write_atomically(beside(path), text)
 
 
 def beside(path: Path) -> Path:

@@ -387,7 +387,7 @@ def write_html(panels: list[Panel], spread: float, title: str, table: str, path:
             "name": panel.name, "note": panel.note,
             "pictures": list(zip(map(_source, panel.pictures), ("image", *BRANCHES), strict=True))
         } for panel in members]) for group, members in groups]})
-    write_atomically(path, lambda file: file.write(page.encode("utf-8")))
+    write_atomically(path, page)
 
 
 def _source(picture: np.ndarray) -> str:

@@ -141,7 +141,7 @@ def write_report(args: SimpleNamespace) -> None:
     run = read_run(args.run_folder, args.checkpoint, args.opts)
     page = make_page(run, args).encode("utf-8")
     try:
-        write_atomically(args.output, lambda file: file.write(page))
+        write_atomically(args.output, page)
     except OSError as error:
         raise ReportError(f"{args.output} cannot be written: {error}") from error
     print(f"{args.output}: {len(page) / 2 ** 20:.1f} MiB")

@@ -265,7 +265,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    write_atomically(path, lambda file: file.write(content))
+    write_atomically(path, content)
 
 
 def remove_unnamed(folder: Path, manifest: Manifest) -> None:

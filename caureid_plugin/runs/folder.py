@@ -252,7 +252,7 @@ def write_statistics(folder: Path, fingerprint: str, statistics: PairStatistics)
     path = folder / STATISTICS
     networks = {**_read_networks(path), fingerprint: statistics.to_json()}
     content = json.dumps({"format": STATISTICS_FORMAT, "networks": networks}).encode("ascii")
-    write_atomically(path, lambda file: file.write(content))
+    write_atomically(path, content)
     return path
 
 

@@ -258,10 +258,10 @@ def search(args: SimpleNamespace) -> list[str]:
         more = {"verdict": verdict._asdict(), "expected_same": {
             name: part._asdict() for name, part in expected.items()}}
         content = as_json(index, answers, threshold, why, args.query_camera, more)
-        write_atomically(args.json, lambda file: file.write(content))
+        write_atomically(args.json, content)
     if args.picture and len(errors) < len(answers):
         picture = as_picture(answers, threshold)
-        write_atomically(args.picture, lambda file: file.write(picture))
+        write_atomically(args.picture, picture)
     lines = [f"\n{printable(answered.path)}\n{table(index, answered, threshold)}"
              for answered in answers if not answered.error]
     if lines:

@@ -165,7 +165,7 @@ def run(args: SimpleNamespace) -> None:
             for name, items in labelled.items()}
     picture = args.picture or args.run_folder / "threshold.png"
     content = draw(measured, true)
-    write_atomically(picture, lambda file: file.write(content))
+    write_atomically(picture, content)
     kept = write_statistics(args.run_folder, embedder.fingerprint, measured)
     across = "two cameras each" if measured.across else "any cameras"
     counts = sized(trained.camids, args.index_size)
