@@ -157,10 +157,10 @@ def _add_unsupervised(cfg: CN) -> None:
     # DBSCAN: neighbours (itself included) that make a core point.
     node.CLUSTER.MIN_SAMPLES = 4
     # How neighbours are searched. Options: "torch" (exact, CPU or GPU), "torch-pca" (approximate,
-    # by principal components), "faiss-flat" (exact), "faiss-ivf" (approximate), "auto" (torch on a
-    # GPU and up to 200,000 images on a CPU, beyond that torch-pca).
+    # by principal components), "faiss-flat" (exact), "auto" (torch on a GPU and up to 200,000
+    # images on a CPU, beyond that torch-pca).
     node.CLUSTER.SEARCH = "auto"
-    # Approximate searches: share (0..1] of the true neighbours to find, measured on a sample.
+    # Approximate search: share (0..1] of the true neighbours to find, measured on a sample.
     node.CLUSTER.RECALL = 0.99
     # GiB that clustering may take beyond the features; more is an error before it starts. 0: what
     # the machine has free.

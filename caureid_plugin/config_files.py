@@ -1,9 +1,13 @@
-"""Where the shipped configs are, in a clone as well as after an installation."""
+"""Where configs are: those shipped, in a clone or an installation, and that of a run."""
 
 from __future__ import annotations
 
 import difflib
 from pathlib import Path
+
+RUN_CONFIG = "config.yaml"
+NO_RUN = ("{} holds no config.yaml, which every run writes at its start: give the folder of a run, "
+          "its OUTPUT_DIR.")
 
 
 def get_config_file(name: str) -> str:

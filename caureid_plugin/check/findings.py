@@ -142,6 +142,9 @@ def check_camera_sizes(report: Report, data: Data, cfg: CfgNode) -> None:
 def check_image_sizes(report: Report, data: Data, cfg: CfgNode) -> None:
     """How large images are, beside what the network takes."""
     section = report.section("sizes", "Sizes, in pixels")
+    if len(cfg.INPUT.SIZE_TRAIN) != 2:  # the toolbox takes one for the shorter side
+        report.fail(f"INPUT.SIZE_TRAIN {list(cfg.INPUT.SIZE_TRAIN)} must be height and width.")
+        return
     sizes, (height, width) = data.facts.sizes, cfg.INPUT.SIZE_TRAIN
     middle = np.median(sizes, axis=0)
     section.headings = ("", "smallest", "median", "largest")

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
+from ..common.errors import UserError
 from ..inspection import Facts, choose
 
 FAIL, ADVICE = "FAIL", "advice"
 MOST_LINES = 20  # of a list on the terminal
-# what config, datasets and network raise for bad input
-WRONG = (AssertionError, FloatingPointError, KeyError, MemoryError, OSError, RuntimeError,
-         TypeError, ValueError)
+# what config, datasets and network raise for bad input; all else is a bug
+WRONG = (OSError, UserError)
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from ..common.errors import UserError
 from ..config_files import get_config_file
 from .common import Command, ConfigFile, Several, config_keys
 
@@ -88,8 +89,8 @@ def command(line: str, /, **options: Any) -> int:
 
     try:
         ablation = Ablation.of(args)
-    except (KeyError, ValueError) as error:  # of a config file, a key, a run folder
-        raise click.UsageError(str(error.args[0])) from error
+    except UserError as error:  # of a config file, a key, a run folder
+        raise click.UsageError(str(error)) from error
     return ablation.run_to_the_end()
 
 

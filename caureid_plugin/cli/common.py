@@ -15,9 +15,10 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from ..common.errors import in_one_line
+from ..common.errors import UserError, in_one_line
 from ..common.signals import EXIT_INTERRUPTED
-from ..config_files import get_config_file
+from ..common.text import printable
+from ..config_files import NO_RUN, RUN_CONFIG, get_config_file
 
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
 
@@ -38,11 +39,18 @@ class Command(click.Command):
         super().__init__(*args, **{**kwargs, "context_settings": settings})
         self.takes_keys = any(param.name == "opts" for param in self.params)
         if self.takes_keys:
-            self.epilog = ("KEY VALUE is a config key and its new value. "
-                           "docs/reference/config.md lists the keys.")
+            # files of an installation, which has no docs
+            self.epilog = ("KEY VALUE is a config key and its new value. Comments explain the keys "
+                           "in caureid_plugin/config.py and fastreid/config/defaults.py.")
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        rest = super().parse_args(ctx, self._repeated(ctx, args))
+        try:
+            rest = super().parse_args(ctx, self._repeated(ctx, args))
+        except click.MissingParameter:  # more often mistyped than forgotten
+            for word in args:
+                if word.split("=")[0] not in self._names():
+                    self._check_word(ctx, word)
+            raise
         for param in self.params:
             if isinstance(param, click.Argument) and not ctx.resilient_parsing:
                 given = ctx.params.get(param.name or "")
@@ -70,20 +78,30 @@ class Command(click.Command):
     def _check_word(self, ctx: click.Context, word: str) -> None:
         if re.match("--|-[A-Za-z]", word):
             name = word.split("=")[0]
-            known = [opt for p in self.params for opt in (*p.opts, *p.secondary_opts)]
             raise click.NoSuchOption(
                 name, ctx=ctx,
-                possibilities=difflib.get_close_matches(f"--{name.lstrip('-')}", known))
+                possibilities=difflib.get_close_matches(f"--{name.lstrip('-')}", self._names()))
+
+    def _names(self) -> list[str]:
+        return [opt for p in self.params for opt in (*p.opts, *p.secondary_opts)]
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             with in_one_line(ctx.command_path):
+                self._check_run(ctx)
                 code = super().invoke(ctx)
         except KeyboardInterrupt:
             raise SystemExit(EXIT_INTERRUPTED) from None
         if isinstance(code, int) and code:
             ctx.exit(code)
         return code
+
+    @staticmethod
+    def _check_run(ctx: click.Context) -> None:
+        """Refuses a folder that is no run, before the seconds that torch's import takes."""
+        folder = ctx.params.get("run_folder") or ctx.params.get("run")
+        if folder is not None and folder.is_dir() and not (folder / RUN_CONFIG).is_file():
+            raise UserError(NO_RUN.format(printable(folder)))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.main(*args, **kwargs)

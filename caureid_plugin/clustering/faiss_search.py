@@ -1,4 +1,4 @@
-"""Nearest neighbours by faiss: exact (flat) and approximate (inverted file, IVF).
+"""Nearest neighbours by faiss, exact.
 
 faiss is optional. Its distances only choose candidates, see :mod:`.exact_search`.
 
@@ -7,7 +7,6 @@ Letters: N images, D embedding size.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -15,15 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from .exact_search import rank_candidates, search_rows
+from .exact_search import rank_candidates
 from .processes import Processes
-from .projected_search import SAMPLE, SEED, measure_recall
 from .rounded import mean_of, num_candidates
 
-logger = logging.getLogger(__name__)
-
 ROWS = 16384  # queries of one call
-FLAT_UP_TO = 20_000  # images of a camera for which an inverted file is not worth its training
 
 
 def require_faiss() -> ModuleType:
@@ -50,28 +45,13 @@ def search_flat(features: np.ndarray, camids: np.ndarray | None, ks: tuple[int, 
     ``camids``: None for one list of ks[0] neighbours among all, else two lists, of ks[0] within
     the camera and ks[1] across cameras.
     """
-    return _search(features, camids, ks, lambda part, k: _flat(part, device), processes, progress)
-
-
-def search_ivf(features: np.ndarray, camids: np.ndarray | None, ks: tuple[int, ...], *,
-               recall: float, device: torch.device, processes: Processes,
-               progress: Callable[[int, int], None] | None = None
-               ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Approximate search that finds at least ``recall`` of the neighbours on a sample."""
-    return _search(features, camids, ks, lambda part, k: _ivf(part, k, recall, device), processes,
-                   progress)
-
-
-def _search(features: np.ndarray, camids: np.ndarray | None, ks: tuple[int, ...],
-            build: Callable[[np.ndarray, int], _Index], processes: Processes,
-            progress: Callable[[int, int], None] | None) -> list[tuple[np.ndarray, np.ndarray]]:
     order = np.arange(len(features)) if camids is None else np.argsort(camids, kind="stable")
     cameras = [slice(0, len(features))] if camids is None else _ranges(camids[order])
     found = [_Lists(len(features), num_candidates(k, len(features))) for k in ks]
     total = len(cameras) * len(features)
     for number, camera in enumerate(cameras):  # one index for each camera's images
         part = features if camids is None else features[order[camera]]
-        index = build(part, max(ks))
+        index = _Index(part, device)
         for block, start in enumerate(range(0, len(features), ROWS)):
             if block % processes.size != processes.rank:
                 continue
@@ -140,23 +120,15 @@ def _finish(features: np.ndarray, order: np.ndarray, lists: _Lists, k: int,
 class _Index:
     """A faiss index of features (N, D) less their mean: faiss expands |x - y|^2 in float32."""
 
-    def __init__(self, index: Any, features: np.ndarray, device: torch.device) -> None:
+    def __init__(self, features: np.ndarray, device: torch.device) -> None:
         self._mean = mean_of(features).numpy()
-        self.index = _on_device(index, device)
-        if not self.index.is_trained:
-            size = min(len(features), index.nlist * index.cp.max_points_per_centroid)
-            rows = np.random.default_rng(SEED).choice(len(features), size, replace=False)
-            self.index.train(features[np.sort(rows)] - self._mean)
+        self.index = _on_device(require_faiss().IndexFlatL2(features.shape[1]), device)
         for start in range(0, len(features), ROWS):
             self.index.add(features[start : start + ROWS] - self._mean)
         self.ntotal = len(features)
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         return self.index.search(queries - self._mean, k)
-
-
-def _flat(features: np.ndarray, device: torch.device) -> _Index:
-    return _Index(require_faiss().IndexFlatL2(features.shape[1]), features, device)
 
 
 def _on_device(index: Any, device: torch.device) -> Any:
@@ -167,31 +139,3 @@ def _on_device(index: Any, device: torch.device) -> Any:
         index = faiss.index_cpu_to_gpu(resources, number, index)
         index.kept_with_the_index = resources  # it must outlive the index
     return index
-
-
-def _ivf(features: np.ndarray, k: int, recall: float, device: torch.device) -> _Index:
-    faiss = require_faiss()
-    n, dim = features.shape
-    if n <= FLAT_UP_TO:
-        return _flat(features, device)
-    lists = int(4 * np.sqrt(n))
-    inverted = faiss.IndexIVFFlat(faiss.IndexFlatL2(dim), dim, lists)
-    inverted.cp.seed, inverted.cp.niter, inverted.cp.max_points_per_centroid = SEED, 10, 64
-    index = _Index(inverted, features, device)
-    _tune(index, features, k, recall, lists)
-    return index
-
-
-def _tune(index: _Index, features: np.ndarray, k: int, recall: float, lists: int) -> None:
-    """Raises nprobe, the number of lists visited, until recall at k is reached on a sample."""
-    rows = np.random.default_rng(SEED).choice(len(features), SAMPLE, replace=False)
-    everyone = slice(0, len(features))
-    exact, _ = search_rows(features, rows, np.arange(len(features)), [everyone], k,
-                           torch.device("cpu"), mean_of(features))
-    probes, reached = 4, 0.0
-    while reached < recall and probes < lists:
-        probes = min(2 * probes, lists)
-        index.index.nprobe = probes
-        reached = measure_recall(index.search(features[rows], k)[1], exact)
-    logger.info("approximate search visits %d of %d lists: recall at %d is %.4f on %d images",
-                probes, lists, k, reached, SAMPLE)

@@ -18,13 +18,13 @@ import torch.distributed as dist
 
 from . import memory
 from .exact_search import ByCamera, Everyone, search_exact
-from .faiss_search import require_faiss, search_flat, search_ivf
+from .faiss_search import require_faiss, search_flat
 from .inputs import as_cameras, as_feature_matrix, check_count
 from .processes import Processes
 from .projected_search import search_projected
 
 Progress = Callable[[str, int, int], None]
-BACKENDS = ("auto", "torch", "torch-pca", "faiss-flat", "faiss-ivf")
+BACKENDS = ("auto", "torch", "torch-pca", "faiss-flat")
 # Above, "auto" takes the approximate search on a CPU: the exact one grows with N^2 D.
 EXACT_UP_TO = 200_000
 
@@ -36,10 +36,10 @@ class Search:
     Args:
         backend: "torch" (exact; matrix products in tiles, CPU or GPU), "torch-pca" (approximate:
             candidates from a few principal components, for a million images on a CPU),
-            "faiss-flat" (exact), "faiss-ivf" (approximate: inverted file) or "auto": "torch" on a
-            GPU and up to 200,000 images on a CPU, beyond that "torch-pca".
-        recall: of the approximate ones: the share of the true k nearest that must be found on a
-            sample, 0 < recall <= 1; components, or lists that are visited, are added until it is.
+            "faiss-flat" (exact) or "auto": "torch" on a GPU and up to 200,000 images on a CPU,
+            beyond that "torch-pca".
+        recall: of "torch-pca": the share of the true k nearest that must be found on a sample,
+            0 < recall <= 1; components are added until it is.
         max_memory: GiB that clustering may take beyond the features; None: what the machine has
             free when it starts.
         device: where scores are computed, "cpu" or "cuda[:i]"; None: where the features are.
@@ -172,6 +172,4 @@ def search_lists(features: np.ndarray, camids: np.ndarray | None, ks: tuple[int,
         find = search_exact if backend == "torch" else functools.partial(
             search_projected, recall=search.recall)
         return find(features, wanted, device=device, processes=processes, progress=report)
-    find = search_flat if backend == "faiss-flat" else functools.partial(
-        search_ivf, recall=search.recall)
-    return find(features, camids, ks, device=device, processes=processes, progress=report)
+    return search_flat(features, camids, ks, device=device, processes=processes, progress=report)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import re
 import sys
 from collections.abc import Iterator
 
@@ -20,7 +22,8 @@ class UserError(ValueError):
         super().__init__(*args)
         # torch makes the error of a loader's worker anew, from a text that ends with a traceback
         if args and str(args[0]).startswith(f"Caught {type(self).__name__} in DataLoader worker"):
-            self.args = (str(args[0]).rpartition(f".{type(self).__name__}: ")[2].rstrip(),)
+            last = re.split(rf"^[\w.]+\.{type(self).__name__}: ", str(args[0]), flags=re.MULTILINE)
+            self.args = (last[-1].rstrip(),)
 
 
 class MissingPackage(UserError, ImportError):
@@ -41,7 +44,8 @@ class UnknownName(UserError, KeyError):
 
 def is_users(error: BaseException) -> bool:
     """Whether a user can put it right: a UserError, or what the system refuses, as a full disk."""
-    return isinstance(error, (UserError, OSError)) and not isinstance(error, ConnectionError)
+    bugs = (ConnectionError, io.UnsupportedOperation)  # that are OSErrors
+    return isinstance(error, (UserError, OSError)) and not isinstance(error, bugs)
 
 
 @contextlib.contextmanager

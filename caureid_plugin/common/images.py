@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import warnings
 from typing import BinaryIO
@@ -19,9 +20,12 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".pp
 # crop is nowhere near the ratio. Shorter ones cost nothing, whatever their ratio.
 MOST_SIDE, MOST_PIXELS = 16_384, 89_478_485
 MOST_RATIO, SHORT_SIDE = 100, 1024
-# Of a JPEG, beside one for so many bytes: a progressive one has about ten, and what follows the
-# image may look like one by chance. A scan may have 40 bytes, and each is a pass over all pixels.
-MOST_SCANS, BYTES_PER_SCAN = 100, 2 ** 15
+# Of a JPEG: a progressive one has about ten. A scan may have 40 bytes, and each is a pass over all
+# pixels.
+MOST_SCANS = 100
+# Its beginning, as decoders ask for it: marker, length, components. By chance other bytes, such as
+# those behind the image, are hardly ever so.
+_SCAN = re.compile(rb"\xff\xda\x00(?:\x06\x00|\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
 
 
 def check_dimensions(width: int, height: int, most_pixels: int = MOST_PIXELS) -> None:
@@ -68,11 +72,10 @@ def decode_image(file: BinaryIO, name: str, format: str | None = None, *,
 def _check_scans(file: BinaryIO) -> None:
     place = file.tell()
     file.seek(0)
-    data = file.read()
+    scans = sum(1 for _ in _SCAN.finditer(file.read()))
     file.seek(place)
-    scans, most = data.count(b"\xff\xda"), MOST_SCANS + len(data) // BYTES_PER_SCAN
-    if scans > most:
-        raise Image.DecompressionBombError(f"{scans} scans; a JPEG of its length may have {most}")
+    if scans > MOST_SCANS:
+        raise Image.DecompressionBombError(f"{scans} scans; a JPEG may have {MOST_SCANS}")
 
 
 def upright_rgb(image: Image.Image, name: str, format: str | None = None) -> Image.Image:

@@ -97,8 +97,10 @@ def restore(handlers: Mapping[signal.Signals, Any], leaving: object,
     code = leaving.code if isinstance(leaving, SystemExit) else None
     leaves = isinstance(code, int) and not ending.isdisjoint(received)
     for number, handler in handlers.items():
-        signal.signal(number, functools.partial(_leave_with, code)
-                      if leaves and number in ending else handler)
+        if leaves and number in ending:
+            signal.signal(number, functools.partial(_leave_with, code))
+        elif handler is not None:  # None: of other code than Python's
+            signal.signal(number, handler)
 
 
 def _leave_with(code: Any, *_: object) -> NoReturn:

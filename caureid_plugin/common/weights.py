@@ -13,6 +13,7 @@ from torch import nn
 from .errors import UserError
 from .files import write_atomically
 from .safe_load import DamagedFile, salvage
+from .text import printable
 
 logger = logging.getLogger("fastreid.caureid")
 
@@ -34,7 +35,11 @@ def unwrap(content: Any, source: str) -> dict[str, torch.Tensor]:
     """
     tensors, under = find_weights(content)
     if not tensors:
-        raise UserError("it holds no tensors by their names")
+        names = ", ".join(str(name)[:40] for name in list(content)[:NAMED]) if isinstance(
+            content, Mapping) else ""
+        raise UserError("it holds no tensors by their names" + (
+            f", nor under {', '.join(WRAPPERS)}, but {printable(names)}: save the dict of tensors "
+            "in it as a file of its own (torch.save)" if names else ""))
     if under:
         logger.info("%s: the weights under %s are taken.", source, " > ".join(map(repr, under)))
     return tensors

@@ -182,6 +182,7 @@ def _check_known(cfg: CfgNode, given: Sequence[_Given]) -> None:
     upstream="config/config.py:125 (merge_from_list) with yacs, which decodes its values",
     symptom="a dict given for a section replaces it, and every key it does not name is gone; text "
     "such as `{[]: 1}` or a thousand brackets ends in a TypeError or MemoryError without the key; "
+    "a key without a value becomes None, and an error of something else, in the end; "
     "a folder called 20240501 is a number, and the error does not say how to write it",
     versions="all (yacs 0.1.8)",
 )
@@ -207,12 +208,12 @@ _KINDS = {bool: "True or False", int: "a whole number", float: "a number with a 
 def _check_values(_: CfgNode, given: Sequence[_Given]) -> None:
     """Says of a value of the wrong type how to write it; other types are for yacs to judge."""
     for key, raw, present, _fits in given:
-        if isinstance(raw, dict) and isinstance(present, CfgNode):
+        if isinstance(present, CfgNode):
             raise UserError(f"The value of {key} is a section: give its keys one by one, as in "
                             f"{key}.KEY VALUE.")
         wanted = _KINDS.get(type(present))
         value = raw if isinstance(raw, dict) else CfgNode._decode_cfg_value(raw)
-        if wanted is None or value is None or _KINDS.get(type(value)) == wanted:
+        if wanted is None or _KINDS.get(type(value)) == wanted:
             continue
         text = str(raw)
         text = text if len(text) < 200 else f"{text[:200]}..."
@@ -221,7 +222,9 @@ def _check_values(_: CfgNode, given: Sequence[_Given]) -> None:
             remedy = f": put it in quotes twice, as in \"{text!r}\"."
         elif type(value) is int and wanted == _KINDS[float]:
             remedy = f": write {value}.0."
-        held = _KINDS.get(type(value), f"a {type(value).__name__}")
+        elif value is None:  # which yacs takes for any key, as of a line `BASE_LR:` in a file
+            remedy = ": give it a value, or take the key out for its default."
+        held = "nothing" if value is None else _KINDS.get(type(value), f"a {type(value).__name__}")
         raise UserError(f"Type mismatch: config key {key} takes {wanted}, and {printable(text)} is "
                         f"{held}{remedy}")
 

@@ -18,6 +18,7 @@ from fastreid.config import CfgNode
 from fastreid.modeling.meta_arch import MGN as _MGN
 from fastreid.modeling.meta_arch import Baseline as _Baseline
 
+from ..common.errors import UserError
 from .importing import logger
 from .repair import Patches, raises, repair
 
@@ -25,12 +26,18 @@ from .repair import Patches, raises, repair
 @repair(
     upstream="modeling/meta_arch/build.py:25 with config/defaults.py:23 (MODEL.DEVICE = "
     "'cuda')",
-    symptom="every config asks for CUDA; without it the model cannot be built",
+    symptom="every config asks for CUDA; without it the model cannot be built; a device that torch "
+    "does not know, such as gpu, is an error without the key",
     versions="all",
 )
 def _default_device(patch: Patches) -> None:
     @patch.wrap(_meta_build, "build_model")
     def build_model(original, cfg):
+        try:
+            torch.device(cfg.MODEL.DEVICE)
+        except RuntimeError as error:
+            raise UserError(f"MODEL.DEVICE {cfg.MODEL.DEVICE!r} is no device that torch knows: set "
+                            "it to cuda, to one GPU such as cuda:1, or to cpu.") from error
         if str(cfg.MODEL.DEVICE).startswith("cuda") and not torch.cuda.is_available():
             logger.info("MODEL.DEVICE is %r, but there is no CUDA device: running on the CPU.",
                         cfg.MODEL.DEVICE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import os
 import re
 import time
@@ -23,6 +24,7 @@ UNMATCHED = ("error", "skip")
 USED_BY = {"level": ("folder",), "pattern": ("pattern",), "csv": ("csv",),
            "unmatched": ("folder", "pattern", "csv")}
 LONGEST_PATTERN = 2000  # characters
+MOST_REPEATS = 10 ** 6  # its {n} multiplied: each repeat is built, of some 300 bytes
 # Of computing, for one image; and for each, beside twice that. Python's own ``re`` has no limit. A
 # plain pattern takes some ten microseconds.
 PATTERN_SECONDS, MORE_SECONDS = 1.0, 1e-4
@@ -132,6 +134,10 @@ class CameraSource:
                             "allowed: shorten it, or list the cameras in a table "
                             f"({SECTION}.CAMERA 'csv').")
         for text in self.patterns:
+            repeats = [max(1, int(number)) for number in re.findall(r"([0-9]+),?\}", text)]
+            if math.prod(repeats) > MOST_REPEATS:
+                raise UserError(f"{key}: {text!r} repeats what repeats, by {{n}}, more than "
+                                f"{MOST_REPEATS:,} times: write smaller numbers, or + for them.")
             try:
                 groups = re.compile(text)
                 regex.compile(text)

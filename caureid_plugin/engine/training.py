@@ -57,8 +57,11 @@ def build_trainer(cfg: CfgNode) -> DefaultTrainer:
     """DefaultTrainer with the plugin's hooks; supervised configs get the toolbox's own ones.
 
     Raises:
-        ValueError: identities are needed and the training images have none.
+        ValueError: there is no training set, or identities are needed and its images have none.
     """
+    if not cfg.DATASETS.NAMES:
+        raise UserError("DATASETS.NAMES is empty, there is nothing to train on: name a dataset, "
+                        "CameraFolder for images of your own.")
     unsupervised = is_unsupervised(cfg)
     if not unsupervised:
         check_identities(cfg, f"Supervised training ({cfg.MODEL.META_ARCHITECTURE} with the "

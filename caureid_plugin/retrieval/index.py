@@ -321,7 +321,7 @@ class Index:
         names = [checked_camera(name) for name in cameras]
         known = self._cameras_named(
             (name for name in names if name), " Its statistics are needed for a query that it saw "
-            "(query_cameras, --query-camera); leave it out for those of all images.")
+            "(query_cameras, --query-camera); leave it out for the statistics of all images.")
         return np.array([known.get(name, len(self._numbering[1])) for name in names],
                         dtype=np.int64)
 
@@ -345,7 +345,7 @@ class Index:
         if unknown:
             known = ", ".join(repr(name) for name in sorted(number, key=by_value)[:20])
             more = f" and {len(number) - 20} more" if len(number) > 20 else ""
-            raise UserError(f"The index has no image of camera {unknown[0]!r}; it has those of "
+            raise UserError(f"The index has no image of camera {unknown[0]!r}; it has cameras "
                             f"{known or 'none'}{more}.{hint}")
         return {name: number[name] for name in plain}
 

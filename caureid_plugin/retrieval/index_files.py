@@ -496,7 +496,7 @@ def check_network(folder: Path, manifest: Manifest, embedder: Embedder | str | N
     if given != manifest.fingerprint:
         name = "the one given" if isinstance(embedder, str) else printable(embedder.name)
         raise IndexRefused(
-            f"The index {printable(folder)} holds embeddings of another network, and those of two "
+            f"The index {printable(folder)} holds embeddings of another network, which "
             f"cannot be compared: it was made with {printable(manifest.model)} (fingerprint "
             f"{manifest.fingerprint}), and this is {name} ({given}). Use the run it was made with, "
             "or make a new index.")

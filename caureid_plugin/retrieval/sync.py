@@ -98,7 +98,7 @@ def embed_readable(embedder: Embedder, entries: list[Entry], batch_size: int
     try:
         features = embedder.embed([entry.name for entry in entries], batch_size=batch_size)
         return entries, features, {}
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         if len(entries) == 1:
             text = one_line(error)
             name = printable(entries[0].name)

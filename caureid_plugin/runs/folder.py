@@ -19,6 +19,7 @@ from ..common.errors import UserError
 from ..common.files import write_atomically
 from ..common.safe_load import load_tensors
 from ..common.text import printable, with_full_stop
+from ..config_files import NO_RUN, RUN_CONFIG
 from ..engine import load_config
 from ..engine.verdict import collect, judge
 from .metrics import indicators, read_rows
@@ -58,10 +59,9 @@ def read_config(folder: Path, opts: Sequence[str] = (), *, training: bool = Fals
     Raises:
         RunError: no config.yaml, a damaged one, or one of another version; a wrong key.
     """
-    path = folder / "config.yaml"
+    path = folder / RUN_CONFIG
     if not path.is_file():
-        raise RunError(f"{printable(folder)} holds no config.yaml, which every run writes at its "
-                       "start: give the folder of a run, its OUTPUT_DIR.")
+        raise RunError(NO_RUN.format(printable(folder)))
     try:
         cfg = load_config(str(path), opts, training=training)
     except KeyError as error:

@@ -81,7 +81,7 @@ def answer(args: SimpleNamespace, embedder: Embedder, index: Index) -> list[Answ
         try:
             data, image = read_query(path)
             features = embedder.embed(image)
-        except (ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             answers.append(Answer(path, [], [], one_line(error)))
             continue
         hits = index.search(features, args.top + COPIES, cameras=args.camera or None,
@@ -121,9 +121,9 @@ def say_standardized(index: Index, camera: str | None) -> str:
     """By which statistics the queries were standardised; nothing of an index that does not."""
     if not index.standardize_by_camera:
         return ""
-    whose = f"those of camera {printable(camera)}" if camera else (
-        "those of all images, as no --query-camera was given")
-    return f"\nStandardised by camera; the queries by the statistics of the index: {whose}."
+    whose = f"camera {printable(camera)}" if camera else (
+        "all images, as no --query-camera was given")
+    return f"\nStandardised by camera; the queries by the statistics of {whose}."
 
 
 def table(index: Index, answered: Answer, threshold: Threshold | None) -> str:

@@ -193,7 +193,7 @@ def update(args: SimpleNamespace, index: Index, embedder: Embedder, folder: str,
         plan = make_plan(index, folder, entries)  # rows are others now
     if plan.cameras:
         index.set_cameras(plan.cameras)
-        print(f"Cameras read anew: those of {len(plan.cameras)} images.")
+        print(f"The cameras of {len(plan.cameras)} images were read anew.")
     return embed_all(index, embedder, plan.embed, args.batch_size)
 
 

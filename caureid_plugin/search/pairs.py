@@ -24,7 +24,7 @@ from ..runs.threshold import ANY, DEFAULT_RATE, OTHER, OWN
 
 matplotlib.use("Agg")
 RATES = (0.01, DEFAULT_RATE, 0.0001)  # of false matches
-CAMERAS = ": first those of other cameras than the query's, then those of its own"
+CAMERAS = ": first results of other cameras than the query's, then of its own"
 
 
 def sample_clusters(labels: np.ndarray, count: int, seed: int) -> np.ndarray:

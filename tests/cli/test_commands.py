@@ -30,9 +30,17 @@ WRONG = {
     ("serve", "absent", "--index", "there"): "'RUN_FOLDER_OR_ONNX': Path 'absent' does not exist",
     ("serve", "there", "--index", "absent"): "'--index': Directory 'absent' does not exist",
     ("weights", "absent", "x.pth"): "'FILE': File 'absent' does not exist",
+    **dict.fromkeys([
+        ("report", "there"), ("threshold", "there"), ("export", "there", "--output", "x.onnx"),
+        ("index", "there", "there", "--index", "x"), ("serve", "there", "--index", "there"),
+        ("search", "there", "q.jpg", "--index", "there"),
+    ], "there holds no config.yaml, which every run writes"),
     ("attention", *MARKET, "--folder", "absent"): "'--folder': Directory 'absent' does not exist",
     ("eps", "--config-file", "Market/caurid.yml"): "did you mean Market/caureid.yml",
     ("check", "--config-file", "Market/caurid.yml"): "did you mean Market/caureid.yml",
+    ("train", "--config-fil", "Market/caureid.yml"): "No such option '--config-fil'",
+    ("search", "there", "q.jpg", "--indx", "x"): "No such option '--indx'",
+    ("search", "there", "--index", "there"): "Missing argument 'QUERY...'",
     ("train", *MARKET, "solver.max_epoch", "3"): "solver.max_epoch is no config key: write "
                                                  "SOLVER.MAX_EPOCH 3.",
     ("train", "seed", "3", *MARKET): "seed is no config key: write SEED 3.",
@@ -47,8 +55,11 @@ from caureid_plugin.cli import main
 pathlib.Path("there").mkdir()
 said = []
 for words in json.loads(sys.argv[1]):
-    with contextlib.redirect_stderr(io.StringIO()) as text, contextlib.suppress(SystemExit):
-        main(words, prog_name="caureid")
+    with contextlib.redirect_stderr(io.StringIO()) as text:
+        try:
+            main(words, prog_name="caureid")
+        except SystemExit as ended:
+            print(ended, file=text)
     said.append([text.getvalue(), "torch" in sys.modules])
 print(json.dumps(said))
 """

@@ -1,5 +1,7 @@
 """What a user can put right is one line, wherever it was found; a bug keeps its traceback."""
 
+import io
+
 import pytest
 import torch
 from caureid_plugin.common.errors import (
@@ -15,7 +17,7 @@ from caureid_plugin.common.launcher import PortError, ProcessError, run_processe
 from caureid_plugin.common.safe_load import DamagedFile
 from torch.utils.data import DataLoader
 
-TEXT = "eps 3 must be below 1:\nset EPS."
+TEXT = "eps 3 must be below 1 (as an.UserError: says):\nset EPS."
 
 
 @pytest.mark.parametrize("kind, plain", [
@@ -28,7 +30,8 @@ def test_a_users_error_is_of_its_plain_kind_and_shows_its_text(kind, plain):
 
 
 @pytest.mark.parametrize("error", [
-    KeyError("x"), ValueError("x"), ImportError("x"), RuntimeError("x"), ConnectionError("x")])
+    KeyError("x"), ValueError("x"), ImportError("x"), RuntimeError("x"), ConnectionError("x"),
+    io.UnsupportedOperation("x")])
 def test_a_bug_keeps_its_traceback(error):
     assert not is_users(error)
     with pytest.raises(type(error), match="x"), in_one_line("caureid eps"):
@@ -36,7 +39,7 @@ def test_a_bug_keeps_its_traceback(error):
 
 
 @pytest.mark.parametrize("error, line", [
-    (UserError(TEXT), "eps 3 must be below 1: set EPS."),
+    (UserError(TEXT), "eps 3 must be below 1 (as an.UserError: says): set EPS."),
     (UnknownName("no key X"), "no key X"),
     (UserError(), "UserError"),
     (FileNotFoundError(2, "No such file or directory", "a.yml"),

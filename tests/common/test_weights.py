@@ -62,6 +62,11 @@ def test_without_tensors(content):
         weights.unwrap(content, "w.pth")
 
 
+def test_where_else_tensors_may_be_is_said():
+    with pytest.raises(ValueError, match="nor under state_dict_ema, .* but params, epoch: save"):
+        weights.unwrap({"params": MANY, "epoch": 3}, "w.pth")
+
+
 @pytest.mark.parametrize("missing, loads", [(2, True), (3, False)])
 def test_nine_of_ten_tensors(missing, loads):
     state = dict(list(network().state_dict().items())[missing:])  # 24 are asked for

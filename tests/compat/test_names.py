@@ -1,8 +1,10 @@
 """Configs: mistyped names are errors that list the known ones, a bad file is named."""
 
+import contextlib
 import copy
 import re
 import shlex
+from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 import yaml
 from caureid_plugin import compat
+from caureid_plugin.common.errors import UserError
 from fastreid.config import CfgNode
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY, MGN, Baseline
@@ -105,6 +108,22 @@ def test_what_a_key_takes_is_said_in_words(cfg):
     assert (cfg.DATASETS.NAMES, cfg.SOLVER.STEPS, cfg.OUTPUT_DIR) == (("a",), [1, 2], "5x")
 
 
+@pytest.mark.parametrize("key, content, message", [
+    ("SOLVER.BASE_LR", "SOLVER: {BASE_LR: }", "takes a number with .* nothing: give it a value"),
+    ("INPUT.SIZE_TEST", "INPUT: {SIZE_TEST: null}", "takes a list, and None is nothing"),
+    ("OUTPUT_DIR", "OUTPUT_DIR:", r"and None is nothing: put it in quotes twice, .*'None'"),
+    ("SOLVER", "SOLVER:", r"SOLVER is a section: give its keys .*SOLVER\.KEY VALUE")])
+def test_a_key_without_a_value_is_named(cfg, write, key, content, message):
+    path = write(content)
+    with pytest.raises(UserError, match=message):
+        cfg.merge_from_file(path)
+    with pytest.raises(UserError, match=message):
+        cfg.merge_from_list([key, "None"])
+    with compat.without("config_value"), contextlib.suppress(ValueError):  # a section is yacs's own
+        cfg.merge_from_file(path)
+        assert attrgetter(key)(cfg) is None
+
+
 def test_a_merge_that_fails_changes_nothing(cfg):
     before = cfg.dump()
     for pairs in (["SEED", 5, "SOLVER.BASE_LR", "fast"], ["SEED", 5, "SOLVER.BASE_LRR", 0.1]):
@@ -114,7 +133,8 @@ def test_a_merge_that_fails_changes_nothing(cfg):
     with pytest.raises(ValueError, match="SOLVER.BASE_LR"):
         cfg.merge_from_other_cfg(other)
     assert cfg.dump() == before
-    with compat.without("half_merge"), pytest.raises(ValueError):
+    with (compat.without("half_merge"), compat.without("config_value"),
+          pytest.raises(ValueError)):
         cfg.merge_from_list(["SEED", 5, "SOLVER", "{'BASE_LR': 0.1}"])
     assert cfg.SEED == 5
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from caureid_plugin import compat
+from caureid_plugin.common.errors import UserError
 from fastreid.engine import DefaultTrainer, defaults, hooks
 from fastreid.engine.train_loop import AMPTrainer, HookBase
 from fastreid.modeling import meta_arch
@@ -104,6 +105,15 @@ def test_the_default_device_falls_back_to_the_cpu(tiny_cfg, messages):
     with compat.without("default_device"):
         with pytest.raises((AssertionError, RuntimeError), match="(?i)cuda|nvidia"):
             meta_arch.build_model(tiny_cfg)
+
+
+def test_a_device_that_there_is_not_is_named(tiny_cfg):
+    tiny_cfg.MODEL.HEADS.NUM_CLASSES = 8
+    tiny_cfg.MODEL.DEVICE = "gpu"
+    with pytest.raises(UserError, match="MODEL.DEVICE 'gpu' is no device .* cuda"):
+        meta_arch.build_model(tiny_cfg)
+    with compat.without("default_device"), pytest.raises(RuntimeError, match="device"):
+        meta_arch.build_model(tiny_cfg)
 
 
 # ----------------------------------------------------------- without labelled test sets ----

@@ -635,5 +635,8 @@ def test_a_jpeg_of_many_scans_is_refused(tmp_path):
     scan = data[data.rindex(b"\xff\xda"):-2]
     path.write_bytes(data[:-2] + 20 * scan + data[-2:])
     assert data_utils.read_image(str(path)).size == (64, 128)
-    path.write_bytes(data[:-2] + 400 * scan + data[-2:])
-    assert_refused(path, Refused("too large .*scans", "Scale it down"))
+    for comment in (b"", 300 * (b"\xff\xfe\xff\xff" + bytes(65533))):  # however long it is
+        path.write_bytes(data[:2] + comment + data[2:-2] + 100 * scan + data[-2:])
+        assert_refused(path, Refused("too large .*scans", "Scale it down"))
+    path.write_bytes(data + 200 * b"\xff\xda")  # behind the image, and no scans
+    assert data_utils.read_image(str(path)).size == (64, 128)

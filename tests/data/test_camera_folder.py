@@ -290,7 +290,8 @@ def test_patterns_that_match_nothing_or_only_some(own):
     ("(ok) c([0-9]", ["'c([0-9]'", "no regular expression", "position 1"]),
     ("(a)(b)", ["2 groups", "(?P<camera>...)"]),
     ("cam ([0-9]+)", ["'cam'", "0 groups", r"Blanks separate patterns: \s stands for one"]),
-    (" ", ["' '", "'pattern' needs"])])
+    (" ", ["' '", "'pattern' needs"]),
+    ("((x{999}){999,}){99}(a)b{0}", ["repeats what repeats", "1,000,000 times"])])
 def test_patterns_that_are_none(own, pattern, says):
     refused(lambda: own(CAMERA="pattern", PATTERN=pattern), "CAMERA_FOLDER.PATTERN", *says)
 

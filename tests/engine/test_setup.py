@@ -13,6 +13,7 @@ import yaml
 from caureid_plugin import fit_to_data, get_config_file, load_config
 from caureid_plugin.cli import attention, eps
 from caureid_plugin.cli.common import call
+from caureid_plugin.common.errors import UserError
 from caureid_plugin.engine import build_network
 from caureid_plugin.engine import training as train_net
 from caureid_plugin.report import attention as attention_module
@@ -155,6 +156,12 @@ def test_labels_that_come_later_are_evaluated(cfg, nothing_is_listed):
 def test_other_tests_stay(cfg, nothing_is_listed, keys, tests):
     fitted, found = decided(cfg, *keys)
     assert fitted.DATASETS.TESTS == tests and found == []
+
+
+def test_nothing_to_train_on_is_said():
+    cfg = load_config("Synthetic/caureid.yml", ["DATASETS.NAMES", "()"])
+    with pytest.raises(UserError, match="DATASETS.NAMES is empty.*CameraFolder"):
+        train_net.build_trainer(cfg)
 
 
 def test_without_training_nothing_is_counted(cfg, nothing_is_listed):

@@ -605,6 +605,7 @@ def test_bad_options_are_said_before_the_work(options, message, tmp_path, monkey
 
 def test_a_page_that_cannot_be_written_into_the_run_folder(tmp_path, monkeypatch, capsys):
     (tmp_path / "report.html").mkdir()
+    (tmp_path / "config.yaml").touch()
     monkeypatch.setattr(page_module, "read_run", None)
     with pytest.raises(SystemExit):
         call(command, [tmp_path])

@@ -636,7 +636,7 @@ def test_standardising_is_turned_on_and_off(tmp_path):
 
 
 @pytest.mark.parametrize("cameras, message", [
-    (["9", "0"], r"no image of camera '9'; it has those of '0', '1', '2'\..*--query-camera"),
+    (["9", "0"], r"no image of camera '9'; it has cameras '0', '1', '2'\..*--query-camera"),
     (["0"], "must be a list of 2"), ("01", "'01' must be a list of 2"),
     ([None, "0"], "None is no name or number"),
 ])

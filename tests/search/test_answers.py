@@ -109,8 +109,8 @@ def test_queries_are_standardised_by_their_camera(run, market, queries, tmp_path
     call(command, [run, queries[3], "--index", folder, "--json", found,
                    *(["--query-camera", camera] if camera else [])])
     output = capsys.readouterr().out
-    whose = f"those of camera {camera}" if camera else "those of all images, as no --query-camera"
-    assert f"the queries by the statistics of the index: {whose}" in output
+    whose = f"camera {camera}" if camera else "all images, as no --query-camera"
+    assert f"the queries by the statistics of {whose}" in output
     assert "Same or different is not shown: The index standardises by camera" in output
     expected = Index.open(folder).search(load_once(run).embed([queries[3]]),
                                          query_cameras=[camera])[0]
@@ -368,7 +368,7 @@ def test_mistakes(ask, run, small_run, queries, home, tmp_path, capsys):
     (tmp_path / "a.torchscript").touch()
     other = small_run("INPUT.SIZE_TEST", "[64,32]", folder="other")
     for network, words, message in (
-            (run, ["--camera", "7"], "no image of camera '7'; it has those of '1', '2'"),
+            (run, ["--camera", "7"], "no image of camera '7'; it has cameras '1', '2'"),
             (run, ["--query-camera", "1"], "(--query-camera) are of use to an index that"),
             (run, ["--false-match-rate", "0.0000001"], "is too low to be told from"),
             (run, ["--top", "0"], "'--top': 0 is not in the range"),
@@ -377,7 +377,7 @@ def test_mistakes(ask, run, small_run, queries, home, tmp_path, capsys):
             (run, ["--picture", "/absent/x.png"], "x.png: the folder /absent does not exist"),
             (run, ["--index", "absent"], "'--index': Directory 'absent' does not exist"),
             (tmp_path / "a.torchscript", [], "is a program for other tools"),
-            (other, [], "another network, and those of two cannot be compared")):
+            (other, [], "another network, which cannot be compared")):
         assert message in refusal(functools.partial(call, command), [
             network, queries[0], "--index", home / "x", *words], capsys)
 

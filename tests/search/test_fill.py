@@ -126,7 +126,7 @@ def test_cameras_are_optional_and_may_come_later(build, tmp_path):
     assert "camera of 16 is not known (CAMERA_FOLDER keys say where to read it" in build()
     assert set(cameras_of(tmp_path / "x").values()) == {""}
     assert "the camera of 16 is not known" in build(*PATTERN[:3], "(nowhere)")
-    assert "Cameras read anew: those of 16 images" in build(*PATTERN)
+    assert "The cameras of 16 images were read anew" in build(*PATTERN)
     assert set(cameras_of(tmp_path / "x").values()) == {"1", "2"}
 
 
@@ -143,7 +143,7 @@ def test_cameras_that_are_known_stay_where_none_are_asked_for(build, small_run, 
                     *PATTERN[:3], "new_c(2)", "DATASETS.TESTS", "()", folder="own")
     caureid_index(own, crops, "--index", tmp_path / "x")  # its own keys find one more
     assert cameras_of(tmp_path / "x") == {**before, new: "2"}
-    assert "Cameras read anew: those of 17 images" in build(*PATTERN[:3], "(nowhere)")
+    assert "The cameras of 17 images were read anew" in build(*PATTERN[:3], "(nowhere)")
     # a checkpoint has the keys of its run
     caureid_index(own / "model_final.pth", crops, "--index", tmp_path / "y")
     assert cameras_of(tmp_path / "y") == {**dict.fromkeys(before, ""), new: "2"}
@@ -192,7 +192,7 @@ def test_gone_and_changed_cameras_at_once(build, run, crops, tmp_path, monkeypat
     for path in (paths[0], paths[4], paths[13]):
         path.unlink()
     output = build("--prune", *PATTERN)
-    assert "3 images are gone" in output and "Cameras read anew: those of 13 images" in output
+    assert "3 images are gone" in output and "The cameras of 13 images were read anew" in output
     assert_holds(tmp_path / "x", run, crops.rglob("*.jpg"))
     assert cameras_of(tmp_path / "x") == {
         str(path): re.search(r"_c(\d)", path.name)[1] for path in crops.rglob("*.jpg")}

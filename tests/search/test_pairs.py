@@ -145,7 +145,7 @@ def test_how_much_is_right_by_clusters_and_by_identity(run, undrawn, tiny_market
                                 ("Market1501, training images", slice(None), people)):
         shares = right_by_hand(features[rows], labels, cameras[rows], value, (240, 240))
         assert re.search(rf"{start} +\S+ % +\S+ % +{shares}\n", output), (start, shares)
-    assert "in an index of 480 images: first those of other cameras than the query's" in output
+    assert "in an index of 480 images: first results of other cameras than the query's" in output
 
 
 def test_a_bad_verdict_is_said(run, undrawn, capsys):

@@ -451,7 +451,7 @@ test_serve.command.main(prog_name="caureid serve")
 
 
 def arguments(index, *options):
-    return ["-c", STAND_IN, ".", "--index", index.folder, "--port", "0", *options]
+    return ["-c", STAND_IN, __file__, "--index", index.folder, "--port", "0", *options]
 
 
 def ask(url, path="/", data=None, **headers):
@@ -574,7 +574,7 @@ def test_a_port_in_use(index, capsys):
         port = other.getsockname()[1]
         with pytest.raises(SystemExit, match=rf"^caureid serve: port {port} of .* is in use: .*"
                                              r"--port"):
-            call(command, [".", "--index", index.folder, "--port", port])
+            call(command, [__file__, "--index", index.folder, "--port", port])
     assert capsys.readouterr() == ("", "")
 
 
@@ -616,7 +616,7 @@ def test_what_is_missing_is_said(name, monkeypatch, index):
     monkeypatch.delitem(sys.modules, "caureid_plugin.web.app")
     monkeypatch.setattr(server, "load_embedder", lambda folder: Shrunk())
     with pytest.raises(SystemExit, match=rf"{name}.*pip install 'caureid-plugin\[web\]'"):
-        call(command, [".", "--index", index.folder, "--port", "0"])
+        call(command, [__file__, "--index", index.folder, "--port", "0"])
 
 
 def test_an_index_that_cannot_be_used_is_one_sentence(index, tmp_path, monkeypatch):
@@ -624,11 +624,11 @@ def test_an_index_that_cannot_be_used_is_one_sentence(index, tmp_path, monkeypat
     other.fingerprint = "1" * 32
     monkeypatch.setattr(server, "load_embedder", lambda folder: other)
     with pytest.raises(SystemExit, match="caureid serve: .*fingerprint"):
-        call(command, [".", "--index", index.folder, "--port", "0"])
+        call(command, [__file__, "--index", index.folder, "--port", "0"])
     Index.create(tmp_path / "empty", other)
     with pytest.raises(SystemExit, match="holds no images.*caureid index"):
-        call(command, [".", "--index", tmp_path / "empty", "--port", "0"])
+        call(command, [__file__, "--index", tmp_path / "empty", "--port", "0"])
     single = Index.create(tmp_path / "single", other, standardize_by_camera=True)
     single.add(np.eye(3, 24), [Entry("", name, name[0]) for name in ("a1", "a2", "b1")])
     with pytest.raises(SystemExit, match="a single image, the first is camera 'b'"):
-        call(command, [".", "--index", tmp_path / "single", "--port", "0"])
+        call(command, [__file__, "--index", tmp_path / "single", "--port", "0"])

@@ -2,7 +2,7 @@
 """Times clustering against the toolbox's dense way, or by itself as the number of images N grows.
 
     tools/benchmarks/clustering.py [--n 12936 --dim 2048 --rounds 3]
-    tools/benchmarks/clustering.py --scaling 12936,50000,100000 --backends torch,faiss-ivf
+    tools/benchmarks/clustering.py --scaling 12936,50000,100000 --backends torch,faiss-flat
 
 The features are simulated, with identities and cameras in them. In the first form both sides take
 turns in one process: the plugin's ``assign_pseudo_labels`` and, on the other side, FastReID's own
