@@ -72,7 +72,8 @@ def as_it_was():
 
     Loggers (``setup_logger`` adds handlers and never stops), signal handlers, torch's settings.
     """
-    logs = {name: logging.getLogger(name) for name in ("fastreid", "caureid_plugin")}
+    logs = {name: logging.getLogger(name)
+            for name in ("fastreid", "fastreid.caureid", "caureid_plugin")}
     before = {name: (log.handlers[:], log.level, log.propagate, log.disabled)
               for name, log in logs.items()}
     handlers = {number: signal.getsignal(number)

@@ -158,7 +158,7 @@ some_texts = st.lists(st.text(max_size=4), max_size=3)
 @stable
 @given(st.fixed_dictionaries({}, optional={
     "SEED": st.integers(), "RATE": st.floats(), "NAME": st.sampled_from(["", "b c", "'1'", "[a"]),
-    "FLAG": st.booleans() | st.none(), "SIZE": st.lists(st.integers()) | st.tuples(st.floats()),
+    "FLAG": st.booleans(), "SIZE": st.lists(st.integers()) | st.tuples(st.floats()),
     "NAMES": some_texts | some_texts.map(tuple), "NONE": st.none() | st.integers(),
     "PART": st.fixed_dictionaries({
         "RATE": st.floats(), "INNER": st.fixed_dictionaries({"COUNT": st.integers()})})}))
