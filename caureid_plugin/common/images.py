@@ -8,7 +8,7 @@ import warnings
 from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image, ImageOps
 
 from .errors import UserError
 from .text import printable
@@ -100,24 +100,15 @@ def upright_rgb(image: Image.Image, name: str, format: str | None = None) -> Ima
     return image
 
 
-# EXIF's orientation -> what turns it back. ImageOps.exif_transpose of Pillow 12 and before fails
-# where another tag is damaged.
-_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
-          4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
-          6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-          8: Image.Transpose.ROTATE_90}
-
-
 def _upright(image: Image.Image, name: str) -> Image.Image:
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-        if orientation is None and "exif" in image.info:
+        if "exif" in image.info:
             Image.Exif().load(image.info["exif"])  # Pillow says nothing if a JPEG's are damaged
+        return ImageOps.exif_transpose(image)
     except (SyntaxError, struct.error, ValueError, TypeError, KeyError, OSError) as error:
         warnings.warn(f"The EXIF data of {printable(name)} are damaged ({error}): the image is "
                       "taken as it is stored, which may be turned.", stacklevel=2)
         return image
-    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
 def _in_8_bit(image: Image.Image, format: str | None) -> Image.Image:
