@@ -126,7 +126,10 @@ def _add_unsupervised(cfg: CN) -> None:
     node.MEMORY.MOMENTUM = 0.2
 
     node.CLUSTER = CN()
-    # k1: neighbours in the k-reciprocal encoding; k2: neighbours in its query expansion.
+    # k1: neighbours in the k-reciprocal encoding; k2: neighbours in its query expansion. Where the
+    # data has tracks (CAMERA_FOLDER.TRACK), tracks are clustered in place of images, these counts
+    # and those below are of tracks (configs/OwnData/caureid_tracks.yml has some that fit), and
+    # tracks that are in one camera at one time never share a cluster.
     node.CLUSTER.K1 = 30
     node.CLUSTER.K2 = 6
     # Camera-aware neighbours (CA-Jaccard, arXiv 2311.10605) instead: searched separately within
@@ -154,7 +157,7 @@ def _add_unsupervised(cfg: CN) -> None:
     # SpCL's criterion, only with LABELS "bank": an image whose cluster changes too much between
     # EPS - EPS_GAP, EPS and EPS + EPS_GAP becomes an outlier. 0: without.
     node.CLUSTER.EPS_GAP = 0.02
-    # DBSCAN: neighbours (itself included) that make a core point.
+    # DBSCAN: neighbours (itself included) that make a core point; images, with tracks too.
     node.CLUSTER.MIN_SAMPLES = 4
     # How neighbours are searched. Options: "torch" (exact, CPU or GPU), "torch-pca" (approximate,
     # by principal components), "faiss-flat" (exact), "auto" (torch on a GPU and up to 200,000
@@ -191,8 +194,22 @@ def _add_camera_folder(cfg: CN) -> None:
     node.PATTERN = ""
     # For "csv": a UTF-8 file with a header line and the columns path and camera, separated by
     # commas. A path is absolute, or relative to the folder of the file. Every image below ROOT
-    # needs a row, every row an image.
+    # needs a row, every row an image. TRACK and TIME may read it too.
     node.CSV = ""
+    # Where an image's track is read from: the images that a tracker says are of one person. The
+    # same name under another camera is another track. Options: "none"; "folder": TRACK_LEVEL;
+    # "pattern": the group "track" of TRACK_PATTERN; "csv": the column track of CSV, as `caureid
+    # crops` writes it (an empty cell: no track).
+    node.TRACK = "none"
+    # For "folder": as LEVEL. -1: the folder that holds the image.
+    node.TRACK_LEVEL = -1
+    # For "pattern", of TRACK or TIME: a regular expression, searched as PATTERN is, with the named
+    # groups that are read: t(?P<track>[0-9]+)_f(?P<time>[0-9]+).
+    node.TRACK_PATTERN = ""
+    # When an image was taken, as a number, by one clock for each camera: seconds, or the frame.
+    # Two tracks (or images without one) of a camera at one time are two people. Options: "none";
+    # "pattern": the group "time" of TRACK_PATTERN; "csv": the column seconds of CSV.
+    node.TIME = "none"
     # What to do with an image for which no camera is found. Options: "error"; "skip" (it is left
     # out; a warning counts them).
     node.UNMATCHED = "error"

@@ -75,10 +75,11 @@ def extract(cfg: CfgNode, identities: bool) -> dict[str, Any]:
     loader: Any = build_extraction_loader(cfg, training_images(cfg))
     model = build_network(cfg, cfg.MODEL.WEIGHTS)
     features = normalize(extract_features(model, loader), dim=1)
-    found = {"features": features.numpy(), "camids": loader.dataset.camids}
+    found = {"features": features.numpy(), "camids": loader.dataset.camids,
+             "tracks": loader.dataset.tracks}
     if identities:
         names = [str(identity) for name in cfg.DATASETS.NAMES
-                 for _, identity, _ in build_dataset(cfg, name).train]
+                 for _, identity, *_ in build_dataset(cfg, name).train]
         found["identities"] = np.unique(names, return_inverse=True)[1]
     return found
 
@@ -100,8 +101,11 @@ def encode(cfg: CfgNode, data: dict[str, Any], untrained: bool) -> tuple[Any, st
         f"{name} {value}" for name, value in counts.items())
     if node.STANDARDIZE:
         text += ", features standardised by camera"
+    if data.get("tracks") is not None:
+        text += f", of {len(data['tracks'])} tracks"
     # lists as long as there are images, as in training
-    return jaccard_encoding(features, small=True, search=search, **counts, **cameras), text
+    return jaccard_encoding(features, tracks=data.get("tracks"), small=True, search=search,
+                            **counts, **cameras), text
 
 
 def compare(labels: np.ndarray, identities: np.ndarray) -> dict[str, float]:
@@ -230,7 +234,7 @@ def run(args: SimpleNamespace) -> None:
     with naming_cluster_keys(cfg, 0 if untrained else cfg.SOLVER.MAX_EPOCH):
         encoding, neighbours = encode(cfg, data, untrained)
         rows = sweep_eps(encoding, args.eps_values, min_samples=node.MIN_SAMPLES,
-                         camids=data.get("camids"), extra=extra)
+                         camids=data.get("camids"), tracks=data.get("tracks"), extra=extra)
         suggested = suggest_eps(rows)
 
     cameras = f"{len(np.unique(data['camids']))} cameras" if "camids" in data else "no cameras"

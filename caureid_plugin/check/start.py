@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ..clustering import (
     Search,
+    Tracks,
     assign_pseudo_labels,
     jaccard_encoding,
     label_indicators,
@@ -75,14 +76,15 @@ def measure(cfg: CfgNode, model: Any, items: list[Any], camids: np.ndarray,
         camids: (n,) cameras of the sample.
         images: N, of the training set.
     """
-    loader = build_extraction_loader(cfg, items)
+    loader: Any = build_extraction_loader(cfg, items)
     start = time.perf_counter()
     features = normalize(extract_features(model, loader), dim=1).to(model.device)
     image = (time.perf_counter() - start) / len(items)
+    tracks = loader.dataset.tracks
     with naming_cluster_keys(cfg):
         search = make_search(cfg)
         needed, free = neighbor_memory(cfg, images, features.shape[1], search, model.device)
-        found = cluster(cfg, features, camids, search)
+        found = cluster(cfg, features, camids, search, tracks)
     figures = {"device": str(model.device), "sampled": len(items), "images": images,
                "seconds_per_image": image, "memory_gib": needed, "memory_free_gib": free}
     figures["indicators"] = label_indicators(found.labels, camids, features)
@@ -105,23 +107,24 @@ def make_search(cfg: CfgNode) -> Search:
     return Search(backend=node.SEARCH, recall=node.RECALL, max_memory=node.MAX_MEMORY or None)
 
 
-def cluster(cfg: CfgNode, features: torch.Tensor, camids: np.ndarray, search: Search) -> Clustering:
+def cluster(cfg: CfgNode, features: torch.Tensor, camids: np.ndarray, search: Search,
+            tracks: Tracks | None = None) -> Clustering:
     """Clusters as training does before its first step, timed, and at other values of eps."""
     node, eps = cfg.CAUREID.CLUSTER, eps_at(cfg, 0)
     if node.STANDARDIZE:
         features = standardize_by_camera(features, camids)
-    counts = {"k1": node.K1, "k2": node.K2}
+    counts: dict[str, Any] = {"k1": node.K1, "k2": node.K2}
     if node.CAMERA_AWARE:
         counts = {"k1_intra": node.K1_INTRA, "k1_inter": node.K1_INTER,
                   "k2_intra": node.K2_INTRA_FIRST, "k2_inter": node.K2_INTER_FIRST}
 
-    def options(rows: slice) -> dict[str, Any]:
-        cameras = {"camids": camids[rows]} if node.CAMERA_AWARE else {}
-        return {"small": True, "search": search, **counts, **cameras}
+    options = {"small": True, "search": search, "tracks": tracks, **counts}
+    if node.CAMERA_AWARE:
+        options["camids"] = camids
 
     few = slice(None, None, max(1, len(features) // 64))  # the first call compiles the loops
-    assign_pseudo_labels(features[few], eps=eps, min_samples=node.MIN_SAMPLES,
-                         **options(few))
+    assign_pseudo_labels(features[few], eps=eps, min_samples=node.MIN_SAMPLES, **{
+        **options, "tracks": None, **({"camids": camids[few]} if node.CAMERA_AWARE else {})})
     searched = start = time.perf_counter()
 
     def note(stage: str, done: int, total: int) -> None:
@@ -132,12 +135,12 @@ def cluster(cfg: CfgNode, features: torch.Tensor, camids: np.ndarray, search: Se
     gap = eps_gap(cfg)
     tighter, labels, looser = labels_at(
         features, eps_values=(eps - gap, eps, eps + gap), min_samples=node.MIN_SAMPLES,
-        progress=note, **options(slice(None)))
+        progress=note, **options)
     if gap:
         labels, _ = reliable_labels(labels, tighter=tighter, looser=looser)
     end = time.perf_counter()
-    rows = sweep_eps(jaccard_encoding(features, **options(slice(None))), EPS_VALUES,
-                     min_samples=node.MIN_SAMPLES, camids=camids)
+    rows = sweep_eps(jaccard_encoding(features, **options), EPS_VALUES,
+                     min_samples=node.MIN_SAMPLES, camids=camids, tracks=tracks)
     suggested = suggest_eps(rows) if any(row["clusters"] for row in rows) else None
     return Clustering(labels, searched - start, end - searched, rows, suggested)
 

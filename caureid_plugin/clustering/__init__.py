@@ -13,7 +13,8 @@ The stages:
 5. :mod:`.pseudo_labels`: DBSCAN on that graph, labels in order of first appearance.
    :mod:`.eps` does 4 and 5 for several values of ``eps`` at once and suggests one,
    :mod:`.reliability` drops images whose cluster changes too much from one to the next.
-   :mod:`.indicators` tells without identities how good they may be.
+   :mod:`.indicators` tells without identities how good they may be. :mod:`.tracks` does it for
+   tracks, of which some cannot be one person.
 
 :mod:`.kernels` holds the compiled loops, :mod:`.threads` runs them.
 
@@ -33,9 +34,11 @@ from .pseudo_labels import (
 )
 from .reliability import reliable_labels
 from .standardize import standardize_by_camera
+from .tracks import Tracks, cluster_tracks
 
 __all__ = [
-    "Search", "assign_pseudo_labels", "camera_shares", "cluster_graph", "jaccard_distances",
+    "Search", "Tracks", "assign_pseudo_labels", "camera_shares", "cluster_graph",
+    "cluster_tracks", "jaccard_distances",
     "jaccard_encoding", "jaccard_graph", "label_indicators", "label_statistics", "labels_at",
     "outliers_to_singletons", "pairs_within", "reliable_labels", "search_by_camera",
     "search_neighbors", "silhouette", "silhouettes", "stability",

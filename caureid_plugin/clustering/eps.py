@@ -17,10 +17,11 @@ from scipy import sparse
 from .inputs import as_cameras, check_eps, check_min_samples
 from .neighbors import Progress
 from .pseudo_labels import label_statistics, labels_of_encoding
+from .tracks import Tracks
 
 
 def sweep_eps(encoding: sparse.csr_matrix, eps_values: Iterable[float], *, min_samples: int,
-              camids: torch.Tensor | np.ndarray | None = None,
+              camids: torch.Tensor | np.ndarray | None = None, tracks: Tracks | None = None,
               extra: Callable[[np.ndarray], dict[str, Any]] | None = None,
               progress: Progress | None = None) -> list[dict[str, Any]]:
     """Figures of the clustering at each eps; none of them needs an identity.
@@ -35,6 +36,7 @@ def sweep_eps(encoding: sparse.csr_matrix, eps_values: Iterable[float], *, min_s
         min_samples: of DBSCAN, >= 1.
         camids: (N,) integers, the camera of each image, only for the figures (whether the
             encoding is camera-aware was decided when it was made). None: no cameras are known.
+        tracks: T of them, in the order of an encoding (T, T) that was made of their means.
         extra: called with the labels at each eps, as by :func:`.assign_pseudo_labels`;
             what it returns is added to the row.
         progress: called with ("pairs", rows done, N), then ("eps", values done, values).
@@ -53,11 +55,11 @@ def sweep_eps(encoding: sparse.csr_matrix, eps_values: Iterable[float], *, min_s
     check_min_samples(min_samples)
     _check_encoding(encoding)
     if camids is not None:
-        camids = as_cameras(camids, encoding.shape[0])
+        camids = as_cameras(camids, encoding.shape[0] if tracks is None else len(tracks.of_image))
     rows: list[dict[str, Any]] = []
     descending = values[::-1]
     for eps, labels in zip(descending, labels_of_encoding(
-            encoding, descending, min_samples, progress), strict=True):
+            encoding, descending, min_samples, tracks, progress), strict=True):
         rows.append({"eps": eps, **_figures(labels, camids), **(extra(labels) if extra else {})})
         if progress:
             progress("eps", len(rows), len(values))

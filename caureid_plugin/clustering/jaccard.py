@@ -39,6 +39,7 @@ from .inputs import as_feature_matrix, check_eps
 from .lists import neighbor_lists
 from .neighbors import Progress, Search
 from .threads import over_rows, stack_rows
+from .tracks import Tracks
 
 # of one pair, at the peak: both halves of the graph, its transpose and what scipy copies
 BYTES_OF_A_PAIR = 116
@@ -73,8 +74,9 @@ def jaccard_encoding(features: torch.Tensor | np.ndarray, *, k1: int | None = No
                      k2: int | None = None, camids: torch.Tensor | np.ndarray | None = None,
                      k1_intra: int | None = None, k1_inter: int | None = None,
                      k2_intra: int | None = None, k2_inter: int | None = None,
-                     small: bool = False, search: Search = Search(),
-                     progress: Progress | None = None) -> sparse.csr_matrix:
+                     tracks: Tracks | None = None, small: bool = False,
+                     search: Search = Search(), progress: Progress | None = None
+                     ) -> sparse.csr_matrix:
     """The k-reciprocal encoding of every image: the rows that Jaccard distances compare.
 
     Args:
@@ -85,6 +87,7 @@ def jaccard_encoding(features: torch.Tensor | np.ndarray, *, k1: int | None = No
             the next four instead of k1 and k2.
         k1_intra, k1_inter, k2_intra, k2_inter: 5, 20, 2 and 4 if not given, see
             :mod:`.lists`.
+        tracks: T of them, whose mean features take the place of the images'; N is T below.
         small: allow lists as long as N; they then hold the images there are.
         search: how neighbours are found.
         progress: as in :func:`jaccard_graph`.
@@ -97,7 +100,8 @@ def jaccard_encoding(features: torch.Tensor | np.ndarray, *, k1: int | None = No
     """
     return encode(neighbor_lists(
         features, k1=k1, k2=k2, camids=camids, k1_intra=k1_intra, k1_inter=k1_inter,
-        k2_intra=k2_intra, k2_inter=k2_inter, small=small, search=search, progress=progress))
+        k2_intra=k2_intra, k2_inter=k2_inter, tracks=tracks, small=small, search=search,
+        progress=progress))
 
 
 def pairs_within(encoding: sparse.csr_matrix, eps: float,

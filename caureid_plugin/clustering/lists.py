@@ -35,6 +35,7 @@ from .inputs import (
 )
 from .neighbors import Progress, Search, search_lists
 from .processes import Processes
+from .tracks import Tracks
 
 Find = Callable[..., list[tuple[np.ndarray, np.ndarray]]]
 PLAIN = {"k1": 30, "k2": 6}
@@ -64,7 +65,7 @@ def neighbor_lists(features: torch.Tensor | np.ndarray, *,
                    camids: torch.Tensor | np.ndarray | None = None,
                    k1_intra: int | None = None, k1_inter: int | None = None,
                    k2_intra: int | None = None, k2_inter: int | None = None,
-                   small: bool = False, search: Search = Search(),
+                   tracks: Tracks | None = None, small: bool = False, search: Search = Search(),
                    progress: Progress | None = None) -> NeighborLists:
     """Searches the lists; arguments and errors as :func:`.jaccard.jaccard_encoding`."""
     plain = {"k1": k1, "k2": k2}
@@ -76,6 +77,12 @@ def neighbor_lists(features: torch.Tensor | np.ndarray, *,
                          + ("with" if camids is not None else "without") + " camids")
     device = search.device_for(features)
     matrix = Processes(search.group).together(functools.partial(as_feature_matrix, features))
+    if tracks is not None:
+        if len(matrix) != len(tracks.of_image):
+            raise ValueError(f"tracks are of {len(tracks.of_image)} images, got features of "
+                             f"{len(matrix)}")
+        matrix = tracks.mean(torch.from_numpy(matrix)).numpy()
+        camids = None if camids is None else tracks.camids
     del features  # is not kept beside a float32 copy
 
     def find(cameras: np.ndarray | None, *ks: int) -> list[tuple[np.ndarray, np.ndarray]]:

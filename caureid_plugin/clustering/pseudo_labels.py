@@ -15,19 +15,24 @@ from .jaccard import pairs_within
 from .lists import neighbor_lists
 from .neighbors import Progress, Search
 from .processes import Processes
+from .tracks import Tracks, cluster_tracks
 
 
 def assign_pseudo_labels(features: torch.Tensor | np.ndarray, *, eps: float, min_samples: int,
-                         progress: Progress | None = None, **encoding: Any) -> np.ndarray:
+                         tracks: Tracks | None = None, progress: Progress | None = None,
+                         **encoding: Any) -> np.ndarray:
     """Cluster the images and number the clusters.
 
     The partition is that of scikit-learn's ``DBSCAN(metric="precomputed")`` on the full matrix
-    of k-reciprocal Jaccard distances: DBSCAN reads no distance above ``eps``.
+    of k-reciprocal Jaccard distances: DBSCAN reads no distance above ``eps``. With tracks it is
+    that of :func:`.tracks.cluster_tracks`, whose points are the tracks' mean features.
 
     Args:
         features: (N, D), any floating dtype.
         eps: largest distance between DBSCAN neighbours, 0 < eps < 1.
         min_samples: neighbours, itself included, that make an image a core point, >= 1.
+        tracks: which images are one person for certain, and which tracks cannot be. Neighbours
+            are then counted in tracks, ``min_samples`` in images.
         progress: see :func:`.jaccard.jaccard_graph`.
         encoding: ``k1``, ``k2``, ``search`` and so on, as :func:`.jaccard.jaccard_encoding`
             takes them.
@@ -39,19 +44,19 @@ def assign_pseudo_labels(features: torch.Tensor | np.ndarray, *, eps: float, min
         ValueError: bad features (the first bad row is named) or a parameter out of its range.
         MemoryError: it would not fit (see :class:`.neighbors.Search`).
     """
-    return labels_at(features, eps_values=[eps], min_samples=min_samples, progress=progress,
-                     **encoding)[0]
+    return labels_at(features, eps_values=[eps], min_samples=min_samples, tracks=tracks,
+                     progress=progress, **encoding)[0]
 
 
 def labels_at(features: torch.Tensor | np.ndarray, *, eps_values: Sequence[float],
-              min_samples: int, progress: Progress | None = None,
+              min_samples: int, tracks: Tracks | None = None, progress: Progress | None = None,
               **encoding: Any) -> list[np.ndarray]:
     """The labels of :func:`assign_pseudo_labels` at several eps, for one search and encoding.
 
     Args:
         features: (N, D), any floating dtype.
         eps_values: one eps or more, each 0 < eps < 1, in any order.
-        min_samples, progress, encoding: see :func:`assign_pseudo_labels`.
+        min_samples, tracks, progress, encoding: see :func:`assign_pseudo_labels`.
 
     Returns:
         (N,) int64 labels for each eps, in the order of ``eps_values``.
@@ -62,11 +67,11 @@ def labels_at(features: torch.Tensor | np.ndarray, *, eps_values: Sequence[float
     check_min_samples(min_samples)
     for eps in eps_values:
         check_eps(eps)
-    lists = neighbor_lists(features, progress=progress, **encoding)
+    lists = neighbor_lists(features, tracks=tracks, progress=progress, **encoding)
     descending = sorted(set(eps_values), reverse=True)
 
     def label() -> list[np.ndarray]:
-        return list(labels_of_encoding(encode(lists), descending, min_samples, progress))
+        return list(labels_of_encoding(encode(lists), descending, min_samples, tracks, progress))
 
     # only the search is shared: the rest is quick, and would take its memory in every process
     found = Processes(encoding.get("search", Search()).group).from_first(label)
@@ -75,14 +80,20 @@ def labels_at(features: torch.Tensor | np.ndarray, *, eps_values: Sequence[float
 
 
 def labels_of_encoding(encoding: sparse.csr_matrix, descending: Sequence[float],
-                       min_samples: int, progress: Progress | None = None
-                       ) -> Iterator[np.ndarray]:
-    """Labels (N,) at each eps, from the largest down.
+                       min_samples: int, tracks: Tracks | None = None,
+                       progress: Progress | None = None) -> Iterator[np.ndarray]:
+    """Labels (N,) at each eps, from the largest down; with tracks the encoding is of those.
 
     The pairs within a smaller eps are among those within a larger one, so that they are computed
     once and thinned out from one value to the next. Rows that are equal, as for copies of an
     image, are one row that counts as many: each pair of them would be stored otherwise.
     """
+    if tracks is not None:
+        graph = pairs_within(encoding, descending[0], progress)
+        for eps in descending:
+            labels = cluster_tracks(graph, eps, min_samples, tracks, tracks.lengths)
+            yield number_by_appearance(labels[tracks.of_image])
+        return
     twins = _first_equal(encoding)
     kept, row, weights = np.unique(twins, return_inverse=True, return_counts=True)
     graph = pairs_within(encoding[kept] if len(kept) < len(twins) else encoding, descending[0],
@@ -152,18 +163,20 @@ def number_by_appearance(labels: np.ndarray) -> np.ndarray:
     return renumbered
 
 
-def outliers_to_singletons(labels: np.ndarray) -> np.ndarray:
+def outliers_to_singletons(labels: np.ndarray, tracks: Tracks | None = None) -> np.ndarray:
     """Gives every outlier a cluster of its own, numbered after the others (SpCL's labels).
 
     Args:
         labels: (N,) clusters 0..K-1, -1 for outliers.
+        tracks: whose outliers share one cluster, as they are one person.
 
     Returns:
         (N,) labels without -1.
     """
     labels = np.array(labels, dtype=np.int64)
     outlier = labels < 0
-    labels[outlier] = labels.max(initial=-1) + 1 + np.arange(outlier.sum())
+    alone = np.arange(len(labels)) if tracks is None else tracks.of_image
+    labels[outlier] = labels.max(initial=-1) + 1 + number_by_appearance(alone[outlier])
     return labels
 
 

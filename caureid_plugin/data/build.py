@@ -19,7 +19,7 @@ def build_dataset(cfg: CfgNode, name: str) -> Any:
 
     Returns:
         the toolbox's ImageDataset: ``train``, ``query`` and ``gallery`` are lists of (path,
-        identity, camera).
+        identity, camera), ``train`` with a fourth part where the data has tracks.
 
     Raises:
         KeyError: no dataset of that name (lists those there are).
@@ -27,15 +27,17 @@ def build_dataset(cfg: CfgNode, name: str) -> Any:
     return compat.configured_dataset(cfg, name)
 
 
-def training_images(cfg: CfgNode) -> list[tuple[str, Any]]:
+def training_images(cfg: CfgNode) -> list[tuple[Any, ...]]:
     """(path, camera) of all training images of DATASETS.NAMES, in the order of the memory bank.
+
+    A third part, :class:`.track_source.Sighting`, is there where the data has tracks or times.
 
     Each dataset is shown in the log, as when the toolbox loads it.
     """
-    items: list[tuple[str, Any]] = []
+    items: list[tuple[Any, ...]] = []
     for name in cfg.DATASETS.NAMES:
         dataset = build_dataset(cfg, name)
         if comm.is_main_process():
             dataset.show_train()
-        items += [(path, camera) for path, _, camera in dataset.train]
+        items += [(path, *rest) for path, _, *rest in dataset.train]
     return items

@@ -22,6 +22,7 @@ from .listing import (
     listed_images,
     same_file_names,
 )
+from .track_source import Sighting, TrackSource, oddities
 
 logger = logging.getLogger("fastreid.caureid")
 
@@ -43,6 +44,7 @@ class CameraFolder(ImageDataset):
     Args:
         folder: CAMERA_FOLDER.ROOT.
         source: where the cameras are read from.
+        tracks: where tracks and times are read from.
         query, gallery: images to evaluate with, see :func:`.labelled.read_labelled`; both or
             neither.
         system_folders: "skip" or "read", see :func:`.listing.list_images`.
@@ -50,8 +52,9 @@ class CameraFolder(ImageDataset):
         combineall: DATASETS.COMBINEALL, which needs identities to train on.
         **kwargs: the toolbox's; ``root`` is not used.
 
-    ``train`` holds (path, the same word for all, ``"camerafolder_" + camera``), sorted by path;
-    ``query`` and ``gallery`` (path, identity, camera), numbered from 0.
+    ``train`` holds (path, the same word for all, ``"camerafolder_" + camera``), sorted by path,
+    and a fourth part, :class:`.track_source.Sighting`, where tracks or times are read; ``query``
+    and ``gallery`` (path, identity, camera), numbered from 0.
 
     Raises:
         FileNotFoundError: ROOT, QUERY, GALLERY, CSV or LEAVE_OUT does not exist.
@@ -63,9 +66,10 @@ class CameraFolder(ImageDataset):
     dataset_name = "camerafolder"
 
     @configurable
-    def __init__(self, *, folder: str = "", source: CameraSource | None = None, query: str = "",
-                 gallery: str = "", system_folders: str = "skip", leave_out: str = "",
-                 combineall: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *, folder: str = "", source: CameraSource | None = None,
+                 tracks: TrackSource | None = None, query: str = "", gallery: str = "",
+                 system_folders: str = "skip", leave_out: str = "", combineall: bool = False,
+                 **kwargs: Any) -> None:
         if combineall:
             raise UserError(
                 f"DATASETS.COMBINEALL True adds the images to test with to those to train on, and "
@@ -80,7 +84,7 @@ class CameraFolder(ImageDataset):
                             f"{SYSTEM_FOLDERS}.")
         self.dataset_dir = folder
         self._reads_system_folders = system_folders == "read"
-        self._source = source or CameraSource()
+        self._source, self._tracks = source or CameraSource(), tracks or TrackSource()
         self._leave_out = leave_out
         # the toolbox lists the images of its mode at once: "query" is empty until then
         self._places = "", ""
@@ -90,9 +94,12 @@ class CameraFolder(ImageDataset):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         node = cfg.CAMERA_FOLDER
+        tracks = TrackSource(track=node.TRACK, level=node.TRACK_LEVEL, time=node.TIME,
+                             pattern=node.TRACK_PATTERN, csv=node.CSV)
+        for_tracks_only = node.CAMERA != "csv" and "csv" in (node.TRACK, node.TIME)
         source = CameraSource(camera=node.CAMERA, level=node.LEVEL, pattern=node.PATTERN,
-                              csv=node.CSV, unmatched=node.UNMATCHED)
-        return {"folder": node.ROOT, "source": source, "query": node.QUERY,
+                              csv="" if for_tracks_only else node.CSV, unmatched=node.UNMATCHED)
+        return {"folder": node.ROOT, "source": source, "tracks": tracks, "query": node.QUERY,
                 "gallery": node.GALLERY, "system_folders": node.SYSTEM_FOLDERS,
                 "leave_out": node.LEAVE_OUT,
                 "combineall": cfg.DATASETS.COMBINEALL and cls.__name__ in cfg.DATASETS.NAMES}
@@ -163,7 +170,7 @@ class CameraFolder(ImageDataset):
     def _without_camera(self) -> list[str]:
         return [path for path, camera in self._wanted if camera is None]
 
-    def _list_train(self) -> list[tuple[str, str, str]]:
+    def _list_train(self) -> list[tuple[Any, ...]]:
         paths, missing = [path for path, _ in self._wanted], self._without_camera()
         if missing and (self._source.unmatched == "error" or len(missing) == len(paths)):
             remedy = ("." if len(missing) == len(paths) else
@@ -171,8 +178,14 @@ class CameraFolder(ImageDataset):
             raise UserError(self._source.why_not(self._folder, missing, len(paths)) + remedy)
         if self._places[0]:
             _ = self._labelled  # its errors, before hours of training
-        return [(path, NO_IDENTITY, CAMERA_PREFIX + camera)
-                for path, camera in self._wanted if camera is not None]
+        items = [(path, NO_IDENTITY, CAMERA_PREFIX + camera)
+                 for path, camera in self._wanted if camera is not None]
+        if not self._tracks:
+            return items
+        # of all images: whatever else the table holds names an image that is there
+        seen = dict(zip(self._listing.paths, self._tracks.read(self._folder, self._listing.paths),
+                        strict=True))
+        return [(*item, seen[item[0]]) for item in items]
 
     def show_train(self) -> None:
         """Logs what there is, without the toolbox's count of identities, and what was left out."""
@@ -206,9 +219,22 @@ class CameraFolder(ImageDataset):
             logger.warning(
                 "%s.UNMATCHED skip leaves out %d of %d images, whose camera is not found (first: "
                 "%s).", SECTION, len(missing), len(self._wanted), printable(missing[0]))
+        self._show_tracks()
         self._warn_of_tiny_cameras()
         self._warn_of_overlap()
         self._warn_of_labels({f"{SECTION}.ROOT": {name for name in self._cameras if name}})
+
+    def _show_tracks(self) -> None:
+        if not self._tracks:
+            return
+        cameras = [item[2].removeprefix(CAMERA_PREFIX) for item in self.train]
+        seen: list[Sighting] = [item[3] for item in self.train]
+        with_track = [pair for pair in zip(cameras, seen, strict=True) if pair[1].track]
+        tracks = len({(camera, item.track) for camera, item in with_track})
+        logger.info("%s: %d images are of %d tracks, %d of none.", type(self).__name__,
+                    len(with_track), tracks, len(seen) - len(with_track))
+        for text in oddities(cameras, seen):
+            logger.warning("%s", text)
 
     def _warn_of_tiny_cameras(self) -> None:
         images, cameras = len(self.train), self.get_num_cams(self.train)

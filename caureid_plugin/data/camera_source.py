@@ -15,10 +15,10 @@ import regex
 
 from ..common.errors import UserError
 from ..common.text import printable
-from .listing import SHOWN, first_of, read_rows, same_file_names, why_gone
+from .listing import SHOWN, first_of, images_of_rows, read_rows
 
 SECTION = "CAMERA_FOLDER"
-SOURCES = ("folder", "pattern", "csv", "none")
+SOURCES = ("folder", "pattern", "csv", "none")  # of cameras and of tracks
 UNMATCHED = ("error", "skip")
 # option that not every source uses -> those that do
 USED_BY = {"level": ("folder",), "pattern": ("pattern",), "csv": ("csv",),
@@ -129,22 +129,8 @@ class CameraSource:
         if not self.patterns:
             raise UserError(f"{SECTION}.CAMERA 'pattern' needs {key}, a regular expression such "
                             f"as _c([0-9]+); it is {self.pattern!r}.")
-        if len(self.pattern) > LONGEST_PATTERN:
-            raise UserError(f"{key} has {len(self.pattern)} characters, and {LONGEST_PATTERN} are "
-                            "allowed: shorten it, or list the cameras in a table "
-                            f"({SECTION}.CAMERA 'csv').")
         for text in self.patterns:
-            repeats = [max(1, int(number)) for number in re.findall(r"([0-9]+),?\}", text)]
-            if math.prod(repeats) > MOST_REPEATS:
-                raise UserError(f"{key}: {text!r} repeats what repeats, by {{n}}, more than "
-                                f"{MOST_REPEATS:,} times: write smaller numbers, or + for them.")
-            try:
-                groups = re.compile(text)
-                regex.compile(text)
-            except (re.error, regex.error, OverflowError, RecursionError) as error:
-                raise UserError(
-                    f"{key}: {text!r} is no regular expression: {error}. Blanks separate patterns: "
-                    "\\s stands for one in a name.") from error
+            groups = check_pattern(text, "PATTERN", (), whole=self.pattern)
             if groups.groups != 1 and "camera" not in groups.groupindex:
                 raise UserError(
                     f"{key}: {text!r} has {groups.groups} groups, and the camera is read from one: "
@@ -168,39 +154,23 @@ class CameraSource:
         if self.camera == "csv":
             found = self._by_table(paths)
         elif self.camera == "pattern":
-            search = _Search(self.patterns, len(paths))
+            search = PatternSearch(self.patterns, len(paths), "PATTERN")
             found = [search.camera(path) for path in below(root, paths)]
         else:
-            found = [self._by_folder(path) for path in below(root, paths)]
+            found = [by_folder(path, self.level) for path in below(root, paths)]
         return [None if name is None else plain_name(name) for name in found]
-
-    def _by_folder(self, path: str) -> str | None:
-        folders = path.split("/")[:-1]
-        if len(folders) < abs(self.level):
-            return None
-        return folders[self.level - 1 if self.level > 0 else self.level]
 
     def _by_table(self, paths: Sequence[str]) -> list[str | None]:
         key = f"{SECTION}.CSV"
         rows = read_rows(os.path.expanduser(self.csv), ("path", "camera"), key)
-        names = same_file_names([row.cells[0] for row in rows])
         table: dict[str, tuple[int, str]] = {}
-        for name, (line, (path, camera)) in zip(names, rows, strict=True):
-            first, known = table.setdefault(name, (line, plain_name(camera)))
+        for image, (line, (path, camera)) in images_of_rows(rows, paths, self.csv, key):
+            first, known = table.setdefault(image, (line, plain_name(camera)))
             if known != plain_name(camera):
                 raise UserError(
                     f"{key} {printable(self.csv)} names {printable(path)} twice: camera "
                     f"{printable(known)} in line {first}, {printable(camera)} in line {line}.")
-        images = same_file_names(paths)
-        there = set(images)
-        gone = [row for name, row in zip(names, rows, strict=True) if name not in there]
-        if gone:
-            missing = [row.cells[0] for row in gone]
-            raise UserError(
-                f"{key} {printable(self.csv)}: {len(gone)} of {len(rows)} rows name no image below "
-                f"{SECTION}.ROOT (line {gone[0].line} is the first): {first_of(missing)}. "
-                f"{why_gone(missing)}")
-        return [table[name][1] if name in table else None for name in images]
+        return [table[path][1] if path in table else None for path in paths]
 
     def how_to_change(self, root: str, paths: Sequence[str]) -> str:
         """Which keys to change where the cameras are read wrongly; LEVELs that find fewer."""
@@ -234,14 +204,67 @@ class CameraSource:
         return (f"{SECTION}.CSV {printable(self.csv)} has no row for {which}: {first}. Add them")
 
 
-class _Search:
-    """Patterns in the paths of so many images, which have one budget of time together."""
+def by_folder(path: str, level: int) -> str | None:
+    """The folder of a path below ROOT that a level names, None if it has fewer."""
+    folders = path.split("/")[:-1]
+    if len(folders) < abs(level):
+        return None
+    return folders[level - 1 if level > 0 else level]
 
-    def __init__(self, patterns: Sequence[str], images: int) -> None:
+
+def check_pattern(text: str, name: str, groups: Sequence[str], *, whole: str = ""
+                  ) -> re.Pattern[str]:
+    """Checks a regular expression of CAMERA_FOLDER.
+
+    Args:
+        text: the expression.
+        name: of its key.
+        groups: that it must have, by name.
+        whole: what the key holds, if that is more.
+
+    Raises:
+        ValueError: it is too long, repeats too much, is no regular expression, or lacks a group.
+    """
+    key, whole = f"{SECTION}.{name}", whole or text
+    if len(whole) > LONGEST_PATTERN:
+        raise UserError(f"{key} has {len(whole)} characters, and {LONGEST_PATTERN} are allowed: "
+                        f"shorten it, or list the images in a table ({SECTION}.CSV).")
+    repeats = [max(1, int(number)) for number in re.findall(r"([0-9]+),?\}", text)]
+    if math.prod(repeats) > MOST_REPEATS:
+        raise UserError(f"{key}: {text!r} repeats what repeats, by {{n}}, more than "
+                        f"{MOST_REPEATS:,} times: write smaller numbers, or + for them.")
+    try:
+        compiled = re.compile(text)
+        regex.compile(text)
+    except (re.error, regex.error, OverflowError, RecursionError) as error:
+        raise UserError(f"{key}: {text!r} is no regular expression: {error}. Blanks separate "
+                        "patterns: \\s stands for one in a name.") from error
+    if missing := [group for group in groups if group not in compiled.groupindex]:
+        raise UserError(f"{key}: {text!r} has no group (?P<{missing[0]}>...): put it around the "
+                        f"{missing[0]}.")
+    return compiled
+
+
+class PatternSearch:
+    """Patterns in the paths of so many images, which have one budget of time together.
+
+    Args:
+        patterns: regular expressions.
+        images: how many paths will be searched.
+        name: of their key, for the messages.
+    """
+
+    def __init__(self, patterns: Sequence[str], images: int, name: str) -> None:
+        self.key = f"{SECTION}.{name}"
         self.patterns = [regex.compile(text) for text in patterns]
         self.images, self.seconds = images, 2 * PATTERN_SECONDS + MORE_SECONDS * images
         self.end = time.thread_time() + self.seconds
         self.slowest = 0.0, "", ""  # seconds, pattern, path
+
+    def groups(self, path: str) -> dict[str, str | None] | None:
+        """The named groups of the first pattern in a path, None if it is not there."""
+        match = self._match(self.patterns[0], path)
+        return match and match.groupdict()
 
     def camera(self, path: str) -> str | None:
         """What the patterns find that match, None if none does."""
@@ -253,7 +276,7 @@ class _Search:
                 continue
             if camera is not None and plain_name(found) != plain_name(camera):
                 raise UserError(
-                    f"Two of {SECTION}.PATTERN disagree about {printable(path)}: {by!r} reads "
+                    f"Two of {self.key} disagree about {printable(path)}: {by!r} reads "
                     f"camera {printable(camera)}, {pattern.pattern!r} reads {printable(found)}. "
                     "Change one of them.")
             camera, by = found, pattern.pattern
@@ -273,7 +296,7 @@ class _Search:
                 where = (f"{self.seconds:.3g} s for {self.images} images, {printable(slowest)} for "
                          "one")
             raise UserError(
-                f"{SECTION}.PATTERN: {text!r} takes more than {where}: it repeats what repeats, "
+                f"{self.key}: {text!r} takes more than {where}: it repeats what repeats, "
                 "as (a+)+ does, or has several of .*; write it without.") from error
         self.slowest = max(self.slowest, (time.thread_time() - start, pattern.pattern, path))
         return match

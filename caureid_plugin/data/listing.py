@@ -158,7 +158,8 @@ def _count_images(folder: str) -> int:
                for _, _, names in os.walk(folder) for name in names)
 
 
-def read_rows(path: str, columns: Sequence[str], key: str) -> list[Row]:
+def read_rows(path: str, columns: Sequence[str], key: str, *,
+              empty: Sequence[str] = ()) -> list[Row]:
     """Rows of a CSV file with a header line, their first cell a path seen from the file's folder.
 
     Args:
@@ -166,6 +167,7 @@ def read_rows(path: str, columns: Sequence[str], key: str) -> list[Row]:
             have the backslashes of Windows.
         columns: those to read, "path" first; others in the file are left out.
         key: what names the file, for the messages.
+        empty: columns whose cells may hold nothing; they are "" then.
 
     Raises:
         ValueError: the file cannot be read, a column is missing, a row has more or fewer cells
@@ -186,12 +188,39 @@ def read_rows(path: str, columns: Sequence[str], key: str) -> list[Row]:
     places = [header.index(name) for name in columns]
     chosen = [Row(row.line, [row.cells[place].strip() for place in places]) for row in rows[1:]]
     for place, name in enumerate(columns):
-        _refuse([row for row in chosen if is_nothing(row.cells[place])], len(chosen), where,
-                f"no {name} (an empty cell, nan or the like): fill it in, or remove the row")
+        without = [row for row in chosen if is_nothing(row.cells[place])]
+        if name not in empty:
+            _refuse(without, len(chosen), where,
+                    f"no {name} (an empty cell, nan or the like): fill it in, or remove the row")
+        for row in without:
+            row.cells[place] = ""
     folder = os.path.dirname(path)
     for row in chosen:
         row.cells[0] = _find(row.cells[0], folder)
     return chosen
+
+
+def images_of_rows(rows: Sequence[Row], paths: Sequence[str], table: str, key: str, *,
+                   remedy: str = "") -> list[tuple[str, Row]]:
+    """The image that each row's path names, as it is written in ``paths``, and the row.
+
+    Args:
+        rows: of :func:`read_rows`.
+        paths: of the images below ROOT.
+        table, key: the file and what names it, for the message, whose end is ``remedy``.
+
+    Raises:
+        ValueError: rows that name none of the images.
+    """
+    there = dict(zip(same_file_names(paths), paths, strict=True))
+    names = same_file_names([row.cells[0] for row in rows])
+    if gone := [row for name, row in zip(names, rows, strict=True) if name not in there]:
+        missing = [row.cells[0] for row in gone]
+        raise UserError(
+            f"{key} {printable(table)}: {len(gone)} of {len(rows)} rows name no image below "
+            f"CAMERA_FOLDER.ROOT (line {gone[0].line} is the first): {first_of(missing)}. "
+            f"{why_gone(missing)}{remedy}")
+    return [(there[name], row) for name, row in zip(names, rows, strict=True)]
 
 
 def listed_images(table: str, key: str, paths: Sequence[str]) -> list[str]:
@@ -207,15 +236,8 @@ def listed_images(table: str, key: str, paths: Sequence[str]) -> list[str]:
         ValueError: the file is damaged, or a row names none of the images.
     """
     rows = read_rows(os.path.expanduser(table), ("path",), key)
-    there = dict(zip(same_file_names(paths), paths, strict=True))
-    names = same_file_names([row.cells[0] for row in rows])
-    if gone := [row for name, row in zip(names, rows, strict=True) if name not in there]:
-        missing = [row.cells[0] for row in gone]
-        raise UserError(
-            f"{key} {printable(table)}: {len(gone)} of {len(rows)} rows name no image below ROOT "
-            f"(line {gone[0].line} is the first): {first_of(missing)}. {why_gone(missing)} Correct "
-            "or remove these rows.")
-    return sorted({there[name] for name in names})
+    return sorted({image for image, _ in images_of_rows(
+        rows, paths, table, key, remedy=" Correct or remove these rows.")})
 
 
 def _find(path: str, folder: str) -> str:

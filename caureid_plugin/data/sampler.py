@@ -72,7 +72,8 @@ class ClusterSampler(Sampler[Draw]):
     second copy of it in the batch: a unit may also be K different single-image clusters (with
     "one", of one camera). No unit is drawn twice within a pass over all of them; what does not
     fill a batch is left out. With fewer units than P, a batch repeats units (with other images
-    where there are any), so that few clusters never stop or hang a run.
+    where there are any), so that few clusters never stop or hang a run. Where tracks are known, a
+    unit has images of as many different ones as possible, before cameras count.
 
     "one" draws as CAP does (Wang et al., "Camera-aware Proxies for Unsupervised Person
     Re-Identification", AAAI 2021, arXiv 2012.10674; ``ClassUniformlySampler`` of its code, given
@@ -89,6 +90,7 @@ class ClusterSampler(Sampler[Draw]):
         num_instances: K.
         seed: of every random choice; one number or several (run, epoch).
         cameras: "mixed" or "one".
+        tracks: (N,) the track of each image; None: each image is one.
         skip_batches: batches that are drawn and left out first.
         rank, world_size: this process takes the rank-th contiguous part of each batch.
 
@@ -103,7 +105,8 @@ class ClusterSampler(Sampler[Draw]):
 
     def __init__(self, labels: np.ndarray, camids: np.ndarray, *, batch_size: int,
                  num_instances: int, seed: int | Sequence[int], cameras: str = "mixed",
-                 rank: int = 0, world_size: int = 1, skip_batches: int = 0) -> None:
+                 tracks: np.ndarray | None = None, rank: int = 0, world_size: int = 1,
+                 skip_batches: int = 0) -> None:
         check_batch(batch_size, num_instances, world_size, cameras)
         if len(labels) != len(camids):
             raise UserError(f"{len(labels)} labels for {len(camids)} cameras.")
@@ -121,6 +124,7 @@ class ClusterSampler(Sampler[Draw]):
         if cameras == "one" and (problem := why_only_copies(labels, camids, num_instances)):
             raise UserError(problem[0].upper() + problem[1:])
         self._camids = np.asarray(camids)
+        self._tracks = np.arange(len(labels)) if tracks is None else np.asarray(tracks)
         self._groups: list[list[int]] = []  # of each, K images make a unit
         singles: dict[int, list[int]] = {}  # single-image clusters that may share a unit
         for (label, camera), images in sorted(members.items()):
@@ -171,16 +175,23 @@ class ClusterSampler(Sampler[Draw]):
         return [units[i] for i in rng.permutation(len(units))]
 
     def _images_of(self, group: list[int], rng: np.random.Generator) -> list[int]:
-        """K images of a group, one camera after the other; repeated only if there are fewer."""
+        """K images of a group, one track and one camera after the other; repeated only if there
+        are fewer."""
         most = IMAGES_LOOKED_AT * self._num_instances
         if len(group) > most:
             group = [group[i] for i in rng.choice(len(group), most, replace=False)]
         shuffled = rng.permutation(group)
-        seen: dict[int, int] = {}
-        turn = []
-        for index in shuffled:
-            camera = int(self._camids[index])
-            seen[camera] = seen.get(camera, 0) + 1
-            turn.append(seen[camera])
-        by_camera = shuffled[np.argsort(turn, kind="stable")]
-        return np.resize(by_camera, self._num_instances).tolist()
+        by_track = np.argsort(_turns(self._tracks[shuffled]), kind="stable")
+        shuffled = shuffled[by_track]
+        turns = _turns(self._tracks[shuffled]), _turns(self._camids[shuffled])
+        return np.resize(shuffled[np.lexsort(turns[::-1])], self._num_instances).tolist()
+
+
+def _turns(values: np.ndarray) -> list[int]:
+    """How often each value has been there, itself included: [7, 7, 9] gives [1, 2, 1]."""
+    seen: Counter[int] = Counter()
+    turns = []
+    for value in values.tolist():
+        seen[value] += 1
+        turns.append(seen[value])
+    return turns

@@ -17,6 +17,7 @@ from ..clustering.inputs import (
     check_min_samples,
 )
 from ..clustering.standardize import check_cameras_to_standardize
+from ..clustering.tracks import Tracks
 from ..common.errors import UserError
 from ..common.text import naming_keys
 from ..data.sampler import why_only_copies
@@ -25,6 +26,9 @@ logger = logging.getLogger("fastreid.caureid")
 
 # Unit features of all images that differ by no more than this are one and the same up to rounding.
 ALIKE = 1e-5
+
+# A list of so many neighbours was meant for images: few people have as many tracks.
+LEAST_OF_IMAGES = 16
 
 # what the clustering calls it -> the key
 CLUSTER_KEYS = {
@@ -85,7 +89,7 @@ def eps_key(cfg: CfgNode, epoch: int) -> str:
     return "EPS_FIRST" if epoch < cfg.CAUREID.CLUSTER.EPS_FIRST_EPOCHS else "EPS"
 
 
-def check_size(cfg: CfgNode, camids: np.ndarray) -> None:
+def check_size(cfg: CfgNode, camids: np.ndarray, tracks: Tracks | None = None) -> None:
     """Compares the number of training images with what the config asks of it.
 
     Neighbour lists that are longer than the images there are become shorter, and a batch repeats
@@ -94,6 +98,7 @@ def check_size(cfg: CfgNode, camids: np.ndarray) -> None:
     Args:
         cfg: CAUREID.CLUSTER, SOLVER.IMS_PER_BATCH and, for the messages, DATASETS.NAMES.
         camids: (N,) cameras of the training images, numbered from 0.
+        tracks: of the images, which are then neighbours in their place.
 
     Raises:
         ValueError: fewer than two images, or fewer than CAUREID.CLUSTER.MIN_SAMPLES; a camera of
@@ -109,20 +114,36 @@ def check_size(cfg: CfgNode, camids: np.ndarray) -> None:
     if node.MIN_SAMPLES > n:
         raise UserError(f"{found}, so that with CAUREID.CLUSTER.MIN_SAMPLES {node.MIN_SAMPLES} "
                         "every one would be an outlier: lower it.")
-    per_camera = np.bincount(camids)
-    candidates = {"K1": n - 1}
+    of_camera, what = camids, "images"
+    if tracks is not None:
+        of_camera, what = tracks.camids, "tracks"
+        _warn_of_counts_for_images(node, tracks)
+    per_camera = np.bincount(of_camera)
+    candidates = {"K1": len(of_camera) - 1}
     if node.CAMERA_AWARE:
         candidates = {"K1_INTRA": int(per_camera.max()) - 1,
-                      "K1_INTER": n - int(per_camera.min())}
+                      "K1_INTER": len(of_camera) - int(per_camera.min())}
     for name, others in candidates.items():
         if 0 < others < node[name]:
             logger.warning(
-                "CAUREID.CLUSTER.%s %d is more than the %d images that a training image can have "
-                "as neighbours: all of them are then, whatever they show, and few clusters are "
-                "found. Lower it.", name, node[name], others)
+                "CAUREID.CLUSTER.%s %d is more than the %d %s that can be neighbours of one: all "
+                "of them are then, whatever they show, and few clusters are found. Lower it.",
+                name, node[name], others, what)
     if cfg.SOLVER.IMS_PER_BATCH > n:
         logger.warning("SOLVER.IMS_PER_BATCH %d is more than the %d training images: every batch "
                        "repeats images.", cfg.SOLVER.IMS_PER_BATCH, n)
+
+
+def _warn_of_counts_for_images(node: CfgNode, tracks: Tracks) -> None:
+    images = len(tracks.of_image)
+    if images < 1.5 * len(tracks):  # hardly any
+        return
+    name = "K1_INTER" if node.CAMERA_AWARE else "K1"
+    if node[name] >= LEAST_OF_IMAGES:
+        logger.warning(
+            "The %d images are of %d tracks, and CAUREID.CLUSTER.%s %d counts tracks: that is more "
+            "than most people have. configs/OwnData/caureid_tracks.yml has counts for tracks.",
+            images, len(tracks), name, node[name])
 
 
 def why_not_to_train(cfg: CfgNode, features: torch.Tensor, labels: np.ndarray,

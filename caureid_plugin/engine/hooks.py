@@ -120,9 +120,9 @@ class UnsupervisedHook(HookBase):
                             f"a {type(self._model).__name__}.")
         self._check_config()
         listed = trainer.data_loader.dataset.img_items
-        self._items = [(path, camera) for path, _, camera in listed]
+        self._items = [(path, *rest) for path, _, *rest in listed]
         if self._cfg.CAUREID.DIAGNOSTICS:
-            self._identities = [str(identity) for _, identity, _ in listed]
+            self._identities = [str(item[1]) for item in listed]
         self._attach_bank()
 
     def _check_config(self) -> None:
@@ -158,7 +158,8 @@ class UnsupervisedHook(HookBase):
         cfg = self._cfg
         self._extraction = build_extraction_loader(cfg, self._items)
         images: Any = self._extraction.dataset  # UnlabelledImages
-        check_size(cfg, images.camids)
+        self._tracks: clustering.Tracks | None = images.tracks
+        check_size(cfg, images.camids, self._tracks)
         check_cameras(cfg, len(images), images.num_cameras)
         self._log_cameras(images)
         dim = cfg.MODEL.HEADS.EMBEDDING_DIM or cfg.MODEL.BACKBONE.FEAT_DIM
@@ -167,7 +168,7 @@ class UnsupervisedHook(HookBase):
         self._model.memory = self._bank
         kept = self._host.checkpointer.checkpointables
         kept["memory_bank"] = self._bank
-        kept["training_images"] = TrainingImages(images.paths, cfg.DATASETS.NAMES)
+        kept["training_images"] = TrainingImages(images.paths, cfg.DATASETS.NAMES, self._tracks)
 
     def _log_cameras(self, images: Any) -> None:
         names, _ = short_names([str(name) for name in images.camera_names])
@@ -246,7 +247,7 @@ class UnsupervisedHook(HookBase):
             self._keep_labels(f"epoch {epoch}: {problem}")
             return
         if self._cfg.CAUREID.LABELS == "bank":
-            found = clustering.outliers_to_singletons(found)
+            found = clustering.outliers_to_singletons(found, self._tracks)
         self._bank.relabel(torch.from_numpy(found))
 
     def _extract(self) -> torch.Tensor:
@@ -289,7 +290,7 @@ class UnsupervisedHook(HookBase):
                 compat.stop_point(self.trainer)
 
             options = {"min_samples": node.MIN_SAMPLES, "search": self._search(), "small": True,
-                       "progress": show, **self._neighbor_counts(epoch)}
+                       "tracks": self._tracks, "progress": show, **self._neighbor_counts(epoch)}
             gap, eps = eps_gap(self._cfg), eps_at(self._cfg, epoch)
             features = self._bank.features
             if node.STANDARDIZE:

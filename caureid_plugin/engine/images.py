@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 
+from ..clustering import Tracks
 from ..common.errors import UserError
 
 
@@ -24,8 +25,16 @@ def images_digest(paths: Sequence[str]) -> str:
     return hashlib.blake2b(os.fsencode(names), digest_size=16).hexdigest()
 
 
+def tracks_digest(tracks: Tracks | None) -> str | None:
+    """A digest of which images are of one track, and when; None without tracks."""
+    if tracks is None:
+        return None
+    content = b"".join(part.tobytes() for part in (tracks.of_image, tracks.first, tracks.last))
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
 class TrainingImages:
-    """Checkpointable that refuses to go on with other images than the memory bank has.
+    """Checkpointable that refuses to go on with other images or tracks than the run began with.
 
     A row of the bank is a place in the list of images: with one image added and another removed
     the bank has the right size, and every row belongs to another image.
@@ -33,17 +42,19 @@ class TrainingImages:
     Args:
         paths: of the training images, in the order of the bank.
         names: DATASETS.NAMES, for the message.
+        tracks: of the images.
     """
 
-    def __init__(self, paths: Sequence[str], names: Sequence[str]) -> None:
-        self._digest = images_digest(paths)
+    def __init__(self, paths: Sequence[str], names: Sequence[str],
+                 tracks: Tracks | None = None) -> None:
+        self._digest, self._tracks = images_digest(paths), tracks_digest(tracks)
         self._names = list(names)
 
-    def state_dict(self) -> dict[str, str]:
-        """The digest."""
-        return {"digest": self._digest}
+    def state_dict(self) -> dict[str, str | None]:
+        """The digests."""
+        return {"digest": self._digest, "tracks": self._tracks}
 
-    def load_state_dict(self, state: dict[str, str]) -> None:
+    def load_state_dict(self, state: dict[str, str | None]) -> None:
         """Compares with a checkpoint's.
 
         Raises:
@@ -55,3 +66,8 @@ class TrainingImages:
                 "checkpoint, although as many: files were added, removed or renamed. Restore "
                 "them to go on, or start anew in another OUTPUT_DIR (MODEL.WEIGHTS takes over what "
                 "was learnt).")
+        if state.get("tracks") != self._tracks:  # version 0.3 had none
+            raise UserError(
+                f"The tracks or times of the training images of DATASETS.NAMES {self._names} are "
+                "others than those of the checkpoint. Restore them (CAMERA_FOLDER.TRACK, TIME and "
+                "what these read) to go on, or start anew in another OUTPUT_DIR.")

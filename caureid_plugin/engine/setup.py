@@ -91,7 +91,7 @@ def fit_to_data(cfg: CfgNode, notify: Notify = logger.log, *, training: bool = T
 def _fit_cameras(cfg: CfgNode, notify: Notify) -> None:
     # listed without a word: the loader of the training set says what there is to say
     cameras = {camera for name in cfg.DATASETS.NAMES
-               for _, _, camera in build_dataset(cfg, name).train}
+               for _, _, camera, *_ in build_dataset(cfg, name).train}
     if len(cameras) > 1:
         cfg.MODEL.HEADS.CAMSEP.NUM_CAMERAS = len(cameras)
         notify(logging.INFO, f"MODEL.HEADS.CAMSEP.NUM_CAMERAS -1 becomes {len(cameras)}, the "

@@ -833,7 +833,8 @@ def test_an_image_that_is_left_out_needs_no_camera(own, root):
 
 
 @pytest.mark.parametrize("content, words", [
-    ("path\nnorth/absent.jpg\n", ("1 of 1 rows name no image below ROOT", "line 2", "absent.jpg")),
+    ("path\nnorth/absent.jpg\n", ("1 of 1 rows name no image below CAMERA_FOLDER.ROOT", "line 2",
+                                  "absent.jpg")),
     ("file\nx.jpg\n", ("needs the column(s) path",)),
     (None, ("spare.csv", "is not a file"))])
 def test_wrong_tables_of_images_to_leave_out(own, root, content, words):

@@ -73,6 +73,25 @@ def test_different_cameras_first(cameras, counts):
     assert seen == set(range(len(cameras))), "every image of a cluster has its turn"
 
 
+@pytest.mark.parametrize("tracks, cameras, distinct, first", [
+    ("aaaab", "11112", 2, 2),  # both tracks, then more of the long one
+    ("abcde", "11112", 4, 2),  # as many tracks as wanted: both cameras among the first two
+    ("aabbcd", "112233", 4, 3),
+    ("aaaaaa", "111111", 1, 1)])
+def test_different_tracks_before_different_frames(tracks, cameras, distinct, first):
+    numbers = np.array([ord(name) for name in tracks])
+    camids = [int(camera) for camera in cameras]
+    sampler = make(np.zeros(len(tracks), np.int64), camids, batch_size=4, tracks=numbers)
+    seen = set()
+    for unit in batches_of(sampler, 50, 4):
+        assert len(set(unit)) == 4
+        drawn = [tracks[index] for index in unit]
+        assert len(set(drawn)) == distinct == len(set(drawn[:distinct]))
+        assert len({cameras[index] for index in unit[:first]}) == first
+        seen.update(unit)
+    assert seen == set(range(len(tracks)))
+
+
 @pytest.mark.parametrize("size, counts", [(2, [2, 2]), (3, [2, 1, 1]), (4, [1, 1, 1, 1])])
 def test_small_clusters_repeat_images_evenly(size, counts):
     sampler = make([0] * size + [1] * 6, list(range(size)) + [0] * 6, batch_size=8)

@@ -13,6 +13,7 @@ from caureid_plugin.data.synthetic import dataset as module
 from caureid_plugin.data.synthetic.cameras import make_camera
 from caureid_plugin.data.synthetic.dataset import (
     SyntheticCameras,
+    SyntheticTracks,
     person_mask,
     plan_shots,
     render_dataset,
@@ -156,6 +157,26 @@ def test_the_dataset_renders_once_and_lists_its_pictures(tiny, tmp_path, monkeyp
 
     monkeypatch.setattr(module, "render_dataset", no_second_rendering)
     assert SyntheticCameras(root=str(tmp_path)).train == train
+
+
+def test_tracks_of_the_rendered_people(rendered):
+    """Each person walks through a camera once; names of tracks tell nothing across cameras."""
+    items = SyntheticTracks(str(rendered)).train
+    plain = SyntheticCameras(str(rendered)).train
+    assert [item[:3] for item in items] == plain and SyntheticTracks(str(rendered)).train == items
+    walks = defaultdict(list)
+    for path, identity, camera, seen in items:
+        walks[identity, camera].append((int(path[-13:-7]), seen))
+    assert len({shots[0][1].track for shots in walks.values()}) == len(walks) > 5
+    starts = []
+    for shots in walks.values():
+        shots.sort()
+        assert len({seen.track for _, seen in shots}) == 1
+        assert np.allclose([seen.time for _, seen in shots], shots[0][1].time + np.arange(
+            len(shots)))
+        starts.append((shots[0][1].time, int(shots[0][1].track)))
+    assert [number for _, number in sorted(starts)] == list(range(len(starts)))
+    assert all(len(item) == 3 for item in SyntheticTracks(str(rendered)).query)
 
 
 def test_person_mask_is_the_mask_of_the_rendering(rendered):

@@ -6,7 +6,12 @@ import random
 import numpy as np
 import pytest
 import torch
-from caureid_plugin.data import UnlabelledImages, build_extraction_loader, build_pseudo_label_loader
+from caureid_plugin.data import (
+    Sighting,
+    UnlabelledImages,
+    build_extraction_loader,
+    build_pseudo_label_loader,
+)
 from caureid_plugin.data.sampler import Draw
 from PIL import Image
 
@@ -80,6 +85,16 @@ def test_item(items):
         assert item["indexes"] == index and item["img_paths"] == path
         # without labels all are outliers
         assert UnlabelledImages(items, plain_transform)[index]["targets"] == -1
+
+
+def test_tracks_come_with_the_items():
+    seen = [Sighting("1", 4.0), Sighting("1", 2.0), Sighting(None, 7.0), Sighting("1", np.nan)]
+    items = [(f"{i}.jpg", camera, sighting) for i, (camera, sighting) in enumerate(
+        zip("bbba", seen, strict=True))]
+    tracks = UnlabelledImages([*items, ("4.jpg", "a")], plain_transform).tracks
+    assert tracks.of_image.tolist() == [0, 0, 1, 2, 3] and tracks.camids.tolist() == [1, 1, 0, 0]
+    np.testing.assert_equal(tracks.first, [2, 7, np.nan, np.nan])
+    assert UnlabelledImages([item[:2] for item in items], plain_transform).tracks is None
 
 
 @pytest.mark.parametrize("cameras, numbers", [

@@ -3,8 +3,11 @@
 import os
 import shutil
 
+import numpy as np
 import pytest
+from caureid_plugin.clustering import Tracks
 from caureid_plugin.engine import images_digest
+from caureid_plugin.engine.images import TrainingImages
 from fastreid.data import build as data_build
 
 
@@ -21,6 +24,21 @@ def test_the_digest_is_of_names_in_their_order_alone(monkeypatch):
     assert len(different) == 7
     assert images_digest(["/a/x.jpg"]) == images_digest(["/b/c/x.jpg"])
     assert images_digest(["/a/x.jpg"]) != images_digest(["/a/y.jpg"])
+
+
+def test_other_tracks_are_refused():
+    def kept(tracks):
+        return TrainingImages(["/a/x.jpg", "/a/y.jpg"], ["Own"], tracks)
+
+    camids = np.zeros(2, dtype=np.int64)
+    one = Tracks.of(camids, ["a", "a"], [1.0, 2.0])
+    others = [None, Tracks.of(camids, ["a", "b"], [1.0, 2.0]), Tracks.of(camids, ["a", "a"])]
+    kept(Tracks.of(camids, ["z", "z"], [1.0, 2.0])).load_state_dict(kept(one).state_dict())
+    kept(None).load_state_dict({"digest": kept(None).state_dict()["digest"]})  # of version 0.3
+    for other in others:
+        for state, now in ((one, other), (other, one)):
+            with pytest.raises(ValueError, match=r"tracks or times.*Own.*CAMERA_FOLDER.TRACK"):
+                kept(now).load_state_dict(kept(state).state_dict())
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from caureid_plugin import clustering
-from caureid_plugin.data import unlabelled
+from caureid_plugin.data import Sighting, unlabelled
 from caureid_plugin.engine import UnsupervisedHook
 from fastreid.data import build as data_build
 from fastreid.data.datasets.market1501 import Market1501
@@ -152,6 +152,8 @@ def _in_other_order(row, name):
     return f"{other_order(48).tolist().index(row):04d}_{name}"
 
 
+TRACK_OPTIONS = ["CAUREID.LABELS", "extract", "CAUREID.CLUSTER.K1", 4, "CAUREID.CLUSTER.EPS", 0.8,
+                 "CAUREID.CLUSTER.MIN_SAMPLES", 3]
 COPIES = {"distinct names": _distinct, "other order": _in_other_order}
 
 
@@ -160,7 +162,7 @@ def run(train_as_script, tiny_market, tmp_path, monkeypatch):
     """Trains under one kind of identities; gives :func:`everything`."""
     process = Market1501.process_dir
 
-    def change(kind):
+    def change(kind, tracks):
         root = tiny_market
         if kind in COPIES:
             root = _copy(root, tmp_path / kind, COPIES[kind])
@@ -173,12 +175,16 @@ def run(train_as_script, tiny_market, tmp_path, monkeypatch):
                 who = changed(kind, who)
             if not is_train and "test" in kind:
                 who = np.random.RandomState(len(who)).permutation(who).tolist()
-            return list(zip(paths, who, cameras, strict=True))
+            seen = [[]] * len(items)
+            if is_train and tracks:  # three images each, all of a camera at one time
+                seen = [[Sighting(str(row // 3), float(row % 3))] for row in range(len(items))]
+            return [(*item, *sighting) for *item, sighting in zip(paths, who, cameras, seen,
+                                                                  strict=True)]
 
         monkeypatch.setattr(Market1501, "process_dir", process_dir)
 
-    def train(kind, *options, **where):
-        change(kind)
+    def train(kind, *options, tracks=False, **where):
+        change(kind, tracks)
         watched, folder = [], tmp_path / "out" / kind
         trainer = train_as_script(*options, folder=folder,
                                   watch=lambda trainer: watched.append(Watch(trainer)), **where)
@@ -223,6 +229,25 @@ def test_no_identity_reaches_training(run, config, options, kinds):
     options = [*options, "SOLVER.MAX_EPOCH", 1, "DATASETS.TESTS", "()"]
     other = run("other order", *options, config=config)
     assert first_groups(other, other_order(48)) == groups
+
+
+def test_a_track_is_no_identity(run):
+    """Whom the tracks show is not read, and their constraints hold: of a camera's tracks, which
+    are all there at one time, no two are in one cluster."""
+    true = run("true", *TRACK_OPTIONS, tracks=True)
+    for kind in ("shuffled", "absent, and others to test with"):
+        other = run(kind, *TRACK_OPTIONS, tracks=True)
+        assert differences(true, other, ignored(kind)) == [], kind
+    assert differences(true, run("one", *TRACK_OPTIONS)) != [], "without tracks it is another run"
+    for labels in true["labels"]:
+        of_track = labels.view(16, 3)
+        assert (of_track == of_track[:, :1]).all(), "a track is one person"
+        for camera in (0, 1):  # rows are sorted by identity, then camera
+            clusters = of_track[camera::2, 0]
+            clusters = clusters[clusters >= 0]
+            assert len(clusters.unique()) == len(clusters) > 1
+    drawn = [unit for batch in true["batches"] for unit in batch[2].view(-1, 4).tolist()]
+    assert any(len({row // 3 for row in unit[:2]}) == 2 for unit in drawn)
 
 
 # ------------------------------------------------------------------------------- leaks ----

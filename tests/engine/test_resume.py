@@ -150,6 +150,22 @@ def test_one_and_two_epochs_are_three(start, whole, resumed, preset, period, wor
     assert_ends_as(trainer, expected)
 
 
+def test_a_run_with_tracks_goes_on(start, whole, resumed, tiny_market):
+    options = ("DATASETS.NAMES", "('CameraFolder',)", "CAMERA_FOLDER.ROOT",
+               str(tiny_market / "Market-1501-v15.09.15" / "bounding_box_train"),
+               "CAMERA_FOLDER.CAMERA", "pattern", "CAMERA_FOLDER.PATTERN", "_c([0-9])",
+               "CAMERA_FOLDER.TRACK", "pattern", "CAMERA_FOLDER.TIME", "pattern",
+               "CAMERA_FOLDER.TRACK_PATTERN", "(?P<track>[0-9]+)_c.s1_(?P<time>[0-9]+)",
+               "CAUREID.CLUSTER.EPS", 0.8)
+    expected = whole("SOLVER.MAX_EPOCH", 2, *options)
+    start(*OPTIONS, "SOLVER.MAX_EPOCH", 1, *options).train()
+    trainer = resumed("SOLVER.MAX_EPOCH", 2, *options)
+    assert trainer.start_epoch == 1
+    assert_ends_as(trainer, expected)
+    of_track = trainer.model.memory.labels.view(16, 3)
+    assert (of_track == of_track[:, :1]).all() and len(of_track.unique()) > 2
+
+
 FAST = ("bank", 0), ("extract", 2), ("bank", 4), ("extract", 5)
 
 

@@ -7,15 +7,18 @@ import sys
 from types import SimpleNamespace
 
 import caureid_plugin
+import numpy as np
 import pytest
 import torch
 import yaml
 from caureid_plugin import fit_to_data, get_config_file, load_config
 from caureid_plugin.cli import attention, eps
 from caureid_plugin.cli.common import call
+from caureid_plugin.clustering import Tracks
 from caureid_plugin.common.errors import UserError
 from caureid_plugin.engine import build_network
 from caureid_plugin.engine import training as train_net
+from caureid_plugin.engine.checks import check_size
 from caureid_plugin.report import attention as attention_module
 from caureid_plugin.runs.folder import read_config
 from caureid_plugin.runs.run import find_test_set
@@ -436,3 +439,19 @@ def test_weights_that_are_not_there_are_named(cfg, tmp_path):
     cfg.MODEL.DEVICE = "cpu"
     with pytest.raises((FileNotFoundError, ValueError), match="none.pth"):
         build_network(cfg, str(tmp_path / "none.pth"))
+
+
+@pytest.mark.parametrize("counts, warned", [
+    ({}, "6 images are of 2 tracks, and CAUREID.CLUSTER.K1 30 counts tracks"),
+    ({"K1": 1, "K2": 1}, None),
+    ({"K1": 3, "K2": 1}, "CAUREID.CLUSTER.K1 3 is more than the 1 tracks"),
+    ({"CAMERA_AWARE": True}, "CAUREID.CLUSTER.K1_INTER 20 counts tracks")])
+def test_counts_of_neighbours_are_of_tracks(cfg, messages, counts, warned):
+    cfg.CAUREID.CLUSTER.CAMERA_AWARE = False
+    for key, value in counts.items():
+        cfg.CAUREID.CLUSTER[key] = value
+    cfg.SOLVER.IMS_PER_BATCH = 4
+    camids = np.zeros(6, dtype=np.int64)
+    check_size(cfg, camids, Tracks.of(camids, list("aaabbb")))
+    found = [text for text in messages if "CAUREID.CLUSTER" in text]
+    assert (any(warned in text for text in found) if warned else not found), found

@@ -1,0 +1,315 @@
+"""Tracks: images that a tracker says are of one person, and tracks that cannot be.
+
+Two tracks that are seen in one place at one time are two people. DBSCAN gets this as cannot-link
+constraints (Ruiz, Spiliopoulou and Menasalvas, "C-DBSCAN", RSFDGrC 2007, has such constraints for
+points; the rule below is ours):
+
+- Whether a track is a core point does not depend on the constraints.
+- Core points within eps of each other join in the order of their distance, the closest first. Two
+  clusters that hold a forbidden pair do not join, here or at any larger distance.
+- Then each border point joins the cluster of its nearest core point that it has no forbidden pair
+  with.
+- What is equally far is decided together: if it cannot all join, none of it does; a border point
+  between two clusters stays an outlier.
+
+So no cluster holds a forbidden pair, the result does not depend on the order of the images, and
+without a forbidden pair the clusters of core points are DBSCAN's.
+
+Letters: N images, T tracks, D embedding size.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import itertools
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch.nn import functional as F
+
+from .inputs import as_cameras
+
+Edge = tuple[float, int, int]  # distance, two tracks
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """Which images are of one track, and where and when it was seen.
+
+    Attributes:
+        of_image: (N,) int64, the track of each image, 0..T-1 in order of first appearance.
+        camids: (T,) int64, the camera of each track.
+        first, last: (T,) float64, the times of its first and last image; NaN: not known, so that
+            it may be anyone.
+        places: (T,) int64, where nobody can be twice at one time: the cameras, or one number for
+            all of them if none sees what another sees.
+    """
+
+    of_image: np.ndarray
+    camids: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    places: np.ndarray
+
+    @classmethod
+    def of(cls, camids: torch.Tensor | np.ndarray, names: Sequence[Hashable | None],
+           times: Sequence[float] | np.ndarray | None = None, *, one_place: bool = False) -> Tracks:
+        """Tracks of images. The same name under another camera is another track.
+
+        Args:
+            camids: (N,) integers, the camera of each image.
+            names: (N,), of the tracks; None: the image is a track by itself.
+            times: (N,), in any unit, by one clock for each place; NaN or None: not known.
+            one_place: no two cameras see one place, so that nobody is in two of them at one time.
+                The clocks of all cameras must then agree.
+
+        Raises:
+            ValueError: not one name and time for each image.
+
+        Example:
+            >>> tracks = Tracks.of(np.array([0, 0, 1]), ["a", "a", "a"], [1.0, 2.5, 2.0])
+            >>> tracks.of_image.tolist(), tracks.first.tolist(), tracks.last.tolist()
+            ([0, 0, 1], [1.0, 2.0], [2.5, 2.0])
+        """
+        n = len(names)
+        cameras = as_cameras(camids, n)
+        moments = np.full(n, np.nan) if times is None else np.asarray(times, dtype=np.float64)
+        if moments.shape != (n,):
+            raise ValueError(f"times must hold one number for each of the {n} images, got shape "
+                             f"{moments.shape}")
+        number: dict[Hashable, int] = {}
+        of_image = np.array([
+            number.setdefault((camera, "image", row) if name is None else (camera, "track", name),
+                              len(number))
+            for row, (camera, name) in enumerate(zip(cameras.tolist(), names, strict=True))],
+            dtype=np.int64)
+        _, shown = np.unique(of_image, return_index=True)
+        first, last = np.full((2, len(number)), np.nan)
+        np.fmin.at(first, of_image, moments)
+        np.fmax.at(last, of_image, moments)
+        places = np.zeros(len(number), dtype=np.int64) if one_place else cameras[shown]
+        return cls(of_image, cameras[shown], first, last, places)
+
+    def __len__(self) -> int:
+        return len(self.camids)
+
+    @functools.cached_property
+    def lengths(self) -> np.ndarray:
+        """(T,) int64, images of each track."""
+        return np.bincount(self.of_image, minlength=len(self))
+
+    def mean(self, features: torch.Tensor) -> torch.Tensor:
+        """(T, D), the mean of the L2-normalised features (N, D) of each track, L2-normalised."""
+        unit = F.normalize(features, dim=1)
+        sums = unit.new_zeros(len(self), unit.shape[1])
+        return F.normalize(sums.index_add_(0, torch.from_numpy(self.of_image), unit), dim=1)
+
+    def overlaps(self) -> int:
+        """How many pairs of tracks are seen in one place at one time."""
+        found = 0
+        for place in np.unique(self.places):
+            known = (self.places == place) & ~np.isnan(self.first)
+            first, last = np.sort(self.first[known]), self.last[known]
+            # of each track: those that begin before it ends, less those that end before ...
+            begun = np.searchsorted(first, last, side="right")
+            ended = np.searchsorted(np.sort(last), self.first[known], side="left")
+            found += int((begun - ended).sum() - known.sum()) // 2
+        return found
+
+
+def cluster_tracks(graph: sparse.csr_matrix, eps: float, min_samples: int, tracks: Tracks,
+                   weights: np.ndarray | None = None, *, known: np.ndarray | None = None,
+                   apart: Sequence[tuple[int, int]] = ()) -> np.ndarray:
+    """DBSCAN's labels of tracks, no two of which in a cluster are in one place at one time.
+
+    Args:
+        graph: (T, T) distances of the pairs within ``eps``, symmetric, with the diagonal; a stored
+            zero is a distance of 0.
+        eps: largest distance between neighbours.
+        min_samples: neighbours, itself included, that make a track a core point.
+        tracks: T of them.
+        weights: (T,), how many neighbours each track counts as, 1 if not given.
+        known: (T,) int64, who is known to be on a track, from 0; -1: not known. Tracks of one such
+            number share a cluster whatever their distance, tracks of two never do.
+        apart: pairs of tracks that are of two people, whatever else is known.
+
+    Returns:
+        (T,) int64 labels, numbered in no certain order; -1 marks an outlier.
+
+    Raises:
+        ValueError: what is known contradicts itself: one number for two tracks that are in one
+            place at one time, or that are to be apart (names the tracks).
+    """
+    n = len(tracks)
+    near = sparse.coo_matrix(graph)
+    kept = near.data <= np.float32(eps)
+    row, column, distance = near.row[kept], near.col[kept], near.data[kept]
+    counts = np.bincount(row, None if weights is None else weights[column], minlength=n)
+    core = counts >= min_samples
+    inside = core[row] & core[column] & (row < column)
+    links = sparse.coo_matrix((np.ones(inside.sum()), (row[inside], column[inside])), (n, n))
+    _, cluster = sparse.csgraph.connected_components(links, directed=False)
+    groups = _Groups(tracks)
+    with_overlap, _ = _overlapping(np.where(core, cluster, -1), tracks)
+    torn = core & np.isin(cluster, cluster[with_overlap])
+    if known is not None or len(apart):
+        groups.take_over(np.full(n, -1) if known is None else known, apart)
+        torn = core
+    for members in _by_value(cluster, core & ~torn):
+        groups.join(members)
+    open_links = inside & torn[row]
+    for edges in _levels(distance[open_links], row[open_links], column[open_links]):
+        groups.join_level(edges)
+    outside = ~core[row] & core[column]
+    for edges in _levels(distance[outside], row[outside], column[outside]):
+        groups.add_level(edges)
+    labels = np.array([groups.find(track) for track in range(n)], dtype=np.int64)
+    alone = np.bincount(labels, minlength=n)[labels] == 1
+    labels[~core & alone & (True if known is None else known < 0)] = -1
+    return labels
+
+
+def _overlapping(clusters: np.ndarray, tracks: Tracks) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of tracks that are in one place at one time: at least one of each cluster (-1: of
+    none) that has any."""
+    known = np.flatnonzero((clusters >= 0) & ~np.isnan(tracks.first))
+    order = known[np.lexsort((tracks.first[known], tracks.places[known], clusters[known]))]
+    before, after = order[:-1], order[1:]
+    # sorted by their beginning: if any two overlap, two that follow each other do
+    wrong = ((clusters[before] == clusters[after])
+             & (tracks.places[before] == tracks.places[after])
+             & (tracks.last[before] >= tracks.first[after]))
+    return before[wrong], after[wrong]
+
+
+def _by_value(values: np.ndarray, chosen: np.ndarray) -> Iterator[list[int]]:
+    """The chosen places of each value."""
+    places = np.flatnonzero(chosen)
+    order = places[np.argsort(values[places], kind="stable")]
+    bounds = np.flatnonzero(np.diff(values[order])) + 1
+    return (part.tolist() for part in np.split(order, bounds) if part.size)
+
+
+def _levels(distance: np.ndarray, row: np.ndarray, column: np.ndarray) -> Iterator[list[Edge]]:
+    """Edges by their distance, those of one distance together, the smallest first."""
+    order = np.argsort(distance, kind="stable")
+    edges = zip(distance[order].tolist(), row[order].tolist(), column[order].tolist(), strict=True)
+    return (list(level) for _, level in itertools.groupby(edges, key=lambda edge: edge[0]))
+
+
+class _Groups:
+    """Tracks in groups, none of which holds two that are in one place at one time."""
+
+    def __init__(self, tracks: Tracks) -> None:
+        self._tracks = tracks
+        self._parent = list(range(len(tracks)))
+        # of a group, by place: when its tracks are there, disjoint and in order
+        self._spans: list[dict[int, list[tuple[float, float]]]] = [
+            {} if np.isnan(first) else {place: [(first, last)]}
+            for place, first, last in zip(tracks.places.tolist(), tracks.first.tolist(),
+                                          tracks.last.tolist(), strict=True)]
+        self._apart: dict[int, set[int]] = defaultdict(set)  # groups known to overlap
+        self._settled: set[int] = set()  # border points
+        self._known: dict[int, int] = {}  # of a group, by its root
+
+    def find(self, track: int) -> int:
+        parent = self._parent
+        while parent[track] != track:
+            parent[track] = parent[parent[track]]
+            track = parent[track]
+        return track
+
+    def join(self, tracks: Iterable[int]) -> None:
+        """Joins groups that do not overlap."""
+        first, *others = tracks
+        root = self.find(first)
+        for track in others:
+            other = self.find(track)
+            if other == root:
+                continue
+            self._parent[other] = root
+            if other in self._known:
+                self._known[root] = self._known.pop(other)
+            for place, spans in self._spans[other].items():
+                self._spans[root][place] = sorted(self._spans[root].get(place, []) + spans)
+            for apart in self._apart.pop(other, ()):
+                self._apart[apart].discard(other)
+                self._apart[apart].add(root)
+                self._apart[root].add(apart)
+
+    def overlap(self, one: int, other: int) -> bool:
+        """Whether two groups, by their roots, have tracks in one place at one time."""
+        if other in self._apart.get(one, ()):
+            return True
+        if one in self._known and other in self._known:
+            return True
+        for place, spans in self._spans[one].items():
+            there = self._spans[other].get(place, [])
+            for first, last in spans:
+                # the last one that begins before this ends; those before it end before it begins
+                begun = bisect.bisect_right(there, (last, np.inf))
+                if begun and there[begun - 1][1] >= first:
+                    self._apart[one].add(other)
+                    self._apart[other].add(one)
+                    return True
+        return False
+
+    def take_over(self, known: np.ndarray, apart: Sequence[tuple[int, int]]) -> None:
+        """Joins the tracks of each known number, and keeps pairs apart.
+
+        Raises:
+            ValueError: that contradicts itself.
+        """
+        both = [pair for pair in apart if known[pair[0]] == known[pair[1]] >= 0]
+        for one, other in itertools.chain(both, zip(*_overlapping(known, self._tracks),
+                                                    strict=True)):
+            raise ValueError(f"tracks {one} and {other} are known as one, number {known[one]}, "
+                             "but they are two people: seen in one place at one time, or to be "
+                             "kept apart")
+        for one, other in apart:
+            self._apart[one].add(other)
+            self._apart[other].add(one)
+        for members in _by_value(known, known >= 0):
+            self.join(members)
+        self._known = {self.find(track): int(number)
+                       for track, number in enumerate(known.tolist()) if number >= 0}
+        self._settled.update(np.flatnonzero(known >= 0).tolist())
+
+    def join_level(self, edges: list[Edge]) -> None:
+        """Joins the groups between which edges of one distance lie, where all of them can."""
+        linked: dict[int, set[int]] = defaultdict(set)
+        for _, one, other in edges:
+            a, b = self.find(one), self.find(other)
+            if a != b and b not in self._apart.get(a, ()):
+                linked[a].add(b)
+                linked[b].add(a)
+        while linked:
+            together, waiting = set(), [next(iter(linked))]
+            while waiting:
+                root = waiting.pop()
+                if root not in together:
+                    together.add(root)
+                    waiting += linked.pop(root)
+            if not any(self.overlap(a, b) for a, b in itertools.combinations(together, 2)):
+                self.join(sorted(together))
+
+    def add_level(self, edges: list[Edge]) -> None:
+        """Adds border points to the groups of core points that are at one distance of them."""
+        wanted: dict[int, set[int]] = defaultdict(set)
+        for _, border, core in edges:
+            root = self.find(core)
+            if border not in self._settled and not self.overlap(border, root):
+                wanted[border].add(root)
+        new: dict[int, list[int]] = defaultdict(list)
+        for border, roots in wanted.items():
+            self._settled.add(border)
+            if len(roots) == 1:
+                new[roots.pop()].append(border)
+        for root, borders in new.items():
+            if not any(self.overlap(a, b) for a, b in itertools.combinations(borders, 2)):
+                self.join([root, *borders])
