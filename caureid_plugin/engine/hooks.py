@@ -229,7 +229,7 @@ class UnsupervisedHook(HookBase):
                          for key, figure in self.trainer.storage.histories().items()})
         verdict = judge(known, self._cfg, num_cameras=len(torch.unique(self._bank.camids)))
         for finding in verdict.findings:
-            logger.info("%s %s: %s", finding.name, finding.figure, finding.sentence)
+            logger.info("%s %s: %s", finding.name, finding.figure, finding.meaning)
         logger.log(logging.WARNING if verdict.level in ("mixed", "bad") else logging.INFO, "%s",
                    " ".join(filter(None, (verdict.summary, verdict.note, *verdict.advice))))
 
