@@ -214,7 +214,10 @@ def load(args: SimpleNamespace, cfg: CfgNode) -> dict[str, Any]:
     if args.diagnostics and np.shape(data.get("identities", ())) != (len(data["features"]),):
         raise UserError(f'--diagnostics needs "identities" (N,) in --features {args.features}')
     if args.save_features:
-        np.savez(args.save_features, **data)
+        if data.get("tracks") is not None:
+            raise UserError(f"--save-features {args.save_features}: such a file holds no tracks, so "
+                            "that images would be clustered from it. Set CAMERA_FOLDER.TRACK none.")
+        np.savez(args.save_features, **{name: data[name] for name in KNOWN_ARRAYS if name in data})
     return data
 
 

@@ -52,9 +52,9 @@ def _seeds(ctx: click.Context, param: click.Parameter, value: tuple[int, ...]) -
 @click.option("--rows", cls=Several, type=click.Choice(list(ROWS)), metavar="ROW...",
               help=f"rows of the family: {', '.join(ROWS)}  [default: all]")
 @click.option("--seeds", cls=Several, type=click.IntRange(0), default=(1, 2, 3), metavar="N...",
-              callback=_seeds, help="random seeds: a run of each row with each  [default: 1 2 3]")
+              callback=_seeds, help="random seeds: each row is trained with each  [default: 1 2 3]")
 @click.option("--baseline", metavar="ROW",
-              help="row to compare with  [default: baseline; the first of --configs]")
+              help="row to compare with  [default: baseline, or the first of --configs]")
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
               help="folder to write  [default: logs/ablation/FAMILY]")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="N",
@@ -72,7 +72,7 @@ def command(line: str, /, **options: Any) -> int:
     caureid train with the row's config and keys, a seed, and the keys given here. The output folder
     holds a folder ROW-seedN and a log for each run. The log begins with that call.
 
-    Given again, the same command goes on where it stopped: it keeps finished runs, resumes runs
+    Run again, the same command goes on where it stopped: it keeps finished runs, resumes runs
     with a checkpoint and starts the others again. If a run fails, the others go on. Rows with equal
     configs (full and centre) share their runs.
 

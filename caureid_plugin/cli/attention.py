@@ -21,9 +21,9 @@ from .common import Command, Several, Writable, config_file, config_keys
 @click.option("--split", type=click.Choice(["train", "query", "gallery"]),
               help="part of the dataset  [default: train]")
 @click.option("--per-camera", type=click.IntRange(1), default=4, show_default=True, metavar="N",
-              help="images to draw, chosen at random, of each camera or of the folder")
+              help="images to draw from each camera, or from the folder; chosen at random")
 @click.option("--measure", type=click.IntRange(0), default=50, show_default=True, metavar="N",
-              help="images of each camera to measure, where the person's outline is known")
+              help="images to measure from each camera, where the person's outline is known")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, metavar="N",
               help="random seed that chooses the images")
 @click.option("--map", "kind", type=click.Choice(["mask", "feature"]), default="mask",

@@ -19,6 +19,7 @@ from ..common.errors import UserError, in_one_line
 from ..common.signals import EXIT_INTERRUPTED
 from ..common.text import printable
 from ..config_files import NO_RUN, RUN_CONFIG, get_config_file
+from . import keys
 
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
 
@@ -56,6 +57,11 @@ class Command(click.Command):
                 given = ctx.params.get(param.name or "")
                 for word in given if isinstance(given, (list, tuple)) else (given,):
                     self._check_word(ctx, str(word))
+        if self.takes_keys and not ctx.resilient_parsing:
+            try:
+                keys.check(ctx.params["opts"])
+            except UserError as error:
+                raise click.UsageError(str(error), ctx=ctx) from error
         return rest
 
     def _repeated(self, ctx: click.Context, args: Sequence[str]) -> list[str]:
@@ -122,6 +128,8 @@ def call(command: click.Command, words: Sequence[object] | None = None) -> Any:
 
 
 def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> list[str]:
+    if ctx.resilient_parsing:  # the last value is still to be written
+        return list(value)
     for word, after in itertools.zip_longest(value[::2], value[1::2], fillvalue=""):
         key, equals, rest = word.partition("=")
         right = key.upper()
@@ -136,6 +144,16 @@ def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
 
 def _files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     return [CompletionItem(incomplete, type="file")]
+
+
+def _key_or_value(ctx: click.Context, param: click.Parameter, incomplete: str
+                  ) -> list[CompletionItem]:
+    """A key where one is due, and files, which are also what an option before takes."""
+    is_due = len(ctx.params.get("opts") or ()) % 2 == 0
+    # bash shows files where no name fits, and only if they come first
+    return _files(ctx, param, incomplete) + [
+        CompletionItem(name) for name, default in (keys.known_keys() if is_due else {}).items()
+        if name.startswith(incomplete) and not isinstance(default, dict)]
 
 
 class ConfigFile(click.ParamType):  # type: ignore[type-arg]  # generic in new versions
@@ -158,8 +176,7 @@ class ConfigFile(click.ParamType):  # type: ignore[type-arg]  # generic in new v
                        ) -> list[CompletionItem]:
         folder = Path(get_config_file("Base-caureid.yml")).parent
         names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.yml"))
-        # bash shows files where no name fits, and only if they come first
-        return _files(ctx, param, incomplete) + [
+        return _files(ctx, param, incomplete) + [  # in this order, as above
             CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
@@ -172,10 +189,10 @@ def _in_run(ctx: click.Context, param: click.Parameter, path: Path | None) -> Pa
 THERE = click.Path(exists=True, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 config_keys = click.argument("opts", nargs=-1, metavar="[KEY VALUE]...", callback=_pairs,
-                             type=click.UNPROCESSED, shell_complete=_files)
+                             type=click.UNPROCESSED, shell_complete=_key_or_value)
 config_file = click.option(
     "--config-file", required=True, metavar="FILE", type=ConfigFile(), is_eager=True,
-    help="name of a shipped config, such as Market/caureid.yml, or path of one")
+    help="config: the name of a shipped one, such as Market/caureid.yml, or the path of a file")
 run_folder = click.argument("run_folder", type=FOLDER, is_eager=True, metavar="RUN_FOLDER")
 checkpoint = click.option(
     "--checkpoint", type=click.Path(path_type=Path), metavar="FILE", callback=_in_run,

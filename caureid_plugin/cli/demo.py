@@ -25,7 +25,8 @@ from .common import Command, config_keys
 def command(output: Path, seed: int, opts: list[str]) -> int:
     """Draws people in front of six cameras, trains on them, and shows what was learnt.
 
-    It takes a few minutes on a CPU and downloads nothing. The result is report.html in the folder.
+    It takes a few minutes on a CPU and downloads nothing. The result is report.html in the output
+    folder.
 
     \b
         caureid demo

@@ -50,7 +50,7 @@ def counts(function: Callable[..., None]) -> Callable[..., None]:
 
 @click.command("eps", cls=Command)
 @click.option("--config-file", metavar="FILE", type=ConfigFile(),
-              help="take features of this config's training images; such as Market/caureid.yml")
+              help="config whose training images to take, such as Market/caureid.yml")
 @click.option("--features", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="take the features in this file, .npy or .npz")
 @click.option("--eps", "eps_values", type=Values(), default="0.3:0.75:0.025", show_default=True,
@@ -59,8 +59,8 @@ def counts(function: Callable[..., None]) -> Callable[..., None]:
               help="camera-aware neighbours or plain ones  [default: as in the config]")
 @counts
 @click.option("--diagnostics", is_flag=True,
-              help='add a comparison with identities: of the dataset, or "identities" in the file')
-@click.option("--save-features", type=Writable(".npz"), help="file to write the features to")
+              help='also compare with true identities: of the dataset, or "identities" in the file')
+@click.option("--save-features", type=Writable(".npz"), help="file to write, with the features")
 @click.option("--output", type=Writable(".csv"), help="table to write")
 @click.option("--plot", type=Writable(".png"), help="picture to write")
 @config_keys
@@ -75,7 +75,7 @@ def command(config_file: str | None, features: Path | None, camera_aware: bool |
     With --config-file, the features come from the network that training starts from, or from
     MODEL.WEIGHTS. With --features they are taken from the file as they are; training would
     normalise them. An .npz file has "features" (N, D) and, if known, "camids" (N,). An .npy file
-    has only the features. The other options of the clustering are the keys of CAUREID.CLUSTER.
+    has only the features. Config keys, CAUREID.CLUSTER.NAME, set the rest of the clustering.
 
     The table and the suggestion use no identities. --diagnostics adds columns that do, for studies.
     """

@@ -22,9 +22,9 @@ PRECISIONS = ("fp32", "fp16", "int8")
               help="what the file takes. rgb255: RGB from 0 to 255; imagenet: RGB normalised by "
                    "ImageNet's mean and standard deviation")
 @click.option("--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0],
-              show_default=True, help="numbers that an ONNX file computes with")
+              show_default=True, help="format of the numbers in an ONNX file")
 @click.option("--images", type=FOLDER, metavar="FOLDER",
-              help="folder of crops to test the file with; int8 is calibrated by them and needs it")
+              help="folder of crops to test the file with; int8 needs it, for its calibration")
 @click.option("--despite-verdict", is_flag=True,
               help="write the threshold into the sidecar although training went wrong")
 @config_keys

@@ -45,17 +45,16 @@ def command(**options: Any) -> int:
         caureid index logs/my-run crops --index crops.index \\
             CAMERA_FOLDER.CAMERA pattern CAMERA_FOLDER.PATTERN '_c([0-9]+)'
 
-    Given again, the command embeds only images that are new or have changed (size, time), and goes
-    on where it was interrupted. Other folders can go into the same index, which has each image
-    once.
+    Run again, the command embeds only images that are new or have changed (size, time), and goes
+    on where it was interrupted. Several folders can go into one index, which has each image once.
 
-    Keys say where cameras are read from: CAMERA_FOLDER.CAMERA, LEVEL, PATTERN and CSV, as for
-    training. Without them, they are read as the run read its own folder, if it has one.
+    Config keys say where cameras are read from: CAMERA_FOLDER.CAMERA, LEVEL, PATTERN and CSV, as
+    for training. Without them, they are read as the run read its own folder, if it has one.
     Cameras that the index knows already are kept. CAMERA_FOLDER.SYSTEM_FOLDERS read also takes
     images in folders such as @eaDir.
 
     --standardize-by-camera helps a network that was not trained on these cameras. It can be given
-    later, and taken back.
+    later, and undone by --no-standardize-by-camera.
 
     Exit status: 0; 1 if something could not be read; 130 after Ctrl-C, 75 after SIGTERM.
     """

@@ -18,12 +18,12 @@ PAGE = Writable(".html", ".htm")
 @click.option("--output", type=PAGE, help="page to write  [default: report.html in RUN_FOLDER]")
 @checkpoint
 @click.option("--images", type=click.IntRange(8), default=1500, show_default=True, metavar="N",
-              help="most training images on the map of the embeddings")
+              help="largest number of training images on the map of the embeddings")
 @click.option("--seed", type=click.IntRange(0, 2 ** 32 - 1), default=1, show_default=True,
               metavar="N", help="random seed that chooses the images")
 @config_keys
 def command(run_folder: Path, output: Path | None, **options: Any) -> None:
-    """Makes an HTML page of a run that shows how training went and what it learnt.
+    """Makes an HTML page that shows how the training of a run went, and what it learnt.
 
     \b
         caureid report logs/my-run

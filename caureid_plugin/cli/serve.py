@@ -31,7 +31,7 @@ def _names(ctx: click.Context, param: click.Parameter, hosts: tuple[str, ...]) -
 @network
 @index
 @click.option("--host", default="127.0.0.1", show_default=True, callback=_given, metavar="ADDRESS",
-              help="address to listen on; only this machine reaches the default")
+              help="address to listen on; the default is for this machine only")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True,
               metavar="N", help="port to listen on; 0 takes a free one")
 @click.option("--allow-host", multiple=True, metavar="NAME", callback=_names,

@@ -14,16 +14,17 @@ from .common import Command, Writable, checkpoint, config_keys, run_folder
 @run_folder
 @checkpoint
 @click.option("--images", type=click.IntRange(1), default=4000, show_default=True, metavar="N",
-              help="about how many training images to embed")
+              help="approximate number of training images to embed")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N",
               help="random seed that chooses the images")
 @click.option("--picture", type=Writable(".png"),
-              help="histograms to write  [default: threshold.png in RUN_FOLDER]")
+              help="picture to write, of both kinds of pairs  [default: threshold.png in "
+                   "RUN_FOLDER]")
 @click.option("--index-size", type=click.IntRange(1), metavar="N",
-              help='images of the index that the column "right" is for  [default: as many as the '
-                   "training set has]")
+              help='size of the index that the column "right" is for  [default: as many images '
+                   "as the training set has]")
 @click.option("--true-labels", "--truth", is_flag=True,
-              help="also measure by true identities, where they are known, for studies")
+              help="also measure by true identities where they are known, for studies")
 @config_keys
 def command(**options: Any) -> None:
     """Measures the similarity above which two images are taken for the same person.
@@ -34,15 +35,18 @@ def command(**options: Any) -> None:
 
     It embeds random training images with the run's last checkpoint. It compares pairs of the same
     cluster and pairs of different clusters. The result is kept in pair_statistics.json in the run
-    folder, where caureid index and caureid export find it. No identities are read.
+    folder, where caureid index and caureid export find it. Without --true-labels, it
+    reads no identities.
 
-    The column "right" is for a query in an index of --index-size images: of what it finds above the
-    threshold, the share that shows its person. The first figure is for other cameras than the
-    query's, the second for its own. People have as many images in the index as in training.
+    The column "right" is for a search in an index of --index-size images. It is the share of
+    images above the threshold that show the person of the query. The first figure is for other
+    cameras than the query's, the second for its own. It assumes that people have as many images in
+    the index as in training.
 
     --true-labels adds the same figures by the identities of the training images and of the labelled
-    test set (DATASETS.TESTS). It does not change what is kept. Config keys say where the data are
-    now, if they were moved.
+    test set (DATASETS.TESTS). It does not change what is kept.
+
+    If the images have been moved, config keys say where they are now.
     """
     from ..search.pairs import run
 

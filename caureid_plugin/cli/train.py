@@ -23,7 +23,7 @@ from .common import Command, config_file, config_keys
               help="number of this machine, from 0")
 @click.option("--dist-url", metavar="URL",
               help="where the processes meet: tcp://HOST:PORT, or auto for a free port of this "
-                   "machine  [default: a port of this user]")
+                   "machine  [default: a port by the user's id]")
 @click.option("--join-timeout", type=click.FloatRange(0, min_open=True), default=JOIN_SECONDS,
               show_default=True, metavar="SECONDS",
               help="how long to wait until all processes have started")

@@ -19,9 +19,9 @@ def command(file: Path, output: Path) -> None:
         caureid weights checkpoint.pth weights.pth
 
     Training refuses files that hold more than tensors and plain values: NumPy scalars, an
-    argparse.Namespace, a whole network of torch.save(model, ...). This command neither imports nor
-    calls what they name. OUTPUT holds only tensors, by name, for MODEL.BACKBONE.PRETRAIN_PATH or
-    MODEL.WEIGHTS.
+    argparse.Namespace, a whole network saved by torch.save(model, ...). This command neither
+    imports nor calls what they name. OUTPUT holds only tensors, by name, for
+    MODEL.BACKBONE.PRETRAIN_PATH or MODEL.WEIGHTS.
     """
     from ..common.weights import extract
 

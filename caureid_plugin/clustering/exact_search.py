@@ -183,7 +183,7 @@ def _exact_lists(features: np.ndarray, rounded: RoundedFeatures, wanted: Everyon
                  which: int, processes: Processes) -> tuple[np.ndarray, np.ndarray]:
     n, k, best = len(features), wanted.ks[which], wanted.best[which]
     found = (np.full((n, k), -1, dtype=np.int32), np.full((n, k), np.inf, dtype=np.float32))
-    unproved = [np.empty(0, dtype=np.int64)]
+    unproved: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
     blocks = [slice(start, min(start + TILE_ROWS, n)) for start in range(0, n, TILE_ROWS)]
     if processes.size > 1:
         for rows in blocks:

@@ -62,7 +62,7 @@ def camera_shares(features: torch.Tensor, camids: np.ndarray, neighbors: int = 1
         two shares, 0 to 1. By chance: two images drawn at random are of one camera.
     """
     n, k = len(features), min(neighbors, len(features) - 1)
-    rows = np.arange(n)
+    rows: np.ndarray = np.arange(n)
     if n > sample:
         rows = np.sort(np.random.default_rng(seed).choice(n, sample, replace=False))
     cameras, own = torch.from_numpy(np.asarray(camids)).to(features.device), 0

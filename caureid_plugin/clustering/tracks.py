@@ -44,8 +44,8 @@ class Tracks:
     Attributes:
         of_image: (N,) int64, the track of each image, 0..T-1 in order of first appearance.
         camids: (T,) int64, the camera of each track.
-        first, last: (T,) float64, the times of its first and last image; NaN: not known, so that
-            it may be anyone.
+        first: (T,) float64, the time of its first image; NaN: not known, so that it may be anyone.
+        last: (T,) float64, the time of its last image.
         places: (T,) int64, where nobody can be twice at one time: the cameras, or one number for
             all of them if none sees what another sees.
     """

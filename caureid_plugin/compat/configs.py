@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +11,7 @@ import fastreid.modeling.meta_arch.build as _meta_build
 from fastreid.config import CfgNode
 
 from ..common.errors import UnknownName, UserError
-from ..common.text import printable
+from ..common.keys import check_key, check_value, decoded, every_key
 from .repair import REPAIRS, Patches, repair
 from .yaml_files import DEEPEST_CONFIG, read_yaml, refuse_url, section_of
 
@@ -84,13 +83,6 @@ def _merge_sections(new: dict, base: dict, filename: str, prefix: str = "") -> N
             _merge_sections(value, base[key], filename, f"{prefix}{key}.")
         else:
             base[key] = value
-
-
-def _all_keys(cfg, prefix: str = "") -> Iterator[str]:
-    for key, value in cfg.items():
-        yield prefix + key
-        if isinstance(value, CfgNode):
-            yield from _all_keys(value, f"{prefix}{key}.")
 
 
 class _Given(NamedTuple):
@@ -173,9 +165,7 @@ def _check_known(cfg: CfgNode, given: Sequence[_Given]) -> None:
         if BASE_KEY in key.split("."):
             raise UserError(f"{key!r}: the reserved key {BASE_KEY!r} can only be used in files.")
         if not (cfg.key_is_deprecated(key) or cfg.key_is_renamed(key)):  # which yacs tells
-            close = difflib.get_close_matches(key, set(_all_keys(cfg)), n=3)
-            raise UnknownName(f"There is no config key {key!r}"
-                              + (f", did you mean {' or '.join(close)}?" if close else "."))
+            check_key(key, every_key(cfg))
 
 
 @repair(
@@ -190,43 +180,17 @@ def _config_value(patch: Patches) -> None:
     decode = CfgNode._decode_cfg_value
 
     def decode_cfg_value(cls, value):
-        try:
-            return decode(value)
-        except (TypeError, MemoryError, RecursionError):  # of literal_eval: it is no literal
-            if isinstance(value, str):
-                return value
-            raise
+        return decoded(value) if isinstance(value, str) else decode(value)
 
     patch.set(CfgNode, "_decode_cfg_value", classmethod(decode_cfg_value))
     _merge_in_steps(patch)
 
 
-_KINDS = {bool: "True or False", int: "a whole number", float: "a number with a decimal point",
-          str: "text", list: "a list", tuple: "a list"}
-
-
 def _check_values(_: CfgNode, given: Sequence[_Given]) -> None:
     """Says of a value of the wrong type how to write it; other types are for yacs to judge."""
     for key, raw, present, _fits in given:
-        if isinstance(present, CfgNode):
-            raise UserError(f"The value of {key} is a section: give its keys one by one, as in "
-                            f"{key}.KEY VALUE.")
-        wanted = _KINDS.get(type(present))
         value = raw if isinstance(raw, dict) else CfgNode._decode_cfg_value(raw)
-        if wanted is None or _KINDS.get(type(value)) == wanted:
-            continue
-        text = str(raw)
-        text = text if len(text) < 200 else f"{text[:200]}..."
-        remedy = "."
-        if wanted == _KINDS[str]:
-            remedy = f": put it in quotes twice, as in \"{text!r}\"."
-        elif type(value) is int and wanted == _KINDS[float]:
-            remedy = f": write {value}.0."
-        elif value is None:  # which yacs takes for any key, as of a line `BASE_LR:` in a file
-            remedy = ": give it a value, or take the key out for its default."
-        held = "nothing" if value is None else _KINDS.get(type(value), f"a {type(value).__name__}")
-        raise UserError(f"Type mismatch: config key {key} takes {wanted}, and {printable(text)} is "
-                        f"{held}{remedy}")
+        check_value(key, raw, value, present)
 
 
 _key_adders: list[Callable[[CfgNode], None]] = []
@@ -249,7 +213,7 @@ def _with_offered_keys(cfg: CfgNode) -> CfgNode:
     full.defrost()
     for add in _key_adders:
         add(full)
-    if set(_all_keys(full)) == set(_all_keys(cfg)):
+    if every_key(full).keys() == every_key(cfg).keys():
         return cfg
     _merge_known(full, cfg)
     if cfg.is_frozen():
@@ -267,10 +231,10 @@ def _merge_known(cfg: CfgNode, values: CfgNode) -> None:
 
 def _take_offered_keys(cfg: CfgNode, given: Sequence[_Given]) -> None:
     """Adds the keys that are offered to a config which is given one that it does not know."""
-    asked = {item.key for item in given} - set(_all_keys(cfg))
+    asked = {item.key for item in given}.difference(every_key(cfg))
     if asked and not cfg.is_frozen():
         full = _with_offered_keys(cfg)
-        if not asked.isdisjoint(_all_keys(full)):
+        if not asked.isdisjoint(every_key(full)):
             _merge_known(cfg, full)
 
 

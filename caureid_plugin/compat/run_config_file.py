@@ -7,9 +7,9 @@ from pathlib import Path
 
 from ..common.files import write_atomically
 from ..common.text import printable
+from ..config_files import RUN_CONFIG
 from .cures import output_error
 
-RUN_CONFIG = "config.yaml"
 new_configs: dict[str, str] = {}  # paths of a run's config.yaml: what is to replace it
 
 

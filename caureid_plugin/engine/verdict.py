@@ -44,7 +44,7 @@ def is_precision(key: str, prefix: str = "") -> bool:
 
 
 class Finding(NamedTuple):
-    """What one indicator says: name, last value, one of LEVELS, a sentence, steps to take.
+    """What one indicator says: name, last value, one of LEVELS, what that means, steps to take.
 
     ``steps`` name functions of :data:`STEPS`, the most likely one first.
     """
@@ -52,7 +52,7 @@ class Finding(NamedTuple):
     name: str
     value: float
     level: str
-    sentence: str
+    meaning: str
     steps: tuple[str, ...] = ()
 
     @property
@@ -62,7 +62,7 @@ class Finding(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What the indicators say of a run: one of LEVELS, a sentence, what to change, the details.
+    """What the indicators say of a run: one of LEVELS, in words, what to change, the details.
 
     ``note``: that the run was a first look, or "". ``advice``: sentences, the most likely step
     first. None asks for what the config has already.
@@ -203,7 +203,7 @@ SUMMARIES = {
     "bad": "By its indicators training went wrong.",
 }
 
-Judgement = tuple[str, str, tuple[str, ...]]  # level, sentence, steps
+Judgement = tuple[str, str, tuple[str, ...]]  # level, meaning, steps
 
 
 NO_NUMBER: Judgement = ("bad", "the last value is not finite: the network gives no usable numbers",
@@ -211,24 +211,24 @@ NO_NUMBER: Judgement = ("bad", "the last value is not finite: the network gives 
 
 
 def _grade(value: float, bad: float, mixed: float, steps: tuple[str, ...],
-           sentences: Mapping[str, str]) -> Judgement:
+           meanings: Mapping[str, str]) -> Judgement:
     """Judgement of a figure that should be high: the limits are its levels'."""
     level = "bad" if value < bad else "mixed" if value < mixed else "good"
-    return level, sentences[level], () if level == "good" else steps
+    return level, meanings[level], () if level == "good" else steps
 
 
 def _silhouette(known: Indicators) -> Judgement:
     value, largest = known["silhouette"][-1], (known.get("largest_share") or [0.0])[-1]
-    steps, sentences = ("better_weights",), {
+    steps, meanings = ("better_weights",), {
         "bad": "clusters lie within each other, or hold few of the images",
         "mixed": "clusters lie close to each other, or leave many images out",
         "good": "clusters are tight, apart, and hold most images"}
     if largest > 0.2:
         steps = ("lower_eps",)
-        sentences["bad"] = sentences["mixed"] = (
+        meanings["bad"] = meanings["mixed"] = (
             f"the largest cluster holds {largest:.0%} of the images: several people or vehicles "
             "are taken for one")
-    return _grade(value, 0.2, 0.3, steps, sentences)
+    return _grade(value, 0.2, 0.3, steps, meanings)
 
 
 def _outliers(known: Indicators) -> Judgement:

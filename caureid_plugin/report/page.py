@@ -51,7 +51,7 @@ def headline(run: Run) -> dict[str, Any]:
         "labelled": any(finding.name.rpartition("/")[2] == "mAP" for finding in verdict.findings),
         "findings": [{"name": NAMES.get(finding.name, finding.name), "level": finding.level,
                       "mark": MARKS[finding.level], "value": finding.figure,
-                      "sentence": finding.sentence} for finding in verdict.findings]}
+                      "meaning": finding.meaning} for finding in verdict.findings]}
 
 
 def loss_names(run: Run) -> dict[str, str]:

@@ -228,7 +228,7 @@ def read_verdict(folder: Path, content: Mapping[str, Any], cfg: CfgNode) -> RunV
     found = judge(figures, cfg, num_cameras=cameras)
     if why and found.level != "bad":
         return RunVerdict(reason=f"{NO_VERDICT.reason[:-1]}: {why}")
-    reasons = "; ".join(f"{finding.sentence} ({finding.name} {finding.figure})"
+    reasons = "; ".join(f"{finding.meaning} ({finding.name} {finding.figure})"
                         for finding in found.findings if finding.level == found.level)
     return RunVerdict(found.level, f"{found.summary[:-1]}: {reasons}." if reasons else
                       found.summary)

@@ -168,8 +168,7 @@ def match_images(cfg: CfgNode, content: dict[str, Any], checkpoint: Path
     if gone:
         raise ReportError(f"{len(gone)} of the {len(images)} training images of {where} are gone, "
                           f"the first is {printable(gone[0])}. {advice}")
-    # numbered in the order of the names, see UnlabelledImages
-    return images, [printable(str(name)) for name in sorted({camera for _, camera in items})]
+    return images, [printable(str(name)) for name in images.camera_names]
 
 
 def check_digest(content: dict[str, Any], paths: list[str], where: str, checkpoint: Path,

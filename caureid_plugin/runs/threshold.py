@@ -176,7 +176,7 @@ class PairStatistics:
         values, matches, misses = self._rates()
         return _threshold(values, matches, misses, int(np.argmin(np.abs(matches - misses))))
 
-    def at(self, value: float) -> Threshold:
+    def error_rates(self, value: float) -> Threshold:
         """The error rates of a threshold that is given."""
         edge = value - STEP / 2  # between the steps: no rounding decides
         return Threshold(value, float(np.mean(self.different >= edge)),
@@ -205,7 +205,7 @@ class PairStatistics:
         found = {}
         for name, (statistics, images) in parts.items():
             if statistics is not None and statistics.mates is not None and images:
-                rates = statistics.at(value)
+                rates = statistics.error_rates(value)
                 found[name] = Expected(
                     statistics.mates * (1 - rates.false_non_match_rate),
                     images * (rates.false_match_rate or statistics.lowest_rate))

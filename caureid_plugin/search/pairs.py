@@ -105,7 +105,7 @@ def table(measured: PairStatistics, true: dict[str, PairStatistics], counts: dic
                for rate in RATES if rate >= measured.lowest_rate}
     for start, found in wanted.items():
         for name, statistics in {"expected": measured, **true}.items():
-            rates = statistics.at(found.value)
+            rates = statistics.error_rates(found.value)
             first = ["", ""] if name != "expected" else [start, f"{found.value:.3f}"]
             rows.append([*first, name,
                          percent(rates.false_match_rate, len(statistics.different)),
@@ -123,7 +123,7 @@ def draw(measured: PairStatistics, true: dict[str, PairStatistics]) -> bytes:
     bins = np.arange(-1.0005, 1.02, 0.02)
     value = measured.threshold().value
     for axis, (name, statistics) in zip(axes[:, 0], kinds.items(), strict=True):
-        rates = statistics.at(value)
+        rates = statistics.error_rates(value)
         one, two = (("cluster", "clusters") if statistics is measured else
                     ("identity", "identities"))
         for part, colour, label in ((statistics.different, "#d9761a", f"two {two}"),

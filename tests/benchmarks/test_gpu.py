@@ -23,7 +23,6 @@ STUB = """
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
 
-sys.path.insert(0, TOOLS)
 from benchmarks.gpu_notes import Notes, NotMeasured
 
 stage, settings, path = sys.argv[1:]
@@ -95,7 +94,8 @@ class Stubbed:
 @pytest.fixture
 def tool(tmp_path, monkeypatch):
     stub = tmp_path / "stub.py"
-    stub.write_text(f"TOOLS = {str(warm.REPOSITORY / 'tools')!r}\n{STUB}")
+    stub.write_text(STUB)
+    monkeypatch.setenv("PYTHONPATH", str(warm.REPOSITORY / "tools"))
     monkeypatch.setattr(gpu, "SCRIPT", stub)
     monkeypatch.setattr(gpu, "POLL_SECONDS", 0.01)
     hangup = signal.getsignal(signal.SIGHUP)
@@ -157,9 +157,9 @@ def test_failures_are_said_and_the_other_stages_run(tool):
     assert "**Failed: Tests marked cuda, Clustering, Training steps.**" in page
     for line in (
             "- Tests marked cuda: failed, KeyError: 'a bug'. Measured before that: one, two.",
-            ("- Clustering: failed, fails: ValueError: no such thing. Measured before that: one, "
-             "two."), "- Clustering, impossible: there is no faiss.",
-            "- Clustering, fails: ValueError: no such thing.",
+            ("- Clustering: failed, fails: ValueError: no such thing a second line. Measured "
+             "before that: one, two."), "- Clustering, impossible: there is no faiss.",
+            "- Clustering, fails: ValueError: no such thing a second line.",
             ("- Training steps: failed, ended by SIGKILL, perhaps for want of memory. Measured "
              "before that: one, two."), "- Loader, impossible: there is no faiss."):
         assert line in page.splitlines()

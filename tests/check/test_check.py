@@ -388,10 +388,11 @@ def test_no_image_can_be_read(check, tiny_crops):
     assert done.page.pictures == [] and done.printed.endswith("check.html says the same.\n")
 
 
-@pytest.mark.parametrize("keys, message", [
-    (["CAUREID.CLUSTER.EPSILON", "1"], "EPSILON"), (["DATASETS.NAMES", "('Nowhere',)"], "Nowhere")])
-def test_a_config_that_cannot_be_read_fails(check, keys, message):
-    done = check(keys=keys)
+@pytest.mark.parametrize("content, message", [
+    ("CAUREID: {CLUSTER: {EPSILON: 1}}", "EPSILON"), ("DATASETS: {NAMES: [Nowhere]}", "Nowhere")])
+def test_a_config_that_cannot_be_read_fails(check, tmp_path, content, message):
+    (tmp_path / "own.yml").write_text(content)
+    done = check("--config-file", tmp_path / "own.yml")
     failed, = texts(done, "FAIL")
     assert done.status == 1 and message in failed
 

@@ -47,6 +47,13 @@ WRONG = {
     ("train", *MARKET, "SEED", "1", "OUTPUT_DIR=a b"): "write OUTPUT_DIR 'a b'.",
     ("train", *MARKET, "SEED=1", "OUTPUT_DIR=a"): "SEED=1 is no config key: write SEED 1.",
     ("attention", *MARKET, "--images", "a.jpg", "SEED=1"): "SEED=1 is no config key: write SEED 1.",
+    ("train", *MARKET, "SOLVER.IMS_PER_BATCHH", "3"): "There is no config key 'SOLVER.IMS_PER_BATCH"
+                                                      "H', did you mean SOLVER.IMS_PER_BATCH or ",
+    ("eps", *MARKET, "CAUREID.CLUSTR.EPS", "0.5"): "did you mean CAUREID.CLUSTER.EPS",
+    ("train", *MARKET, "SEED", "1", "SOLVER.BASE_LR", "1"): "key SOLVER.BASE_LR takes a number with"
+                                                            " a decimal point, and 1 is a whole num"
+                                                            "ber: write 1.0.",
+    ("check", *MARKET, "OUTPUT_DIR", "{[]: 1}", "SOLVER", "3"): "The value of SOLVER is a section",
 }
 CALL = """
 import contextlib, io, json, pathlib, sys
@@ -73,8 +80,36 @@ def test_wrong_words_are_answered_at_once(run_python):
         assert part in text and not slow, (words, text)
 
 
+KEYS = """
+import json, sys
+import caureid_plugin
+from caureid_plugin.cli.keys import known_keys
+
+early, loaded = known_keys(), [name for name in sys.modules if name.startswith("fastreid")]
+assert not loaded and "torch" not in sys.modules and not hasattr(caureid_plugin, "config"), loaded
+from caureid_plugin import config
+from fastreid.config import CfgNode, get_cfg
+cfg = get_cfg()
+config.add_caureid_config(cfg)
+assert type(cfg.CAUREID) is CfgNode and early == known_keys() and early["CAUREID"] == cfg.CAUREID
+assert "MODEL.LOSSES.CACC.SCALE" in early and early["SOLVER"]["MAX_EPOCH"] == cfg.SOLVER.MAX_EPOCH
+"""
+
+
+def test_the_keys_are_known_without_torch_and_the_toolbox_is_imported_anew_afterwards(run_python):
+    done = run_python("-c", KEYS)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("hidden", ["fastreid", "yacs"])
+def test_where_the_toolbox_is_missing_no_key_is_refused(run_python, hidden):
+    done = run_python("-c", "from caureid_plugin.cli import keys\nassert keys.known_keys() == {}\n"
+                            "keys.check(['SEEED', '1'])", hidden=[hidden])
+    assert done.returncode == 0, done.stderr
+
+
 def test_keys_and_values_are_as_they_were_given():
-    given = ["OUTPUT_DIR", "a=b", "MODEL.DEVICE", "cpu", "SOLVER.BASE_LR", "-1"]
+    given = ["OUTPUT_DIR", "a=b", "MODEL.DEVICE", "cpu", "SEED", "-1"]
     train = main.get_command(None, "train")
     assert train.make_context("train", [*MARKET, *given]).params["opts"] == given
 
@@ -112,6 +147,11 @@ def test_help_is_plain_text(name):
         ("file", "Market/caureid_bes"), ("plain", "Market/caureid_best.yml")]),
     (["report"], "logs/x", [("dir", "logs/x")]),
     (["report", "logs/x", "MODEL.WEIGHTS"], "a", [("file", "a")]),
+    (["report", "logs/x", "MODEL.WEIGHTS"], "SOLVER.MAX", [("file", "SOLVER.MAX")]),
+    (["report", "logs/x", "SEED", "1"], "SOLVER.MAX", [
+        ("file", "SOLVER.MAX"), ("plain", "SOLVER.MAX_EPOCH")]),
+    (["check"], "CAUREID.CLUSTER.EPS_FIRST_", [
+        ("file", "CAUREID.CLUSTER.EPS_FIRST_"), ("plain", "CAUREID.CLUSTER.EPS_FIRST_EPOCHS")]),
     (["check", "--output"], "a", [("file", "a")]),
     (["search", "absent", "--camera", "--index"], "a", [("dir", "a")]),  # wrong so far
     (["search", "absent", "a.jpg"], "b", [("file", "b")]),

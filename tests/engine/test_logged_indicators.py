@@ -62,7 +62,7 @@ def test_a_finished_run_ends_with_its_verdict(start, messages, tmp_path):
     verdict = judge(figures, trainer.cfg, num_cameras=2)
     assert len(verdict.findings) == len(JUDGED) + 1 == 6
     assert messages[-7:] == [
-        *(f"{f.name} {f.figure}: {f.sentence}" for f in verdict.findings),
+        *(f"{f.name} {f.figure}: {f.meaning}" for f in verdict.findings),
         " ".join([verdict.summary, verdict.note, *verdict.advice])]
 
 

@@ -57,10 +57,10 @@ def test_clusters_that_ran_together_ask_for_a_smaller_eps(of):
     assert verdict.level == "bad"
     assert verdict.advice[0].startswith(
         "Most likely helps: a lower CAUREID.CLUSTER.EPS than 0.7")
-    assert "83%" in verdict.findings[0].sentence
+    assert "83%" in verdict.findings[0].meaning
     assert not any("higher" in text for text in verdict.advice)
     large = of({"silhouette": [0.5], "largest_share": [0.3]})  # of few people
-    assert large.level == "good" and "taken for one" not in large.findings[0].sentence
+    assert large.level == "good" and "taken for one" not in large.findings[0].meaning
 
 
 def test_clusters_that_follow_cameras_look_good_but_for_one_figure(of, levels):
@@ -118,7 +118,7 @@ def test_neighbours_of_the_own_camera_that_become_more(of, levels):
     assert levels({"own_camera": [0.45, 0.31]}) == {"own_camera": "good"}
     finding, = of({"own_camera": [0.83, 0.86, 0.91]}).findings
     assert "91% of an image's nearest neighbours are of its own camera, first 83%" in (
-        finding.sentence)
+        finding.meaning)
     assert of({"own_camera": [0.83, 0.91]}, num_cameras=1).level == "unknown"
     assert of({"own_camera": [0.5]}).level == "unknown"  # nothing to compare with
 
@@ -128,7 +128,7 @@ def test_map_counts_where_there_are_labels(of, levels):
     assert of({**WELL, "mAP": [2.6], "start/mAP": [1.1]}).level == "bad"
     assert of({**WELL, "mAP": [20.0]}).level == "mixed"
     worse = of({**WELL, "mAP": [30.0, 29.0], "start/mAP": [41.9]})
-    assert worse.level == "bad" and "mAP 29.0, before 41.9" in worse.findings[0].sentence
+    assert worse.level == "bad" and "mAP 29.0, before 41.9" in worse.findings[0].meaning
     assert worse.findings[0].figure == "29.0"
     assert of({**WELL, "mAP": [30.0, 28.9]}).level == "bad"
     for series, start in (([69.9], [70.0]), ([60.0, 26.0], [10.0])):  # a little, or from a peak
@@ -189,7 +189,7 @@ def test_a_last_value_that_is_not_finite_is_bad(of, levels, name, value):
     for series in ([value], [50.0, value]):
         verdict = of({**WELL, name: series})
         finding = next(found for found in verdict.findings if found.name == name)
-        assert finding.level == verdict.level == "bad" and "not finite" in finding.sentence
+        assert finding.level == verdict.level == "bad" and "not finite" in finding.meaning
         assert finding.figure.strip("-") in ("nan", "inf") and "BASE_LR" in verdict.advice[0]
     assert levels({name: [0.5, value, 0.5]}) == levels({name: [0.5, 0.5]})  # it has passed
     assert of({"own_camera": [NAN]}, num_cameras=1).level == "unknown"

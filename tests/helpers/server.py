@@ -7,13 +7,14 @@ from helpers import warm
 
 
 @contextlib.contextmanager
-def served(arguments, folder):
+def served(arguments, folder, prepare=""):
     """Starts ``python ARGUMENTS``, a web server; gives its process, address and file of errors.
 
-    It is ended afterwards, if it has not ended by itself. ``folder``: for its output.
+    It is ended afterwards, if it has not ended by itself. ``folder``: for its output. ``prepare``:
+    code that runs in the process before.
     """
     output, errors = folder / "server.out", folder / "server.err"
-    process = warm.start(arguments, out=output, err=errors)
+    process = warm.start(arguments, out=output, err=errors, prepare=prepare)
     try:
         end = time.monotonic() + 100
         while not output.exists() or "\n" not in output.read_text():

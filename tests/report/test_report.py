@@ -148,7 +148,7 @@ def test_the_verdict_is_asked_with_the_indicators_and_shown(run_folder, page_of,
         return SimpleNamespace(level="bad", summary="It <fell> apart.", note="It was short.",
                                advice=["Lower A.B."],
                                findings=[SimpleNamespace(name="silhouette", figure="0.50",
-                                                         level="mixed", sentence="Half way.")])
+                                                         level="mixed", meaning="Half way.")])
 
     monkeypatch.setattr(page_module, "judge", judge)
     page = page_of(run_folder)

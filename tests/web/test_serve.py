@@ -10,7 +10,6 @@ import re
 import signal
 import socket
 import sys
-from dataclasses import make_dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -24,36 +23,19 @@ from caureid_plugin.common.errors import UserError
 from caureid_plugin.retrieval.decoding import decode
 from caureid_plugin.retrieval.index import Index
 from caureid_plugin.retrieval.index_files import Entry
-from caureid_plugin.runs.threshold import NO_VERDICT, PairStatistics, RunVerdict
+from caureid_plugin.runs.threshold import PairStatistics, RunVerdict
 from caureid_plugin.web import app, server
 from fastreid.data.data_utils import read_image
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from helpers import shrunk
 from helpers.server import served
+from helpers.shrunk import HOSTILE, Shrunk
 
 LIMIT = 200_000  # bytes of an upload
 CAMERAS = ["door", "", "yard"]
 IMAGE = {"Content-Type": "application/octet-stream"}
-HOSTILE = "<img src=x onerror=window.broken=1>"
-
-
-class Shrunk:
-    """Stands in for an embedder: 4 x 2 pixels, less their mean."""
-
-    name, dim, fingerprint = f"run {HOSTILE}", 24, "0" * 32
-    preprocessing = make_dataclass("Size", [("size", tuple, (4, 2))])()
-    statistics = PairStatistics(same=np.linspace(0.5, 1, 201, dtype=np.float32),
-                                different=np.linspace(-0.9, 0.6, 3001, dtype=np.float32))
-    why_no_statistics = ""
-    verdict = NO_VERDICT
-
-    def embed(self, image):
-        values = np.asarray(image.resize((2, 4), Image.Resampling.BOX), dtype=np.float64).ravel()
-        values = values - values.mean()
-        if not values.any():
-            raise ValueError(f"no embedding of {__file__}")
-        return (values / np.linalg.norm(values)).astype(np.float32)[None]
 
 
 def paint(seed):
@@ -440,18 +422,8 @@ def test_an_error_of_the_program_is_not_told(client, monkeypatch, caplog):
     assert "log" in text and "division" not in text and "division by zero" in caplog.text
 
 
-STAND_IN = f"""
-import sys
-sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
-import test_serve
-from caureid_plugin.web import server
-server.load_embedder = lambda folder: test_serve.Shrunk()
-test_serve.command.main(prog_name="caureid serve")
-"""
-
-
 def arguments(index, *options):
-    return ["-c", STAND_IN, __file__, "--index", index.folder, "--port", "0", *options]
+    return [shrunk.__file__, __file__, "--index", index.folder, "--port", "0", *options]
 
 
 def ask(url, path="/", data=None, **headers):
@@ -482,9 +454,8 @@ def test_it_listens_on_this_machine_alone_and_ends_by_sigterm(index, tmp_path):
         assert process.wait(60) == 0 and errors.read_text() == ""
 
 
-def with_limits(index, **limits):
-    script = f"from caureid_plugin.web import server\nvars(server).update({limits})\n"
-    return ["-c", script + STAND_IN, *arguments(index)[2:]]
+def limits(**values):
+    return f"from caureid_plugin.web import server\nvars(server).update({values})\n"
 
 
 def begin(url, *parts):
@@ -497,7 +468,7 @@ def begin(url, *parts):
 @pytest.mark.alone
 def test_slow_connections_keep_nobody_out(index, tmp_path):
     """With room for six there are twenty, in the head of a request or in its body."""
-    with served(with_limits(index, CONNECTIONS=6), tmp_path) as (_, url, errors):
+    with served(arguments(index), tmp_path, limits(CONNECTIONS=6)) as (_, url, errors):
         slow = [begin(url, *[b"Content-Length: 9000\r\n\r\nabc"] * (number % 2))
                 for number in range(20)]
         assert ask(url)[0] == 200 and ask(url, "/crops/0")[0] == 200
@@ -511,7 +482,7 @@ def test_slow_connections_keep_nobody_out(index, tmp_path):
 @pytest.mark.alone
 @pytest.mark.parametrize("part", [b"", b"Content-Length: 1000000\r\n\r\n"], ids=["head", "body"])
 def test_a_request_as_a_whole_has_a_deadline(index, tmp_path, part):
-    with served(with_limits(index, SECONDS=1), tmp_path) as (_, url, _):
+    with served(arguments(index), tmp_path, limits(SECONDS=1)) as (_, url, _):
         slow = begin(url, part)
         slow.settimeout(0.1)
         for _ in range(300):  # bytes, of which each is a sign of life
@@ -531,14 +502,13 @@ def test_a_request_as_a_whole_has_a_deadline(index, tmp_path, part):
 @pytest.mark.alone
 def test_who_reads_no_answer_holds_no_thread(index, tmp_path):
     """Four connections, as many as there are threads, ask for much and read nothing of it."""
-    name, script, *rest = with_limits(index, SECONDS=1)
     little = """
 import socket
 from waitress.adjustments import Adjustments
 Adjustments.outbuf_high_watermark = 1
 Adjustments.socket_options = [(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)]
 """
-    with served([name, little + script, *rest], tmp_path) as (_, url, errors):
+    with served(arguments(index), tmp_path, limits(SECONDS=1) + little) as (_, url, errors):
         deaf = []
         for _ in range(4):
             deaf.append(socket.socket())

@@ -29,9 +29,12 @@ from contextlib import suppress
 from pathlib import Path
 
 # started as a script, Python looks only in this folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.gpu_notes import CUT, FAILED, FINISHED, NOT_RUN, WHAT, page, replace
+from caureid_plugin.common.files import write_atomically
+
+from benchmarks.gpu_notes import CUT, FAILED, FINISHED, NOT_RUN, WHAT, page
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tools" / "benchmarks" / "gpu_stages.py"
@@ -95,7 +98,7 @@ class Measuring:
         self.results["command"] = args.command
         args.work.mkdir(parents=True, exist_ok=True)
         chosen = ("device", "quick", "data", "weights", "keys", "work", "commit")
-        replace(args.work / "settings.json", json.dumps(
+        write_atomically(args.work / "settings.json", json.dumps(
             {**(QUICK if args.quick else FULL), **{name: getattr(args, name) for name in chosen}},
             default=str, indent=1))
 
@@ -159,7 +162,7 @@ class Measuring:
         print(f"{TITLES[name]}: at most {limit:.0f} s", flush=True)
         notes = self.args.work / f"{name}.json"
         old = self.results["stages"].get(name, {}) if name != "facts" else {}
-        replace(notes, json.dumps({key: old.get(key, []) for key in ("rows", "remarks")}))
+        write_atomically(notes, json.dumps({key: old.get(key, []) for key in ("rows", "remarks")}))
         start, state, why = time.monotonic(), CUT, "it was interrupted"
         with self._log.open("ab") as log:
             size = log.tell()
@@ -206,8 +209,8 @@ class Measuring:
         self._write()
 
     def _write(self) -> None:
-        replace(self.args.output / "results.json", json.dumps(self.results, indent=1))
-        replace(self.args.output / "results.md", page(self.results, TITLES))
+        write_atomically(self.args.output / "results.json", json.dumps(self.results, indent=1))
+        write_atomically(self.args.output / "results.md", page(self.results, TITLES))
 
     def _reason(self, notes: Path, code: int, size: int) -> str:
         """Why a stage failed: its own word, a signal, or the last line of its output."""

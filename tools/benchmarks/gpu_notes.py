@@ -1,14 +1,16 @@
 """What the stages of tools/benchmarks/gpu.py have found: the file of each, the page of all.
 
-Nothing but Python's own library is needed here: a page can be written where torch is missing.
+Nothing here imports torch: a page can be written where it is missing.
 """
 
 import json
-import os
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+
+from caureid_plugin.common.files import write_atomically
+from caureid_plugin.common.text import one_line
 
 FINISHED, CUT, FAILED, NOT_RUN = "finished", "cut off", "failed", "not run"  # states of a stage
 WHAT, NOT_MEASURED = "what", "not measured"  # columns that mean something here
@@ -70,7 +72,7 @@ class Notes:
             self.put(what, {NOT_MEASURED: str(reason)})
         except Exception as error:  # noqa: BLE001  the other measurements do not depend on it
             traceback.print_exc()
-            self.fail(what, in_one_line(error))
+            self.fail(what, kind_and_text(error))
 
     def remark(self, sentence: str) -> None:
         if sentence not in self.remarks:
@@ -78,21 +80,13 @@ class Notes:
             self.write()
 
     def write(self) -> None:
-        replace(self.path, json.dumps(
+        write_atomically(self.path, json.dumps(
             {"rows": self.rows, "remarks": self.remarks, "failures": self.failures}, indent=1))
 
 
-def in_one_line(error: Exception) -> str:
-    """Kind and first line of an error."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
-
-
-def replace(path: Path, text: str) -> None:
-    """Writes aside, then renames: whoever looks finds the old file or the new one, whole."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text)
-    os.replace(aside, path)
+def kind_and_text(error: Exception) -> str:
+    """An error in a cell of a table: a compiler's has pages, of which the log has the rest."""
+    return f"{type(error).__name__}: {one_line(error)[:160]}"
 
 
 # ---------------------------------------------------------------------------- the page ----

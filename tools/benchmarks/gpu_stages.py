@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as in gpu.py
 from benchmarks import clustering as benchmark_clustering
 from benchmarks import measure, scaling, training_table
 from benchmarks import training as benchmark_training
-from benchmarks.gpu_notes import NOT_MEASURED, Notes, NotMeasured, in_one_line
+from benchmarks.gpu_notes import NOT_MEASURED, Notes, NotMeasured, kind_and_text
 
 ROOT = Path(__file__).resolve().parents[2]
 # rows of the table on real data: config file and keys; of the paper's table 2, and the best recipe
@@ -239,7 +239,7 @@ def _compiled_step(cfg, args, precision: str, layout: str, notes: Notes, compile
     except Exception as error:
         if not type(error).__module__.startswith("torch."):
             raise
-        raise NotMeasured(f"torch.compile does not hold, {in_one_line(error)}") from error
+        raise NotMeasured(f"torch.compile does not hold, {kind_and_text(error)}") from error
     for name in (f"{side}, first loss" for side in ("Baseline", "CAUReID")):
         if not np.isclose(row[name], plain[name], rtol=SAME_LOSS):
             raise NotMeasured(f"torch.compile does not hold, {name} is {row[name]:.4g} in place "
