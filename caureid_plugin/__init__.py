@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from .modeling import LOSS_REGISTRY, CamSepHead, CAUReID, MemoryBank, build_losses, needs_memory
     from .retrieval import Comparison, Embedder, Entry, Hit, Index, IndexRefused, load_run
     from .runs import PairStatistics, RunError, Threshold
+    from .video import CropChoice, Video, cut_crops
 
 # where each name of this module is, in the order in which the parts are registered
 _PARTS = {
@@ -63,19 +64,21 @@ _PARTS = {
                  "needs_memory"),
     "retrieval": ("Comparison", "Embedder", "Entry", "Hit", "Index", "IndexRefused", "load_run"),
     "runs": ("PairStatistics", "RunError", "Threshold"),
+    "video": ("CropChoice", "Video", "cut_crops"),
 }
 _REGISTERED = ("compat", "config", "data", "modeling", "engine")
 # what needs no toolbox, and is imported without
 _WITHOUT_TOOLBOX = ("__main__", "_version", "cli", "clustering", "common", "config_files", "layers",
-                    "losses")
+                    "losses", "video")
 
 __all__ = [
     "LOSS_REGISTRY", "CAUReID", "CamSepHead", "CameraFolder", "ClusterSampler", "Comparison",
-    "Embedder", "Entry", "EvalAtStart", "ExportError", "Hit", "Index", "IndexRefused", "MemoryBank",
-    "PairStatistics", "PersonX", "RunError", "SyntheticCameras", "Threshold", "UnlabelledImages",
-    "UnsupervisedHook", "__version__", "add_caureid_config", "build_dataset", "build_losses",
-    "check_cameras", "compat", "extract_features", "fit_to_data", "get_config_file", "launch",
-    "load_config", "load_export", "load_run", "needs_memory", "training_images",
+    "CropChoice", "Embedder", "Entry", "EvalAtStart", "ExportError", "Hit", "Index", "IndexRefused",
+    "MemoryBank", "PairStatistics", "PersonX", "RunError", "SyntheticCameras", "Threshold",
+    "UnlabelledImages", "UnsupervisedHook", "Video", "__version__", "add_caureid_config",
+    "build_dataset", "build_losses", "check_cameras", "compat", "cut_crops", "extract_features",
+    "fit_to_data", "get_config_file", "launch", "load_config", "load_export", "load_run",
+    "needs_memory", "training_images",
 ]
 
 

@@ -215,8 +215,8 @@ def load(args: SimpleNamespace, cfg: CfgNode) -> dict[str, Any]:
         raise UserError(f'--diagnostics needs "identities" (N,) in --features {args.features}')
     if args.save_features:
         if data.get("tracks") is not None:
-            raise UserError(f"--save-features {args.save_features}: such a file holds no tracks, so "
-                            "that images would be clustered from it. Set CAMERA_FOLDER.TRACK none.")
+            raise UserError(f"--save-features {args.save_features}: such a file holds no tracks, "
+                            "and images would be clustered. Set CAMERA_FOLDER.TRACK none.")
         np.savez(args.save_features, **{name: data[name] for name in KNOWN_ARRAYS if name in data})
     return data
 

@@ -139,6 +139,29 @@ def check_camera_sizes(report: Report, data: Data, cfg: CfgNode) -> None:
                       "Add images, or leave the camera out.")
 
 
+def check_tracks(report: Report, data: Data) -> None:
+    """How many tracks each camera has, how long they are, how many are there at one time."""
+    tracks = data.tracks
+    if tracks is None:
+        return
+    section = report.section("tracks", "Tracks")
+    section.headings = ("camera", "tracks", "images each", "longest", "pairs at one time")
+    overlaps, timed = tracks.overlaps(), not np.isnan(tracks.first).all()
+    for camera, name in enumerate(data.names):
+        lengths = tracks.lengths[tracks.camids == camera]
+        pairs = overlaps[camera] if timed else None
+        section.rows.append((printable(name), len(lengths), f"{lengths.mean():.1f}",
+                             int(lengths.max()), "-" if pairs is None else pairs))
+        report.figures.setdefault("tracks", {})[printable(name)] = {
+            "tracks": len(lengths), "mean_length": float(lengths.mean()),
+            "longest": int(lengths.max()), "pairs_at_one_time": pairs}
+    section.lines.append(
+        "Images of a track count as one person, a pair at one time as two. An image without a "
+        "track is one of its own." if timed else
+        "Images of a track count as one person. Times are not known (CAMERA_FOLDER.TIME), so that "
+        "nothing tells two people who are there together.")
+
+
 def check_image_sizes(report: Report, data: Data, cfg: CfgNode) -> None:
     """How large images are, beside what the network takes."""
     section = report.section("sizes", "Sizes, in pixels")
@@ -356,7 +379,7 @@ def read(args: SimpleNamespace, notes: Notes) -> tuple[CfgNode, Data]:
     with tqdm(total=len(items), desc="images", leave=False, disable=None) as bar:
         facts = inspect_images(images.paths, workers=args.workers, progress=bar.update)
     names, _ = short_names([str(name) for name in images.camera_names])
-    return cfg, Data(images.paths, images.camids, names, facts, *left_out(cfg))
+    return cfg, Data(images.paths, images.camids, names, facts, *left_out(cfg), images.tracks)
 
 
 def left_out(cfg: CfgNode) -> tuple[dict[str, int], dict[str, int], list[str], set[str]]:
@@ -388,6 +411,7 @@ def check(args: SimpleNamespace, report: Report, notes: Notes
         return None
     report.figures.update(images=len(data.paths), datasets=list(cfg.DATASETS.NAMES))
     check_camera_sizes(report, data, cfg)
+    check_tracks(report, data)
     check_number(report, data, cfg)
     check_files(report, data)
     check_options(report, data, cfg)

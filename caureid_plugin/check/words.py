@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
+from ..clustering import Tracks
 from ..common.errors import UserError
 from ..inspection import Facts, choose
 
@@ -57,7 +58,7 @@ class Data:
     """The training images: paths, cameras 0..C-1 and their names, facts of those that were read;
     how many files of each suffix were left out, because they are no images by their names, how
     many images in the folders that systems keep for themselves, by the folders' names, and the
-    images that CAMERA_FOLDER.LEAVE_OUT names; and the paths that it may name.
+    images that CAMERA_FOLDER.LEAVE_OUT names; the paths that it may name; and the tracks.
 
     ``rows`` of the facts; ``order``: rows of the readable ones in the order of their paths.
     """
@@ -70,6 +71,7 @@ class Data:
     left_out_folders: dict[str, int] = field(default_factory=dict)
     left_out_images: list[str] = field(default_factory=list)
     own: set[str] = field(default_factory=set)
+    tracks: Tracks | None = None
 
     def __post_init__(self) -> None:
         self.rows = self.facts.rows

@@ -109,16 +109,16 @@ class Tracks:
         sums = unit.new_zeros(len(self), unit.shape[1])
         return F.normalize(sums.index_add_(0, torch.from_numpy(self.of_image), unit), dim=1)
 
-    def overlaps(self) -> int:
-        """How many pairs of tracks are seen in one place at one time."""
-        found = 0
-        for place in np.unique(self.places):
+    def overlaps(self) -> dict[int, int]:
+        """Of each place, how many pairs of tracks are seen in it at one time."""
+        found = {}
+        for place in np.unique(self.places).tolist():
             known = (self.places == place) & ~np.isnan(self.first)
             first, last = np.sort(self.first[known]), self.last[known]
             # of each track: those that begin before it ends, less those that end before ...
             begun = np.searchsorted(first, last, side="right")
             ended = np.searchsorted(np.sort(last), self.first[known], side="left")
-            found += int((begun - ended).sum() - known.sum()) // 2
+            found[place] = int((begun - ended).sum() - known.sum()) // 2
         return found
 
 

@@ -231,8 +231,9 @@ class CameraFolder(ImageDataset):
         seen: list[Sighting] = [item[3] for item in self.train]
         with_track = [pair for pair in zip(cameras, seen, strict=True) if pair[1].track]
         tracks = len({(camera, item.track) for camera, item in with_track})
-        logger.info("%s: %d images are of %d tracks, %d of none.", type(self).__name__,
-                    len(with_track), tracks, len(seen) - len(with_track))
+        logger.info("%s: %d images are of %d tracks, %d of none. A name under several cameras is a "
+                    "track in each.", type(self).__name__, len(with_track), tracks,
+                    len(seen) - len(with_track))
         for text in oddities(cameras, seen):
             logger.warning("%s", text)
 

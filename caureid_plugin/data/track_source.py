@@ -165,10 +165,8 @@ def oddities(cameras: Sequence[str], seen: Sequence[Sighting]) -> list[str]:
             f"{len(twice)} times a track has several images at one time (the first: camera "
             f"{printable(camera)}, track {printable(track)}, time {time:g}): a tracker gives one "
             "box a frame, so that two people may share a track.")
-    names: dict[str, set[str]] = {}
-    for camera, track in lengths:
-        names.setdefault(str(track), set()).add(camera)
-    if several := sum(len(where) > 1 for where in names.values()):
-        found.append(f"{several} of the {len(names)} names of tracks occur under more than one "
-                     "camera: they count as a track in each.")
+    without = sum(math.isnan(item.time) for item in seen)
+    if 0 < without < len(seen):
+        found.append(f"{without} of the {len(seen)} images have no time: nothing tells who was "
+                     "there with them.")
     return found

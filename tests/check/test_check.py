@@ -79,6 +79,22 @@ def test_images_without_faults_pass(whole):
     assert found["left_out"] == {} and "Left out" not in whole.printed
 
 
+def test_tracks_are_counted(check):
+    """Of each camera ten images of one track and two of another, which are there at one time."""
+    keys = ["CAMERA_FOLDER.TRACK", "pattern", "CAMERA_FOLDER.TRACK_PATTERN",
+            "/(?P<track>.)(?P<time>.)[.]"]
+    done = check(keys=[*keys, "CAMERA_FOLDER.TIME", "pattern", "CAUREID.CLUSTER.K1", "3"],
+                 network=True)
+    expected = {"tracks": 2, "mean_length": 6.0, "longest": 10, "pairs_at_one_time": 1}
+    assert done.found["tracks"] == {"north": expected, "south": expected}
+    assert re.search(r"\| south +\| +2 +\| +6.0 \| +10 \| +1 \|", done.printed), done.printed
+    assert done.found["findings"] == [] and done.found["start"]["eps_sweep"]
+    done = check(keys=keys)
+    assert done.found["tracks"]["north"] == {**expected, "pairs_at_one_time": None}
+    assert "Times are not known" in done.text
+    assert "tracks" not in check().found
+
+
 def test_time_and_memory(whole):
     figures = whole.found["start"]
     cost = figures["cost"]  # 20 epochs of 50 steps, images and clusters anew for each
