@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     )
     from .export import ExportError, load_export
     from .modeling import LOSS_REGISTRY, CamSepHead, CAUReID, MemoryBank, build_losses, needs_memory
+    from .people import People, find_people
     from .retrieval import Comparison, Embedder, Entry, Hit, Index, IndexRefused, load_run
     from .runs import PairStatistics, RunError, Threshold
     from .video import CropChoice, Video, cut_crops
@@ -62,6 +63,7 @@ _PARTS = {
     "export": ("ExportError", "load_export"),
     "modeling": ("LOSS_REGISTRY", "CAUReID", "CamSepHead", "MemoryBank", "build_losses",
                  "needs_memory"),
+    "people": ("People", "find_people"),
     "retrieval": ("Comparison", "Embedder", "Entry", "Hit", "Index", "IndexRefused", "load_run"),
     "runs": ("PairStatistics", "RunError", "Threshold"),
     "video": ("CropChoice", "Video", "cut_crops"),
@@ -74,11 +76,11 @@ _WITHOUT_TOOLBOX = ("__main__", "_version", "cli", "clustering", "common", "conf
 __all__ = [
     "LOSS_REGISTRY", "CAUReID", "CamSepHead", "CameraFolder", "ClusterSampler", "Comparison",
     "CropChoice", "Embedder", "Entry", "EvalAtStart", "ExportError", "Hit", "Index", "IndexRefused",
-    "MemoryBank", "PairStatistics", "PersonX", "RunError", "SyntheticCameras", "Threshold",
-    "UnlabelledImages", "UnsupervisedHook", "Video", "__version__", "add_caureid_config",
-    "build_dataset", "build_losses", "check_cameras", "compat", "cut_crops", "extract_features",
-    "fit_to_data", "get_config_file", "launch", "load_config", "load_export", "load_run",
-    "needs_memory", "training_images",
+    "MemoryBank", "PairStatistics", "People", "PersonX", "RunError", "SyntheticCameras",
+    "Threshold", "UnlabelledImages", "UnsupervisedHook", "Video", "__version__",
+    "add_caureid_config", "build_dataset", "build_losses", "check_cameras", "compat", "cut_crops",
+    "extract_features", "find_people", "fit_to_data", "get_config_file", "launch", "load_config",
+    "load_export", "load_run", "needs_memory", "training_images",
 ]
 
 

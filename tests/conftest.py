@@ -28,6 +28,7 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler),
 
 # What the machines of the project's CI cannot run: a part of the test's id, and the reason.
 EXPECTED_SKIPS = {
+    "test_idf1_is_that_of_trackeval": "trackeval is not installed",
     "cuda": "needs a GPU",
 }
 

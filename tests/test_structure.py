@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "caureid_plugin"
 LAYERS = (
     {"__main__"},
     {"cli"},
-    {"ablation", "check", "report", "search", "web"},
+    {"ablation", "check", "people", "report", "search", "video", "web"},
     {"export"},
     {"retrieval"},
     {"runs"},
@@ -30,7 +30,8 @@ ALLOWED = {room: set().union(*LAYERS[place + 1:]) for place, layer in enumerate(
 PLAIN = {"clustering", "layers", "losses"}  # know nothing of the rest
 ALLOWED |= {room: set() for room in PLAIN}
 # these do not know FastReID either
-WITHOUT_TOOLBOX = PLAIN | {"__main__", "_version", "common", "config_files", "export", "web"}
+WITHOUT_TOOLBOX = PLAIN | {"__main__", "_version", "common", "config_files", "export", "video",
+                           "web"}
 
 LONGEST = 520  # lines of a file
 PUBLIC = ("os._exit",)  # documented, for all its underscore

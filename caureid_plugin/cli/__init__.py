@@ -12,6 +12,7 @@ from .._version import __version__
 # In the order in which a user meets them. A command's own help has the rest.
 COMMANDS = {
     "demo": "train on drawn people, and show the result",
+    "crops": "cut crops out of videos, by a tracker's files",
     "check": "check images before training on them",
     "train": "train a network, or evaluate one",
     "report": "show a run as one HTML page",
@@ -20,6 +21,7 @@ COMMANDS = {
     "export": "write a network as ONNX or TorchScript",
     "index": "put a folder of crops into an index",
     "search": "find the crops of an index that are most like a query",
+    "people": "give tracks person numbers across cameras",
     "serve": "search on a web page, by dropping crops on it",
     "eps": "choose the radius of the clustering",
     "ablation": "train configs with several seeds, and compare them",
@@ -54,4 +56,7 @@ class Table(click.Group):
 @click.command(cls=Table, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="caureid")
 def main() -> None:
-    """Find the same person across cameras, learnt without identity labels."""
+    """Find the same person across cameras, learnt without identity labels.
+
+    caureid COMMAND --help explains a command. caureid demo needs no images of yours.
+    """

@@ -19,6 +19,7 @@ WRONG = {
     ("nothing",): "No such command 'nothing'",
     ("report", "absent"): "'RUN_FOLDER': Directory 'absent' does not exist",
     ("report", "there", "--checkpoint", "absent"): "'--checkpoint': absent is not a file, neither",
+    ("people", "absent", "there", "--output", "x.csv"): "'RUN_FOLDER': Directory 'absent' does not",
     ("threshold", "absent"): "'RUN_FOLDER': Directory 'absent' does not exist",
     ("export", "absent", "--output", "x.onnx"): "'RUN_FOLDER': Path 'absent' does not exist",
     ("export", "there", "--output", "x.onnx", "--images", "absent"): "'--images': Directory 'abs",

@@ -1,0 +1,212 @@
+"""A user's corrections: who is one person, and which track is not who the table says."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..common.errors import UserError
+from ..common.text import printable
+from ..data.listing import same_file_names
+from .table import Crop, read_cells
+
+ACTIONS = ("join", "split")
+Node = tuple[str, int]  # ("person", its number) or ("track", its place)
+
+
+class Correction(NamedTuple):
+    """A line of the file."""
+
+    line: int
+    action: str
+    a: str
+    b: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is known before tracks are compared.
+
+    Attributes:
+        group: (T,) int64, who is on a track, from 0; -1: not known.
+        numbers: of each group its person; 0: one without a number yet.
+        apart: pairs of tracks that are of two people.
+        left: (T,) bool, tracks that were split off their person.
+    """
+
+    group: np.ndarray
+    numbers: list[int]
+    apart: list[tuple[int, int]]
+    left: np.ndarray
+
+
+def read_corrections(path: Path) -> list[Correction]:
+    """Reads the file: CSV with the columns action, a and b.
+
+    Raises:
+        UserError: it is damaged, or an action is unknown; names the line.
+    """
+    header, rows = read_cells(path, "--corrections")
+    where = f"--corrections {printable(path)}"
+    if header != ["action", "a", "b"]:
+        raise UserError(f"{where} needs the first line action,a,b, and has "
+                        f"{printable(','.join(header))}.")
+    found = [Correction(line, *cells) for line, cells in rows]
+    for line, action, *_ in found:
+        if action not in ACTIONS:
+            raise UserError(f"{where}: the action {printable(action)} in line {line} is neither "
+                            "join nor split.")
+    return found
+
+
+class _Names:
+    """What the words of a file of corrections name."""
+
+    def __init__(self, crops: Sequence[Crop], of_image: np.ndarray, persons: np.ndarray,
+                 path: Path) -> None:
+        self._where, self._folder = f"--corrections {printable(path)}", os.path.dirname(path)
+        self._people = set(persons[persons > 0].tolist())
+        self._tracks: dict[str, set[int]] = defaultdict(set)
+        for name, crop, track in zip(same_file_names([crop.path for crop in crops]), crops,
+                                     of_image.tolist(), strict=True):
+            self._tracks[f"{crop.camera}/{crop.track}" if crop.track else name].add(track)
+
+    def node(self, line: int, word: str) -> Node:
+        """The person or track of a word.
+
+        Raises:
+            UserError: there is none, or there are two.
+        """
+        if word.isascii() and word.isdigit():
+            if int(word) in self._people:
+                return "person", int(word)
+            raise UserError(f"{self._where}, line {line}: no person {word} is in --known. Person "
+                            "numbers are those of that table.")
+        path, = same_file_names([os.path.abspath(os.path.join(self._folder, word))])
+        found = self._tracks.get(word) or self._tracks.get(path) or set()
+        if len(found) != 1:
+            raise UserError(
+                f"{self._where}, line {line}: {printable(word)} names {len(found)} tracks, and "
+                "must name one: write CAMERA/TRACK, the path of a crop without a track, or a "
+                "person's number.")
+        return "track", min(found)
+
+    def track(self, number: int) -> str:
+        """What a track is called in a message."""
+        return printable(next(name for name, tracks in self._tracks.items() if number in tracks))
+
+
+def _text(one: Correction) -> str:
+    return f"line {one.line} ({printable(','.join(one[1:]))})"
+
+
+class _Joined:
+    """People and tracks that are one, and the lines that say so."""
+
+    def __init__(self) -> None:
+        self._parent: dict[Node, Node] = {}
+        self.lines: dict[Node, list[int]] = defaultdict(list)  # by the root
+
+    def find(self, node: Node) -> Node:
+        while (above := self._parent.setdefault(node, node)) != node:
+            node = above
+        return node
+
+    def join(self, one: Node, other: Node, line: int | None = None) -> None:
+        root, below = sorted((self.find(one), self.find(other)))  # the lowest person on top
+        if root != below:
+            self._parent[below] = root
+            self.lines[root] += self.lines.pop(below, [])
+        if line is not None:
+            self.lines[root].append(line)
+
+
+def facts(crops: Sequence[Crop], of_image: np.ndarray, persons: np.ndarray,
+          pairs: Sequence[tuple[int, int]], corrections: Sequence[Correction] = (),
+          path: Path = Path()) -> Facts:
+    """What an earlier table and corrections say of tracks.
+
+    Splits come first: the track leaves its person. Of two tracks the second one does. Then joins
+    make one of two people, who keeps the lower number.
+
+    Args:
+        crops: N of them.
+        of_image: (N,) int64, the track of each.
+        persons: (T,) int64, the person on each track, 0: not known.
+        pairs: of tracks that cannot be one person: in one place at one time.
+        corrections: of the file ``path``.
+
+    Raises:
+        UserError: these contradict themselves, each other or the table; names the lines.
+    """
+    names = _Names(crops, of_image, persons, path)
+    where = f"--corrections {printable(path)}"
+    nodes = [(one, names.node(one.line, one.a), names.node(one.line, one.b))
+             for one in corrections]
+    left = np.zeros(len(persons), dtype=bool)
+    for one, a, b in nodes:
+        if a == b:
+            raise UserError(f"{where}, {_text(one)}: both are the same.")
+        if one.action == "split":
+            why = _why_not_to_split(a, b, persons)
+            if why:
+                raise UserError(f"{where}, {_text(one)}: {why}")
+            goes = b if b[0] == "track" else a
+            left[goes[1]] |= persons[goes[1]] > 0 and all(
+                node[0] == "person" or persons[node[1]] > 0 for node in (a, b))
+    joined = _Joined()
+    for track, person in enumerate(persons.tolist()):
+        if person and not left[track]:
+            joined.join(("person", person), ("track", track))
+    for one, a, b in nodes:
+        if one.action == "join":
+            joined.join(a, b, one.line)
+    for one, a, b in nodes:
+        if one.action == "split" and joined.find(a) == joined.find(b):
+            lines = ", ".join(map(str, sorted(joined.lines[joined.find(a)])))
+            raise UserError(f"{where} contradicts itself: {_text(one)} splits what line(s) "
+                            f"{lines or 'of --known'} join.")
+    group, numbers, shown = _groups(joined, persons)
+    for first, second in pairs:
+        if group[first] == group[second] >= 0:
+            found = sorted(joined.lines[joined.find(("track", first))])
+            both = names.track(first), names.track(second)
+            which = (f"{where}: line(s) {', '.join(map(str, found))} join" if found else
+                     f"--known has person {numbers[group[first]]} on")
+            remedy = "" if found else f" --corrections can split them: split,{both[0]},{both[1]}."
+            raise UserError(f"{which} {both[0]} and {both[1]}, which are in one place at one time, "
+                            f"so that they are two people.{remedy}")
+    apart = [(shown[joined.find(a)], shown[joined.find(b)]) for one, a, b in nodes
+             if one.action == "split" and {joined.find(a), joined.find(b)} <= shown.keys()]
+    return Facts(group, numbers, apart, left)
+
+
+def _groups(joined: _Joined, persons: np.ndarray) -> tuple[np.ndarray, list[int], dict[Node, int]]:
+    """Groups and numbers as in :class:`Facts`, and a track of each root."""
+    members: dict[Node, list[int]] = defaultdict(list)
+    for track in range(len(persons)):
+        members[joined.find(("track", track))].append(track)
+    numbers: list[int] = []
+    group = np.full(len(persons), -1, dtype=np.int64)
+    for (kind, number), tracks in members.items():
+        if kind == "person" or len(tracks) > 1:
+            group[tracks] = len(numbers)
+            numbers.append(number if kind == "person" else 0)
+    return group, numbers, {root: tracks[0] for root, tracks in members.items()}
+
+
+def _why_not_to_split(a: Node, b: Node, persons: np.ndarray) -> str:
+    if a[0] == b[0] == "person":
+        return ("two people are apart already: split a track off its person, as in "
+                "split,3,north/7.")
+    one, other = (node[1] if node[0] == "person" else int(persons[node[1]]) for node in (a, b))
+    if one != other and ((one and other) or "person" in (a[0], b[0])):
+        return (f"they are not joined in --known: one is person {one or 'nobody'}, the other "
+                f"{other or 'nobody'}.")
+    return ""
