@@ -157,7 +157,7 @@ def _add_unsupervised(cfg: CN) -> None:
     # SpCL's criterion, only with LABELS "bank": an image whose cluster changes too much between
     # EPS - EPS_GAP, EPS and EPS + EPS_GAP becomes an outlier. 0: without.
     node.CLUSTER.EPS_GAP = 0.02
-    # DBSCAN: neighbours (itself included) that make a core point; images, with tracks too.
+    # DBSCAN: neighbours (itself included) that make a core point; tracks, where there are any.
     node.CLUSTER.MIN_SAMPLES = 4
     # How neighbours are searched. Options: "torch" (exact, CPU or GPU), "torch-pca" (approximate,
     # by principal components), "faiss-flat" (exact), "auto" (torch on a GPU and up to 200,000

@@ -20,9 +20,12 @@ from .common import Command, config_keys
               default=Path("logs/demo"), show_default=True, metavar="FOLDER",
               help="folder to write")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, metavar="N",
-              help="random seed of the training")
+              help="random seed of the training, or of the videos")
+@click.option("--videos", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
+              help="instead, write short videos of three cameras, what a tracker makes of them, "
+                   "and truth.csv, who is on its tracks")
 @config_keys
-def command(output: Path, seed: int, opts: list[str]) -> int:
+def command(output: Path, seed: int, videos: Path | None, opts: list[str]) -> int:
     """Draws people in front of six cameras, trains on them, and shows what was learnt.
 
     It takes a few minutes on a CPU and downloads nothing. The result is report.html in the output
@@ -31,7 +34,12 @@ def command(output: Path, seed: int, opts: list[str]) -> int:
     \b
         caureid demo
         caureid demo --output logs/short SOLVER.MAX_EPOCH 5
+        caureid demo --videos videos
     """
+    if videos and opts:
+        raise click.UsageError(f"--videos trains nothing: leave {opts[0]} out.")
+    if videos:
+        return _draw_videos(videos, seed)
     metrics = output / "metrics.json"
     if metrics.exists():  # FastReID appends to it; an earlier demo's rows are kept aside
         metrics.rename(output / f"metrics-until-{time.strftime('%Y%m%d-%H%M%S')}.json")
@@ -74,6 +82,16 @@ def _draw_people(path: Path) -> None:
     from ..data.synthetic.render import contact_sheet
 
     contact_sheet(people=8, cameras=len(PRESET_CAMERAS), seed=SEED).save(path)
+
+
+def _draw_videos(folder: Path, seed: int) -> int:
+    """Writes the videos; says what is in them."""
+    from ..data.synthetic.video import render_videos
+
+    for one in render_videos(folder, seed=seed):
+        click.echo(f"{folder / one.camera}.mp4: {one.walks} people in {one.frames} frames; the "
+                   f"tracker's file {one.camera}.txt has {one.tracks} tracks, {one.boxes} boxes")
+    return 0
 
 
 def _summary(output: Path, seconds: float, pictures: Path) -> str:

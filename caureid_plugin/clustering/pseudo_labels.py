@@ -32,7 +32,7 @@ def assign_pseudo_labels(features: torch.Tensor | np.ndarray, *, eps: float, min
         eps: largest distance between DBSCAN neighbours, 0 < eps < 1.
         min_samples: neighbours, itself included, that make an image a core point, >= 1.
         tracks: which images are one person for certain, and which tracks cannot be. Neighbours
-            are then counted in tracks, ``min_samples`` in images.
+            are then tracks, here and in the encoding.
         progress: see :func:`.jaccard.jaccard_graph`.
         encoding: ``k1``, ``k2``, ``search`` and so on, as :func:`.jaccard.jaccard_encoding`
             takes them.
@@ -91,7 +91,7 @@ def labels_of_encoding(encoding: sparse.csr_matrix, descending: Sequence[float],
     if tracks is not None:
         graph = pairs_within(encoding, descending[0], progress)
         for eps in descending:
-            labels = cluster_tracks(graph, eps, min_samples, tracks, tracks.lengths)
+            labels = cluster_tracks(graph, eps, min_samples, tracks)
             yield number_by_appearance(labels[tracks.of_image])
         return
     twins = _first_equal(encoding)

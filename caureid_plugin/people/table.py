@@ -48,7 +48,8 @@ class People:
         confidence: (T,) float64, 0 to 1, see :func:`.assign.confidences`; NaN: no person.
         nearest: (T,) int64, the nearest other person that it may be, 0 if there is none.
         means: (T, D) float32, the mean features, of length 1.
-        network, fingerprint: which network has embedded the crops.
+        network: the checkpoint or file that has embedded the crops.
+        fingerprint: of that network.
         settings: how tracks were compared, a sentence.
         threshold: of the run, None: not known.
         first_new: number of the first person that an earlier table does not have.

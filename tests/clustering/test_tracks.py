@@ -228,16 +228,16 @@ def test_labels_are_those_of_the_tracks(tracked, camera_aware):
     options = {**counts, **({"camids": camids} if camera_aware else {})}
     of_tracks = {**counts, **({"camids": tracks.camids} if camera_aware else {})}
     graph = jaccard_graph(tracks.mean(features), eps=0.6, **of_tracks)
-    expected = cluster_tracks(graph, 0.6, 4, tracks, tracks.lengths)[tracks.of_image]
-    labels = assign_pseudo_labels(features, eps=0.6, min_samples=4, tracks=tracks, **options)
+    expected = cluster_tracks(graph, 0.6, 2, tracks)[tracks.of_image]
+    labels = assign_pseudo_labels(features, eps=0.6, min_samples=2, tracks=tracks, **options)
     assert np.array_equal(plain.together(labels), plain.together(expected))
     first = [labels.tolist().index(label) for label in range(labels.max() + 1)]
     assert first == sorted(first) and len(first) > 2
-    tighter, same = labels_at(features, eps_values=(0.02, 0.6), min_samples=4, tracks=tracks,
+    tighter, same = labels_at(features, eps_values=(0.02, 0.6), min_samples=2, tracks=tracks,
                               **options)
     assert np.array_equal(same, labels) and not np.array_equal(tighter, labels)
     rows = sweep_eps(jaccard_encoding(features, tracks=tracks, **options), [0.4, 0.6],
-                     min_samples=4, camids=camids, tracks=tracks)
+                     min_samples=2, camids=camids, tracks=tracks)
     assert [row["images"] for row in rows] == [96, 96]
     assert rows[1]["clusters"] == labels.max() + 1
     assert rows[1]["outliers"] == (labels < 0).sum()

@@ -153,7 +153,7 @@ def _in_other_order(row, name):
 
 
 TRACK_OPTIONS = ["CAUREID.LABELS", "extract", "CAUREID.CLUSTER.K1", 4, "CAUREID.CLUSTER.EPS", 0.8,
-                 "CAUREID.CLUSTER.MIN_SAMPLES", 3]
+                 "CAUREID.CLUSTER.MIN_SAMPLES", 2]
 COPIES = {"distinct names": _distinct, "other order": _in_other_order}
 
 
