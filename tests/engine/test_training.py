@@ -151,7 +151,7 @@ def test_the_command_has_the_arguments_of_the_script(monkeypatch):
     options = [
         "--resume", "--eval-only", "--num-gpus", "3", "--num-machines", "2", "--machine-rank", "1",
         "--dist-url", "tcp://host:3", "--join-timeout", "7.5"]
-    keys = ["SOLVER.BASE_LR", "-1"]
+    keys = ["SEED", "-1"]
     assert {word for action in train_net.argument_parser()._actions
             for word in action.option_strings} == {
         "-h", "--help", *words[:1], *(word for word in options if word.startswith("--"))}
