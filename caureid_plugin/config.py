@@ -28,7 +28,7 @@ def add_caureid_config(cfg: CN) -> None:
     cfg.DATALOADER.CAMERAS = "mixed"
     # Evaluate features that are standardised within each camera of query and gallery together (Song
     # et al., ICLR 2025): for a network that was not trained on these cameras. Evaluation only:
-    # exported networks, Embedder and the index give the features as they are.
+    # exported networks and Embedder give the features as they are, an index has its own option.
     cfg.TEST.STANDARDIZE_BY_CAMERA = False
     # Evaluate the network before its first step too (scalars start/...).
     cfg.TEST.EVAL_AT_START = False
@@ -71,8 +71,8 @@ def _add_head(cfg: CN) -> None:
     camsep.UNIFORM_START = True
     # Squeeze factor of the channel attention (16 in HA-CNN).
     camsep.REDUCTION = 16
-    # Keep the camera classifier's gradient out of the backbone (the mask, computed from a detached
-    # F, still learns from it).
+    # Compute the mask from a detached F: the camera classifier's gradient stays out of the
+    # backbone, and so does the identity losses' gradient through the mask. The mask learns from both.
     camsep.DETACH = False
     # C, number of cameras in the training set. Needed by CameraSeparationLoss; checked against
     # the data. 0: no camera classifier. -1: as many as the training set has, for

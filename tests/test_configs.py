@@ -36,7 +36,7 @@ ROWS = {
 NETWORKS = """
 Market/caureid.yml Market/caureid_paper.yml Market/caureid_osnet.yml Synthetic/caureid.yml
 Market/caureid_cap.yml Market/caureid_cajaccard.yml Market/caureid_best.yml
-Market/infonce_best.yml Market/caureid_ibn_gem.yml OwnData/caureid_cpu.yml
+Market/infonce_best.yml Market/caureid_ibn_gem.yml OwnData/caureid.yml OwnData/caureid_cpu.yml
 Synthetic/caureid_fine_map.yml Mix/bagtricks_camsep.yml Mix/caureid_osnet.yml
 Mix/caureid_repvgg.yml Mix/caureid_resnest.yml Mix/caureid_vit.yml Mix/embedding_head.yml
 Mix/mgn_camsep.yml Mix/moco_camsep.yml Mix/supervised_camsep_loss.yml

@@ -104,7 +104,7 @@ def test_cameras_of_several_datasets_add_up(cfg, market):
 
 
 def test_one_camera_switches_off_what_needs_several(cfg, market):
-    cfg.merge_from_file(get_config_file("OwnData/caureid.yml"))
+    cfg.merge_from_file(OWN_CONFIG)  # the full method
     fitted, found = decided(cfg, "CAMERA_FOLDER.ROOT", market / "bounding_box_train",
                             "CAMERA_FOLDER.CAMERA", "none", *labels(market))
     expected = {"MODEL.LOSSES.NAME": ("InfoNCELoss",), "MODEL.HEADS.CAMSEP.ATTENTION": "none",

@@ -69,6 +69,11 @@ def test_clusters_that_follow_cameras_look_good_but_for_one_figure(of, levels):
     assert levels(cameras) == {"silhouette": "good", "outlier_share": "good", "stability": "good",
                                "cross_camera": "bad"}
     assert of(cameras).level == "bad" and of(cameras, num_cameras=1).level == "good"
+    plain = {"CAUREID.CLUSTER.CAMERA_AWARE": False}
+    assert "CAMERA_AWARE True" in " ".join(of(cameras, plain, num_cameras=3).advice)
+    # with two cameras plain neighbours measured higher
+    two = " ".join(of(cameras, plain, num_cameras=2).advice)
+    assert "CAMERA_AWARE" not in two and "STANDARDIZE" not in two and two
     key = "CAUREID.CLUSTER.CAMERA_AWARE"
     assert f"{key} True" in of(cameras, {key: False}).advice[0]
 

@@ -140,7 +140,7 @@ class Measuring:
         facts, before = (facts_of(results) for results in (self.results, self._before))
         if facts["device"] == "CPU" != self.args.device.upper():
             raise Stopped(f"--device {self.args.device} needs a GPU, and torch {facts['torch']} "
-                          "finds none: give --device cpu (with --quick it takes two minutes)")
+                          "finds none: give --device cpu (with --quick two to three minutes)")
         for name in ALIKE if before else ():
             old, new = (known.get(name, "unknown") for known in (before, facts))
             if old != new and not (name == "rows" and "-" in (old, new)):
