@@ -72,7 +72,7 @@ def _add_head(cfg: CN) -> None:
     # Squeeze factor of the channel attention (16 in HA-CNN).
     camsep.REDUCTION = 16
     # Compute the mask from a detached F: the camera classifier's gradient stays out of the
-    # backbone, and so does the identity losses' gradient through the mask. The mask learns from both.
+    # backbone, and so does the identity losses' gradient through the mask, which learns from both.
     camsep.DETACH = False
     # C, number of cameras in the training set. Needed by CameraSeparationLoss; checked against
     # the data. 0: no camera classifier. -1: as many as the training set has, for

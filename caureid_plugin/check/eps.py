@@ -26,6 +26,7 @@ from ..clustering import (
     sweep_eps,
 )
 from ..common.errors import UserError
+from ..common.text import naming_keys
 from ..data import build_dataset, build_extraction_loader, training_images
 from ..engine import build_network, check_identities, extract_features, load_config
 from ..engine.checks import naming_cluster_keys
@@ -234,7 +235,9 @@ def run(args: SimpleNamespace) -> None:
     node = cfg.CAUREID.CLUSTER
     untrained = bool(args.config_file) and not cfg.MODEL.WEIGHTS
     extra = (lambda labels: compare(labels, data["identities"])) if args.diagnostics else None
-    with naming_cluster_keys(cfg, 0 if untrained else cfg.SOLVER.MAX_EPOCH):
+    file = dict.fromkeys(("features", "camids"), f"--features {args.features}")
+    with naming_cluster_keys(cfg, 0 if untrained else cfg.SOLVER.MAX_EPOCH), naming_keys(
+            {} if args.config_file else file):
         encoding, neighbours = encode(cfg, data, untrained)
         rows = sweep_eps(encoding, args.eps_values, min_samples=node.MIN_SAMPLES,
                          camids=data.get("camids"), tracks=data.get("tracks"), extra=extra)

@@ -66,7 +66,7 @@ class Clustering(NamedTuple):
 
 
 def measure(cfg: CfgNode, model: Any, items: list[Any], camids: np.ndarray,
-            images: int) -> dict[str, Any]:
+            images: int, tracks: Tracks | None = None) -> dict[str, Any]:
     """Figures of a sample, and what they make of all images.
 
     Args:
@@ -75,12 +75,12 @@ def measure(cfg: CfgNode, model: Any, items: list[Any], camids: np.ndarray,
         items: (path, camera) of the sample.
         camids: (n,) cameras of the sample.
         images: N, of the training set.
+        tracks: of the sample.
     """
     loader: Any = build_extraction_loader(cfg, items)
     start = time.perf_counter()
     features = normalize(extract_features(model, loader), dim=1).to(model.device)
     image = (time.perf_counter() - start) / len(items)
-    tracks = loader.dataset.tracks
     with naming_cluster_keys(cfg):
         search = make_search(cfg)
         needed, free = neighbor_memory(cfg, images, features.shape[1], search, model.device)
@@ -195,7 +195,8 @@ def check_start(report: Report, data: Data, cfg: CfgNode) -> None:
     items = [(data.path(row), data.name(row)) for row in rows.tolist()]
     camids = np.unique(data.cameras[rows], return_inverse=True)[1]
     try:
-        figures = measure(cfg, model, items, camids, len(data.paths))
+        tracks = data.tracks and data.tracks.of_images(data.rows[rows])
+        figures = measure(cfg, model, items, camids, len(data.paths), tracks)
     except WRONG as error:
         report.fail(f"The start of training failed: {one_line(error)}")
         return

@@ -47,7 +47,7 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
             rest = super().parse_args(ctx, self._repeated(ctx, args))
-        except click.MissingParameter:  # more often mistyped than forgotten
+        except click.BadParameter:  # an argument may be a mistyped option
             for word in args:
                 if word.split("=")[0] not in self._names():
                     self._check_word(ctx, word)

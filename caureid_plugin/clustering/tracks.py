@@ -98,6 +98,15 @@ class Tracks:
     def __len__(self) -> int:
         return len(self.camids)
 
+    def of_images(self, rows: np.ndarray) -> Tracks:
+        """The tracks of some of the images, by their rows (n,), with the times of whole tracks."""
+        kept, first, of_image = np.unique(self.of_image[rows], return_index=True,
+                                          return_inverse=True)
+        order = np.argsort(first)  # of first appearance
+        kept, number = kept[order], np.argsort(order)
+        return Tracks(number[of_image.ravel()], self.camids[kept], self.first[kept],
+                      self.last[kept], self.places[kept])
+
     @functools.cached_property
     def lengths(self) -> np.ndarray:
         """(T,) int64, images of each track."""

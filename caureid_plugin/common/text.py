@@ -79,10 +79,10 @@ def naming_keys(keys: Mapping[str, str]) -> Iterator[None]:
             its key. Other errors pass as they are.
 
     Example:
-        >>> with naming_keys({"gain": "MODEL.HEADS.CAMSEP.GAIN"}):
-        ...     raise ValueError("gain 0 must be positive.")
+        >>> with naming_keys({"eps": "CAUREID.CLUSTER.EPS"}):
+        ...     raise ValueError("eps 2 must be below 1.")
         Traceback (most recent call last):
-        caureid_plugin.common.errors.UserError: gain (MODEL.HEADS.CAMSEP.GAIN) 0 must be positive.
+        caureid_plugin.common.errors.UserError: eps (CAUREID.CLUSTER.EPS) 2 must be below 1.
     """
     try:
         yield

@@ -13,6 +13,7 @@ import numpy as np
 from fastreid.data import data_utils
 from PIL import Image
 
+from ..common.errors import UserError
 from .content import structure
 
 # Height and width of the thumbnails by which cameras are compared.
@@ -100,9 +101,9 @@ def _read(path: str) -> _Read | str:
         image = data_utils.read_image(path)  # refuses FIFOs and the like, which would wait
         with open(path, "rb") as file:
             digest = hashlib.blake2b(file.read(), digest_size=16).digest()
-        bits = imagehash.phash(image, hash_size=HASH_SIDE).hash.ravel()
-        small = image.resize(THUMBNAIL[::-1], Image.Resampling.BOX)
-    except (ValueError, OSError, MemoryError) as error:
+    except (UserError, OSError, MemoryError) as error:
         return str(error)
+    bits = imagehash.phash(image, hash_size=HASH_SIDE).hash.ravel()
+    small = image.resize(THUMBNAIL[::-1], Image.Resampling.BOX)
     size = image.height, image.width
     return size, digest, bits, np.asarray(small).ravel(), structure(image)

@@ -39,7 +39,7 @@ def build_trained(run: Run) -> torch.nn.Module:
     """
     try:
         return build_network(run.cfg, str(run.checkpoint)).eval()
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+    except (OSError, UserError) as error:
         raise ReportError(f"The network of {run.folder / 'config.yaml'} cannot take the weights of "
                           f"{run.checkpoint}: {error} Name a checkpoint of this run, or take back "
                           "the config keys on the command line.") from error
@@ -56,7 +56,7 @@ def build_start(run: Run) -> torch.nn.Module:
         raise Missing(problem)
     try:
         return build_network(run.cfg, run.cfg.MODEL.WEIGHTS).eval()
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+    except (OSError, UserError) as error:
         raise Missing(f"The network before training cannot be shown: {error}") from error
 
 

@@ -16,6 +16,7 @@ from fastreid.config import CfgNode
 from fastreid.modeling.heads import ClasHead, EmbeddingHead
 from torch import nn
 
+from ..common.errors import UserError
 from ..common.text import printable
 from ..engine.setup import build_network, to_evaluate
 from ..runs.folder import RunError
@@ -85,8 +86,7 @@ def build_embedding_network(cfg: CfgNode, content: Mapping[str, Any], path: Path
                        "FastReID's DefaultPredictor, or train one of these.")
     try:
         model = build_network(to_evaluate(cfg))
-    except (AssertionError, AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError
-            ) as error:
+    except (OSError, UserError) as error:
         raise RunError(f"The network of the run's config cannot be built: {error} Use the version "
                        "of the plugin that made the run.") from error
     head = model.get_submodule("heads")

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from fastreid.config import CfgNode
 
 from .._version import __version__
@@ -66,7 +65,7 @@ def read_config(folder: Path, opts: Sequence[str] = (), *, training: bool = Fals
         cfg = load_config(str(path), opts, training=training)
     except KeyError as error:
         raise RunError(_unknown_key(path, error.args[0], opts)) from error
-    except (AttributeError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
+    except (OSError, UserError) as error:
         raise RunError(f"{printable(path)} cannot be read, or a value in it or on the command line "
                        f"is wrong: {with_full_stop(error)} It is what the run wrote at its start; "
                        "restore it from a copy, or begin a new run.") from error

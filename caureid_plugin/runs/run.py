@@ -149,10 +149,9 @@ def match_images(cfg: CfgNode, content: dict[str, Any], checkpoint: Path
     try:
         items = training_images(cfg)
         images = UnlabelledImages(items, lambda image: image)
-    except (KeyError, OSError, RuntimeError, ValueError) as error:
-        text = error.args[0] if isinstance(error, KeyError) else error
+    except (OSError, UserError) as error:
         raise ReportError(f"The training images of {where} cannot be listed: "
-                          f"{with_full_stop(text)} {advice}") from error
+                          f"{with_full_stop(error)} {advice}") from error
     if len(images) != len(camids):
         raise ReportError(f"The data set differs from the run's: {where} has {len(images)} "
                           f"training images, the memory bank of {checkpoint} {len(camids)}. "
@@ -200,7 +199,7 @@ def find_test_set(cfg: CfgNode) -> tuple[str, list[Any], list[Any], list[str]]:
         try:
             data = build_dataset(cfg, name)
             query, gallery = ([item[:3] for item in part] for part in (data.query, data.gallery))
-        except (KeyError, OSError, RuntimeError, ValueError) as error:
+        except (OSError, UserError) as error:
             raise Missing(f"The test set {name} (DATASETS.TESTS) cannot be listed: {error}"
                           ) from error
         if query and gallery:

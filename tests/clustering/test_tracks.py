@@ -33,6 +33,14 @@ def test_which_images_are_of_one_track():
     assert np.isnan(Tracks.of(camids, ["a"] * 6).first).all()
 
 
+def test_the_tracks_of_some_images():
+    tracks = Tracks.of(np.array([1, 0, 1, 1, 0]), ["a", "a", "a", None, "b"], [3, 9, 1, 4, 5])
+    some = tracks.of_images(np.array([4, 2, 0]))
+    assert some.of_image.tolist() == [0, 1, 1] and some.camids.tolist() == [0, 1]
+    assert some.first.tolist() == [5, 1] and some.last.tolist() == [5, 3]
+    assert some.places.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("arguments, message", [
     ((np.zeros(2, np.int64), ["a"]), "camids must hold one integer for each of the 1 images"),
     ((np.zeros(1, np.int64), ["a"], [1.0, 2.0]), "one number for each of the 1 images")])
