@@ -42,3 +42,12 @@ def test_common_words(page):
 def test_long_sentences_are_found():
     assert long_share("One. Then " + "word " * 26 + "end. Two.\n\n    " + "code " * 99) == 1 / 3
     assert long_share("- " + "word " * 13 + "\n- " + "word " * 13) == 0
+
+
+@pytest.mark.parametrize("path", sorted(
+    path for suffix in ("py", "j2") for path in (ROOT / "caureid_plugin").rglob(f"*.{suffix}")),
+    ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_common_words_in_the_package(path):
+    """In messages, docstrings and comments."""
+    found = re.search(r"\b(those of|from which on|mends?)\b", path.read_text(), re.IGNORECASE)
+    assert found is None, found

@@ -198,7 +198,7 @@ def plan(recipes: dict[str, tuple[str, list[str]]], seeds: list[int], output: Pa
 
     Args:
         recipes: config file and config keys of each row.
-        opts: config keys of all rows, which override those of a row.
+        opts: config keys of all rows, which override a row's.
 
     Raises:
         ValueError: a config does not name one test set, so that there is no one mAP.

@@ -49,7 +49,7 @@ def write_page(path: Path, report: Report, data: Data | None, full: Data | None,
         path: of the page.
         report: what is said.
         data: the images, None if there are none.
-        full: those of them that show something.
+        full: the images that show something.
         copies: what it shows -> pairs of rows of ``full``.
         alike: pairs of cameras, (camera, camera, AUC).
         seed: of the choice of pictures.

@@ -11,7 +11,7 @@ import click
 
 from ..common.errors import UserError
 from ..config_files import get_config_file
-from .common import Command, ConfigFile, Several, config_keys
+from .common import Command, ConfigFile, Several, WritableFolder, config_keys
 
 # table 2 of the paper on a data set: the config of the full method there
 FAMILIES = {"market": "Market/caureid.yml", "duke": "Duke/caureid.yml",
@@ -55,7 +55,7 @@ def _seeds(ctx: click.Context, param: click.Parameter, value: tuple[int, ...]) -
               callback=_seeds, help="random seeds: each row is trained with each  [default: 1 2 3]")
 @click.option("--baseline", metavar="ROW",
               help="row to compare with  [default: baseline, or the first of --configs]")
-@click.option("--output", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
+@click.option("--output", type=WritableFolder(), metavar="FOLDER",
               help="folder to write  [default: logs/ablation/FAMILY]")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="N",
               help="runs at the same time, which share the CPU's cores")

@@ -228,3 +228,21 @@ class Writable(click.Path):
             self.fail(f"{path} cannot be written", param, ctx)
         return path
 
+
+class WritableFolder(click.Path):
+    """The path of a folder to write to, made if there is none: refused before the work."""
+
+    def __init__(self) -> None:
+        super().__init__(file_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None,
+                ctx: click.Context | None) -> Any:
+        super().convert(value, param, ctx)
+        path = Path(value)
+        there = path.absolute()
+        while not os.path.lexists(there):
+            there = there.parent
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            self.fail(f"{printable(path)} cannot be made: {printable(there)} is "
+                      + ("not writable" if there.is_dir() else "no folder"), param, ctx)
+        return path

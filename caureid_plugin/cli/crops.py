@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .common import THERE, Command, Several
+from .common import THERE, Command, Several, WritableFolder
 
 
 @click.command("crops", cls=Command)
@@ -22,7 +22,7 @@ from .common import THERE, Command, Several
 @click.option("--start", cls=Several, type=float, metavar="SECONDS...",
               help="time of each video's first frame, by one clock  [default: 0; needed where a "
                    "camera has several videos]")
-@click.option("--output", required=True, type=click.Path(file_okay=False, path_type=Path),
+@click.option("--output", required=True, type=WritableFolder(),
               metavar="FOLDER", help="folder for the crops: a new one, or one to go on with")
 @click.option("--every", type=click.IntRange(1), default=1, show_default=True, metavar="K",
               help="look at every K-th frame")

@@ -12,16 +12,16 @@ from pathlib import Path
 import click
 
 from ..common.errors import UserError
-from .common import Command, config_keys
+from .common import Command, WritableFolder, config_keys
 
 
 @click.command("demo", cls=Command)
-@click.option("--output", type=click.Path(file_okay=False, path_type=Path),
+@click.option("--output", type=WritableFolder(),
               default=Path("logs/demo"), show_default=True, metavar="FOLDER",
               help="folder to write")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, metavar="N",
               help="random seed of the training, or of the videos")
-@click.option("--videos", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
+@click.option("--videos", type=WritableFolder(), metavar="FOLDER",
               help="instead, write short videos of three cameras, what a tracker makes of them, "
                    "and truth.csv, who is on its tracks")
 @config_keys

@@ -27,7 +27,7 @@ class Values(click.ParamType):  # type: ignore[type-arg]  # generic in new versi
                 ctx: click.Context | None) -> list[float]:
         try:
             if ":" not in value:
-                return [float(part) for part in value.split(",")]
+                return self._within([float(part) for part in value.split(",")], param, ctx)
             first, last, step = (float(part) for part in value.split(":"))
             count = round((last - first) / step) + 1 if step > 0 else 0
         except (ValueError, OverflowError):
@@ -37,7 +37,14 @@ class Values(click.ParamType):  # type: ignore[type-arg]  # generic in new versi
             self.fail(f"{value!r} holds {count} values, 1 to {MOST_VALUES} are allowed", param, ctx)
         # 0.3, not 0.30000000000000004; what exceeds the end by a part of the step is left out
         values = [round(first + i * step, 10) for i in range(count)]
-        return [value for value in values if value <= last + 1e-9]
+        return self._within([value for value in values if value <= last + 1e-9], param, ctx)
+
+    def _within(self, values: list[float], param: click.Parameter | None,
+                ctx: click.Context | None) -> list[float]:
+        for value in values:
+            if not 0 < value < 1:  # nan too
+                self.fail(f"{value:g} is no eps: 0 < eps < 1", param, ctx)
+        return values
 
 
 def counts(function: Callable[..., None]) -> Callable[..., None]:

@@ -20,6 +20,8 @@ def _there(ctx: click.Context, param: click.Parameter, folder: Path) -> Path:
 def _place(ctx: click.Context, param: click.Parameter, index: Path) -> Path:
     if not index.absolute().parent.is_dir():
         raise click.BadParameter(f"the folder {index.absolute().parent} does not exist.")
+    if index.exists() and not index.is_dir():
+        raise click.BadParameter(f"{index} is a file, and an index is a folder.")
     return index
 
 

@@ -34,8 +34,8 @@ def command(run_folder: Path, output: Path | None, **options: Any) -> None:
     clusters and outliers, attention maps, a map of the embeddings, rank lists and the settings. It
     is one file, with its pictures, and loads nothing from the internet.
 
-    It reads no identities of training images. Those of a labelled test set mark right and wrong in
-    the rank lists. Public datasets are read from the folder in the environment variable
+    It reads no identities of training images. The identities of a labelled test set mark right and
+    wrong in the rank lists. Public datasets are read from the folder in the environment variable
     FASTREID_DATASETS.
     """
     if output is None:

@@ -57,7 +57,7 @@ def jaccard_graph(features: torch.Tensor | np.ndarray, *, eps: float,
             ``search``, as :func:`jaccard_encoding` takes them.
 
     Returns:
-        (N, N), float32, symmetric, indices sorted. Zeros are stored: those of the diagonal, and
+        (N, N), float32, symmetric, indices sorted. Zeros are stored: on the diagonal, and
         those between duplicates. A pair that is not stored is farther apart than ``eps``. The
         diagonal is 0 by definition, also for an image whose encoding is empty because more than
         k1 exact duplicates push it out of every list.

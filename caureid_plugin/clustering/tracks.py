@@ -205,7 +205,7 @@ def _by_value(values: np.ndarray, chosen: np.ndarray) -> Iterator[list[int]]:
 
 
 def _levels(distance: np.ndarray, row: np.ndarray, column: np.ndarray) -> Iterator[list[Edge]]:
-    """Edges by their distance, those of one distance together, the smallest first."""
+    """Edges by their distance, equal ones together, the smallest first."""
     order = np.argsort(distance, kind="stable")
     edges = zip(distance[order].tolist(), row[order].tolist(), column[order].tolist(), strict=True)
     return (list(level) for _, level in itertools.groupby(edges, key=lambda edge: edge[0]))

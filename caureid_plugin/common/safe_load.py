@@ -338,7 +338,7 @@ def _check_pickles(path: Path) -> None:
             of the file, those that are named often counted each time.
         Exception: any of ``_BROKEN``, of what is no pickle.
     """
-    # of a whole network, the state of each module holds those of the modules in it once more
+    # of a whole network, the state of each module holds the modules in it once more
     most = max(8 * os.path.getsize(path), SMALL)
     with open(path, "rb") as file:
         if file.read(4) == _ZIP:
@@ -369,7 +369,7 @@ def _check_pickle(file: BinaryIO, most: int) -> int:
         elif name == "DUP":
             stack.append(stack[-1])
         elif not code.stack_before:
-            # hashes of long integers can be chosen, those of text cannot
+            # hashes of long integers can be chosen, hashes of text cannot
             odd += isinstance(argument, int) and argument.bit_length() > 64
             stack.extend([] for _ in code.stack_after)
         else:
@@ -423,7 +423,7 @@ def _written_out(values: list[Any], most: int) -> int:
 def _forbidden(path: Path, message: str) -> str | None:
     """The first name that a file asks for and that torch refused, None if it refused none.
 
-    A name that belongs to no tensor comes before those of torch: torch stops at whatever it meets
+    A name that belongs to no tensor comes before torch's: torch stops at whatever it meets
     first, and some versions at the format of the pickle, without a name.
     """
     names = list(dict.fromkeys(_names(path)))

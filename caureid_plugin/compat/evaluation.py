@@ -338,7 +338,7 @@ def _lost_figures(patch: Patches) -> None:
 
     @patch.wrap(_hooks.PeriodicWriter, "after_step")
     def after_step_(after_step, self):
-        # the last step's figures follow behind its epoch, in one row as those of other epochs
+        # the last step's figures follow behind its epoch, in one row as for other epochs
         if (self.trainer.iter + 1) % self._period == 0:
             after_step(self)
 

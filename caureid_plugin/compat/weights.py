@@ -152,7 +152,7 @@ def _say_what_to_download(original: Callable, *args, **kwargs):
         return original(*args, **kwargs)
     except FileNotFoundError:  # of _load_pretrained
         raise
-    except (OSError, ImportError) as error:  # those of requests among them; no gdown
+    except (OSError, ImportError) as error:  # errors of requests among them; no gdown
         raise _not_downloaded(error) from error
     except Exception as error:  # of gdown, which need not be installed and cannot be named
         if type(error).__module__.partition(".")[0] != "gdown":

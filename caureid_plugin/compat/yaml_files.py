@@ -11,7 +11,7 @@ from ..common.errors import UnknownName, UserError
 DEEPEST_CONFIG, LARGEST_CONFIG, LONGEST_CONFIG = 30, 20_000, 500_000
 # Keys of earlier versions, each with the value of which this version does the same without it.
 _GONE = {"MODEL.HEADS.CAMSEP.GAIN": 1.0}
-# What PyYAML raises for text it cannot read: its own errors, and those of Python's constructors.
+# What PyYAML raises for text it cannot read: its own errors, and what Python's constructors raise.
 _YAML_ERRORS = (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError,
                 TypeError, ValueError)
 

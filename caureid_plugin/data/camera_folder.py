@@ -73,7 +73,7 @@ class CameraFolder(ImageDataset):
         if combineall:
             raise UserError(
                 f"DATASETS.COMBINEALL True adds the images to test with to those to train on, and "
-                f"those of {type(self).__name__} have no identities to go with theirs: set it to "
+                f"images of {type(self).__name__} have no identities to go with theirs: set it to "
                 f"False. To train on more images, put them below {SECTION}.ROOT.")
         if bool(query) != bool(gallery):
             given, other = ("QUERY", "GALLERY") if query else ("GALLERY", "QUERY")

@@ -70,7 +70,7 @@ def _check_finite(features: torch.Tensor, paths: Sequence[str]) -> None:
     reason = "look at that image first"
     if len(bad) == len(features):
         reason = ("the network's weights or the running statistics of its batch norm, which "
-                  "evaluation uses, are not finite (at the start: those of MODEL.WEIGHTS or "
+                  "evaluation uses, are not finite (at the start: what comes from MODEL.WEIGHTS or "
                   "MODEL.BACKBONE.PRETRAIN_PATH)")
     raise NotFinite(
         f"The embedding of {len(bad)} of {len(features)} images is NaN or infinite in evaluation "

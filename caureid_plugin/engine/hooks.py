@@ -216,7 +216,7 @@ class UnsupervisedHook(HookBase):
         features, rows = gather_batch(*self._model.pop_seen())
         with self._not_finite_explained():
             self._bank.update(features, rows)
-        # in every step, so that a checkpoint, which the first process writes, holds those of all
+        # in every step, so that a checkpoint, which the first process writes, holds all of them
         average_running_statistics(self._model)
 
     def after_train(self) -> None:
@@ -266,7 +266,7 @@ class UnsupervisedHook(HookBase):
             yield
         except NotFiniteError as error:
             path = self._items[error.rows[0]][0]
-            raise NotFinite(f"{error} The first are those of {path}.\n"
+            raise NotFinite(f"{error} The first belong to {path}.\n"
                                      f"{compat.how_to_go_on(self.trainer)}") from error
         except FloatingPointError as error:
             raise NotFinite(

@@ -62,12 +62,12 @@ class TrainingImages:
         """
         if state["digest"] != self._digest:
             raise UserError(
-                f"The training images of DATASETS.NAMES {self._names} are others than those of the "
-                "checkpoint, although as many: files were added, removed or renamed. Restore "
+                f"The training images of DATASETS.NAMES {self._names} are not the "
+                "checkpoint's, although as many: files were added, removed or renamed. Restore "
                 "them to go on, or start anew in another OUTPUT_DIR (MODEL.WEIGHTS takes over what "
                 "was learnt).")
         if state.get("tracks") != self._tracks:  # version 0.3 had none
             raise UserError(
                 f"The tracks or times of the training images of DATASETS.NAMES {self._names} are "
-                "others than those of the checkpoint. Restore them (CAMERA_FOLDER.TRACK, TIME and "
+                "not the checkpoint's. Restore them (CAMERA_FOLDER.TRACK, TIME and "
                 "what these read) to go on, or start anew in another OUTPUT_DIR.")

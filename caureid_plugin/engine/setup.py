@@ -157,7 +157,7 @@ def check_identities(cfg: CfgNode, use: str) -> None:
     """
     if OWN_DATA in cfg.DATASETS.NAMES:
         raise UserError(
-            f"{use} needs the identities of the training images, and those of {OWN_DATA} "
+            f"{use} needs the identities of the training images, and images of {OWN_DATA} "
             f"(DATASETS.NAMES {list(cfg.DATASETS.NAMES)}) have none.")
 
 

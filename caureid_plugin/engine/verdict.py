@@ -79,7 +79,7 @@ def judge(indicators: Indicators, cfg: CfgNode, *, num_cameras: int | None = Non
     """Judges a run by its clusterings, and by its evaluations where it has any.
 
     Args:
-        indicators: values in order, of :func:`collect`: those of
+        indicators: values in order, of :func:`collect`: of
             :func:`caureid_plugin.clustering.label_indicators` over the clusterings, "mAP" in per
             cent over the evaluations, each test set by itself, "start/mAP" before training.
             "largest_share" tells what to change, the others are judged, and what is missing is not.

@@ -39,7 +39,7 @@ from .graph import (
 from .precision import PRECISIONS, to_eight_bits, to_half
 from .sidecar import AGAIN, Sidecar, digest, fingerprint_at, read_file, read_sidecar
 
-# in cosine distance; beyond those of fewer bits, what was rounded is no longer the network
+# in cosine distance; beyond the distances of fewer bits, what was rounded is no longer the network
 LARGEST_DIFFERENCE = {"fp32": 1e-4, "fp16": 1e-2, "int8": 0.1}
 BATCHES = (1, 8)  # that a file is tried with
 # Bytes that onnxruntime may set aside on the CPU. A file of a few bytes can ask for any number.

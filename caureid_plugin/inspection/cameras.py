@@ -56,7 +56,7 @@ def short_names(names: Sequence[str]) -> tuple[list[str], str]:
     """Names of cameras as the user knows them: without the dataset's name, which stands before.
 
     Args:
-        names: of the cameras, at least one. Those of several datasets stay whole.
+        names: of the cameras, at least one. Names of several datasets stay whole.
 
     Returns:
         the names, and what was taken off; "" for CameraFolder, since who named the cameras has

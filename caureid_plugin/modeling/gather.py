@@ -35,7 +35,7 @@ def average_running_statistics(model: nn.Module) -> None:
     """Gives every process the mean of all processes' running statistics of batch norm.
 
     Each process has seen the groups of its own part of the batches only. The statistics are linear
-    in those of the groups, so that the mean is what one process with the whole batch would hold.
+    in the groups' statistics, so that the mean is what one process with the whole batch would hold.
     """
     world = comm.get_world_size()
     if world == 1:

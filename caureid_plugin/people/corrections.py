@@ -87,7 +87,7 @@ class _Names:
             if int(word) in self._people:
                 return "person", int(word)
             raise UserError(f"{self._where}, line {line}: no person {word} is in --known. Person "
-                            "numbers are those of that table.")
+                            "numbers are that table's.")
         path, = same_file_names([os.path.abspath(os.path.join(self._folder, word))])
         found = self._tracks.get(word) or self._tracks.get(path) or set()
         if len(found) != 1:

@@ -28,8 +28,8 @@ class Figures(NamedTuple):
     Tracking" (ECCV Workshops 2016, arXiv 1609.01775), with one trajectory through all cameras for
     each identity: people and identities are paired one to one such that the most crops are right;
     twice these, divided by the crops of identities and of people together. ``precision``: of the
-    pairs of crops of one person, those of one identity; ``recall``: the reverse. ``assigned``: of
-    the crops, those of a person.
+    pairs of crops of one person, pairs of one identity; ``recall``: the reverse. ``assigned``: of
+    the crops, the share that has a person.
     """
 
     idf1: float

@@ -137,7 +137,7 @@ def _config(run: Path, folder: str, opts: Sequence[str]) -> CfgNode:
              and key not in {FOLDER + name for name in KEYS}]
     if wrong:
         raise UserError(f"{printable(wrong[0])} is no key of this command, which takes "
-                        f"{', '.join(FOLDER + name for name in KEYS)} and those of "
+                        f"{', '.join(FOLDER + name for name in KEYS)} and keys of "
                         f"{CLUSTER[:-1]}.")
     cfg = read_config(run.parent if run.suffix == ".pth" else run)
     own = cfg.CAMERA_FOLDER

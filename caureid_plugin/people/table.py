@@ -84,7 +84,7 @@ class People:
         return f"{crop.camera}/{crop.track}" if crop.track else place(crop.path, folder)
 
     def of_person(self) -> dict[int, list[int]]:
-        """The tracks of each person, by camera and time; those of nobody are under 0."""
+        """The tracks of each person, by camera and time; without a person under 0."""
         first = self.tracks.first.tolist()
         order = sorted(range(len(first)), key=lambda track: (
             self.crops[self.rows[track][0]].camera, _or_zero(first[track]), track))

@@ -51,7 +51,7 @@ class Chart(NamedTuple):
 
 
 def chart_svg(chart: Chart, number: int) -> Markup:
-    """The chart as an SVG of the page; ``number`` tells its names from those of other charts."""
+    """The chart as an SVG of the page; ``number`` tells its names from other charts'."""
     with matplotlib.rc_context(STYLE):
         figure, axis = pyplot.subplots(figsize=(4.4, 3.0), layout="constrained")
         for i, (name, points) in enumerate(chart.lines.items()):

@@ -275,7 +275,7 @@ class Index:
             without_cameras: no images of these.
             query_cameras: Q, those that the queries were seen by, where the index standardises by
                 camera: a query by the statistics of its camera's images in the index. "", or None
-                for all queries: the camera is not known, and the statistics are those of all
+                for all queries: the camera is not known, and the statistics are of all
                 images.
 
         Returns:
@@ -466,7 +466,7 @@ class Index:
 
     def _rewrite(self, gone: Collection[int], cameras: Mapping[int, str],
                  new: Sequence[Entry], halves: np.ndarray) -> None:
-        """Writes anew the blocks that change and those of new images, then the manifest.
+        """Writes anew the blocks that change and blocks of new images, then the manifest.
 
         What is left of changed blocks goes first into a block that is not full.
         """

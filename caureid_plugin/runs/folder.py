@@ -234,7 +234,7 @@ def read_verdict(folder: Path, content: Mapping[str, Any], cfg: CfgNode) -> RunV
 
 
 def write_statistics(folder: Path, fingerprint: str, statistics: PairStatistics) -> Path:
-    """Keeps pair statistics in a run folder, beside those of its other networks (checkpoints).
+    """Keeps pair statistics in a run folder, beside its other networks' (checkpoints).
 
     Args:
         folder: of the run.

@@ -40,7 +40,7 @@ class Run(NamedTuple):
     """A run, as far as it has come.
 
     ``features`` (N, D) are the memory bank's, L2-normalised; ``labels`` (N,) its clusters 0..K-1,
-    numbered anew without those of one image, which are outliers: -1. ``camids`` (N,) number the
+    numbered anew without clusters of one image, which are outliers: -1. ``camids`` (N,) number the
     cameras, whose names are ``names`` (C,) behind ``prefix``, which all share, without what the
     dataset puts before them. ``rows`` come from metrics.json; where they cannot be had,
     ``no_rows`` says why.
@@ -159,7 +159,7 @@ def match_images(cfg: CfgNode, content: dict[str, Any], checkpoint: Path
     if not np.array_equal(images.camids, camids.numpy()):
         now, then = (np.bincount(ids).tolist() for ids in (images.camids, camids.numpy()))
         raise ReportError(f"The data set differs from the run's: the {len(images)} training images "
-                          f"of {where} come from other cameras than those of the memory bank of "
+                          f"of {where} come from other cameras than in the memory bank of "
                           f"{checkpoint} (images of each camera: {now}, in the bank {then}), or in "
                           f"another order. {advice}")
     check_digest(content, images.paths, where, checkpoint, advice)

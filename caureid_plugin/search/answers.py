@@ -64,7 +64,7 @@ def read_query(path: Path) -> tuple[bytes, Image.Image]:
 
 
 class Answer(NamedTuple):
-    """To a query: its hits, those of its own file or copies, which are left out of them, or why
+    """To a query: its hits, its own file or copies, which are left out of them, or why
     there are none."""
 
     path: Path

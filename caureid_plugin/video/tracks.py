@@ -67,7 +67,7 @@ def read_tracks(path: str, video: str, size: tuple[int, int], first_frame: int =
 
     Args:
         path: the file, or the folder.
-        video: path of the video; its name begins those of the folder's files.
+        video: path of the video; with its name the folder's files begin.
         size: (width, height) of the video, in which the folder's shares are measured.
         first_frame: the number that the tracker gives the first frame, 1 or 0.
 

@@ -226,9 +226,24 @@ def test_wrong_values_of_eps(text, message):
     (["--features", "absent.npz"], "absent.npz' does not exist"),
     (["--k1", "0"], "'--k1': 0 is not in the range x>=1"),
     (["--config-file", "Market/caureid.yml"], "Give either --config-file or --features"),
+    (["--eps", "0.5,1.5"], "1.5 is no eps: 0 < eps < 1"),
 ])
 def test_wrong_arguments(arguments, message, stored, capsys):
     assert message in refusal(command, ["--features", stored, *arguments], capsys)
+
+
+@pytest.mark.parametrize("arrays, says", [
+    ({"features": np.zeros((4, 2), int)}, "features (--features {}) must be floating point"),
+    ({"features": np.zeros(4)}, "features (--features {}) must have shape (N, D)"),
+    ({"features": np.full((4, 2), np.nan)}, "features (--features {}) row 0 holds NaN"),
+    ({"features": np.eye(4), "camids": np.zeros(4)}, "camids (--features {}) must hold one"),
+])
+def test_arrays_that_are_no_features(arrays, says, tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, **arrays)
+    with pytest.raises(SystemExit) as error:
+        call(command, ["--features", path, "--eps", "0.5"])
+    assert says.format(path) in str(error.value)
 
 
 def test_features_or_a_config_must_be_given(capsys):
@@ -239,7 +254,6 @@ def test_features_or_a_config_must_be_given(capsys):
     ([], {"features": "other"}, r'holds no "features", only \[\'camids\', \'other\'\]'),
     (["--camera-aware"], {"camids": "other"}, '--camera-aware needs "camids"'),
     (["--diagnostics"], {}, '--diagnostics needs "identities"'),
-    (["--eps", "0.5,1.5"], {}, r"0 < eps < 1, got 1\.5"),
     (["--eps", "0.001"], {}, r"eps \(CAUREID.CLUSTER.EPS\) or .*\(CAUREID.CLUSTER.MIN_SAMPLES\)"),
 ])
 def test_wrong_files(people, tmp_path, words, names, message):

@@ -19,6 +19,11 @@ WRONG = {
     ("nothing",): "No such command 'nothing'",
     ("report", "absent"): "'RUN_FOLDER': Directory 'absent' does not exist",
     ("report", "there", "--checkpoint", "absent"): "'--checkpoint': absent is not a file, neither",
+    ("demo", "--output", "file/below"): "'--output': file/below cannot be made:",
+    ("demo", "--videos", "file"): "'--videos': Directory 'file' is a file",
+    ("ablation", "--family", "market", "--output", "file/x"): "file/x cannot be made:",
+    ("index", "there", "there", "--index", "file"): "'--index': file is a file, and an index is a",
+    ("eps", "--features", "file", "--eps", "0.4,-1"): "'--eps': -1 is no eps: 0 < eps < 1",
     ("people", "absent", "there", "--output", "x.csv"): "'RUN_FOLDER': Directory 'absent' does not",
     ("threshold", "absent"): "'RUN_FOLDER': Directory 'absent' does not exist",
     ("export", "absent", "--output", "x.onnx"): "'RUN_FOLDER': Path 'absent' does not exist",
@@ -61,6 +66,7 @@ import contextlib, io, json, pathlib, sys
 from caureid_plugin.cli import main
 
 pathlib.Path("there").mkdir()
+pathlib.Path("file").touch()
 said = []
 for words in json.loads(sys.argv[1]):
     with contextlib.redirect_stderr(io.StringIO()) as text:

@@ -339,7 +339,7 @@ def assert_goes_on(made, saved, *options):
 # no loss sees them, so that the toolbox's own check of the loss finds nothing
 BLIND = ("MODEL.LOSSES.NAME", ("CameraSeparationLoss",), "MODEL.HEADS.CAMSEP.NUM_CAMERAS", 2)
 FEATURES = (r"The features of (\d+) of \1 images for the memory bank are NaN or infinite. The "
-            r"first are those of \S+/\d\d\d.png. This is step 3 \(epoch 1\). ")
+            r"first belong to \S+/\d\d\d.png. This is step 3 \(epoch 1\). ")
 STATISTICS = (r"The embedding of 48 of 48 images is NaN or infinite in evaluation mode, the first "
               r"is that of \S+/000.png: .*running statistics.*step 2 \(epoch 1\). ")
 

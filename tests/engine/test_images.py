@@ -61,7 +61,7 @@ def test_as_many_but_other_images_are_refused(stopped, tiny_market):
     assert first.name.startswith("0001_c1s1_000000") and "_000001_" in second.name
     for number, path in enumerate((first, second)):
         path.rename(folder / f"0001_c1s1_00001{number}_00.jpg")
-    with pytest.raises(ValueError, match="others than those of the checkpoint") as error:
+    with pytest.raises(ValueError, match="are not the checkpoint's") as error:
         stopped()
     assert "Market1501" in str(error.value) and "OUTPUT_DIR" in str(error.value)
 

@@ -41,7 +41,7 @@ CACHED = 10  # people whose drawings are kept: as many as are there at once, mos
 SCALE, WIDTH = 0.9, 0.8  # of a drawing's height: the person's height, the drawing's width
 # Of the picture's height, for the farthest and the nearest place: a person's height, the feet.
 HEIGHTS, FEET = (0.42, 0.62), (0.72, 0.97)
-HIDDEN = 0.6  # share of a box behind a nearer one from which on a detector sees nobody
+HIDDEN = 0.6  # share of a box behind a nearer one from where a detector sees nobody
 NARROWEST = 8  # pixels of a box within the picture
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
