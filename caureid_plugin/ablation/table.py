@@ -120,11 +120,11 @@ def summary_table(summary: list[Row]) -> str:
 def runs_table(results: list[Row]) -> str:
     """Markdown: every run."""
     forms = dict.fromkeys(("clusters", "outliers"), ".0f") | {"ARI": ".3f", "minutes": ".1f"}
-    shown = [name for name in (*FIGURES, "minutes") if any(name in r for r in results)]
+    columns = [name for name in (*FIGURES, "minutes") if any(name in r for r in results)]
     return _markdown([
         {"row": r["row"], "seed": str(r["seed"]),
          "state": f"same run as {r['same_as']}" if r["same_as"] else r["state"],
-         **{name: _number(r.get(name), forms.get(name, ".2f")) for name in shown}}
+         **{name: _number(r.get(name), forms.get(name, ".2f")) for name in columns}}
         for r in results], 3)
 
 

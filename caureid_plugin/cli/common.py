@@ -84,9 +84,9 @@ class Command(click.Command):
     def _check_word(self, ctx: click.Context, word: str) -> None:
         if re.match("--|-[A-Za-z]", word):
             name = word.split("=")[0]
-            raise click.NoSuchOption(
-                name, ctx=ctx,
-                possibilities=difflib.get_close_matches(f"--{name.lstrip('-')}", self._names()))
+            names = {own.lstrip("-"): own for own in self._names()}  # dashes are alike anyway
+            close = difflib.get_close_matches(name.lstrip("-"), names)
+            raise click.NoSuchOption(name, ctx=ctx, possibilities=[names[own] for own in close])
 
     def _names(self) -> list[str]:
         return [opt for p in self.params for opt in (*p.opts, *p.secondary_opts)]

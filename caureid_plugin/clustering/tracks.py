@@ -88,12 +88,12 @@ class Tracks:
                               len(number))
             for row, (camera, name) in enumerate(zip(cameras.tolist(), names, strict=True))],
             dtype=np.int64)
-        _, shown = np.unique(of_image, return_index=True)
+        _, first_image = np.unique(of_image, return_index=True)
         first, last = np.full((2, len(number)), np.nan)
         np.fmin.at(first, of_image, moments)
         np.fmax.at(last, of_image, moments)
-        places = np.zeros(len(number), dtype=np.int64) if one_place else cameras[shown]
-        return cls(of_image, cameras[shown], first, last, places)
+        places = np.zeros(len(number), dtype=np.int64) if one_place else cameras[first_image]
+        return cls(of_image, cameras[first_image], first, last, places)
 
     def __len__(self) -> int:
         return len(self.camids)

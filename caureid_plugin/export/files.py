@@ -188,7 +188,7 @@ def onnx_program(content: bytes) -> Loaded:
         session: Any = runtime.InferenceSession(content, options, providers=there)
     except Exception as error:  # its errors have no base of their own
         raise ExportError(f"onnxruntime {runtime.__version__} cannot read the file: "
-                          f"{_said(error, 'Install a newer one.')}") from error
+                          f"{_runtime_error(error, 'Install a newer one.')}") from error
 
     shapes = [item.shape for item in (*session.get_inputs(), *session.get_outputs())]
     names = [item.name for item in (*session.get_inputs(), *session.get_outputs())]
@@ -199,7 +199,7 @@ def onnx_program(content: bytes) -> Loaded:
             found = session.run(None, {INPUT_NAME: given})[0]
         except Exception as error:
             raise ExportError(f"onnxruntime {runtime.__version__} cannot run the file on "
-                              f"{len(given)} images: {_said(error, AGAIN)}") from error
+                              f"{len(given)} images: {_runtime_error(error, AGAIN)}") from error
         return torch.from_numpy(found)
 
     return Loaded(program, names, shapes)
@@ -213,7 +213,7 @@ def _limit_memory(runtime: Any) -> None:
         runtime.OrtArenaCfg({"max_mem": MOST_MEMORY}))
 
 
-def _said(error: Exception, advice: str) -> str:
+def _runtime_error(error: Exception, advice: str) -> str:
     """An error of onnxruntime in one line, and what to do."""
     text = " ".join(str(error).split())
     # of its arena, or of the machine where that is smaller

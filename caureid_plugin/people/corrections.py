@@ -172,7 +172,7 @@ def facts(crops: Sequence[Crop], of_image: np.ndarray, persons: np.ndarray,
             lines = ", ".join(map(str, sorted(joined.lines[joined.find(a)])))
             raise UserError(f"{where} contradicts itself: {_text(one)} splits what line(s) "
                             f"{lines or 'of --known'} join.")
-    group, numbers, shown = _groups(joined, persons)
+    group, numbers, named = _groups(joined, persons)
     for first, second in pairs:
         if group[first] == group[second] >= 0:
             found = sorted(joined.lines[joined.find(("track", first))])
@@ -182,8 +182,8 @@ def facts(crops: Sequence[Crop], of_image: np.ndarray, persons: np.ndarray,
             remedy = "" if found else f" --corrections can split them: split,{both[0]},{both[1]}."
             raise UserError(f"{which} {both[0]} and {both[1]}, which are in one place at one time, "
                             f"so that they are two people.{remedy}")
-    apart = [(shown[joined.find(a)], shown[joined.find(b)]) for one, a, b in nodes
-             if one.action == "split" and {joined.find(a), joined.find(b)} <= shown.keys()]
+    apart = [(named[joined.find(a)], named[joined.find(b)]) for one, a, b in nodes
+             if one.action == "split" and {joined.find(a), joined.find(b)} <= named.keys()]
     return Facts(group, numbers, apart, left)
 
 

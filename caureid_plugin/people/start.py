@@ -105,13 +105,13 @@ def find_people(run: str | os.PathLike[str], folder: str | os.PathLike[str], *,
                                          batch_size)
     if unreadable:
         footage = prepare()
-    camids, tracks, said, first_new = footage
+    camids, tracks, stated, first_new = footage
     if without := int(np.isnan(tracks.first).sum()):
         logger.warning("%d of %d tracks have no time (CAMERA_FOLDER.TIME): a person may be twice "
                        "in one camera at one time.", without, len(tracks))
     settings = settings_of(cfg, opts[::2], camids, tracks, least)
     with naming_cluster_keys(cfg, max(1, cfg.CAUREID.CLUSTER.EPS_FIRST_EPOCHS)):
-        found = assign(features, camids, tracks, settings, facts=said, first_new=first_new)
+        found = assign(features, camids, tracks, settings, facts=stated, first_new=first_new)
     people = People(crops, tracks, *found, tracks.mean(features).numpy(), embedder.name,
                     embedder.fingerprint, str(settings), threshold, first_new, unreadable)
     check_nobody_is_twice(people)
@@ -174,8 +174,8 @@ def _prepare(crops: Sequence[Crop], rows: Sequence[Known], lines: Sequence[Corre
     np.maximum.at(persons, tracks.of_image, [of_path.get(crop.path, 0) for crop in crops])
     in_frames = tracks_of(mot, names_of(crops, tracks)) if mot else []
     pairs = [*map(tuple, overlapping(tracks).tolist()), *in_frames]
-    said = facts(crops, tracks.of_image, persons, pairs, lines, path)
-    return _Footage(camids, tracks, dataclasses.replace(said, apart=[*said.apart, *in_frames]),
+    stated = facts(crops, tracks.of_image, persons, pairs, lines, path)
+    return _Footage(camids, tracks, dataclasses.replace(stated, apart=[*stated.apart, *in_frames]),
                     int(persons.max(initial=0)) + 1)
 
 

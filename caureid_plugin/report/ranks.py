@@ -51,13 +51,13 @@ def rank_lists(model: torch.nn.Module, run: Run, seed: int) -> dict[str, Any]:
         "labelled": True, "name": name, "queries": len(query), "gallery": len(gallery),
         "gallery_total": total, "left_out": len(query) - len(judged), "mean": f"{mean:.1f} %",
         "more": bool(run.cfg.TEST.RERANK.ENABLED or run.cfg.TEST.AQE.ENABLED),
-        "lists": [_shown(query[i], gallery, order, right, names, "average precision "
+        "lists": [_hits(query[i], gallery, order, right, names, "average precision "
                          f"{100 * precision:.0f} %")
                   for precision, i, order, right in (judged[place] for place in places)]}
 
 
-def _shown(asked: tuple[Any, ...], gallery: list[Any], order: np.ndarray, right: np.ndarray,
-           names: list[str], title: str) -> dict[str, Any]:
+def _hits(asked: tuple[Any, ...], gallery: list[Any], order: np.ndarray, right: np.ndarray,
+          names: list[str], title: str) -> dict[str, Any]:
     def draw(path: str, _identity: int, camera: int) -> dict[str, Any]:
         return picture(path, names[camera] if names else str(camera))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from tabulate import tabulate
 
 from ..common.errors import UserError
@@ -58,6 +58,9 @@ def read_query(path: Path) -> tuple[bytes, Image.Image]:
         return data, decode_image(io.BytesIO(data), str(path), most_pixels=MOST_PIXELS)
     except Image.DecompressionBombError as error:
         raise UserError(f"{name} is too large ({error}): make it smaller.") from error
+    except UnidentifiedImageError as error:  # its text names an object in memory
+        raise UserError(f"{name} is of no image format that Pillow knows: give a JPEG or PNG."
+                        ) from error
     except DAMAGED as error:
         raise UserError(f"{name} is no image that can be read: give a JPEG or PNG "
                         f"({one_line(error)}).") from error

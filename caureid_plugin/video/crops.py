@@ -377,9 +377,9 @@ def _cannot_read(plan: _Plan, frame: int) -> str:
                 f"{plan.tracks.name} are in later frames (first in "
                 f"{plan.tracks.places[int(np.argmax(beyond))]}): is it the file of another video? "
                 "Crops from before are kept.")
-    said = f" of {plan.count}" if plan.count else ""
-    return (f"{plan.words} is damaged: frame {frame}{said} cannot be read. Crops from before are "
-            "kept. Replace the video and give the command again, or use the table as it is.")
+    of_total = f" of {plan.count}" if plan.count else ""
+    return (f"{plan.words} is damaged: frame {frame}{of_total} cannot be read. Crops from before "
+            "are kept. Replace the video and give the command again, or use the table as it is.")
 
 
 def sharpness(crop: np.ndarray) -> float:

@@ -103,9 +103,9 @@ class Output:
                             "options, or a new folder.")
         old, new = ([video["of"] for video in state["videos"]] for state in (before, self._state))
         if [_known_by(of) for of in old] != [_known_by(of) for of in new]:
-            said = ", ".join(printable(_words(of)) for of in old)
-            raise UserError(f"{where} of {said}: give the same videos in this order, or a new "
-                            "folder.")
+            old_videos = ", ".join(printable(_words(of)) for of in old)
+            raise UserError(f"{where} of {old_videos}: give the same videos in this order, or a "
+                            "new folder.")
         for video, of in zip(before["videos"], new, strict=True):
             if video["done"] and video["of"]["content"] != of["content"]:
                 raise UserError(f"{where} of another video or other tracks for camera "

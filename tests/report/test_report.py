@@ -428,7 +428,7 @@ def test_rank_lists_of_a_labelled_test_set(run):
         for item in part["found"]:
             assert item["right"] == (identity(item["path"]) == identity(asked))
     assert {item["right"] for part in found["lists"] for item in part["found"]} == {True, False}
-    named = ranks._shown(query[0], gallery, np.arange(9), np.ones(9), ["gate", "door"], "")
+    named = ranks._hits(query[0], gallery, np.arange(9), np.ones(9), ["gate", "door"], "")
     assert [item["caption"] for item in (named["query"], *named["found"])] == [
         ["gate", "door"][camera] for _, _, camera in (query[0], *gallery[:9])]
 

@@ -303,7 +303,7 @@ def test_queries_that_cannot_be_read_are_named_and_the_others_answered(
         "--index", home / "x", "--top", "3", "--json", tmp_path / "found.json"]) == 1
     output = capsys.readouterr()
     for line, part in zip(output.err.splitlines(), (
-            "text.jpg is no image that can be read: give a JPEG or PNG", "cut.jpg",
+            "text.jpg is of no image format that Pillow knows: give a JPEG or PNG.", "cut.jpg",
             "pipe.jpg is not a regular file", "absent.jpg does not exist: give the file",
             "large.jpg has 3 MiB, and a query may have 1: make it smaller",
             "huge.png is too large (9000 x 9000 pixels; an image may have 50000000): make",
