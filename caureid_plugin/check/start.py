@@ -83,7 +83,9 @@ def measure(cfg: CfgNode, model: Any, items: list[Any], camids: np.ndarray,
     image = (time.perf_counter() - start) / len(items)
     with naming_cluster_keys(cfg):
         search = make_search(cfg)
-        needed, free = neighbor_memory(cfg, images, features.shape[1], search, model.device)
+        # tracks are what is clustered, where they are known
+        points = images if tracks is None else -(-images * len(tracks) // len(items))
+        needed, free = neighbor_memory(cfg, points, features.shape[1], search, model.device)
         found = cluster(cfg, features, camids, search, tracks)
     figures = {"device": str(model.device), "sampled": len(items), "images": images,
                "seconds_per_image": image, "memory_gib": needed, "memory_free_gib": free}
@@ -95,7 +97,7 @@ def measure(cfg: CfgNode, model: Any, items: list[Any], camids: np.ndarray,
         figures["seconds_per_step"] = step = time_step(cfg, model, items, camids, features,
                                                        found.labels)
         clustering = clustering_seconds(found.search, found.rest, len(items), images,
-                                        search.resolve(images, model.device))
+                                        search.resolve(points, model.device))
         figures["cost"] = asdict(
             training_cost(cfg, images, step=step, image=image, clustering=clustering))
     return figures

@@ -40,16 +40,15 @@ def command(**options: Any) -> int:
     """Gives every track of new footage a person number, across cameras.
 
     \b
-        caureid people logs/my-run crops --output people.csv --page people.html \\
-            CAMERA_FOLDER.CAMERA csv CAMERA_FOLDER.CSV crops/crops.csv \\
-            CAMERA_FOLDER.TRACK csv CAMERA_FOLDER.TIME csv
+        caureid people logs/my-run crops --output people.csv --page people.html
 
     It embeds every crop below FOLDER with the run's last checkpoint, and clusters tracks as the
     run's last epoch did. A crop without a track is one by itself. Nobody is twice in one camera at
     one time. A track that fits nobody has no person.
 
-    Keys say how FOLDER is read: CAMERA_FOLDER.CAMERA, TRACK, TIME and those that go with them.
-    Without them it is read as the run read its own folder. CAUREID.CLUSTER keys change the
+    Cameras, tracks and times are read from crops.csv in FOLDER, which caureid crops writes. Where
+    there is none, FOLDER is read as the run read its own. Keys say another way:
+    CAMERA_FOLDER.CAMERA, TRACK, TIME and what goes with them. CAUREID.CLUSTER keys change the
     clustering.
 
     With --known, new tracks join the people of an earlier table or get new numbers. The new table

@@ -9,7 +9,8 @@ points; the rule below is ours):
   clusters that hold a forbidden pair do not join, here or at any larger distance.
 - Then each border point joins the cluster of its nearest core point that it has no forbidden pair
   with.
-- What is equally far is decided together: if it cannot all join, none of it does; a border point
+- What is equally far is decided together. Of the clusters that can join two by two and are linked
+  at one distance, all join, or none does if that would hold a forbidden pair. A border point
   between two clusters stays an outlier.
 
 So no cluster holds a forbidden pair, the result does not depend on the order of the images, and
@@ -35,6 +36,7 @@ from torch.nn import functional as F
 from .inputs import as_cameras
 
 Edge = tuple[float, int, int]  # distance, two tracks
+ROWS = 65536  # features that are normalised at once
 
 
 @dataclass(frozen=True)
@@ -114,21 +116,48 @@ class Tracks:
 
     def mean(self, features: torch.Tensor) -> torch.Tensor:
         """(T, D), the mean of the L2-normalised features (N, D) of each track, L2-normalised."""
-        unit = F.normalize(features, dim=1)
-        sums = unit.new_zeros(len(self), unit.shape[1])
-        return F.normalize(sums.index_add_(0, torch.from_numpy(self.of_image), unit), dim=1)
+        sums = features.new_zeros(len(self), features.shape[1])
+        rows = torch.from_numpy(self.of_image)
+        for start in range(0, len(features), ROWS):  # normalised features are a copy
+            part = slice(start, start + ROWS)
+            sums.index_add_(0, rows[part], F.normalize(features[part], dim=1))
+        return F.normalize(sums, dim=1)
 
     def overlaps(self) -> dict[int, int]:
         """Of each place, how many pairs of tracks are seen in it at one time."""
-        found = {}
-        for place in np.unique(self.places).tolist():
-            known = (self.places == place) & ~np.isnan(self.first)
-            first, last = np.sort(self.first[known]), self.last[known]
-            # of each track: those that begin before it ends, less those that end before ...
-            begun = np.searchsorted(first, last, side="right")
-            ended = np.searchsorted(np.sort(last), self.first[known], side="left")
-            found[place] = int((begun - ended).sum() - known.sum()) // 2
-        return found
+        order, counts = _by_beginning(self)
+        return {place: int(counts[self.places[order] == place].sum())
+                for place in np.unique(self.places).tolist()}
+
+
+def overlapping(tracks: Tracks) -> np.ndarray:
+    """(M, 2) every pair of tracks that are in one place at one time.
+
+    Example:
+        >>> overlapping(Tracks.of(np.zeros(3, int), ["a", "a", "b"], [1, 3, 2])).tolist()
+        [[0, 1]]
+    """
+    order, counts = _by_beginning(tracks)
+    one = np.repeat(np.arange(len(order)), counts)
+    since = np.arange(len(one)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.stack([order[one], order[one + 1 + since]], axis=1)
+
+
+def _by_beginning(tracks: Tracks, clusters: np.ndarray | None = None
+                  ) -> tuple[np.ndarray, np.ndarray]:
+    """Tracks of known time in the order of cluster (-1: of none), place and beginning, and how many
+    that follow each in its cluster and place are there before it ends: the next ones."""
+    groups = np.zeros(len(tracks), dtype=np.int64) if clusters is None else clusters
+    known = np.flatnonzero((groups >= 0) & ~np.isnan(tracks.first))
+    order = known[np.lexsort((tracks.first[known], tracks.places[known], groups[known]))]
+    number = np.arange(len(order))
+    # their beginnings and ends, at one time the beginnings first
+    merged = np.lexsort((np.repeat([0, 1], len(order)),
+                         np.concatenate([tracks.first[order], tracks.last[order]]),
+                         np.tile(tracks.places[order], 2), np.tile(groups[order], 2)))
+    begun = np.empty(len(merged), dtype=np.int64)
+    begun[merged] = np.cumsum(merged < len(order))
+    return order, begun[len(order):] - number - 1
 
 
 def cluster_tracks(graph: sparse.csr_matrix, eps: float, min_samples: int, tracks: Tracks,
@@ -151,10 +180,14 @@ def cluster_tracks(graph: sparse.csr_matrix, eps: float, min_samples: int, track
         (T,) int64 labels, numbered in no certain order; -1 marks an outlier.
 
     Raises:
-        ValueError: what is known contradicts itself: one number for two tracks that are in one
-            place at one time, or that are to be apart (names the tracks).
+        ValueError: a graph of something else than the tracks; what is known contradicts itself:
+            one number for two tracks that are in one place at one time, or that are to be apart
+            (names the tracks).
     """
     n = len(tracks)
+    if graph.shape != (n, n):
+        raise ValueError(f"the graph or encoding must be of the {n} tracks, got one of shape "
+                         f"{graph.shape}: make it with the same tracks")
     near = sparse.coo_matrix(graph)
     kept = near.data <= np.float32(eps)
     row, column, distance = near.row[kept], near.col[kept], near.data[kept]
@@ -164,8 +197,8 @@ def cluster_tracks(graph: sparse.csr_matrix, eps: float, min_samples: int, track
     links = sparse.coo_matrix((np.ones(inside.sum()), (row[inside], column[inside])), (n, n))
     _, cluster = sparse.csgraph.connected_components(links, directed=False)
     groups = _Groups(tracks)
-    with_overlap, _ = _overlapping(np.where(core, cluster, -1), tracks)
-    torn = core & np.isin(cluster, cluster[with_overlap])
+    order, overlaps = _by_beginning(tracks, np.where(core, cluster, -1))
+    torn = core & np.isin(cluster, cluster[order[overlaps > 0]])
     if known is not None or len(apart):
         groups.take_over(np.full(n, -1) if known is None else known, apart)
         torn = core
@@ -181,19 +214,6 @@ def cluster_tracks(graph: sparse.csr_matrix, eps: float, min_samples: int, track
     alone = np.bincount(labels, minlength=n)[labels] == 1
     labels[~core & alone & (True if known is None else known < 0)] = -1
     return labels
-
-
-def _overlapping(clusters: np.ndarray, tracks: Tracks) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of tracks that are in one place at one time: at least one of each cluster (-1: of
-    none) that has any."""
-    known = np.flatnonzero((clusters >= 0) & ~np.isnan(tracks.first))
-    order = known[np.lexsort((tracks.first[known], tracks.places[known], clusters[known]))]
-    before, after = order[:-1], order[1:]
-    # sorted by their beginning: if any two overlap, two that follow each other do
-    wrong = ((clusters[before] == clusters[after])
-             & (tracks.places[before] == tracks.places[after])
-             & (tracks.last[before] >= tracks.first[after]))
-    return before[wrong], after[wrong]
 
 
 def _by_value(values: np.ndarray, chosen: np.ndarray) -> Iterator[list[int]]:
@@ -222,6 +242,7 @@ class _Groups:
             {} if np.isnan(first) else {place: [(first, last)]}
             for place, first, last in zip(tracks.places.tolist(), tracks.first.tolist(),
                                           tracks.last.tolist(), strict=True)]
+        self._sizes = [1] * len(tracks)  # of a group, by its root
         self._apart: dict[int, set[int]] = defaultdict(set)  # groups known to overlap
         self._settled: set[int] = set()  # border points
         self._known: dict[int, int] = {}  # of a group, by its root
@@ -234,18 +255,19 @@ class _Groups:
         return track
 
     def join(self, tracks: Iterable[int]) -> None:
-        """Joins groups that do not overlap."""
-        first, *others = tracks
-        root = self.find(first)
-        for track in others:
-            other = self.find(track)
-            if other == root:
-                continue
+        """Joins the groups of some tracks, which do not overlap."""
+        root, *others = sorted({self.find(track) for track in tracks},
+                               key=self._sizes.__getitem__, reverse=True)
+        for other in others:
             self._parent[other] = root
+            self._sizes[root] += self._sizes[other]
             if other in self._known:
                 self._known[root] = self._known.pop(other)
             for place, spans in self._spans[other].items():
-                self._spans[root][place] = sorted(self._spans[root].get(place, []) + spans)
+                there = self._spans[root].setdefault(place, [])
+                for span in spans:
+                    bisect.insort(there, span)
+            self._spans[other] = {}
             for apart in self._apart.pop(other, ()):
                 self._apart[apart].discard(other)
                 self._apart[apart].add(root)
@@ -257,6 +279,8 @@ class _Groups:
             return True
         if one in self._known and other in self._known:
             return True
+        if self._sizes[one] > self._sizes[other]:
+            one, other = other, one
         for place, spans in self._spans[one].items():
             there = self._spans[other].get(place, [])
             for first, last in spans:
@@ -268,6 +292,20 @@ class _Groups:
                     return True
         return False
 
+    def can_be_one(self, roots: set[int]) -> bool:
+        """Whether no two of several groups overlap. The largest one is not walked through."""
+        largest = max(roots, key=self._sizes.__getitem__)
+        others = roots - {largest}
+        if any(self.overlap(largest, other) for other in others):
+            return False
+        if (sum(root in self._known for root in others) > 1
+                or any(not others.isdisjoint(self._apart.get(root, ())) for root in others)):
+            return False
+        spans = sorted((place, *span) for root in others
+                       for place, there in self._spans[root].items() for span in there)
+        return all(one[0] != other[0] or one[2] < other[1]
+                   for one, other in itertools.pairwise(spans))
+
     def take_over(self, known: np.ndarray, apart: Sequence[tuple[int, int]]) -> None:
         """Joins the tracks of each known number, and keeps pairs apart.
 
@@ -275,8 +313,10 @@ class _Groups:
             ValueError: that contradicts itself.
         """
         both = [pair for pair in apart if known[pair[0]] == known[pair[1]] >= 0]
-        for one, other in itertools.chain(both, zip(*_overlapping(known, self._tracks),
-                                                    strict=True)):
+        order, overlaps = _by_beginning(self._tracks, known)
+        at_once = np.flatnonzero(overlaps)
+        both += zip(order[at_once].tolist(), order[at_once + 1].tolist(), strict=True)
+        for one, other in both:
             raise ValueError(f"tracks {one} and {other} are known as one, number {known[one]}, "
                              "but they are two people: seen in one place at one time, or to be "
                              "kept apart")
@@ -294,7 +334,7 @@ class _Groups:
         linked: dict[int, set[int]] = defaultdict(set)
         for _, one, other in edges:
             a, b = self.find(one), self.find(other)
-            if a != b and b not in self._apart.get(a, ()):
+            if a != b and not self.overlap(a, b):
                 linked[a].add(b)
                 linked[b].add(a)
         while linked:
@@ -304,8 +344,8 @@ class _Groups:
                 if root not in together:
                     together.add(root)
                     waiting += linked.pop(root)
-            if not any(self.overlap(a, b) for a, b in itertools.combinations(together, 2)):
-                self.join(sorted(together))
+            if self.can_be_one(together):
+                self.join(together)
 
     def add_level(self, edges: list[Edge]) -> None:
         """Adds border points to the groups of core points that are at one distance of them."""
@@ -320,5 +360,5 @@ class _Groups:
             if len(roots) == 1:
                 new[roots.pop()].append(border)
         for root, borders in new.items():
-            if not any(self.overlap(a, b) for a, b in itertools.combinations(borders, 2)):
+            if self.can_be_one({root, *borders}):
                 self.join([root, *borders])

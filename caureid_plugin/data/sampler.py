@@ -123,7 +123,7 @@ class ClusterSampler(Sampler[Draw]):
                             "CAUREID.CLUSTER.EPS or lower CAUREID.CLUSTER.MIN_SAMPLES.")
         if cameras == "one" and (problem := why_only_copies(labels, camids, num_instances)):
             raise UserError(problem[0].upper() + problem[1:])
-        self._camids = np.asarray(camids)
+        self._camids, self._has_tracks = np.asarray(camids), tracks is not None
         self._tracks = np.arange(len(labels)) if tracks is None else np.asarray(tracks)
         self._groups: list[list[int]] = []  # of each, K images make a unit
         singles: dict[int, list[int]] = {}  # single-image clusters that may share a unit
@@ -178,7 +178,11 @@ class ClusterSampler(Sampler[Draw]):
         """K images of a group, one track and one camera after the other; repeated only if there
         are fewer."""
         most = IMAGES_LOOKED_AT * self._num_instances
-        if len(group) > most:
+        if len(group) > most and self._has_tracks:  # a long track must not hide the others
+            whole = rng.permutation(group)
+            by_track = np.argsort(_turns(self._tracks[whole]), kind="stable")
+            group = whole[by_track[:most]].tolist()
+        elif len(group) > most:
             group = [group[i] for i in rng.choice(len(group), most, replace=False)]
         shuffled = rng.permutation(group)
         by_track = np.argsort(_turns(self._tracks[shuffled]), kind="stable")
@@ -187,11 +191,10 @@ class ClusterSampler(Sampler[Draw]):
         return np.resize(shuffled[np.lexsort(turns[::-1])], self._num_instances).tolist()
 
 
-def _turns(values: np.ndarray) -> list[int]:
+def _turns(values: np.ndarray) -> np.ndarray:
     """How often each value has been there, itself included: [7, 7, 9] gives [1, 2, 1]."""
-    seen: Counter[int] = Counter()
-    turns = []
-    for value in values.tolist():
-        seen[value] += 1
-        turns.append(seen[value])
+    order = np.argsort(values, kind="stable")
+    ranked = values[order]
+    turns = np.empty(len(values), dtype=np.int64)
+    turns[order] = np.arange(1, len(values) + 1) - np.searchsorted(ranked, ranked)
     return turns

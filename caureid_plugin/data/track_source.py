@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
-from collections import Counter
-from collections.abc import Sequence
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ..common.errors import UserError
@@ -17,6 +19,8 @@ from .listing import first_of, images_of_rows, read_rows
 TIMES = ("none", "pattern", "csv")
 # Of the tracks, that have one image: more, and what is read is hardly a track.
 MOST_SINGLE = 0.9
+# A pause of a track is odd that is so many times the usual, and more than a third of the track.
+LONG_PAUSE = 100.0
 
 
 class Sighting(NamedTuple):
@@ -77,8 +81,8 @@ class TrackSource:
             paths: of the images.
 
         Raises:
-            ValueError: an image in which none is found, but for an empty cell of the table; a
-                time that is no number; errors of patterns and tables as for cameras.
+            ValueError: an image in which none is found, but for an empty cell of the table; all
+                are empty; a time that is no number; errors of patterns and tables as for cameras.
         """
         places = below(root, paths)
         tracks: Sequence[str | None] = [None] * len(paths)
@@ -98,6 +102,11 @@ class TrackSource:
             in_table = self._by_table(paths)
             tracks = in_table[0] if self.track == "csv" else tracks
             times = in_table[1] if self.time == "csv" else times
+        for key, source, values in (("TRACK", self.track, tracks), ("TIME", self.time, times)):
+            if source != "none" and not any(values):
+                raise UserError(f"{SECTION}.{key} {source} finds nothing for any of the "
+                                f"{len(paths)} images: fill the table's column or correct the "
+                                f"pattern, or set {key} to none.")
         return [Sighting(track or None, _number(time, place, self.time))
                 for track, time, place in zip(tracks, times, places, strict=True)]
 
@@ -157,7 +166,8 @@ def oddities(cameras: Sequence[str], seen: Sequence[Sighting]) -> list[str]:
     if lengths and single > MOST_SINGLE * len(lengths):
         found.append(f"{single} of the {len(lengths)} tracks have a single image, so that they say "
                      "little: does CAMERA_FOLDER.TRACK read the track, or the image's own name?")
-    moments = Counter((camera, *item) for camera, item in zip(cameras, seen, strict=True)
+    moments = Counter((camera, item.track, item.time)
+                      for camera, item in zip(cameras, seen, strict=True)
                       if item.track is not None and not math.isnan(item.time))
     if twice := [key for key, count in moments.items() if count > 1]:
         camera, track, time = twice[0]
@@ -165,8 +175,32 @@ def oddities(cameras: Sequence[str], seen: Sequence[Sighting]) -> list[str]:
             f"{len(twice)} times a track has several images at one time (the first: camera "
             f"{printable(camera)}, track {printable(track)}, time {time:g}): a tracker gives one "
             "box a frame, so that two people may share a track.")
+    if pauses := _long_pauses(moments):
+        pause, (camera, track) = max(pauses)
+        found.append(
+            f"{len(pauses)} track(s) pause for long (the longest: camera {printable(camera)}, "
+            f"track {printable(track)}, for {pause:g}): has the tracker begun its numbers anew, "
+            "or was a clock set? Whoever is there in between counts as another person.")
     without = sum(math.isnan(item.time) for item in seen)
     if 0 < without < len(seen):
         found.append(f"{without} of the {len(seen)} images have no time: nothing tells who was "
                      "there with them.")
     return found
+
+
+def _long_pauses(moments: Iterable[tuple[str, str, float]]) -> list[tuple[float, tuple[str, str]]]:
+    """The longest pause of each track that has an odd one, with its camera and name.
+
+    Args:
+        moments: camera, track and time of the images.
+    """
+    times = defaultdict(list)
+    for camera, track, time in sorted(moments):
+        times[camera, track].append(time)
+    pauses = {key: [later - time for time, later in itertools.pairwise(own)]
+              for key, own in times.items() if len(own) > 1}
+    if not pauses:
+        return []
+    usual = statistics.median(itertools.chain.from_iterable(pauses.values()))
+    return [(max(own), key) for key, own in pauses.items()
+            if max(own) > max(LONG_PAUSE * usual, sum(own) / 3)]

@@ -101,22 +101,24 @@ def check_size(cfg: CfgNode, camids: np.ndarray, tracks: Tracks | None = None) -
         tracks: of the images, which are then neighbours in their place.
 
     Raises:
-        ValueError: fewer than two images, or fewer than CAUREID.CLUSTER.MIN_SAMPLES; a camera of
-            one image that is to be standardised.
+        ValueError: fewer than two images or tracks, or fewer than CAUREID.CLUSTER.MIN_SAMPLES; a
+            camera of one image that is to be standardised.
     """
     node, n = cfg.CAUREID.CLUSTER, len(camids)
     if node.STANDARDIZE:
         with naming_cluster_keys(cfg):
             check_cameras_to_standardize(*np.unique(camids, return_counts=True))
     found = f"The training set of DATASETS.NAMES {list(cfg.DATASETS.NAMES)} has {n} image(s)"
-    if n < 2:
-        raise UserError(f"{found}: at least two are needed, to tell one from the other.")
-    if node.MIN_SAMPLES > n:
-        raise UserError(f"{found}, so that with CAUREID.CLUSTER.MIN_SAMPLES {node.MIN_SAMPLES} "
-                        "every one would be an outlier: lower it.")
     of_camera, what = camids, "images"
     if tracks is not None:
         of_camera, what = tracks.camids, "tracks"
+        found += f" of {len(tracks)} track(s)"
+    if len(of_camera) < 2:
+        raise UserError(f"{found}: at least two are needed, to tell one from the other.")
+    if node.MIN_SAMPLES > len(of_camera):
+        raise UserError(f"{found}, so that with CAUREID.CLUSTER.MIN_SAMPLES {node.MIN_SAMPLES} "
+                        "every one would be an outlier: lower it.")
+    if tracks is not None:
         _warn_of_counts_for_images(node, tracks)
     per_camera = np.bincount(of_camera)
     candidates = {"K1": len(of_camera) - 1}

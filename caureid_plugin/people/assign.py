@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from ..clustering import Search, jaccard_encoding, standardize_by_camera
 from ..clustering.jaccard import pairs_within
-from ..clustering.tracks import Tracks, cluster_tracks
+from ..clustering.tracks import Tracks, cluster_tracks, overlapping
 from .corrections import Facts
 
 # A run's neighbour lists count images. Where crops have tracks, they count tracks here, of which a
@@ -33,7 +33,7 @@ class Settings(NamedTuple):
     ``eps`` and ``min_samples`` are DBSCAN's, ``counts`` the arguments of
     :func:`..clustering.jaccard_encoding`; ``camera_aware`` and ``standardize``: whether neighbours
     are searched by camera, among features that are standardised by camera; ``least``: tracks whose
-    mean features have a lower cosine are no neighbours (None: not known).
+    mean features have a lower cosine are no neighbours.
     """
 
     eps: float
@@ -41,19 +41,19 @@ class Settings(NamedTuple):
     counts: dict[str, int]
     camera_aware: bool
     standardize: bool
-    least: float | None
+    least: float
     search: Search
 
     def __str__(self) -> str:
         counts = ", ".join(f"{name} {value}" for name, value in self.counts.items())
-        least = "" if self.least is None else f", least similarity {self.least:.3f}"
         return (f"{'camera-aware' if self.camera_aware else 'plain'} neighbours, {counts}, eps "
                 f"{self.eps:g}, min_samples {self.min_samples}"
-                f"{', standardised by camera' if self.standardize else ''}{least}")
+                f"{', standardised by camera' if self.standardize else ''}, least similarity "
+                f"{self.least:.3f}")
 
 
 def settings_of(cfg: CfgNode, given: Sequence[str], camids: np.ndarray, tracks: Tracks,
-                least: float | None) -> Settings:
+                least: float) -> Settings:
     """How a run clustered in its last epoch, fitted to new footage.
 
     Of a single camera, neighbours are plain. A camera of one crop is not standardised by, nor are
@@ -106,9 +106,8 @@ def assign(features: torch.Tensor, camids: np.ndarray, tracks: Tracks, settings:
         persons from 1, 0: not known.
     """
     compared = standardize_by_camera(features, camids) if settings.standardize else features
-    graph = _graph(compared, camids, tracks, settings)
-    if settings.least is not None:
-        graph = _alike(graph, tracks.mean(features).numpy(), settings.least)
+    graph = _alike(_graph(compared, camids, tracks, settings), tracks.mean(features).numpy(),
+                   settings.least)
     labels = cluster_tracks(
         graph, settings.eps, settings.min_samples, tracks, tracks.lengths,
         known=facts.group if (facts.group >= 0).any() else None, apart=facts.apart)
@@ -149,26 +148,6 @@ def _numbered(labels: np.ndarray, facts: Facts, first_new: int) -> np.ndarray:
             first_new += 1
         persons[track] = number[label if label >= 0 else -2 - track]
     return persons
-
-
-def overlapping(tracks: Tracks) -> np.ndarray:
-    """(M, 2) every pair of tracks that are in one place at one time.
-
-    Example:
-        >>> overlapping(Tracks.of(np.zeros(3, int), ["a", "a", "b"], [1, 3, 2])).tolist()
-        [[0, 1]]
-    """
-    found = [np.empty((0, 2), dtype=np.int64)]
-    for number in np.unique(tracks.places):
-        there = np.flatnonzero((tracks.places == number) & ~np.isnan(tracks.first))
-        there = there[np.argsort(tracks.first[there], kind="stable")]
-        # those that begin later, before this one ends
-        ends = np.searchsorted(tracks.first[there], tracks.last[there], side="right")
-        counts = ends - np.arange(len(there)) - 1
-        one = np.repeat(np.arange(len(there)), counts)
-        since = np.arange(len(one)) - np.repeat(np.cumsum(counts) - counts, counts)
-        found.append(np.stack([there[one], there[one + 1 + since]], axis=1))
-    return np.concatenate(found)
 
 
 def confidences(means: np.ndarray, persons: np.ndarray, pairs: np.ndarray

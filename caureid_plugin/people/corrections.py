@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..common.errors import UserError
-from ..common.text import printable
+from ..common.text import is_nothing, printable
 from ..data.listing import same_file_names
 from .table import Crop, read_cells
 
@@ -58,7 +58,9 @@ def read_corrections(path: Path) -> list[Correction]:
         raise UserError(f"{where} needs the first line action,a,b, and has "
                         f"{printable(','.join(header))}.")
     found = [Correction(line, *cells) for line, cells in rows]
-    for line, action, *_ in found:
+    for line, action, a, b in found:
+        if is_nothing(a) or is_nothing(b):
+            raise UserError(f"{where}: line {line} needs a person or track in a and in b.")
         if action not in ACTIONS:
             raise UserError(f"{where}: the action {printable(action)} in line {line} is neither "
                             "join nor split.")
@@ -71,6 +73,8 @@ class _Names:
     def __init__(self, crops: Sequence[Crop], of_image: np.ndarray, persons: np.ndarray,
                  path: Path) -> None:
         self._where, self._folder = f"--corrections {printable(path)}", os.path.dirname(path)
+        self._cameras = {track: crop.camera for crop, track in
+                         zip(crops, of_image.tolist(), strict=True)}
         self._people = set(persons[persons > 0].tolist())
         self._tracks: dict[str, set[int]] = defaultdict(set)
         for name, crop, track in zip(same_file_names([crop.path for crop in crops]), crops,
@@ -83,7 +87,7 @@ class _Names:
         Raises:
             UserError: there is none, or there are two.
         """
-        if word.isascii() and word.isdigit():
+        if word.isascii() and word.isdigit() and len(word) < 11:
             if int(word) in self._people:
                 return "person", int(word)
             raise UserError(f"{self._where}, line {line}: no person {word} is in --known. Person "
@@ -97,9 +101,26 @@ class _Names:
                 "person's number.")
         return "track", min(found)
 
-    def track(self, number: int) -> str:
-        """What a track is called in a message."""
-        return printable(next(name for name, tracks in self._tracks.items() if number in tracks))
+    def both(self, first: int, second: int, option: str, may_split: bool) -> str:
+        """The end of a message: why two tracks are two people.
+
+        Args:
+            first, second: the tracks.
+            option: that says so, "": the times in one camera, or --apart-cameras.
+            may_split: whether a correction is a remedy.
+        """
+        one, other = (next(name for name, tracks in self._tracks.items() if number in tracks)
+                      for number in (first, second))
+        if not option and self._cameras[first] != self._cameras[second]:
+            option = "--apart-cameras"
+        why = {"": "in one camera at one time", "--mot": "in one frame of a --mot file",
+               "--apart-cameras": "in two cameras at one time (--apart-cameras)"}[option]
+        text = f"{printable(one)} and {printable(other)}, which are {why}: they are two people."
+        if not may_split:
+            return text
+        made = f" A table made without {option} may have this." if option else ""
+        return (f"{text}{made} A line of --corrections splits them: "
+                f"split,{printable(one)},{printable(other)}")
 
 
 def _text(one: Correction) -> str:
@@ -129,7 +150,7 @@ class _Joined:
 
 def facts(crops: Sequence[Crop], of_image: np.ndarray, persons: np.ndarray,
           pairs: Sequence[tuple[int, int]], corrections: Sequence[Correction] = (),
-          path: Path = Path()) -> Facts:
+          path: Path = Path(), *, in_frames: Sequence[tuple[int, int]] = ()) -> Facts:
     """What an earlier table and corrections say of tracks.
 
     Splits come first: the track leaves its person. Of two tracks the second one does. Then joins
@@ -141,6 +162,7 @@ def facts(crops: Sequence[Crop], of_image: np.ndarray, persons: np.ndarray,
         persons: (T,) int64, the person on each track, 0: not known.
         pairs: of tracks that cannot be one person: in one place at one time.
         corrections: of the file ``path``.
+        in_frames: of tracks that cannot be one person: in one frame of a track file.
 
     Raises:
         UserError: these contradict themselves, each other or the table; names the lines.
@@ -173,18 +195,16 @@ def facts(crops: Sequence[Crop], of_image: np.ndarray, persons: np.ndarray,
             raise UserError(f"{where} contradicts itself: {_text(one)} splits what line(s) "
                             f"{lines or 'of --known'} join.")
     group, numbers, named = _groups(joined, persons)
-    for first, second in pairs:
+    for first, second, option in [*((*pair, "") for pair in pairs),
+                                  *((*pair, "--mot") for pair in in_frames)]:
         if group[first] == group[second] >= 0:
             found = sorted(joined.lines[joined.find(("track", first))])
-            both = names.track(first), names.track(second)
-            which = (f"{where}: line(s) {', '.join(map(str, found))} join" if found else
-                     f"--known has person {numbers[group[first]]} on")
-            remedy = "" if found else f" --corrections can split them: split,{both[0]},{both[1]}."
-            raise UserError(f"{which} {both[0]} and {both[1]}, which are in one place at one time, "
-                            f"so that they are two people.{remedy}")
+            said = (f"{where}: line(s) {', '.join(map(str, found))} join" if found else
+                    f"--known has person {numbers[group[first]]} on")
+            raise UserError(f"{said} {names.both(first, second, option, not found)}")
     apart = [(named[joined.find(a)], named[joined.find(b)]) for one, a, b in nodes
              if one.action == "split" and {joined.find(a), joined.find(b)} <= named.keys()]
-    return Facts(group, numbers, apart, left)
+    return Facts(group, numbers, [*apart, *in_frames], left)
 
 
 def _groups(joined: _Joined, persons: np.ndarray) -> tuple[np.ndarray, list[int], dict[Node, int]]:

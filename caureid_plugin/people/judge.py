@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from scipy import sparse
@@ -14,10 +14,12 @@ from scipy.optimize import linear_sum_assignment
 from tabulate import tabulate
 
 from ..common.errors import UserError
-from ..common.text import printable
+from ..common.text import is_nothing, printable
+from ..data.camera_source import plain_name
 from ..data.listing import read_rows, same_file_names
 from .table import Crop, People, read_cells
 
+_Key = TypeVar("_Key")
 TRIED = np.arange(0.0, 1.0, 0.01)  # similarities, for the plain way's best
 
 
@@ -71,61 +73,89 @@ def figures(persons: np.ndarray, identities: np.ndarray) -> Figures:
 def plain_ways(people: People, identities: np.ndarray, rows: np.ndarray
                ) -> list[tuple[str, Figures]]:
     """The same of the plain way: the connected components of tracks whose mean features have a
-    cosine of a threshold or more: the run's (if it is known), and the one that is best."""
+    cosine of a threshold or more: the run's, and the one that is best."""
     of_image = people.tracks.of_image[rows]
     # whoever is linked below a distance in single linkage is one connected component
     tree = linkage(people.means.astype(np.float64), "single", "cosine") if len(
         people.means) > 1 else None
 
-    def at(value: float) -> Figures:
+    def joined_from(value: float) -> Figures:
         parts = np.ones(1, int) if tree is None else fcluster(tree, 1 - value, "distance")
         return figures(parts[of_image], identities)
 
-    best = max(TRIED.tolist(), key=lambda value: at(value).idf1)
-    found = [(f"the plain way, from {best:.2f} on: its best, by the identities", at(best))]
-    if people.threshold is not None:
-        found.insert(0, (f"the plain way, from {people.threshold:.3f} on: the run's threshold",
-                         at(people.threshold)))
-    return found
+    best = max(TRIED.tolist(), key=lambda value: joined_from(value).idf1)
+    return [(f"the plain way, from {people.threshold:.3f} on: the run's threshold",
+             joined_from(people.threshold)),
+            (f"the plain way, from {best:.2f} on: its best, by the identities", joined_from(best))]
 
 
-def read_truth(given: str, crops: Sequence[Crop]) -> list[str | None]:
-    """The identity on each crop, None where it is not known.
+class Truth(NamedTuple):
+    """Who is on crops: what ``--truth`` says, and a function that looks it up for each crop."""
+
+    given: str
+    find: Callable[[Sequence[Crop]], list[str | None]]
+
+    def of(self, crops: Sequence[Crop]) -> list[str | None]:
+        """The identity on each crop, None where it is not known.
+
+        Raises:
+            UserError: no crop has one.
+        """
+        found = [identity or None for identity in self.find(crops)]
+        if not any(found):
+            raise UserError(f"--truth {printable(self.given)} gives none of the {len(crops)} crops "
+                            "an identity: look at its paths or names, or at the expression.")
+        return found
+
+
+def read_truth(given: str) -> Truth:
+    """Reads who is on crops.
 
     Args:
         given: a CSV file with the columns path, identity or camera, track, identity; else a regular
             expression with one group, which finds the identity in a crop's path.
-        crops: N of them.
 
     Raises:
-        UserError: neither, or no crop has an identity.
+        UserError: neither; or the file is damaged, or has two identities for one crop or track.
     """
     path = Path(given).expanduser()
-    if path.is_file():
-        header, rows = read_cells(path, "--truth")
-        if "path" in header:
-            table = read_rows(str(path.absolute()), ("path", "identity"), "--truth")
-            named = same_file_names([row.cells[0] for row in table])
-            known = {(name,): row.cells[1] for name, row in zip(named, table, strict=True)}
-            keys = [(name,) for name in same_file_names([crop.path for crop in crops])]
-            found = [known.get(key) for key in keys]
-        elif {"camera", "track", "identity"} <= set(header):
-            places = [header.index(name) for name in ("camera", "track", "identity")]
-            of_track = {(cells[places[0]], cells[places[1]]): cells[places[2]]
-                        for _, cells in rows}
-            found = [of_track.get((crop.camera, crop.track)) for crop in crops]
-        else:
-            raise UserError(f"--truth {printable(path)} needs the columns path and identity, or "
-                            f"camera, track and identity; it has {printable(', '.join(header))}.")
-    else:
-        found = _by_pattern(given, crops)
-    if not any(found):
-        raise UserError(f"--truth {printable(given)} gives none of the {len(crops)} crops an "
-                        "identity: look at its paths or names, or at the expression.")
-    return found
+    if not path.is_file():
+        return Truth(given, _by_pattern(given))
+    header, rows = read_cells(path, "--truth")
+    where = f"--truth {printable(path)}"
+    if "path" in header:
+        table = read_rows(str(path.absolute()), ("path", "identity"), "--truth")
+        names = same_file_names([row.cells[0] for row in table])
+        of_path = _identities(where, [(row.line, name, row.cells[1])
+                                      for name, row in zip(names, table, strict=True)])
+        return Truth(given, lambda crops: [
+            of_path.get(name) for name in same_file_names([crop.path for crop in crops])])
+    if not {"camera", "track", "identity"} <= set(header):
+        raise UserError(f"{where} needs the columns path and identity, or camera, track and "
+                        f"identity; it has {printable(', '.join(header))}.")
+    camera, track, identity = map(header.index, ("camera", "track", "identity"))
+    of_track = _identities(where, [
+        (line, (plain_name(cells[camera]), cells[track]), cells[identity])
+        for line, cells in rows])
+    return Truth(given, lambda crops: [of_track.get((crop.camera, crop.track)) for crop in crops])
 
 
-def _by_pattern(text: str, crops: Sequence[Crop]) -> list[str | None]:
+def _identities(where: str, rows: Sequence[tuple[int, _Key, str]]) -> dict[_Key, str]:
+    """The identity of each key, of rows (line, key, identity)."""
+    found: dict[_Key, tuple[int, str]] = {}
+    for line, key, identity in rows:
+        if is_nothing(identity):
+            raise UserError(f"{where} has no identity in line {line}: fill it in, or remove the "
+                            "row.")
+        first, known = found.setdefault(key, (line, identity))
+        if known != identity:
+            raise UserError(
+                f"{where} has two identities for one crop or track: {printable(known)} in line "
+                f"{first}, {printable(identity)} in line {line}. Remove one.")
+    return {key: identity for key, (_, identity) in found.items()}
+
+
+def _by_pattern(text: str) -> Callable[[Sequence[Crop]], list[str | None]]:
     try:
         pattern = re.compile(text)
     except re.error as error:
@@ -134,22 +164,29 @@ def _by_pattern(text: str, crops: Sequence[Crop]) -> list[str | None]:
     if pattern.groups != 1:
         raise UserError(f"--truth {printable(text)} is no file, and as a regular expression has "
                         f"{pattern.groups} groups: put (...) around the identity.")
-    found = [pattern.search(crop.path) for crop in crops]
-    return [match and match[1] for match in found]
+    return lambda crops: [match and match[1] for match in
+                          (pattern.search(crop.path) for crop in crops)]
 
 
-def say_truth(people: People, given: str) -> str:
-    """The figures of people and of the plain way, as a table."""
-    truth = read_truth(given, people.crops)
-    rows = np.flatnonzero([identity is not None for identity in truth])
-    identities = np.array([truth[row] for row in rows.tolist()])
+def say_truth(people: People, truth: Truth) -> str:
+    """The figures of people and of the plain way, as a table.
+
+    Raises:
+        UserError: no crop has an identity.
+    """
+    found = truth.of(people.crops)
+    rows = np.flatnonzero([identity is not None for identity in found])
+    identities = np.array([found[row] for row in rows.tolist()])
     persons = people.persons[people.tracks.of_image[rows]]
     lines = [("people", figures(persons, identities)),
              *plain_ways(people, identities, rows)]
     table = tabulate(
-        [[name, *(f"{100 * value:.1f}" for value in found[:4]), found.people]
-         for name, found in lines],
+        [[name, *("-" if np.isnan(value) else f"{100 * value:.1f}" for value in line[:4]),
+          line.people] for name, line in lines],
         headers=("", "IDF1", "pair precision", "pair recall", "assigned", "people"),
         disable_numparse=True, colalign=("left", *["right"] * 5))
+    without = len(people.crops) - len(rows)
+    left_out = (f"\n{without} crops have no identity there, and count in no figure: the table says "
+                "nothing about them." if without else "")
     return (f"\nBy --truth, {len(rows)} of {len(people.crops)} crops of {len(set(identities))} "
-            f"identities, in %:\n{table}")
+            f"identities, in %:\n{table}{left_out}")

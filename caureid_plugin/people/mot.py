@@ -15,8 +15,14 @@ from ..data.camera_source import plain_name
 
 # names of columns, where a file has a header
 FRAME, ID = ("frame", "frame_id"), ("id", "track", "track_id")
-_CELL = re.compile(r"[^,;\s]+")
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.0*)?")
+_BLANK = " \t\r\n\f\v\ufeff"  # around a cell; the last one is a byte order mark
+
+
+class _Cell(NamedTuple):
+    text: str
+    start: int  # in its line
+    end: int
 
 
 class MotFile(NamedTuple):
@@ -60,11 +66,14 @@ def _read(path: Path, camera: str, prefix: str) -> MotFile:
     if not path.is_file():
         raise UserError(f"{where} is not a file.")
     try:
-        lines = path.read_text("utf-8-sig").splitlines(keepends=True)
+        # not read_text: it changes the ends of lines, which are to be written as they were
+        lines = path.read_bytes().decode().splitlines(keepends=True)
     except UnicodeDecodeError as error:
         raise UserError(f"{where} is no text in UTF-8 ({error}).") from error
-    cells = [list(_CELL.finditer(line)) for line in lines]
-    head = [cell[0].strip('"').lower() for cell in next(filter(None, cells), [])]
+    first = next((line for line in lines if line.strip(_BLANK)), "")
+    separator = next((sign for sign in ",;\t" if sign in first), "")
+    cells = [_cells(line, separator) for line in lines]
+    head = [cell.text.strip('"').lower() for cell in next(filter(None, cells), [])]
     frame, number, header = 0, 1, bool(head) and not _NUMBER.fullmatch(head[0])
     if header:
         places = [[place for place, name in enumerate(head) if name in names]
@@ -79,15 +88,30 @@ def _read(path: Path, camera: str, prefix: str) -> MotFile:
             header = header and not found  # the first line that is not empty
             continue
         if len(found) <= max(frame, number) or not all(
-                _NUMBER.fullmatch(found[place][0].strip('"')) for place in (frame, number)):
+                _NUMBER.fullmatch(found[place].text.strip('"')) for place in (frame, number)):
             raise UserError(f"{where}: line {line + 1} has no whole numbers for the frame and the "
                             "id. Trackers write frame,id,left,top,width,height,confidence.")
-        track = plain_name(found[number][0].strip('"'))
+        track = plain_name(found[number].text.strip('"'))
         if track.startswith("-"):  # a detection without a track stays as it is
             continue
-        boxes[line] = (plain_name(found[frame][0].strip('"')), prefix + track,
-                       *found[number].span())
+        boxes[line] = (plain_name(found[frame].text.strip('"')), prefix + track,
+                       found[number].start, found[number].end)
     return MotFile(path, camera, lines, boxes)
+
+
+def _cells(line: str, separator: str) -> list[_Cell]:
+    """The cells of a line, without the blanks around them; none of a line without any text."""
+    if not line.strip(_BLANK):
+        return []
+    if not separator:
+        return [_Cell(match[0], *match.span()) for match in re.finditer(r"[^\s\ufeff]+", line)]
+    found, at = [], 0
+    for part in line.split(separator):
+        text = part.strip(_BLANK)
+        start = at + part.find(text)
+        found.append(_Cell(text, start, start + len(text)))
+        at += len(part) + len(separator)
+    return found
 
 
 def tracks_of(files: Sequence[MotFile], names: Mapping[tuple[str, str], int]
@@ -96,7 +120,7 @@ def tracks_of(files: Sequence[MotFile], names: Mapping[tuple[str, str], int]
 
     Args:
         files: of the cameras.
-        names: the number of each track that crops have, by camera and name.
+        names: the number of each track of the folder, by camera and name.
 
     Raises:
         UserError: no id of a file is a track of its camera.
@@ -110,8 +134,8 @@ def tracks_of(files: Sequence[MotFile], names: Mapping[tuple[str, str], int]
         if not frames:
             raise UserError(
                 f"--mot {printable(file.path)}: none of its ids is a track of camera "
-                f"{printable(file.camera)}. Give CAMERA=FILE, with the camera's name; several "
-                "files of one camera in the order of caureid crops.")
+                f"{printable(file.camera)} in the folder. Give CAMERA=FILE, with the camera's "
+                "name; several files of one camera in the order of caureid crops.")
         for there in frames.values():
             found.update(itertools.combinations(sorted(there), 2))
     return sorted(found)

@@ -37,10 +37,10 @@ def make_page(people: People, folder: str) -> str:
 def _tracks(people: People, tracks: list[int], folder: str, most: int = MOST_CROPS
             ) -> dict[str, Any]:
     """The least certain of some tracks, in their order, and how many there are."""
-    shown = sorted(sorted(tracks, key=lambda track: people.confidence[track])[:most],
-                   key=tracks.index)
-    each = 1 if most != MOST_CROPS else max(1, MOST_CROPS // max(len(shown), 1))
-    return {"shown": [_track(people, track, len(tracks), each, folder) for track in shown],
+    doubtful = sorted(sorted(tracks, key=lambda track: people.confidence[track])[:most],
+                      key=tracks.index)
+    each = 1 if most != MOST_CROPS else max(1, MOST_CROPS // max(len(doubtful), 1))
+    return {"doubtful": [_track(people, track, len(tracks), each, folder) for track in doubtful],
             "total": len(tracks)}
 
 
@@ -57,7 +57,7 @@ def _track(people: People, track: int, of: int, most: int, folder: str) -> dict[
     chosen = [rows[int(place * step)] for place in range(min(most, len(rows)))]
     return {
         "camera": printable(people.crops[rows[0]].camera), "name": printable(name),
-        "time": "" if math.isnan(first) else f"{first:g} to {last:g}",
+        "time": "" if math.isnan(first) else f"{first:.10g} to {last:.10g}",
         "confidence": f"{people.confidence[track]:.2f}" if person else "",
         "line": line, "images": len(rows), "pictures": [_picture(people.crops[row])
                                                         for row in chosen]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import sys
@@ -16,7 +15,7 @@ import torch
 from fastreid.config import CfgNode, get_cfg
 from tqdm import tqdm
 
-from ..clustering.tracks import Tracks
+from ..clustering.tracks import Tracks, overlapping
 from ..common.errors import UserError
 from ..common.files import write_atomically
 from ..common.text import printable
@@ -27,9 +26,9 @@ from ..engine.checks import check_clustering, naming_cluster_keys
 from ..retrieval import Embedder, load_run
 from ..retrieval.sync import embed_readable, list_entries
 from ..runs.folder import read_config
-from .assign import assign, overlapping, settings_of
+from .assign import assign, settings_of
 from .corrections import Correction, Facts, facts, read_corrections
-from .judge import say_truth
+from .judge import read_truth, say_truth
 from .mot import MotFile, numbered, read_mot, tracks_of
 from .page import make_page
 from .table import (
@@ -38,6 +37,7 @@ from .table import (
     People,
     as_csv,
     as_json,
+    check_names,
     check_nobody_is_twice,
     read_known,
     with_known,
@@ -48,6 +48,7 @@ logger = logging.getLogger("fastreid.caureid")
 FOLDER, CLUSTER = "CAMERA_FOLDER.", "CAUREID.CLUSTER."
 KEYS = ("CAMERA", "LEVEL", "PATTERN", "CSV", "TRACK", "TRACK_LEVEL", "TRACK_PATTERN", "TIME",
         "UNMATCHED", "SYSTEM_FOLDERS")
+CROPS_TABLE, CROPS_STATE = "crops.csv", ".crops.json"  # of caureid crops, in its output folder
 BLOCK = 512  # crops that are embedded at once
 # Of pairs of different people's crops, that the least similarity of neighbours lets through. It
 # only keeps strangers apart in footage of few people; measured, see docs/people.md.
@@ -87,42 +88,47 @@ def find_people(run: str | os.PathLike[str], folder: str | os.PathLike[str], *,
                 print(crop.path, people.persons[track], people.confidence[track])
     """
     cfg = _config(Path(run), os.path.abspath(os.path.expanduser(folder)), opts)
-    rows = [] if known is None else read_known(Path(known))
-    lines = [] if corrections is None else read_corrections(Path(corrections))
-    crops = _list(cfg)
-    if known is not None:
-        crops = with_known(crops, rows, Path(known))
-
-    def prepare() -> _Footage:
-        return _prepare(crops, rows, lines, Path(corrections or ""), apart_cameras, mot)
-
-    footage = prepare()  # what contradicts itself is told before the crops are embedded
+    # what contradicts itself is told before the crops are embedded
+    given, footage = _read(cfg, known, corrections, apart_cameras, mot)
     embedder = load_run(run)
     if why := embedder.verdict.why_withheld(despite_verdict):
         raise UserError(why)
-    least, threshold = _similarities(embedder)
-    crops, features, unreadable = _embed(embedder, crops, {one.crop.path for one in rows},
-                                         batch_size)
-    if unreadable:
-        footage = prepare()
-    camids, tracks, stated, first_new = footage
-    if without := int(np.isnan(tracks.first).sum()):
-        logger.warning("%d of %d tracks have no time (CAMERA_FOLDER.TIME): a person may be twice "
-                       "in one camera at one time.", without, len(tracks))
+    least, threshold = _similarities(embedder, run)
+    kept, features, unreadable = _embed(
+        embedder, footage.crops, {one.crop.path for one in given.known}, batch_size)
+    if unreadable:  # tracks stay as long as they were
+        footage = _prepare([footage.crops[row] for row in kept], footage.camids[kept],
+                           footage.tracks.of_images(kept), given)
+    crops, camids, tracks, by_name, stated, first_new = footage
     settings = settings_of(cfg, opts[::2], camids, tracks, least)
     with naming_cluster_keys(cfg, max(1, cfg.CAUREID.CLUSTER.EPS_FIRST_EPOCHS)):
         found = assign(features, camids, tracks, settings, facts=stated, first_new=first_new)
     people = People(crops, tracks, *found, tracks.mean(features).numpy(), embedder.name,
-                    embedder.fingerprint, str(settings), threshold, first_new, unreadable)
+                    embedder.fingerprint, str(settings), threshold, first_new, unreadable, by_name)
     check_nobody_is_twice(people)
     return people
 
 
-class _Footage(NamedTuple):
-    """What is there: cameras of the crops, their tracks, facts, the number of a new person."""
+class _Given(NamedTuple):
+    """What a call knows beside its crops; ``named``: the folder's tracks, by camera and name."""
 
+    known: list[Known]
+    corrections: list[Correction]
+    path: Path  # of the corrections
+    mot: Sequence[MotFile]
+    named: set[tuple[str, str]]
+
+
+class _Footage(NamedTuple):
+    """N crops, their cameras (N,) and tracks, facts, the number of a new person.
+
+    ``by_name``: see :class:`.table.People`.
+    """
+
+    crops: list[Crop]
     camids: np.ndarray
     tracks: Tracks
+    by_name: dict[tuple[str, str], int]
     facts: Facts
     first_new: int
 
@@ -130,8 +136,9 @@ class _Footage(NamedTuple):
 def _config(run: Path, folder: str, opts: Sequence[str]) -> CfgNode:
     """The run's config, with the folder in place of its own, which is read as the keys say.
 
-    Without a key for the camera, it is read as the run read its own folder, if it has one and no
-    table, which is of the training images.
+    Without a key for the camera, it is read by the table that caureid crops writes into it. If
+    there is none, it is read as the run read its own folder, if it has one and no table, which is
+    of the training images.
     """
     wrong = [key for key in opts[::2] if not key.startswith(CLUSTER)
              and key not in {FOLDER + name for name in KEYS}]
@@ -144,8 +151,17 @@ def _config(run: Path, folder: str, opts: Sequence[str]) -> CfgNode:
     fresh = get_cfg()
     add_caureid_config(fresh)
     cfg.CAMERA_FOLDER = fresh.CAMERA_FOLDER
-    if (CameraFolder.__name__ in cfg.DATASETS.NAMES and not own.CSV
-            and f"{FOLDER}CAMERA" not in opts[::2]):
+    table = os.path.join(folder, CROPS_TABLE)
+    if f"{FOLDER}CAMERA" in opts[::2]:
+        pass
+    elif os.path.isfile(table):
+        logger.info("Cameras, tracks and times are read from %s.", printable(table))
+        cfg.merge_from_list([f"{FOLDER}CSV", table, *(
+            part for name in ("CAMERA", "TRACK", "TIME") for part in (FOLDER + name, "csv"))])
+    elif os.path.isfile(os.path.join(folder, CROPS_STATE)):
+        raise UserError(f"{printable(folder)} has no {CROPS_TABLE}: caureid crops was stopped. "
+                        "Give its command again, which goes on.")
+    elif CameraFolder.__name__ in cfg.DATASETS.NAMES and not own.CSV:
         cfg.merge_from_list([part for name in KEYS for part in (FOLDER + name, own[name])])
     cfg.merge_from_list(list(opts))
     cfg.CAMERA_FOLDER.ROOT = folder
@@ -156,42 +172,54 @@ def _config(run: Path, folder: str, opts: Sequence[str]) -> CfgNode:
 def _list(cfg: CfgNode) -> list[Crop]:
     dataset = build_dataset(cfg, CameraFolder.__name__)
     dataset.show_train()
-    found = []
+    found: list[Crop] = []
     for path, _, camera, *seen in dataset.train:
         sighting = seen[0] if seen else None
         found.append(Crop(path, camera.removeprefix(CAMERA_PREFIX),
                           *((sighting.track or "", sighting.time) if sighting else ())))
+    check_names(found)
     return found
 
 
-def _prepare(crops: Sequence[Crop], rows: Sequence[Known], lines: Sequence[Correction],
-             path: Path, apart_cameras: bool, mot: Sequence[MotFile]) -> _Footage:
+def _read(cfg: CfgNode, known: str | os.PathLike[str] | None,
+          corrections: str | os.PathLike[str] | None, apart_cameras: bool, mot: Sequence[MotFile]
+          ) -> tuple[_Given, _Footage]:
+    """Everything but the network, and what follows of it; see :func:`find_people`."""
+    rows = [] if known is None else read_known(Path(known))
+    lines = [] if corrections is None else read_corrections(Path(corrections))
+    listed = _list(cfg)
+    crops = listed if known is None else with_known(listed, rows, Path(known))
+    given = _Given(rows, lines, Path(corrections or ""), mot,
+                   {(crop.camera, crop.track) for crop in listed if crop.track})
     camids = np.unique([crop.camera for crop in crops], return_inverse=True)[1].astype(np.int64)
     tracks = Tracks.of(camids, [crop.track or None for crop in crops],
                        [crop.seconds for crop in crops], one_place=apart_cameras)
-    of_path = {one.crop.path: one.person for one in rows}
+    if without := int(np.isnan(tracks.first).sum()):
+        logger.warning("%d of %d tracks have no time (CAMERA_FOLDER.TIME): a person may be twice "
+                       "in one camera at one time.", without, len(tracks))
+    return given, _prepare(crops, camids, tracks, given)
+
+
+def _prepare(crops: list[Crop], camids: np.ndarray, tracks: Tracks, given: _Given) -> _Footage:
+    of_path = {one.crop.path: one.person for one in given.known}
     persons = np.zeros(len(tracks), dtype=np.int64)
     np.maximum.at(persons, tracks.of_image, [of_path.get(crop.path, 0) for crop in crops])
-    in_frames = tracks_of(mot, names_of(crops, tracks)) if mot else []
-    pairs = [*map(tuple, overlapping(tracks).tolist()), *in_frames]
-    stated = facts(crops, tracks.of_image, persons, pairs, lines, path)
-    return _Footage(camids, tracks, dataclasses.replace(stated, apart=[*stated.apart, *in_frames]),
-                    int(persons.max(initial=0)) + 1)
-
-
-def names_of(crops: Sequence[Crop], tracks: Tracks) -> dict[tuple[str, str], int]:
-    """The number of each track that has a name, by camera and name."""
-    return {(crop.camera, crop.track): track
-            for crop, track in zip(crops, tracks.of_image.tolist(), strict=True) if crop.track}
+    by_name = {(crop.camera, crop.track): track
+               for crop, track in zip(crops, tracks.of_image.tolist(), strict=True)
+               if (crop.camera, crop.track) in given.named}
+    stated = facts(crops, tracks.of_image, persons, [*map(tuple, overlapping(tracks).tolist())],
+                   given.corrections, given.path,
+                   in_frames=tracks_of(given.mot, by_name) if given.mot else ())
+    return _Footage(crops, camids, tracks, by_name, stated, int(persons.max(initial=0)) + 1)
 
 
 def _embed(embedder: Embedder, crops: list[Crop], known: set[str], batch_size: int
-           ) -> tuple[list[Crop], torch.Tensor, list[str]]:
-    """The crops that can be read, their features (N, D), and why the others cannot."""
+           ) -> tuple[np.ndarray, torch.Tensor, list[str]]:
+    """Rows (M,) of the crops that can be read, their features (M, D), why others cannot."""
     kept, parts, errors = [], [], []
     with tqdm(total=len(crops), desc="embedding", unit="crop", disable=None) as bar:
         for first in range(0, len(crops), BLOCK):
-            block = {crop.path: crop for crop in crops[first:first + BLOCK]}
+            block = {crop.path: row for row, crop in enumerate(crops[first:first + BLOCK], first)}
             readable, features, wrong = embed_readable(
                 embedder, list_entries("", list(block), None), batch_size)
             kept += [block[entry.name] for entry in readable]
@@ -203,17 +231,16 @@ def _embed(embedder: Embedder, crops: list[Crop], known: set[str], batch_size: i
             bar.update(len(block))
     if not kept:
         raise UserError(f"None of the {len(crops)} crops can be read: {errors[0]}")
-    return kept, torch.from_numpy(np.concatenate(parts)), errors
+    return np.array(kept), torch.from_numpy(np.concatenate(parts)), errors
 
 
-def _similarities(embedder: Embedder) -> tuple[float | None, float | None]:
-    """The least similarity of tracks that are neighbours, and the run's threshold; None: not
-    known."""
+def _similarities(embedder: Embedder, run: str | os.PathLike[str]) -> tuple[float, float]:
+    """The least similarity of tracks that are neighbours, and the run's threshold."""
     statistics = embedder.statistics
     if statistics is None:
-        logger.warning("No threshold is known (%s): in footage of few people, strangers may become "
-                       "one. caureid threshold measures it.", embedder.why_no_statistics)
-        return None, None
+        raise UserError(
+            f"{printable(run)} has no threshold, and in footage of few people strangers would "
+            f"become one: measure it with caureid threshold ({embedder.why_no_statistics}).")
     return (statistics.threshold(max(LEAST_RATE, statistics.lowest_rate)).value,
             statistics.threshold().value)
 
@@ -247,18 +274,46 @@ def run(args: SimpleNamespace) -> int:
     if args.checkpoint:
         home = args.checkpoint if args.checkpoint.is_file() else home / args.checkpoint
     mot = read_mot(args.mot)
+    _check_outputs(args, mot)
+    truth = read_truth(args.truth) if args.truth else None
     people = find_people(
         home, args.folder, opts=args.opts, known=args.known, corrections=args.corrections,
         apart_cameras=args.apart_cameras, mot=mot, batch_size=args.batch_size,
         despite_verdict=args.despite_verdict)
     _write(people, args, mot)
     print(summary(people))
-    if args.truth:
-        print(say_truth(people, args.truth))
     if people.unreadable:
         print(f"caureid people: {len(people.unreadable)} crops cannot be read and are in no table; "
               "the others are:", *people.unreadable[:NAMED], sep="\n", file=sys.stderr)
+    if truth:
+        print(say_truth(people, truth))
     return int(bool(people.unreadable))
+
+
+def _numbered_file(output: Path, path: Path) -> Path:
+    """Where a track file is written with persons."""
+    return output.with_name(f"{output.stem}_{path.name}")
+
+
+def _check_outputs(args: SimpleNamespace, mot: Sequence[MotFile]) -> None:
+    """Looks that no file is written over one that is read, or twice.
+
+    Raises:
+        UserError: one would be; --output may replace --known.
+    """
+    tables = [args.opts[row + 1] for row in range(0, len(args.opts), 2)
+              if args.opts[row] == f"{FOLDER}CSV"]
+    read = [args.corrections, args.truth, *tables, args.folder / CROPS_TABLE,
+            *(file.path for file in mot)]
+    taken = {os.path.realpath(os.path.expanduser(path)) for path in read if path}
+    for option, path in [("--output", args.output), ("--page", args.page), ("--json", args.json),
+                         *(("--mot", _numbered_file(args.output, file.path)) for file in mot)]:
+        if path is None:
+            continue
+        if os.path.realpath(path) in taken:
+            raise UserError(f"{option} would write {printable(path)}, which this command reads or "
+                            "writes for something else: give --output another name or folder.")
+        taken.add(os.path.realpath(path))
 
 
 def _write(people: People, args: SimpleNamespace, mot: Sequence[MotFile]) -> None:
@@ -270,8 +325,7 @@ def _write(people: People, args: SimpleNamespace, mot: Sequence[MotFile]) -> Non
         write_atomically(args.page, make_page(people, folder(args.page)))
     if args.json:
         write_atomically(args.json, as_json(people, folder(args.json)))
-    persons = {name: int(people.persons[track])
-               for name, track in names_of(people.crops, people.tracks).items()}
+    persons = {name: int(people.persons[track]) for name, track in people.by_name.items()}
     for path, text in numbered(mot, persons, int(people.persons.max(initial=0))).items():
-        write_atomically(args.output.with_name(f"{args.output.stem}_{path.name}"), text)
+        write_atomically(_numbered_file(args.output, path), text)
     write_atomically(args.output, as_csv(people, folder(args.output)))

@@ -8,8 +8,10 @@ import functools
 import io
 import itertools
 import json
+import logging
 import math
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +22,10 @@ import numpy as np
 from ..clustering.tracks import Tracks
 from ..common.errors import UserError
 from ..common.text import is_nothing, printable
+from ..data.camera_source import alike_names
 from ..data.listing import first_of, read_rows, same_file_names, why_gone
+
+logger = logging.getLogger("fastreid.caureid")
 
 COLUMNS = ("path", "camera", "track", "seconds", "person", "confidence")
 SAME_TIME = 1e-3  # seconds: two tables that differ by less name one time
@@ -51,9 +56,11 @@ class People:
         network: the checkpoint or file that has embedded the crops.
         fingerprint: of that network.
         settings: how tracks were compared, a sentence.
-        threshold: of the run, None: not known.
+        threshold: of the run.
         first_new: number of the first person that an earlier table does not have.
         unreadable: why crops were left out.
+        by_name: the folder's tracks that have a name, by camera and name. An earlier table's others
+            are not in it: another day's track may have such a name.
     """
 
     crops: list[Crop]
@@ -65,9 +72,10 @@ class People:
     network: str
     fingerprint: str
     settings: str
-    threshold: float | None
+    threshold: float
     first_new: int
     unreadable: list[str]
+    by_name: dict[tuple[str, str], int] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def rows(self) -> list[list[int]]:
@@ -81,7 +89,8 @@ class People:
     def name(self, track: int, folder: str) -> str:
         """What a track is called in a file of corrections in ``folder``."""
         crop = self.crops[self.rows[track][0]]
-        return f"{crop.camera}/{crop.track}" if crop.track else place(crop.path, folder)
+        return f"{crop.camera}/{crop.track}" if crop.track else path_in_table(
+            crop.path, folder)
 
     def of_person(self) -> dict[int, list[int]]:
         """The tracks of each person, by camera and time; without a person under 0."""
@@ -98,11 +107,33 @@ def _or_zero(number: float) -> float:
     return 0.0 if math.isnan(number) else number
 
 
-def place(path: str, folder: str) -> str:
+def path_in_table(path: str, folder: str) -> str:
     """A path as a table in ``folder`` names it: from there if it lies below, else absolute."""
     path, folder = os.path.abspath(path), os.path.abspath(folder)
-    below = path.startswith(os.path.join(folder, ""))
-    return os.path.relpath(path, folder).replace(os.sep, "/") if below else path
+    if not path.startswith(os.path.join(folder, "")):
+        return path
+    found = os.path.relpath(path, folder).replace(os.sep, "/")
+    return found if found == found.strip() else path  # blanks around a cell are not read
+
+
+def check_names(crops: Sequence[Crop]) -> None:
+    """Looks whether a table can hold the crops' names, so that it is read again as it was written.
+
+    Raises:
+        UserError: one is not UTF-8, or would be read as another name or as none.
+    """
+    for crop in crops:
+        for what, name in (("camera", crop.camera), ("track", crop.track), ("path", crop.path)):
+            if not name and what == "track":
+                continue
+            if "\r" in name or any("\ud800" <= sign <= "\udfff" for sign in name):
+                why = "holds a carriage return, or bytes that are not UTF-8"
+            elif name != name.strip() or is_nothing(name):
+                why = "begins or ends with a blank, or is a word for an empty cell"
+            else:
+                continue
+            raise UserError(f"The {what} '{printable(name)}' of {printable(crop.path)} {why}, "
+                            "which no table of people can hold: rename it.")
 
 
 def as_csv(people: People, folder: str) -> str:
@@ -113,10 +144,15 @@ def as_csv(people: People, folder: str) -> str:
     for crop, track in zip(people.crops, people.tracks.of_image.tolist(), strict=True):
         person = int(people.persons[track])
         writer.writerow((
-            place(crop.path, folder), crop.camera, crop.track,
-            "" if math.isnan(crop.seconds) else format(crop.seconds, ".12g"), person or "",
+            path_in_table(crop.path, folder), crop.camera, crop.track,
+            "" if math.isnan(crop.seconds) else _exact(crop.seconds), person or "",
             f"{people.confidence[track]:.3f}" if person else ""))
     return text.getvalue()
+
+
+def _exact(number: float) -> str:
+    """With all its digits: rounded, two tracks could seem to be there at one time."""
+    return repr(float(number)).removesuffix(".0")
 
 
 def as_json(people: People, folder: str) -> str:
@@ -130,7 +166,7 @@ def as_json(people: People, folder: str) -> str:
                 "first": number(people.tracks.first[track]),
                 "last": number(people.tracks.last[track]),
                 "confidence": number(people.confidence[track]),
-                "crops": [place(crop.path, folder) for crop in crops]}
+                "crops": [path_in_table(crop.path, folder) for crop in crops]}
 
     found = {person: [track_of(track) for track in tracks]
              for person, tracks in people.of_person().items()}
@@ -211,7 +247,7 @@ def read_known(path: Path) -> list[Known]:
 def _person(where: str, line: int, cell: str) -> int:
     if not cell:
         return 0
-    if not cell.isascii() or not cell.isdigit() or not 0 < int(cell) < 2 ** 31:
+    if not re.fullmatch("[0-9]{1,10}", cell) or not 0 < int(cell) < 2 ** 31:
         raise UserError(f"{where}: the person {printable(cell)} in line {line} is no whole number "
                         "from 1.")
     return int(cell)
@@ -250,7 +286,7 @@ def with_known(crops: Sequence[Crop], known: Sequence[Known], table: Path | None
             away[key] = one
             continue
         here.add(key)
-        # written without the last digits
+        # another program may have rounded it
         same_time = (abs(crop.seconds - one.crop.seconds) <= SAME_TIME + 1e-9 * abs(crop.seconds)
                      or (math.isnan(crop.seconds) and math.isnan(one.crop.seconds)))
         if crop[1:3] != key or not same_time:
@@ -266,13 +302,18 @@ def with_known(crops: Sequence[Crop], known: Sequence[Known], table: Path | None
                 f"folder, and another in {where} (line {away[key].line}): a tracker that begins "
                 "anew counts anew. Give the new tracks other names, such as the day before the "
                 "number.")
+    if alike := alike_names({"the folder": {crop.camera for crop in crops},
+                             "--known": {one.crop.camera for one in known}}):
+        logger.warning("Cameras that differ only in their spelling are different cameras, so that "
+                       "a person may be in both at one time: %s. If one is meant, write it the "
+                       "same everywhere.", alike)
     return sorted([*listed.values(), *(one.crop for one in known)])
 
 
 def _where_and_when(crop: Crop) -> str:
     parts = [f"of camera {printable(crop.camera)}"]
     parts += [f"track {printable(crop.track)}"] if crop.track else []
-    parts += [] if math.isnan(crop.seconds) else [f"time {crop.seconds:g}"]
+    parts += [] if math.isnan(crop.seconds) else [f"time {_exact(crop.seconds)}"]
     return ", ".join(parts)
 
 
@@ -297,7 +338,7 @@ def read_cells(path: Path, option: str) -> tuple[list[str], Iterator[tuple[int, 
         raise UserError(f"{where} is empty: it needs a header line.")
     header = rows[0][1]
     for line, cells in rows[1:]:
-        if len(cells) != len(header) or any(is_nothing(cell) or "\0" in cell for cell in cells):
+        if len(cells) != len(header) or any("\0" in cell for cell in cells):
             raise UserError(f"{where}: line {line} has not the {len(header)} cells of the header, "
-                            f"{printable(', '.join(header))}, each with something in it.")
+                            f"{printable(', '.join(header))}.")
     return header, iter(rows[1:])

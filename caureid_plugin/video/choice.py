@@ -81,15 +81,25 @@ def choose(tracks: Tracks, size: tuple[int, int], choice: CropChoice) -> Candida
         choice: the rules.
 
     Raises:
-        UserError: more than 5 % of the boxes are outside the picture; no confidence is given,
-            and one is asked for.
+        UserError: more than 5 % of the boxes are outside the picture; their sizes are rights and
+            bottoms; a confidence is asked for, and none is given, or it goes beyond 1.
     """
     limits = np.array([*size, *size], dtype=np.float64)
     inside = np.clip(tracks.boxes, 0, limits)
     outside = _areas(inside) == 0
+    beyond = 1 - _areas(inside) / _areas(tracks.boxes)
     if outside.mean() > MOST_OUTSIDE:
         tracks.refuse(outside, f"are outside the picture of {size[0]} x {size[1]} pixels: it is "
                                "the file of another video, or of one in another size")
+    corners, sizes = tracks.boxes[:, :2], tracks.boxes[:, 2:] - tracks.boxes[:, :2]
+    ends_outside = (tracks.boxes[:, 2:] > limits[2:]).any(1) & (beyond > MOST_CUT)
+    if (sizes > corners).all() and ends_outside.mean() > 0.5:
+        tracks.refuse(ends_outside, "stick out of the picture, and no width or height is below "
+                                    "left or top: if they are right and bottom, name the columns "
+                                    "x1, y1, x2, y2 in a header line")
+    if choice.min_confidence > 0:
+        tracks.refuse(tracks.confidences > 1, "have a confidence above 1, and --min-confidence "
+                                              f"{choice.min_confidence} is of 0 to 1: leave it out")
     if choice.min_confidence > 0 and np.isnan(tracks.confidences).all():
         raise UserError(f"{tracks.name} gives no confidence: leave --min-confidence "
                         f"{choice.min_confidence} out.")
@@ -98,7 +108,7 @@ def choose(tracks: Tracks, size: tuple[int, int], choice: CropChoice) -> Candida
     covered = np.zeros(len(tracks))
     covered[there] = covered_shares(tracks.frames[there], inside[there])
     at_border = (np.abs(tracks.boxes - np.array([0, 0, *size])) <= _EDGE).any(1)
-    at_border |= 1 - _areas(inside) / _areas(tracks.boxes) > MOST_CUT
+    at_border |= beyond > MOST_CUT
     rules = {
         "outside the picture": outside,
         f"not in every frame of {choice.every}": (tracks.frames - 1) % choice.every > 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import collections
 import dataclasses
+import errno
 import hashlib
 import itertools
 import math
@@ -31,6 +32,7 @@ FORMATS = {"jpg": [cv2.IMWRITE_JPEG_QUALITY, 95], "png": []}
 _HEIGHT = 128  # pixels at which crops are compared: what is near is not sharper for its size
 # Of the frames that a video says it has, the tracks may go beyond: some files only estimate it.
 _MORE_FRAMES = 1.1
+_FEWER_FRAMES = 2  # than it says a whole video may have: the last ones are often miscounted
 
 
 class Video(NamedTuple):
@@ -156,6 +158,12 @@ def cut_crops(videos: Sequence[Video], output: str | os.PathLike[str],
                         "ends, or give another folder.") from error
     try:
         return _cut(plans, Output(folder, options, identities), image_format, tell)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(f"--output {printable(folder)}: {error.strerror}. Make room and give the "
+                        "same command: videos that are done are kept, and the table is written "
+                        "at the end.") from error
     finally:
         run_lock.release(folder)
 
@@ -174,7 +182,7 @@ def _cut(plans: Sequence[_Plan], output: Output, image_format: str,
             continue
         rows: list[Row] = []
         try:
-            _cut_one(plan, output.folder, image_format, rows)
+            _cut_one(plan, output.folder, image_format, rows, tell)
         except (UserError, StopNow) as error:
             output.finish(number, rows, False)
             stopped = isinstance(error, StopNow)
@@ -275,7 +283,8 @@ def _plan_one(video: Video, prefix: str, choice: CropChoice, fps: float | None, 
     if count:
         tracks.refuse(tracks.frames > max(count * _MORE_FRAMES, count + 1),
                       f"are in frames beyond the {count} of {name}: it is the file of another "
-                      "video")
+                      "video, or the video says a wrong number, which ffmpeg -i OLD -c copy NEW "
+                      "corrects")
     return _Plan(path, video.camera, prefix, video.start or 0.0, rate, count, tracks,
                  choose(tracks, (width, height), choice))
 
@@ -283,6 +292,11 @@ def _plan_one(video: Video, prefix: str, choice: CropChoice, fps: float | None, 
 def _open(path: str, name: str) -> Any:
     if not os.path.isfile(path):
         raise UserError(f"The video {name} does not exist, or is no file.")
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:  # OpenCV 5 ends the process
+        raise UserError(f"OpenCV cannot open {name}: its name, or that of a folder above it, is "
+                        "not in UTF-8. Rename it.") from error
     capture = cv2.VideoCapture(path)
     if not capture.isOpened():
         raise UserError(f"{name} is no video that OpenCV can open: it is something else, "
@@ -307,7 +321,8 @@ def _check_times(plans: Sequence[_Plan], videos: Sequence[Video]) -> None:
                                 "Correct --start.")
 
 
-def _cut_one(plan: _Plan, output: Path, image_format: str, rows: list[Row]) -> None:
+def _cut_one(plan: _Plan, output: Path, image_format: str, rows: list[Row],
+             tell: Callable[[str], object]) -> None:
     """Cuts the crops of a video; each that is written is in ``rows``, by track and frame.
 
     Raises:
@@ -329,7 +344,7 @@ def _cut_one(plan: _Plan, output: Path, image_format: str, rows: list[Row]) -> N
         bisect.insort(rows, row, key=lambda row: (int(row.track[len(plan.prefix):]), row.frame))
 
     try:
-        for place, picture in _pictures(plan):
+        for place, picture in _pictures(plan, tell):
             x1, y1, x2, y2 = found.boxes[place]
             crop = picture[y1:y2, x1:x2]
             key = int(found.ids[place]), int(found.parts[place])
@@ -346,18 +361,20 @@ def _cut_one(plan: _Plan, output: Path, image_format: str, rows: list[Row]) -> N
         raise
 
 
-def _pictures(plan: _Plan) -> Iterator[tuple[int, np.ndarray]]:
-    """Each candidate's number, and the picture (H, W, 3) that it is in."""
+def _pictures(plan: _Plan, tell: Callable[[str], object]) -> Iterator[tuple[int, np.ndarray]]:
+    """Each candidate's number, and the picture (H, W, 3) that it is in.
+
+    Reads on to the end of the video: a decoder that leaves damaged frames out does not say so.
+    """
     frames = plan.candidates.frames.tolist()
     capture = _open(plan.path, printable(plan.path))
     current = 0
     try:
-        with tqdm(total=max(frames, default=0), desc=plan.words, unit="frame", leave=False,
-                  disable=None) as bar:
+        with tqdm(total=plan.count or max(frames, default=0), desc=plan.words, unit="frame",
+                  leave=False, disable=None) as bar:
             for frame, places in itertools.groupby(range(len(frames)), frames.__getitem__):
                 while current < frame:
-                    if StopRequest.current is not None and StopRequest.current.signal is not None:
-                        raise StopNow
+                    _stop_if_asked()
                     current += 1
                     if not capture.grab():
                         raise UserError(_cannot_read(plan, current))
@@ -366,8 +383,21 @@ def _pictures(plan: _Plan) -> Iterator[tuple[int, np.ndarray]]:
                 if not read:
                     raise UserError(_cannot_read(plan, current))
                 yield from ((place, picture) for place in places)
+            while frames and plan.count and capture.grab():
+                _stop_if_asked()
+                current += 1
+                bar.update()
+            if frames and current < plan.count - _FEWER_FRAMES:
+                tell(f"{plan.words}: {current} frames can be read, of {plan.count} by what the "
+                     "video says. If it is damaged in the middle, and the tracker saw the missing "
+                     "frames, later crops show wrong places: look at them.")
     finally:
         capture.release()
+
+
+def _stop_if_asked() -> None:
+    if StopRequest.current is not None and StopRequest.current.signal is not None:
+        raise StopNow
 
 
 def _cannot_read(plan: _Plan, frame: int) -> str:
@@ -377,9 +407,10 @@ def _cannot_read(plan: _Plan, frame: int) -> str:
                 f"{plan.tracks.name} are in later frames (first in "
                 f"{plan.tracks.places[int(np.argmax(beyond))]}): is it the file of another video? "
                 "Crops from before are kept.")
-    of_total = f" of {plan.count}" if plan.count else ""
-    return (f"{plan.words} is damaged: frame {frame}{of_total} cannot be read. Crops from before "
-            "are kept. Replace the video and give the command again, or use the table as it is.")
+    where = f"is damaged: frame {frame} of {plan.count}" if plan.count else (
+        f"is damaged, or ends before the last boxes of {plan.tracks.name}: frame {frame}")
+    return (f"{plan.words} {where} cannot be read. Crops from before are kept. Replace the "
+            "video and give the command again, or use the table as it is.")
 
 
 def sharpness(crop: np.ndarray) -> float:

@@ -150,11 +150,12 @@ def _read_file(path: str, name: str) -> tuple[Cells, list[str]]:
     lines = [(f"line {number}", line) for number, line in
              enumerate(_text(path, name).splitlines(), 1) if line.strip()]
     if not lines:
-        raise UserError(f"{name} is empty: it holds no box.")
+        raise UserError(f"{name} is empty: it holds no box. If nobody was seen, leave its "
+                        "video out.")
     separator = next((sign for sign in ",;\t" if sign in lines[0][1]), None)
     rows = [[cell.strip().strip('"') for cell in line.split(separator)] for _, line in lines]
     places = [place for place, _ in lines]
-    if all(_number(cell) is not None for cell in rows[0] if cell):
+    if any(_number(cell) is not None for cell in rows[0]):
         _refuse([len(row) < 6 for row in rows], places, name,
                 f"have fewer columns than {', '.join(MOT[:6])}")
         columns = {field: place for place, field in enumerate(MOT[:len(rows[0])])}
@@ -195,8 +196,7 @@ def _columns(header: Sequence[str], name: str) -> dict[str, int]:
     if missing:
         wanted = "; ".join(" or ".join(COLUMNS[field]) for field in missing)
         raise UserError(f"{name} has no column {wanted} (or x2, y2 for a size). Its first line "
-                        f"holds {printable(', '.join(header))}; a file without a header line "
-                        "holds nothing but numbers.")
+                        f"holds {printable(', '.join(header))}.")
     return found
 
 

@@ -79,7 +79,7 @@ def test_images_without_faults_pass(whole):
     assert found["left_out"] == {} and "Left out" not in whole.printed
 
 
-def test_tracks_are_counted(check):
+def test_tracks_are_counted(check, whole):
     """Of each camera ten images of one track and two of another, which are there at one time."""
     keys = ["CAMERA_FOLDER.TRACK", "pattern", "CAMERA_FOLDER.TRACK_PATTERN",
             "/(?P<track>.)(?P<time>.)[.]"]
@@ -89,6 +89,8 @@ def test_tracks_are_counted(check):
     assert done.found["tracks"] == {"north": expected, "south": expected}
     assert re.search(r"\| south +\| +2 +\| +6.0 \| +10 \| +1 \|", done.printed), done.printed
     assert done.found["findings"] == [] and done.found["start"]["eps_sweep"]
+    # four tracks are clustered, and not 24 images
+    assert done.found["start"]["memory_gib"] < whole.found["start"]["memory_gib"]
     done = check(keys=keys)
     assert done.found["tracks"]["north"] == {**expected, "pairs_at_one_time": None}
     assert "Times are not known" in done.text

@@ -4,6 +4,9 @@ import csv
 import itertools
 import json
 import math
+import os
+import re
+import sys
 
 import numpy as np
 import pytest
@@ -165,6 +168,94 @@ def test_mot_files_get_person_numbers(people, tmp_path):
         assert len({line[1] for line in lines[7 * frame:7 * frame + 7]}) == 7
 
 
+def write_crops_table(folder):
+    """crops.csv of some footage, as caureid crops writes it."""
+    found = [(path, *re.search(r"t(\d+)_f(\d+)", path.name).groups())
+             for path in sorted(folder.rglob("*.png"))]
+    (folder / "crops.csv").write_text("path,camera,track,frame,seconds\n" + "".join(
+        f"{path.relative_to(folder)},{path.parent.name},{track},{frame},{frame}.000\n"
+        for path, track, frame in found))
+
+
+def test_the_table_of_crops_is_read_unless_keys_say_else(people, crops, tmp_path, capsys):
+    by_keys, _ = people()
+    write_crops_table(crops)
+    words = [people.run, crops, "--output", tmp_path / "short.csv"]
+    assert not call(command, words)
+    with open(tmp_path / "short.csv", newline="") as file:
+        assert list(csv.DictReader(file)) == by_keys
+    assert not call(command, [*words, "CAMERA_FOLDER.TIME", "none"])
+    with open(tmp_path / "short.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert not any(row["seconds"] for row in rows) and all(row["track"] for row in rows)
+    assert len(find_people(people.run, crops, opts=["CAMERA_FOLDER.CAMERA", "none"]).tracks) == 36
+    (crops / "crops.csv").unlink()
+    (crops / ".crops.json").touch()
+    assert "caureid crops was stopped" in people.refused(crops)
+
+
+def test_what_is_read_is_not_written_over(people, crops, tmp_path, capsys):
+    write_crops_table(crops)
+    (tmp_path / "people_t.csv").write_text("frame,id\n1,1\n")
+    (tmp_path / "t.csv").write_text("frame,id\n1,1\n")
+    (tmp_path / "c.csv").write_text("action,a,b\n")
+    for output, words, option in [
+            (crops / "crops.csv", [], "--output"),
+            (tmp_path / "c.csv", ["--corrections", tmp_path / "c.csv"], "--output"),
+            (tmp_path / "t.csv", ["--truth", tmp_path / "t.csv"], "--output"),
+            (tmp_path / "t.csv", ["CAMERA_FOLDER.CSV", tmp_path / "t.csv"], "--output"),
+            (tmp_path / "people.csv", ["--mot", f"north={tmp_path / 't.csv'}",
+                                       f"south={tmp_path / 'people_t.csv'}"], "--mot")]:
+        before = {path: path.read_text() for path in [*tmp_path.glob("*.csv"), crops / "crops.csv"]}
+        said = refusal(command, [people.run, crops, "--output", output, *words], capsys)
+        assert f"{option} would write" in said and "another name" in said
+        assert before == {path: path.read_text() for path in before}
+
+
+def test_a_track_file_numbers_only_tracks_of_the_folder(people, tmp_path):
+    """Another day's track of that name is somebody else."""
+    people()
+    more = write_footage(tmp_path / "more", [("north", 100, 0, 40)], start=1)
+    (tmp_path / "north.txt").write_text("40,100,1,2,3,4\n40,0,1,2,3,4\n")
+    known = ["--known", tmp_path / "people.csv", "--mot", tmp_path / "north.txt"]
+    rows, _ = people(*known, folder=more, output="second.csv")
+    ids = [line.split(",")[1] for line in (tmp_path / "second_north.txt").read_text().split()]
+    found = of_tracks(rows)
+    assert found["north", "0"]  # known, of the other day
+    highest = max(int(person) for person in found.values() if person)
+    assert int(ids[1]) > highest and ids[0] in (found["north", "100"], str(highest + 1))
+    (tmp_path / "north.txt").write_text("40,0,1,2,3,4\n")
+    assert "is a track of camera north in the folder" in people.refused(more, *known, *KEYS)
+
+
+def test_a_crop_that_cannot_be_read_still_tells_how_long_its_track_is(people, crops):
+    for name in ("0_t0_f2.png", "1_t1_f0.png"):
+        (crops / "north" / name).write_bytes(b"no image")
+    found = find_people(people.run, crops, opts=KEYS)
+    number = found.by_name["north", "0"]
+    assert found.tracks.lengths[number] == 2
+    assert (found.tracks.first[number], found.tracks.last[number]) == (0, 2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file systems that take any bytes")
+def test_a_name_that_no_table_can_hold_is_refused_before_the_work(people, crops, monkeypatch):
+    (crops / "north").rename(crops / "none")
+    monkeypatch.setattr(start_module, "load_run", None)
+    assert "The camera 'none' of" in people.refused(crops, *KEYS)
+    (crops / "none").rename(crops / os.fsdecode(b"n\xff"))
+    assert "are not UTF-8" in people.refused(crops, *KEYS)
+
+
+def test_truth_is_read_first_and_what_fits_nothing_loses_no_table(people, crops, tmp_path, capsys,
+                                                                  monkeypatch):
+    (tmp_path / "truth.csv").write_text("camera,track,identity\nwest,1,ann\n")
+    words = [people.run, crops, "--output", tmp_path / "p.csv", *KEYS, "--truth"]
+    assert "none of the 36 crops" in refusal(command, [*words, tmp_path / "truth.csv"], capsys)
+    assert (tmp_path / "p.csv").exists()
+    monkeypatch.setattr(start_module, "find_people", None)
+    assert "has 0 groups" in refusal(command, [*words, "typo.csv"], capsys)
+
+
 def test_truth_is_measured_and_changes_nothing(people):
     before, _ = people()
     rows, said = people("--truth", r"/(\d)_t")
@@ -181,7 +272,7 @@ def test_without_times_it_works_and_warns(people, crops, messages):
     assert any("12 of 12 tracks have no time" in text for text in messages)
 
 
-def test_a_run_without_a_threshold_works_and_warns(people, crops, messages, monkeypatch):
+def test_a_run_without_a_threshold_is_refused(people, crops, monkeypatch):
     load = start_module.load_run
 
     def without(run):
@@ -190,9 +281,8 @@ def test_a_run_without_a_threshold_works_and_warns(people, crops, messages, monk
         return embedder
 
     monkeypatch.setattr(start_module, "load_run", without)
-    found = find_people(people.run, crops, opts=KEYS)
-    assert found.threshold is None and "least similarity" not in found.settings
-    assert any("No threshold is known (none is known)" in text for text in messages)
+    said = people.refused(crops, *KEYS)
+    assert str(people.run) in said and "caureid threshold (none is known)" in said
 
 
 def test_a_crop_that_cannot_be_read_is_named_and_left_out(people, crops):

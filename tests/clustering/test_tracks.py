@@ -15,6 +15,7 @@ from caureid_plugin.clustering import (
     outliers_to_singletons,
     sweep_eps,
 )
+from caureid_plugin.clustering.tracks import overlapping
 from scipy import sparse
 from sklearn.cluster import DBSCAN
 
@@ -74,7 +75,8 @@ def random_case(seed):
     points = points[:n]
     dense = np.sqrt(((points[:, None] - points[None]) ** 2).sum(-1)).astype(np.float32)
     if seed % 3 == 0:
-        dense = np.round(dense * 8) / 8
+        steps = np.float32(rng.choice([4, 8, 16]))
+        dense = np.round(dense * steps) / steps
     eps = float(rng.choice([0.15, 0.25, 0.4]))
     first = rng.random(n) * 3
     last = first + rng.random(n) * rng.choice([0.0, 0.2, 1.0])
@@ -98,6 +100,8 @@ def test_no_cluster_holds_two_that_are_in_one_place_at_one_time(part):
         labels = cluster_tracks(graph, eps, min_samples, tracks)
         pairs = list(itertools.combinations(range(len(tracks)), 2))
         wrong = [pair for pair in pairs if forbidden(tracks, *pair)]
+        found = [tuple(sorted(pair)) for pair in overlapping(tracks).tolist()]
+        assert sorted(found) == wrong
         assert tracks.overlaps() == {place: sum(tracks.places[one] == place for one, _ in wrong)
                                      for place in set(tracks.places.tolist())}
         assert not [pair for pair in wrong if labels[pair[0]] == labels[pair[1]] >= 0]
@@ -110,6 +114,66 @@ def test_no_cluster_holds_two_that_are_in_one_place_at_one_time(part):
                               metric="precomputed").fit_predict(dense)
         kept_apart += any(plain_labels[one] == plain_labels[other] >= 0 for one, other in wrong)
     assert kept_apart > 10, "the constraints decide something"
+
+
+def fit(tracks, groups):
+    return not any(forbidden(tracks, *pair)
+                   for pair in itertools.combinations(frozenset().union(*groups), 2))
+
+
+def join(group, groups):
+    whole = frozenset().union(*groups)
+    for track in whole:
+        group[track] = whole
+
+
+def join_core_points(group, edges, tracks):
+    """Edges of one distance."""
+    waiting = {frozenset([group[i], group[j]]) for i, j in edges}
+    waiting = {edge for edge in waiting if len(edge) == 2 and fit(tracks, edge)}
+    while waiting:
+        linked = set(waiting.pop())
+        while more := {edge for edge in waiting if edge & linked}:
+            linked.update(*more)
+            waiting -= more
+        if fit(tracks, linked):
+            join(group, linked)
+
+
+def by_loops(dense, eps, min_samples, tracks):
+    """The rule as it is written, with sets of tracks and loops over all pairs."""
+    n, eps = len(tracks), np.float32(eps)
+    core = {i for i in range(n) if (dense[i] <= eps).sum() >= min_samples}
+    group = [frozenset([i]) for i in range(n)]
+    levels = [d for d in np.unique(dense) if d <= eps]
+    for level in levels:
+        join_core_points(group, [pair for pair in itertools.combinations(core, 2)
+                                 if dense[pair] == level], tracks)
+    settled = set(core)
+    for level in levels:
+        new = {}
+        for border in set(range(n)) - settled:
+            fitting = {group[i] for i in core if dense[border, i] == level
+                       and fit(tracks, [[border], group[i]])}
+            settled |= {border} if fitting else set()
+            if len(fitting) == 1:
+                new.setdefault(fitting.pop(), []).append(border)
+        for old, borders in new.items():
+            if fit(tracks, [old, borders]):
+                join(group, [old, borders])
+    numbers = {members: number for number, members in enumerate(set(group))}
+    return np.array([numbers[group[i]] if i in core or len(group[i]) > 1 else -1
+                     for i in range(n)])
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_the_rule_by_loops(part):
+    for seed in range(part * 75, part * 75 + 75):
+        graph, dense, tracks, eps, min_samples = random_case(seed)
+        labels = cluster_tracks(graph, eps, min_samples, tracks)
+        expected = by_loops(dense, eps, min_samples, tracks)
+        assert np.array_equal(plain.together(labels), plain.together(expected)), seed
+        assert np.array_equal(labels < 0, expected < 0), seed
 
 
 @pytest.mark.parametrize("part", range(4))
@@ -249,6 +313,14 @@ def test_labels_are_those_of_the_tracks(tracked, camera_aware):
     assert [row["images"] for row in rows] == [96, 96]
     assert rows[1]["clusters"] == labels.max() + 1
     assert rows[1]["outliers"] == (labels < 0).sum()
+
+
+def test_a_graph_of_something_else_than_the_tracks(tracked):
+    features, _, tracks = tracked
+    for of, given in ((None, tracks), (tracks, Tracks.of(np.zeros(96, np.int64), [None] * 96))):
+        encoding = jaccard_encoding(features, tracks=of, k1=6, k2=2)
+        with pytest.raises(ValueError, match="must be of the .* tracks, got one of shape"):
+            sweep_eps(encoding, [0.4], min_samples=2, tracks=given)
 
 
 def test_features_of_other_images_than_the_tracks(tracked):

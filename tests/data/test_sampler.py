@@ -92,6 +92,15 @@ def test_different_tracks_before_different_frames(tracks, cameras, distinct, fir
     assert seen == set(range(len(tracks)))
 
 
+def test_a_long_track_does_not_hide_the_others():
+    """2,000 images of one track, one of each of three more: more than a draw looks at."""
+    tracks = np.array([0] * 2000 + [1, 2, 3])
+    sampler = make(np.zeros(2003, np.int64), np.zeros(2003, np.int64), batch_size=4, tracks=tracks)
+    units = list(batches_of(sampler, 20, 4))
+    assert all(sorted(tracks[unit]) == [0, 1, 2, 3] for unit in units)
+    assert len({index for unit in units for index in unit if index < 2000}) > 10
+
+
 @pytest.mark.parametrize("size, counts", [(2, [2, 2]), (3, [2, 1, 1]), (4, [1, 1, 1, 1])])
 def test_small_clusters_repeat_images_evenly(size, counts):
     sampler = make([0] * size + [1] * 6, list(range(size)) + [0] * 6, batch_size=8)

@@ -1,6 +1,7 @@
 """Tests of the dataset that renders itself: plan, files, errors."""
 
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -160,7 +161,7 @@ def test_the_dataset_renders_once_and_lists_its_pictures(tiny, tmp_path, monkeyp
 
 
 def test_tracks_of_the_rendered_people(rendered):
-    """Each person walks through a camera once; names of tracks tell nothing across cameras."""
+    """Each person walks through one camera after the other; a track's name tells nothing of it."""
     items = SyntheticTracks(str(rendered)).train
     plain = SyntheticCameras(str(rendered)).train
     assert [item[:3] for item in items] == plain and SyntheticTracks(str(rendered)).train == items
@@ -176,6 +177,11 @@ def test_tracks_of_the_rendered_people(rendered):
             len(shots)))
         starts.append((shots[0][1].time, int(shots[0][1].track)))
     assert [number for _, number in sorted(starts)] == list(range(len(starts)))
+    by_person = defaultdict(list)
+    for (identity, _), shots in walks.items():
+        by_person[identity].append((shots[0][1].time, shots[-1][1].time))
+    for times in map(sorted, by_person.values()):
+        assert all(one[1] < other[0] for one, other in itertools.pairwise(times))
     assert all(len(item) == 3 for item in SyntheticTracks(str(rendered)).query)
 
 

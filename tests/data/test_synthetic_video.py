@@ -39,7 +39,7 @@ def walking(identity, first=0, frames=3, start=(0.5, 0.5), end=(0.5, 0.5), facin
 
 def draw(monkeypatch, *walks, frames=1, size=(96, 128)):
     """(frames, H, W, 3) without shadows and noise, and whom each frame shows."""
-    monkeypatch.setattr(module, "_ground_shadow", lambda canvas, cover, shot: canvas)
+    monkeypatch.setattr(module, "ground_shadow", lambda canvas, cover, shot: canvas)
     return zip(*draw_frames(0, NEUTRAL, walks, frames, size), strict=True)
 
 

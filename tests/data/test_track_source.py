@@ -104,17 +104,45 @@ def test_wrong_options(own, keys, parts):
      ["does not match 3 of the 4 images", IMAGES[0]]),
     ({"TIME": "pattern", "TRACK_PATTERN": "/(?P<time>t.)/"},
      ["CAMERA_FOLDER.TRACK_PATTERN", "the time t1", IMAGES[0], "is no number"]),
-    ({"TIME": "pattern", "TRACK_PATTERN": "(?P<time>x)?"}, []),
     ({"TRACK": "pattern", "TRACK_PATTERN": "(?P<track>.*)*x(?=(a+)+$)" + "(?P<more>a*)*b"},
      ["does not match 4 of the 4"])])
 def test_images_without_a_track_or_time(own, keys, parts):
     dataset = own(**keys)
-    if not parts:  # a group that is optional
-        assert seen(dataset) == [(None, None)] * 4
-        return
     with pytest.raises(ValueError) as error:
         _ = dataset.train
     assert not [part for part in parts if part not in str(error.value)], str(error.value)
+
+
+def test_a_group_may_be_optional(own):
+    assert seen(own(TIME="pattern", TRACK_PATTERN=r"(?:c_f(?P<time>\d))?\.jpg")) == [
+        (None, None), (None, None), (None, 9), (None, None)]
+
+
+@pytest.mark.parametrize("keys", [
+    {"TRACK": "csv"}, {"TIME": "csv"}, {"TRACK": "pattern", "TRACK_PATTERN": "(?P<track>x)?"},
+    {"TIME": "pattern", "TRACK_PATTERN": "(?P<time>x)?"}], ids=str)
+def test_a_source_that_finds_nothing_is_refused(own, root, keys):
+    if "csv" in keys.values():
+        keys = {**keys, "CSV": table(root, "path,track,seconds",
+                                     *(f"crops/{name},,nan" for name in IMAGES[:3]))}
+    key, source = next(iter(keys.items()))
+    with pytest.raises(ValueError, match=rf"CAMERA_FOLDER\.{key} {source} finds nothing for any of "
+                                         rf"the 4 images.*set {key} to none"):
+        _ = own(**keys).train
+
+
+def test_names_as_in_mars(cfg, own, root):
+    """As tools/benchmarks/tracks.py says; the same number of another person is another track."""
+    names = ["0001/0001C1T0001F001.jpg", "0001/0001C1T0001F002.jpg", "0001/0001C2T0001F001.jpg",
+             "0003/0003C1T0001F001.jpg"]
+    for old, new in zip(IMAGES, names, strict=True):
+        (root / new).parent.mkdir(exist_ok=True)
+        (root / old).rename(root / new)
+    dataset = own(CAMERA="pattern", PATTERN="C([0-9])T", TRACK="pattern",
+                  TRACK_PATTERN="(?P<track>[0-9]+C[0-9]T[0-9]+)F")
+    assert [item[2][-1] for item in dataset.train] == ["1", "1", "2", "1"]
+    assert seen(dataset) == [("0001C1T0001", None)] * 2 + [("0001C2T0001", None),
+                                                           ("0003C1T0001", None)]
 
 
 @pytest.mark.parametrize("lines, parts", [
@@ -147,3 +175,20 @@ def test_what_is_odd_about_tracks(own, caplog):
     assert oddities(cameras, [Sighting(None, 1.0)] * 20) == []
     text, = oddities(cameras, [Sighting("x", float(i) if i else math.nan) for i in range(20)])
     assert "1 of the 20 images have no time" in text
+
+
+def test_a_track_that_pauses_for_long_is_odd():
+    """A tracker that begins its numbers anew, or a clock that is set back by an hour."""
+    def seen_at(track, *times):
+        return [Sighting(track, float(time)) for time in times]
+
+    walks = [item for i in range(5) for item in seen_at(str(i), *range(10 * i, 10 * i + 9))]
+    for again, pause in (((500, 501, 502), 492), ((-3600, -3599), 3599)):
+        items = walks + seen_at("0", *again)
+        text, = oddities(["a"] * len(items), items)
+        assert f"1 track(s) pause for long (the longest: camera a, track 0, for {pause})" in text
+    other = ["a"] * len(walks) + ["b"] * 3
+    assert oddities(other, walks + seen_at("0", 500, 501, 502)) == []
+    # 99 times the usual, or one who stays and is seen now and then
+    assert oddities(["a"] * 47, walks + seen_at("0", 8 + 100, 8 + 101)) == []
+    assert oddities(["a"] * 50, walks + seen_at("x", 0, 200, 400, 600, 800)) == []

@@ -285,6 +285,17 @@ def as_pseudo_labels(monkeypatch, given):
     monkeypatch.setattr(clustering, "assign_pseudo_labels", lambda *a, **k: given.codes.copy())
 
 
+def as_tracks(monkeypatch, given):
+    attach = UnsupervisedHook._attach_bank
+
+    def attach_bank(hook):
+        attach(hook)
+        hook._tracks = clustering.Tracks.of(hook._bank.camids, given.codes.tolist())
+
+    monkeypatch.setattr(UnsupervisedHook, "_attach_bank", attach_bank)
+    return TRACK_OPTIONS
+
+
 def in_which_images_are_labelled(monkeypatch, given):
     """eps falls with the number of images without an identity."""
     assign = clustering.assign_pseudo_labels
@@ -355,6 +366,7 @@ SHORT = ["SOLVER.MAX_EPOCH", 1, "TEST.EVAL_AT_START", False]
 
 @pytest.mark.parametrize("leak, kind, place", [
     (as_pseudo_labels, "shuffled", "/labels"),
+    (as_tracks, "shuffled", "/labels"),
     (in_which_images_are_labelled, "absent", "/labels"),
     (in_the_sampler, "shuffled", "/batches"),
     (as_number_of_classes, "distinct names", "/outputs"),

@@ -452,6 +452,16 @@ def test_counts_of_neighbours_are_of_tracks(cfg, messages, counts, warned):
         cfg.CAUREID.CLUSTER[key] = value
     cfg.SOLVER.IMS_PER_BATCH = 4
     camids = np.zeros(6, dtype=np.int64)
+    cfg.CAUREID.CLUSTER.MIN_SAMPLES = 2
     check_size(cfg, camids, Tracks.of(camids, list("aaabbb")))
     found = [text for text in messages if "CAUREID.CLUSTER" in text]
     assert (any(warned in text for text in found) if warned else not found), found
+
+
+@pytest.mark.parametrize("names, says", [
+    ("aaaaaa", "6 image.s. of 1 track.s.: at least two"),
+    ("aaabbb", "6 image.s. of 2 track.s., so that with CAUREID.CLUSTER.MIN_SAMPLES 4")])
+def test_too_few_tracks_are_refused_before_the_first_pass(cfg, names, says):
+    camids = np.zeros(6, dtype=np.int64)
+    with pytest.raises(UserError, match=says):
+        check_size(cfg, camids, Tracks.of(camids, list(names)))

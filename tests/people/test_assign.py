@@ -19,7 +19,7 @@ from caureid_plugin.people.corrections import Facts
 from torch.nn.functional import normalize
 
 COUNTS = {"k1_intra": 2, "k1_inter": 8, "k2_intra": 1, "k2_inter": 2}
-SETTINGS = Settings(0.6, 2, COUNTS, True, True, None, Search())
+SETTINGS = Settings(0.6, 2, COUNTS, True, True, -1.0, Search())
 
 
 def footage(seed, people=6, one_place=False):
@@ -192,14 +192,14 @@ def test_lists_of_tracks_are_shorter_unless_their_keys_are_given(cfg):
     camids = np.array([0, 0, 1, 1])
     long = Tracks.of(camids, ["a", "a", "b", "b"])
     single = Tracks.of(camids, [None] * 4)
-    assert settings_of(cfg, [], camids, single, None).counts == {"k1": 30, "k2": 6}
-    assert settings_of(cfg, [], camids, long, None).counts == {
+    assert settings_of(cfg, [], camids, single, -1.0).counts == {"k1": 30, "k2": 6}
+    assert settings_of(cfg, [], camids, long, -1.0).counts == {
         name: MOST_TRACKS[name] for name in ("k1", "k2")}
-    given = settings_of(cfg, ["CAUREID.CLUSTER.K1"], camids, long, None).counts
+    given = settings_of(cfg, ["CAUREID.CLUSTER.K1"], camids, long, -1.0).counts
     assert given == {"k1": 30, "k2": MOST_TRACKS["k2"]}
     cfg.CAUREID.CLUSTER.CAMERA_AWARE = cfg.CAUREID.CLUSTER.STANDARDIZE = True
-    both = settings_of(cfg, [], camids, long, None)
+    both = settings_of(cfg, [], camids, long, -1.0)
     assert both.counts == COUNTS and both.camera_aware and both.standardize
-    one = settings_of(cfg, [], np.array([0, 0, 0, 1]), long, None)
+    one = settings_of(cfg, [], np.array([0, 0, 0, 1]), long, -1.0)
     assert one.camera_aware and not one.standardize  # a camera of one crop
-    assert not settings_of(cfg, [], np.zeros(4, int), long, None).camera_aware
+    assert not settings_of(cfg, [], np.zeros(4, int), long, -1.0).camera_aware

@@ -78,7 +78,8 @@ def test_tracks_of_nobody_are_kept_apart(tmp_path):
     ("join,north/1,north/1\n", "line 2 (join,north/1,north/1): both are the same"),
     ("merge,3,7\n", "the action merge in line 2"),
     ("join,3\n", "line 2 has not the 3 cells"),
-    ("join,3,\n", "line 2 has not the 3 cells"),
+    ("join,3,\n", "line 2 needs a person or track"),
+    ("join,3,99999999999\n", "99999999999 names 0 tracks"),
 ])
 def test_contradictions_are_named_by_their_lines(tmp_path, text, said):
     with pytest.raises(UserError) as error:
@@ -87,10 +88,20 @@ def test_contradictions_are_named_by_their_lines(tmp_path, text, said):
 
 
 def test_a_join_of_tracks_at_one_time_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"line\(s\) 2 join north/1 and north/2, which are in one"):
+    with pytest.raises(UserError, match=r"line\(s\) 2 join north/1 and north/2, which are in one "
+                       "camera at one time: they are two people.$"):
         obeyed(tmp_path, "join,3,7\n", pairs=[(0, 1)])
-    with pytest.raises(UserError, match="person 3 on north/1 and south/1.*split,north/1,south/1"):
+    with pytest.raises(UserError, match="person 3 on north/1 and south/1, which are in two cameras "
+                       "at one time .*made without --apart-cameras .*split,north/1,south/1$"):
         obeyed(tmp_path, "", pairs=[(0, 2)])
+    same = [3, 3, 0, 0, 0, 0]
+    with pytest.raises(UserError, match="person 3 on north/1 and north/2, which are in one camera "
+                       "at one time: they are two people. A line"):
+        obeyed(tmp_path, "", same, pairs=[(0, 1)])
+    with pytest.raises(UserError, match="in one frame of a --mot file: they are two people. A "
+                       "table made without --mot may have this. .*split,north/1,north/2$"):
+        facts(CROPS, np.arange(6), np.array(same), [], in_frames=[(0, 1)])
+    assert facts(CROPS, np.arange(6), PERSONS, [], in_frames=[(3, 5)]).apart == [(3, 5)]
     assert numbers(obeyed(tmp_path, "split,north/1,south/1\n", pairs=[(0, 2)]))[2] is None
 
 

@@ -38,6 +38,19 @@ def test_headers_blanks_and_several_files_of_a_camera(tmp_path):
     assert texts == ['\ntrack_id,frame,x\n3,1,5\n4,1,6\n', "1 3 0 0 9 9\n"]
 
 
+@pytest.mark.parametrize("before, after", [
+    (b"1,4,9\r\n\r\n2, 4 ,9\r\n", b"1,12,9\r\n\r\n2, 12 ,9\r\n"),
+    (b"\xef\xbb\xbf1,4,9\n2,4,9", b"\xef\xbb\xbf1,12,9\n2,12,9"),
+    (b"\xef\xbb\xbfframe;id\n1;4\n", b"\xef\xbb\xbfframe;id\n1;12\n"),
+    (b"frame,score,id\n1,,4\n2,.5,4\n", b"frame,score,id\n1,,12\n2,.5,12\n"),  # an empty cell
+    (b"frame,note,id\n1,4 4,4\n", b"frame,note,id\n1,4 4,12\n"),
+    (b"1\t4\t9\n", b"1\t12\t9\n"), (b" 1  4 9\n", b" 1  12 9\n")])
+def test_every_other_byte_stays(tmp_path, before, after):
+    (tmp_path / "north.txt").write_bytes(before)
+    texts = numbered(read_mot([str(tmp_path / "north.txt")]), {("north", "4"): 12}, 30)
+    assert [text.encode() for text in texts.values()] == [after]
+
+
 @pytest.mark.parametrize("text, said", [
     ("1\n", "line 1 has no whole numbers"), ("1,a,3\n", "line 1 has no whole numbers"),
     ("frame,x\n1,2\n", "needs one column frame and one id"), ("1,99,0,0,1,1\n", "none of its ids")])

@@ -15,19 +15,19 @@ from helpers.page import Page
 EVIL = "<b>&\"',1"
 
 
-def shown(tmp_path, persons, confidence, nearest, each=1):
+def shown(tmp_path, persons, confidence, nearest, each=1, start=0.0):
     """A page of tracks, their names hard to write; and what it is made of."""
     crops = []
     for track in range(len(persons)):
         for image in range(each):
             path = tmp_path / f"{track:02d}_{image:02d}.png"
             Image.new("RGB", (40, 80), (10 * track, 0, image)).save(path)
-            crops.append(Crop(str(path), EVIL, f"t{track}", 10.0 * track + image))
+            crops.append(Crop(str(path), EVIL, f"t{track}", start + 10.0 * track + image))
     tracks = Tracks.of(np.zeros(len(crops), int), [crop.track for crop in crops],
                        [crop.seconds for crop in crops])
     people = People(crops, tracks, np.array(persons), np.array(confidence, dtype=float),
                     np.array(nearest), np.eye(len(persons), dtype=np.float32), "run", "f", "plain",
-                    None, 1, [])
+                    0.5, 1, [])
     return Page(make_page(people, str(tmp_path))), people
 
 
@@ -45,8 +45,14 @@ def test_doubtful_people_come_first_and_names_are_escaped(tmp_path):
     assert page.headings[:2] == ["3 people", "Person 2 lowest confidence 0.30"]
     assert "3 of 3 people are shown" in page.text
     assert "b" not in page.tags and f"camera {EVIL}" in page.text
+    assert "names the nearest person only" in page.text
     assert len(page.pictures) == 6
     assert all(source.startswith("data:image/jpeg;base64,") for source in page.loads)
+
+
+def test_times_since_1970_can_be_told_apart(tmp_path):
+    page, _ = shown(tmp_path, [1, 1], [0.5, 0.5], [0, 0], each=2, start=1764321000.0)
+    assert "1764321000 to 1764321001" in page.text and "1764321010 to 1764321011" in page.text
 
 
 def test_lines_to_copy_are_obeyed(tmp_path):

@@ -15,8 +15,9 @@ from caureid_plugin.people.table import (
     People,
     as_csv,
     as_json,
+    check_names,
     check_nobody_is_twice,
-    place,
+    path_in_table,
     read_known,
     with_known,
 )
@@ -54,8 +55,28 @@ def test_the_table_and_the_json_hold_the_same():
 
 
 def test_a_path_is_seen_from_the_table_where_it_lies_below():
-    assert place("/d/in/a.jpg", "/d") == "in/a.jpg"
-    assert place("/dd/a.jpg", "/d") == "/dd/a.jpg"
+    assert path_in_table("/d/in/a.jpg", "/d") == "in/a.jpg"
+    assert path_in_table("/dd/a.jpg", "/d") == "/dd/a.jpg"
+    assert path_in_table("/d/ in/a.jpg", "/d") == "/d/ in/a.jpg"  # a cell's blanks are not read
+
+
+def test_times_keep_their_digits(tmp_path):
+    """Of two tracks, one begins 8 ms after the other ends: rounded they would overlap."""
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "b.jpg").touch()
+    crops = [Crop(str(tmp_path / "a.jpg"), "north", "1", 1764321234.096),
+             Crop(str(tmp_path / "b.jpg"), "north", "2", 1764321234.104)]
+    (tmp_path / "people.csv").write_text(as_csv(people([4, 4], crops), str(tmp_path)))
+    assert [one.crop for one in read_known(tmp_path / "people.csv")] == crops
+
+
+@pytest.mark.parametrize("crop", [
+    Crop("/d/a.jpg", "none"), Crop("/d/a.jpg", " north"), Crop("/d/a.jpg", "north", "nan"),
+    Crop("/d/a.jpg", "a\rb"), Crop("/d/\udcff.jpg", "north"), Crop("/d/a.jpg", "north", "7 ")])
+def test_names_that_a_table_cannot_hold_are_refused(crop):
+    check_names([Crop("/d/ü, 'x\n.jpg", "a/b c", "")])
+    with pytest.raises(UserError, match="no table of people can hold: rename it"):
+        check_names([crop])
 
 
 def test_a_result_in_which_somebody_is_twice_is_a_bug():
@@ -91,6 +112,7 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
     ("a.jpg,north,1,2,4,\nb.jpg,north,1,2,,\n", "nobody in line 3"),
     ("a.jpg,north,1,2,x,\n", "the person x in line 2 is no whole number"),
     ("a.jpg,north,1,2,0,\n", "the person 0 in line 2"),
+    (f"a.jpg,north,1,2,{'9' * 5000},\n", "is no whole number"),
     ("a.jpg,north,1,soon,4,\n", "the seconds soon in line 2"),
     ("a.jpg,north,1,2\n", "not the 6 cells"),
     ("a.jpg,,1,2,4,\n", "no camera"),
@@ -117,6 +139,13 @@ def test_old_and_new_crops_are_each_there_once(tmp_path):
     assert with_known([OLD[0].crop, new], OLD, tmp_path) == [OLD[0].crop, new]
     assert with_known([new._replace(track="2")], OLD, tmp_path) == [
         OLD[0].crop, new._replace(track="2")]
+
+
+def test_cameras_that_differ_only_in_spelling_are_told(messages):
+    with_known([Crop("/d/b.jpg", "north", "2")], OLD, None)
+    assert not messages
+    with_known([Crop("/d/b.jpg", "North", "2")], OLD, None)
+    assert "'North' (the folder) and 'north' (--known)" in messages[-1]
 
 
 @pytest.mark.parametrize("crop, said", [

@@ -46,6 +46,10 @@ def test_height_and_confidence():
                                               {"below --min-confidence 0.5": 1})
     with pytest.raises(UserError, match=r"gives no confidence: leave --min-confidence 0\.5 out"):
         kept(rows[3:], min_confidence=0.5)
+    per_cent = [(1, 1, 50, 10, 90, 73, 0.9), (2, 1, 50, 10, 90, 73, 90)]
+    assert kept(per_cent)[1] == {}
+    with pytest.raises(UserError, match=r"1 of 2 boxes have a confidence above 1, .*line 2\)"):
+        kept(per_cent, min_confidence=0.5)
 
 
 @pytest.mark.parametrize("box, stays", [
@@ -123,6 +127,18 @@ def test_a_few_boxes_outside_are_left_out_and_many_are_another_videos():
     with pytest.raises(UserError, match=r"t\.txt: 2 of 21 boxes are outside the picture of 200 x "
                                         r"100 pixels: it is the file of another video.*line 20\)"):
         kept([*inside, (20, 1, 210, 10, 250, 90), (21, 1, 50, -90, 90, 0)])
+
+
+def test_rights_and_bottoms_in_place_of_sizes():
+    """Without a header they are read as width and height."""
+    right = [(n, 1, 5 * n, 20, 5 * n + 30, 90) for n in range(1, 30)]
+    assert len(kept(right)[0]) == 29
+    wrong = [(n, 1, x, y, x + end, y + bottom) for n, _, x, y, end, bottom in right]
+    with pytest.raises(UserError, match=r"29 of 29 boxes stick out of the picture, .*x1, y1, x2, "
+                                        r"y2 in a header line \(first in line 1\)"):
+        kept(wrong)
+    # those who stand at the border, half outside, some far from the corner
+    assert kept([(n, 1, -50, -10, 30, 90) for n in range(1, 9)] + [(9, 1, 150, 20, 180, 90)])
 
 
 @pytest.mark.parametrize("name, value", [

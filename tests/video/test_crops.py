@@ -2,9 +2,11 @@
 
 import csv
 import dataclasses
+import errno
 import json
 import math
 import os
+import re
 import shutil
 import signal
 
@@ -172,7 +174,7 @@ def test_frames_that_nothing_is_cut_from_are_not_converted(render, tmp_path, mon
     cv2_capture = cv2.VideoCapture
     monkeypatch.setattr(cv2, "VideoCapture", Capture)
     cut_crops([render(tracks=(3,))], tmp_path / "crops", dataclasses.replace(SMALL, every=6))
-    assert opened[-1].retrieved == [1, 7, 13, 19] and opened[-1].grabbed == 19
+    assert opened[-1].retrieved == [1, 7, 13, 19] and opened[-1].grabbed == FRAMES + 1
 
 
 def test_two_videos_of_a_camera_have_tracks_and_times_apart(render, tmp_path):
@@ -369,6 +371,62 @@ def test_a_damaged_video_names_the_frame_and_keeps_what_is_done(render, tmp_path
     assert all(after[name] == before[name] for name in before if name.startswith("yard"))
 
 
+def test_frames_that_are_left_out_in_the_middle_are_told(render, tmp_path):
+    """Their bytes are gone, and the decoder goes on behind them without a word."""
+    whole = render()
+    content = whole.path.read_bytes()
+    starts = [found.start() for found in re.finditer(b"00dc", content)][:FRAMES]
+    whole.path.write_bytes(content[:starts[9]] + content[starts[14]:])
+    readable = 0
+    capture = cv2.VideoCapture(str(whole.path))
+    while capture.grab():
+        readable += 1
+    assert readable == FRAMES - 5
+    lines = whole.tracks.read_text().splitlines()
+    whole.tracks.write_text("\n".join(line for line in lines if int(line.split(",")[0]) <= 25))
+    told = []
+    cut_crops([whole], tmp_path / "crops", SMALL, tell=told.append)
+    assert told[0].startswith("gate (gate.avi): 25 frames can be read, of 30 by what the video")
+    assert len(told) == 3
+
+
+def test_a_video_that_does_not_say_how_long_it_is(render, tmp_path, monkeypatch):
+    video = render()
+    with video.tracks.open("a") as file:
+        file.write("\n90,3,4,13,10,24")
+    whole = cv2.VideoCapture
+
+    class Silent:
+        def __init__(self, path):
+            self.capture = whole(path)
+
+        def __getattr__(self, name):
+            return getattr(self.capture, name)
+
+        def get(self, key):
+            return -9e18 if key == cv2.CAP_PROP_FRAME_COUNT else self.capture.get(key)
+
+    monkeypatch.setattr(cv2, "VideoCapture", Silent)
+    with pytest.raises(UserError, match=r"gate\.avi\) is damaged, or ends before the last boxes of "
+                                        r".*gate\.txt: frame 31 cannot be read"):
+        cut_crops([video], tmp_path / "crops", SMALL)
+    assert len(assert_whole(tmp_path / "crops")) == len(walks())
+
+
+def test_a_full_disk_says_how_to_go_on(render, tmp_path, monkeypatch):
+    videos = [render("gate"), render("yard", seed=1)]
+    with monkeypatch.context() as patch:
+        failing(patch, len(walks()) + 5, OSError(errno.ENOSPC, "No space left on device"))
+        with pytest.raises(UserError, match=r"--output .*crops: No space left on device\. Make "
+                                            "room and give the same command"):
+            cut_crops(videos, tmp_path / "crops", SMALL)
+    done = {name: found for name, found in contents_of(tmp_path / "crops").items()
+            if name.startswith("gate")}
+    cut_crops(videos, tmp_path / "crops", SMALL)
+    assert len(assert_whole(tmp_path / "crops")) == 2 * len(walks()) and len(done) == len(walks())
+    assert all(contents_of(tmp_path / "crops")[name] == found for name, found in done.items())
+
+
 def test_a_video_that_ends_before_its_tracks(render, tmp_path):
     """One frame more than it says it has is not refused at once: some files only estimate."""
     video = render()
@@ -445,10 +503,20 @@ def test_files_of_another_video(render, tmp_path):
     rows = video.tracks.read_text().splitlines()
     video.tracks.write_text("\n".join([*rows, "40,3,5,13,10,24", "41,3,5,13,10,24"]))
     assert_refused(r"gate\.txt: 2 of 49 boxes are in frames beyond the 30 of .*gate\.avi: it is "
-                   r"the file of another video \(first in line 48\)", [video], tmp_path / "crops")
+                   r"the file of another video, .* \(first in line 48\)", [video],
+                   tmp_path / "crops")
     video.tracks.write_text("\n".join([*rows[:20], "5,40,100,13,10,24", "6,40,100,13,10,24"]))
     assert_refused("2 of 22 boxes are outside the picture of 64 x 48 pixels", [video],
                    tmp_path / "crops")
+
+
+def test_a_name_that_is_not_in_utf_8(render, tmp_path):
+    """OpenCV would end the process."""
+    video = render()
+    named = tmp_path / "g\udcff.avi"
+    shutil.copy(video.path, named)
+    assert_refused("OpenCV cannot open .*: its name, .* is not in UTF-8. Rename it",
+                   [video._replace(path=named)], tmp_path / "crops")
 
 
 @pytest.mark.parametrize("change, message", [

@@ -68,7 +68,7 @@ HEADER = "frame,id,left,top,width,height\n"
 
 
 @pytest.mark.parametrize("text, message", [
-    ("", "tracks.txt is empty: it holds no box"),
+    ("", r"tracks.txt is empty: it holds no box\. If nobody was seen, leave its video out"),
     (" \n\n", "is empty"),
     (HEADER, "holds a header and no box"),
     (GOOD.encode("utf-16"), "is no text in UTF-8"),
@@ -97,7 +97,7 @@ HEADER = "frame,id,left,top,width,height\n"
                                                              "name the id: rename")),
     (HEADER + "1,7,10,5,10,30\n2,7,10,5,10\n", (r"1 of 2 boxes do not have the 6 columns of the "
                                                 r"header \(first in line 3\)")),
-    ("1,abc,10,5,10,30\n", "a file without a header line holds nothing but numbers"),
+    ("1,abc,10,5,10,30\n", r"1 of 1 boxes have an id that is no whole number .* line 1: 'abc'"),
 ])
 def test_what_cannot_be_right_is_refused(read, text, message):
     with pytest.raises(UserError, match=message):

@@ -3,14 +3,19 @@
 
     tools/benchmarks/tracks.py --root Market-1501-v15.09.15/bounding_box_train \\
         --errors 0.05 --seed 1 --output tracks.csv
-    caureid train --config-file Market/caureid_tracks.yml DATASETS.NAMES '("CameraFolder",)' \\
-        CAMERA_FOLDER.ROOT Market-1501-v15.09.15/bounding_box_train CAMERA_FOLDER.CAMERA csv \\
-        CAMERA_FOLDER.TRACK csv CAMERA_FOLDER.TIME csv CAMERA_FOLDER.CSV tracks.csv
+    caureid train --config-file Market/caureid_tracks.yml \\
+        CAMERA_FOLDER.ROOT Market-1501-v15.09.15/bounding_box_train CAMERA_FOLDER.CSV tracks.csv
 
 This is an oracle: the tracks come from the identities, so the table is for measuring only. A track
 is a person in one sequence of one camera, until no image follows for LOST frames. With
 --errors, that share of all tracks is cut in two at a random place, and as many pairs are joined: a
 track and the one that begins next in its camera, of another person, as when a tracker swaps them.
+
+MARS needs no table: its names, such as 0001C1T0001F001.jpg, hold the person, camera and track, and
+no time.
+
+    CAMERA_FOLDER.ROOT bbox_train CAMERA_FOLDER.CAMERA pattern CAMERA_FOLDER.PATTERN 'C([0-9])T' \\
+        CAMERA_FOLDER.TRACK pattern CAMERA_FOLDER.TRACK_PATTERN '(?P<track>[0-9]+C[0-9]T[0-9]+)F'
 """
 
 import argparse

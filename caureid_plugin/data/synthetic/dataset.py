@@ -321,8 +321,9 @@ class SyntheticCameras(ImageDataset):
 class SyntheticTracks(SyntheticCameras):
     """The pictures of :class:`SyntheticCameras`, with the track and time of each to train on.
 
-    Each person walks through a camera once, within TRACK_MINUTES, with a second between pictures. A
-    tracker that makes no error sees them. A track's name tells nothing of the person.
+    Each person walks through the cameras that see them, one after the other, within TRACK_MINUTES,
+    with a second between pictures. A tracker that makes no error sees them. A track's name tells
+    nothing of the person.
     """
 
     def process_dir(self, split: str, is_train: bool) -> list[tuple[Any, ...]]:
@@ -331,11 +332,18 @@ class SyntheticTracks(SyntheticCameras):
         if not is_train:
             return items
         seed = read_description(self.dataset_dir)["seed"]
-        walks = {parse_name(item[0])[:2] for item in items}
-        # of each walk, by identity and camera; cameras count from 1, so this seed meets no other
-        start = {walk: float(np.random.default_rng([seed, walk[0], 0, walk[1] + 1]).uniform(
-            0, 60 * TRACK_MINUTES)) for walk in walks}
-        order = {walk: number for number, walk in enumerate(sorted(walks, key=start.__getitem__))}
+        shots: dict[tuple[int, int], int] = {}  # of each walk, by identity and camera
+        for identity, camera, shot in (parse_name(item[0]) for item in items):
+            shots[identity, camera] = max(shot, shots.get((identity, camera), 0))
+        start: dict[tuple[int, int], float] = {}
+        for identity in {identity for identity, _ in shots}:
+            rng = np.random.default_rng([seed, identity, 0, 0])  # cameras count from 1: no other's
+            cameras = rng.permutation(sorted(c for i, c in shots if i == identity)).tolist()
+            part = 60 * TRACK_MINUTES / len(cameras)  # seconds: one walk after the other
+            for number, camera in enumerate(cameras):
+                start[identity, camera] = part * number + rng.uniform(
+                    0, part - shots[identity, camera] - 1)
+        order = {walk: number for number, walk in enumerate(sorted(start, key=start.__getitem__))}
         return [(*item, Sighting(str(order[walk[:2]]), start[walk[:2]] + walk[2]))
                 for item in items for walk in (parse_name(item[0]),)]
 

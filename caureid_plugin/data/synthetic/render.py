@@ -42,12 +42,13 @@ def _background(camera: Camera, shot: Shot, height: int, width: int) -> np.ndarr
 # From the drawn world to the picture
 
 
-def _over(below: np.ndarray, layer: np.ndarray, cover: np.ndarray) -> np.ndarray:
+def over(below: np.ndarray, layer: np.ndarray, cover: np.ndarray) -> np.ndarray:
+    """Lays a layer (H, W, 3), times its coverage (H, W) of 0 to 1 already, over a picture."""
     return below * (1.0 - cover[..., None]) + layer
 
 
-def _ground_shadow(canvas: np.ndarray, cover: np.ndarray, shot: Shot) -> np.ndarray:
-    """Darkens the ground around the figure's feet."""
+def ground_shadow(canvas: np.ndarray, cover: np.ndarray, shot: Shot) -> np.ndarray:
+    """Darkens the ground (H, W, 3) around the feet of the figure that covers (H, W)."""
     height, width = cover.shape
     rows = np.flatnonzero(cover.max(axis=1) > 0.5)
     if rows.size == 0:
@@ -85,7 +86,7 @@ def _occluder(camera: Camera, shot: Shot, height: int, width: int):
     return layer.astype(np.float32), cover.astype(np.float32) / 255.0
 
 
-def _apply_style(image: np.ndarray, camera: Camera, shot: Shot) -> np.ndarray:
+def apply_style(image: np.ndarray, camera: Camera, shot: Shot) -> np.ndarray:
     """Passes a picture in [0, 1], float32 (H, W, 3), through the camera's optics and sensor."""
     height, width = image.shape[:2]
     sigma = camera.blur * height / 128.0
@@ -124,15 +125,15 @@ def render_shot(person: Person | None, camera: Camera, shot: Shot,
     visible = np.zeros((height, width), np.float32)
     if person is not None:
         layer, visible = draw_person(person, camera, shot, height, width)
-        canvas = _over(_ground_shadow(canvas, visible, shot), layer, visible)
+        canvas = over(ground_shadow(canvas, visible, shot), layer, visible)
     hiding = _occluder(camera, shot, height, width)
     if hiding is not None:
-        canvas = _over(canvas, *hiding)
+        canvas = over(canvas, *hiding)
         visible = visible * (1.0 - hiding[1])
     canvas = np.clip(canvas, 0.0, 255.0) / np.float32(255.0)
     small = cv2.resize(canvas, (size[1], size[0]), interpolation=cv2.INTER_AREA)
     mask = cv2.resize(visible, (size[1], size[0]), interpolation=cv2.INTER_AREA) >= 0.5
-    picture = _apply_style(small, camera, shot)
+    picture = apply_style(small, camera, shot)
     return np.round(picture * 255.0).astype(np.uint8), mask
 
 

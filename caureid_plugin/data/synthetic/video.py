@@ -30,7 +30,7 @@ from ...common.text import printable
 from .cameras import FACINGS, Camera, Shot, make_camera, make_shot
 from .figure import draw_person
 from .people import choose_from, make_person
-from .render import _apply_style, _ground_shadow, _over
+from .render import apply_style, ground_shadow, over
 from .scenes import draw_scene
 from .shapes import SUPERSAMPLING
 
@@ -181,12 +181,12 @@ def draw_frames(seed: int, camera: Camera, walks: Sequence[Walk], frames: int,
                         - (1 + SCALE) / 2 * tall)
             left = round(margin + x * width - wide / 2)
             region = canvas[top:top + tall, left:left + wide]
-            region[:] = _over(_ground_shadow(region, cover, shots[number]), layer, cover)
+            region[:] = over(ground_shadow(region, cover, shots[number]), layer, cover)
             box = _box_of(cover, left - margin, top - margin, size)
             if box[2] - box[0] >= NARROWEST:
                 found.append((number, box))
         small = canvas[margin:margin + height, margin:margin + width] / np.float32(255.0)
-        picture = _apply_style(np.clip(small, 0.0, 1.0), camera, replace(light, noise_seed=frame))
+        picture = apply_style(np.clip(small, 0.0, 1.0), camera, replace(light, noise_seed=frame))
         found.reverse()
         yield np.round(picture * 255.0).astype(np.uint8), [
             Seen(frame, number, box, max((_covered(box, nearer) for _, nearer in found[:place]),
