@@ -174,19 +174,9 @@ def read_rows(path: str, columns: Sequence[str], key: str, *,
             than the header, or one that holds nothing (names the lines).
     """
     where = f"{key} {printable(path)}"
-    rows = _parse(path, where)
-    if not rows:
-        raise UserError(f"{where} is empty: it needs a header line with {', '.join(columns)}.")
-    header = [name.strip() for name in rows[0].cells]
-    wrong = [name for name in columns if header.count(name) != 1]
-    if wrong:
-        raise UserError(
-            f"{where} needs the column(s) {', '.join(wrong)} once each; its first line holds "
-            f"{printable(header)}. Cells are separated by commas.")
-    _refuse([row for row in rows if len(row.cells) != len(header)], len(rows), where,
-            f"not the {len(header)} cells of the header: quote what holds a comma")
+    header, rows = read_cells(path, where, columns)
     places = [header.index(name) for name in columns]
-    chosen = [Row(row.line, [row.cells[place].strip() for place in places]) for row in rows[1:]]
+    chosen = [Row(row.line, [row.cells[place] for place in places]) for row in rows]
     for place, name in enumerate(columns):
         without = [row for row in chosen if is_nothing(row.cells[place])]
         if name not in empty:
@@ -198,6 +188,34 @@ def read_rows(path: str, columns: Sequence[str], key: str, *,
     for row in chosen:
         row.cells[0] = _find(row.cells[0], folder)
     return chosen
+
+
+def read_cells(path: str, where: str, columns: Sequence[str] = ()) -> tuple[list[str], list[Row]]:
+    """The header and the other rows of a CSV file, without blanks around the cells.
+
+    Args:
+        path: the file.
+        where: it, for messages.
+        columns: that it must have.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, is damaged or empty, lacks a column, or has a row of more or
+            fewer cells than the header.
+    """
+    rows = _parse(path, where)
+    if not rows:
+        raise UserError(f"{where} is empty: it needs a header line with {', '.join(columns)}."
+                        if columns else f"{where} is empty: it needs a header line.")
+    header = [name.strip() for name in rows[0].cells]
+    wrong = [name for name in columns if header.count(name) != 1]
+    if wrong:
+        raise UserError(
+            f"{where} needs the column(s) {', '.join(wrong)} once each; its first line holds "
+            f"{printable(header)}. Cells are separated by commas.")
+    _refuse([row for row in rows if len(row.cells) != len(header)], len(rows), where,
+            f"not the {len(header)} cells of the header: quote what holds a comma")
+    return header, [Row(row.line, [cell.strip() for cell in row.cells]) for row in rows[1:]]
 
 
 def images_of_rows(rows: Sequence[Row], paths: Sequence[str], table: str, key: str, *,

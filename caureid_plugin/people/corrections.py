@@ -13,8 +13,8 @@ import numpy as np
 
 from ..common.errors import UserError
 from ..common.text import is_nothing, printable
-from ..data.listing import same_file_names
-from .table import Crop, read_cells
+from ..data.listing import read_cells, same_file_names
+from .table import Crop
 
 ACTIONS = ("join", "split")
 Node = tuple[str, int]  # ("person", its number) or ("track", its place)
@@ -52,8 +52,8 @@ def read_corrections(path: Path) -> list[Correction]:
     Raises:
         UserError: it is damaged, or an action is unknown; names the line.
     """
-    header, rows = read_cells(path, "--corrections")
     where = f"--corrections {printable(path)}"
+    header, rows = read_cells(str(path), where)
     if header != ["action", "a", "b"]:
         raise UserError(f"{where} needs the first line action,a,b, and has "
                         f"{printable(','.join(header))}.")

@@ -16,8 +16,8 @@ from tabulate import tabulate
 from ..common.errors import UserError
 from ..common.text import is_nothing, printable
 from ..data.camera_source import plain_name
-from ..data.listing import read_rows, same_file_names
-from .table import Crop, People, read_cells
+from ..data.listing import read_cells, read_rows, same_file_names
+from .table import Crop, People
 
 _Key = TypeVar("_Key")
 TRIED = np.arange(0.0, 1.0, 0.01)  # similarities, for the plain way's best
@@ -121,8 +121,8 @@ def read_truth(given: str) -> Truth:
     path = Path(given).expanduser()
     if not path.is_file():
         return Truth(given, _by_pattern(given))
-    header, rows = read_cells(path, "--truth")
     where = f"--truth {printable(path)}"
+    header, rows = read_cells(str(path), where)
     if "path" in header:
         table = read_rows(str(path.absolute()), ("path", "identity"), "--truth")
         names = same_file_names([row.cells[0] for row in table])

@@ -13,7 +13,7 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -315,30 +315,3 @@ def _where_and_when(crop: Crop) -> str:
     parts += [f"track {printable(crop.track)}"] if crop.track else []
     parts += [] if math.isnan(crop.seconds) else [f"time {_exact(crop.seconds)}"]
     return ", ".join(parts)
-
-
-def read_cells(path: Path, option: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
-    """Header and rows (line, cells) of a CSV file of which no cell need be a path.
-
-    Raises:
-        UserError: it cannot be read, is damaged or empty, or a row has not the header's cells.
-    """
-    where = f"{option} {printable(path)}"
-    if not path.is_file():  # opening a FIFO would wait for ever
-        raise UserError(f"{where} is not a file.")
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            rows = [(reader.line_num, [cell.strip() for cell in cells])
-                    for cells in reader if cells]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{where} is damaged or no CSV file in UTF-8: {error}. Save it as CSV, "
-                        "UTF-8, separated by commas.") from error
-    if not rows:
-        raise UserError(f"{where} is empty: it needs a header line.")
-    header = rows[0][1]
-    for line, cells in rows[1:]:
-        if len(cells) != len(header) or any("\0" in cell for cell in cells):
-            raise UserError(f"{where}: line {line} has not the {len(header)} cells of the header, "
-                            f"{printable(', '.join(header))}.")
-    return header, iter(rows[1:])

@@ -77,7 +77,7 @@ def test_tracks_of_nobody_are_kept_apart(tmp_path):
     ("join,3,east/1\n", "line 2: east/1 names 0 tracks"),
     ("join,north/1,north/1\n", "line 2 (join,north/1,north/1): both are the same"),
     ("merge,3,7\n", "the action merge in line 2"),
-    ("join,3\n", "line 2 has not the 3 cells"),
+    ("join,3\n", "1 of 2 rows have not the 3 cells"),
     ("join,3,\n", "line 2 needs a person or track"),
     ("join,3,99999999999\n", "99999999999 names 0 tracks"),
 ])
