@@ -64,11 +64,12 @@ setup(
         "faiss-cpu": ["faiss-cpu>=1.7.4"],
         "faiss-gpu": ["faiss-gpu>=1.14"],
         "export": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.2"],
+        "hub": ["safetensors>=0.4.3"],
         "timm": ["timm>=1.0"],
         "web": ["flask>=3.0", "waitress>=3.0"],
         "docs": ["sphinx>=8.1", "myst-parser>=4.0", "furo>=2024.8.6"],
         "test": [
-            "caureid-plugin[export,timm,web,docs]",
+            "caureid-plugin[export,hub,timm,web,docs]",
             "pytest>=8.2", "pytest-timeout>=2.2", "pytest-xdist>=3.6", "pytest-randomly>=3.15",
             "hypothesis>=6.87", "markdown-it-py>=3.0",
             "playwright>=1.49", "openvino>=2024.6",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import math
 import os
 import re
 import sys
@@ -19,8 +20,15 @@ import torch
 from fastreid.config import CfgNode
 
 from ..common.errors import UserError
-from ..common.safe_load import CodeInFile, DamagedFile, load_tensors
-from ..common.weights import check_content, find_weights, load_matching, strip, unwrap
+from ..common.safe_load import CodeInFile, DamagedFile
+from ..common.weights import (
+    check_content,
+    find_weights,
+    load_matching,
+    read_weights,
+    strip,
+    unwrap,
+)
 from .importing import logger
 from .repair import Patches, repair
 from .tag import remedy_for, tagged, unreadable
@@ -120,7 +128,7 @@ def _load_pretrained(path: str | os.PathLike[str], map_location: object = None) 
         message = "There are no such weights; check MODEL.BACKBONE.PRETRAIN_PATH"
         raise FileNotFoundError(errno.ENOENT, message, path)
     try:
-        return load_tensors(path)
+        return read_weights(path)
     except OSError as error:
         raise unreadable(error, path, "Check MODEL.BACKBONE.PRETRAIN_PATH.") from error
     except (DamagedFile, CodeInFile) as error:
@@ -188,10 +196,14 @@ def _foreign_pretraining(patch: Patches) -> None:
         except ValueError as error:
             raise UserError(
                 f"MODEL.BACKBONE.PRETRAIN_PATH {keys.PRETRAIN_PATH}: {error}.") from error
-        # the transformer's own reading resizes its position embeddings; what it loads stays
-        own = module.endswith(".vision_transformer") and isinstance(state, dict)
+        # the transformer's own reading resizes the position embeddings of square images; what it
+        # loads stays
+        places = sum(tensors["pos_embed"].shape[1:2]) - 1 if "pos_embed" in tensors else 0
+        own = (module.endswith(".vision_transformer") and isinstance(state, dict)
+               and places == math.isqrt(max(places, 0)) ** 2)
         backbone = original(cfg if own else _without_pretraining(cfg))
-        load_matching(backbone, tensors, keys.PRETRAIN_PATH, "MODEL.BACKBONE.PRETRAIN_PATH")
+        load_matching(backbone, tensors, keys.PRETRAIN_PATH,
+                      f"MODEL.BACKBONE.PRETRAIN_PATH or MODEL.BACKBONE.DEPTH ({keys.DEPTH})")
         return backbone
 
 

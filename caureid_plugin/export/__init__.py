@@ -2,6 +2,7 @@
 
 from .files import export_network, load_export
 from .graph import ExportError
+from .hub import HubNetwork, Origin
 from .sidecar import Sidecar
 
-__all__ = ["ExportError", "Sidecar", "export_network", "load_export"]
+__all__ = ["ExportError", "HubNetwork", "Origin", "Sidecar", "export_network", "load_export"]

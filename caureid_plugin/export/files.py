@@ -6,6 +6,7 @@ Letters: B images, (H, W) their size, D embedding size.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import tempfile
@@ -21,12 +22,14 @@ from .._version import __version__
 from ..common.files import write_atomically
 from ..common.text import printable
 from ..retrieval.embedder import Embedder
+from ..retrieval.network import fingerprint
 from ..retrieval.preprocessing import ImageLike, Preprocessing, read_image_like
 from ..runs.threshold import PairStatistics
 from .graph import (
     INPUT_NAME,
     INPUTS,
     OUTPUT_NAME,
+    WEIGHTS,
     ExportError,
     check_graph,
     prepare,
@@ -36,8 +39,9 @@ from .graph import (
     to_onnx,
     to_torchscript,
 )
+from .hub import CARD, Origin, from_safetensors, to_safetensors
 from .precision import PRECISIONS, to_eight_bits, to_half
-from .sidecar import AGAIN, Sidecar, digest, fingerprint_at, read_file, read_sidecar
+from .sidecar import AGAIN, Sidecar, beside, digest, fingerprint_at, read_file, read_sidecar
 
 # in cosine distance; beyond the distances of fewer bits, what was rounded is no longer the network
 LARGEST_DIFFERENCE = {"fp32": 1e-4, "fp16": 1e-2, "int8": 0.1}
@@ -51,21 +55,24 @@ Program = Callable[[torch.Tensor], torch.Tensor]
 
 def export_network(embedder: Embedder, path: str | os.PathLike[str], *,
                    convention: str = "rgb255", precision: str = "fp32",
-                   images: Sequence[ImageLike] = (), despite_verdict: bool = False) -> Sidecar:
-    """Writes the network of a run as ONNX or TorchScript, with a sidecar that describes it.
+                   images: Sequence[ImageLike] = (), despite_verdict: bool = False,
+                   origin: Origin | None = None) -> Sidecar:
+    """Writes the network of a run as a file, with a sidecar that describes it.
 
     The file takes (B, 3, H, W) float32 for any B and gives (B, D) of length 1; what only training
     needs is not in it. Before it is written it is run with 1 and with 8 images and compared with
-    PyTorch.
+    PyTorch. ``model.safetensors`` holds only weights; beside it go ``config.json``, which is the
+    sidecar, and the model card ``README.md``. A card that is there is kept.
 
     Args:
         embedder: of :func:`caureid_plugin.load_run`.
-        path: ends in .onnx or .torchscript.
+        path: ends in .onnx or .torchscript, or is FOLDER/model.safetensors.
         convention: "rgb255": the file takes RGB 0..255; "imagenet": RGB 0..1 less ImageNet's mean,
             by its deviation, as trackers give it.
         precision: "fp32"; "fp16" or "int8" (.onnx only).
         images: to compare with, and for int8 to calibrate by, 8 at least; none: noise.
         despite_verdict: give the sidecar the suggested threshold although training went wrong.
+        origin: of the run; ``model.safetensors`` needs it.
 
     Returns:
         what the sidecar says.
@@ -74,16 +81,19 @@ def export_network(embedder: Embedder, path: str | os.PathLike[str], *,
         ExportError: the network cannot be written, or what was written differs in cosine distance
             by more than 1e-4 (float32), 0.01 (fp16) or 0.1 (int8); a wrong argument. There is no
             new file then.
-        ImportError: onnx or onnxruntime is not installed.
+        ImportError: onnx, onnxruntime or safetensors is not installed.
         ValueError: an image that cannot be read.
         OSError: it cannot be written.
     """
     path = Path(path)
     kind = suffix_of(path)
     _check(embedder, path, kind, convention, precision, len(images))
+    keys = None
+    if kind == "safetensors":
+        keys = _keys(path, convention, origin)
     shape = embedder.preprocessing.shape
     pixels = _pixels(images, embedder.preprocessing)
-    content, program = _write(embedder, kind, convention, precision, pixels)
+    content, program = _write(embedder, kind, convention, precision, pixels, keys)
     found = difference(embedder, program, pixels, convention)
     allowed = LARGEST_DIFFERENCE[precision]
     if not found <= allowed:  # NaN as well
@@ -105,10 +115,31 @@ def export_network(embedder: Embedder, path: str | os.PathLike[str], *,
         statistics=None if statistics is None else statistics.to_json(),
         why_no_statistics=embedder.why_no_statistics,
         threshold=None if embedder.verdict.why_withheld(despite_verdict) else threshold,
-        difference=found, plugin=__version__, torch=torch.__version__, verdict=embedder.verdict)
+        difference=found, plugin=__version__, torch=torch.__version__, verdict=embedder.verdict,
+        network=keys)
     write_atomically(path, content)
     sidecar.write(path)
+    card = path.with_name(CARD)
+    if origin is not None and kind == "safetensors" and not card.exists():
+        write_atomically(card, origin.card(sidecar))
     return sidecar
+
+
+def _keys(path: Path, convention: str, origin: Origin | None) -> dict[str, Any]:
+    """Config keys for a folder of a hub, into which nothing of others is written."""
+    if convention != "rgb255":
+        raise ExportError(f"--input {convention} is only for ONNX and TorchScript files: "
+                          f"{WEIGHTS} holds weights, give --input rgb255.")
+    if origin is None:
+        raise ExportError(f"{WEIGHTS} needs the config of its run: give origin, or use caureid "
+                          "export.")
+    if os.path.lexists(beside(path)):
+        try:
+            read_sidecar(path)
+        except ExportError as error:
+            raise ExportError(f"{printable(beside(path))} is there already and not of caureid "
+                              "export: give a folder of its own with --output.") from error
+    return origin.keys()
 
 
 def _check(embedder: Embedder, path: Path, kind: str, convention: str, precision: str,
@@ -119,7 +150,7 @@ def _check(embedder: Embedder, path: Path, kind: str, convention: str, precision
     if not isinstance(embedder.network, nn.Module):
         raise ExportError(f"{printable(embedder.name)} is an exported file itself: give the run "
                           "folder that it was made from.")
-    if kind == "torchscript" and precision != "fp32":
+    if kind != "onnx" and precision != "fp32":
         raise ExportError(f"--precision {precision} is only for ONNX files: give a name that ends "
                           "in .onnx, or --precision fp32.")
     if precision == "int8" and images < LEAST_CALIBRATION:
@@ -145,10 +176,14 @@ def _pixels(images: Sequence[ImageLike], preprocessing: Preprocessing) -> torch.
     return nn.functional.interpolate(blocks, size=preprocessing.shape, mode="bicubic").clamp(0, 255)
 
 
-def _write(embedder: Embedder, kind: str, convention: str, precision: str, pixels: torch.Tensor
-           ) -> tuple[bytes, Program]:
+def _write(embedder: Embedder, kind: str, convention: str, precision: str, pixels: torch.Tensor,
+           keys: dict[str, Any] | None) -> tuple[bytes, Program]:
     """Content of a file, and what runs it."""
     assert isinstance(embedder.network, nn.Module)
+    if keys is not None:
+        content = to_safetensors(embedder.network)
+        # as it is read again: tuples are lists then
+        return content, from_safetensors(content, json.loads(json.dumps(keys)), Path(WEIGHTS))[0]
     network = prepare(embedder.network, convention)
     if kind == "torchscript":
         return to_torchscript(network, embedder.preprocessing.shape)
@@ -252,20 +287,24 @@ def difference(embedder: Embedder, program: Program, pixels: torch.Tensor, conve
 
 
 def load_export(path: str | os.PathLike[str]) -> Embedder:
-    """The network of an ONNX file that :func:`export_network` or caureid export has written.
+    """The network of a file that :func:`export_network` or caureid export has written.
 
-    Needs onnx and onnxruntime, and neither the run folder nor its config.
+    Needs onnx and onnxruntime, or safetensors, and neither the run folder nor its config.
 
     Args:
-        path: of the file, whose sidecar lies beside it.
+        path: of an .onnx file, whose sidecar lies beside it; of ``model.safetensors``, beside
+            which lies ``config.json``, or of their folder.
 
     Raises:
         ExportError: no file, no sidecar, a damaged or foreign one; no ONNX file, or one of
-            :func:`check_graph`'s refusals.
-        ImportError: onnxruntime or onnx is not installed.
+            :func:`check_graph`'s refusals; weights that are not of the network of its config.
+        ImportError: onnxruntime, onnx or safetensors is not installed.
     """
     path = Path(path)
-    if suffix_of(path) != "onnx":
+    if path.is_dir():
+        path /= WEIGHTS
+    kind = suffix_of(path)
+    if kind == "torchscript":
         raise ExportError(f"{printable(path)} is a program for other tools (torch.jit.load): "
                           "export the run as .onnx to use it here, or give the run folder.")
     content = read_file(path, "what caureid export has written")
@@ -273,20 +312,17 @@ def load_export(path: str | os.PathLike[str]) -> Embedder:
     if digest(content) != sidecar.digest:
         raise ExportError(f"{printable(path)} is damaged, or its sidecar {printable(path.name)}."
                           f"json is that of another file: their digests differ. {AGAIN}")
-    if sidecar.kind != "onnx":
-        raise ExportError(f"{printable(path)} is no ONNX file, as its sidecar says: it is "
+    if sidecar.kind != kind:
+        name = "ONNX" if kind == "onnx" else kind
+        raise ExportError(f"{printable(path)} is no {name} file, as its sidecar says: it is "
                           f"{sidecar.kind}. {AGAIN}")
+    if kind == "safetensors":
+        return _load_safetensors(content, sidecar, path)
     try:
         program, names, shapes = onnx_program(content)
     except ExportError as error:
         raise ExportError(f"{printable(path)}: {error}") from error
-    try:
-        statistics = (None if sidecar.statistics is None
-                      else PairStatistics.from_json(sidecar.statistics))
-        preprocessing = Preprocessing(sidecar.size, sidecar.crop)
-    except ValueError as error:
-        raise ExportError(f"The sidecar of {printable(path)} is damaged: {error} {AGAIN}"
-                          ) from error
+    statistics, preprocessing = _read_back(sidecar, path)
     height, width = preprocessing.shape
     told = [[3, height, width], [sidecar.dim]]
     if (names != [INPUT_NAME, OUTPUT_NAME] or [shape[1:] for shape in shapes] != told
@@ -301,3 +337,29 @@ def load_export(path: str | os.PathLike[str]) -> Embedder:
         name=f"{sidecar.name}, {path.name}", dim=sidecar.dim, fingerprint=sidecar.fingerprint,
         preprocessing=preprocessing, statistics=statistics,
         why_no_statistics=sidecar.why_no_statistics, verdict=sidecar.verdict)
+
+
+def _read_back(sidecar: Sidecar, path: Path) -> tuple[PairStatistics | None, Preprocessing]:
+    try:
+        statistics = (None if sidecar.statistics is None
+                      else PairStatistics.from_json(sidecar.statistics))
+        return statistics, Preprocessing(sidecar.size, sidecar.crop)
+    except ValueError as error:
+        raise ExportError(f"The sidecar of {printable(path)} is damaged: {error} {AGAIN}"
+                          ) from error
+
+
+def _load_safetensors(content: bytes, sidecar: Sidecar, path: Path) -> Embedder:
+    """On CUDA where that is there, else on the CPU."""
+    statistics, preprocessing = _read_back(sidecar, path)
+    assert sidecar.network is not None
+    network, cfg = from_safetensors(content, sidecar.network, path)
+    if fingerprint(network, cfg, preprocessing) != sidecar.fingerprint:
+        raise ExportError(f"{printable(beside(path))} was changed: its network and sizes give "
+                          f"another fingerprint than the one in it. {AGAIN}")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Embedder(
+        network.to(device), name=f"{sidecar.name}, {path.absolute().parent.name}/{path.name}",
+        dim=sidecar.dim, fingerprint=sidecar.fingerprint, preprocessing=preprocessing,
+        statistics=statistics, why_no_statistics=sidecar.why_no_statistics, device=device,
+        verdict=sidecar.verdict)

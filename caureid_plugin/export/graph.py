@@ -25,6 +25,8 @@ from ..layers import GroupedBatchNorm2d
 
 INPUT_NAME, OUTPUT_NAME = "images", "embeddings"
 INPUTS = ("rgb255", "imagenet")
+FORMAT_NAMES = ("onnx", "torchscript", "safetensors")  # the ends of their files
+WEIGHTS = "model.safetensors"  # the one name that huggingface_hub looks for
 OPSET = 17  # of torch 2.1 and onnxruntime 1.14 on
 # of RGB in 0..1, as torchvision and the trackers that follow it have them
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -313,8 +315,11 @@ def suffix_of(path: Path) -> str:
     Raises:
         ExportError: it stands for none.
     """
-    formats = {".onnx": "onnx", ".torchscript": "torchscript"}
-    if path.suffix not in formats:
-        raise ExportError(f"{path} must end in {' or '.join(formats)}, which is what trackers tell "
-                          "the formats by.")
-    return formats[path.suffix]
+    suffixes = [f".{name}" for name in FORMAT_NAMES]
+    if path.suffix not in suffixes:
+        raise ExportError(f"{printable(path)} must end in {' or '.join(suffixes)}, which is what "
+                          "programs tell the formats by.")
+    if path.suffix == ".safetensors" and path.name != WEIGHTS:
+        raise ExportError(f"{printable(path)} must be named {WEIGHTS}, in a folder of its own: "
+                          "huggingface_hub looks for that name.")
+    return path.suffix[1:]

@@ -10,12 +10,14 @@ if TYPE_CHECKING:
 
 
 def load_embedder(path: Path) -> Embedder:
-    """The network of a run folder or an .onnx file of caureid export.
+    """The network of a run folder, or of what caureid export has written.
 
     Raises:
         ValueError, OSError, ImportError: it cannot be used; says why.
     """
-    if path.suffix.lower() in (".onnx", ".torchscript"):  # the second is refused, and why
+    # a program of torch.jit is refused, and why
+    if path.suffix.lower() in (".onnx", ".torchscript", ".safetensors") or (
+            path / "model.safetensors").is_file():
         from . import load_export
 
         return load_export(path)

@@ -1,5 +1,7 @@
 """What an exported file is, in a file beside it: ``model.onnx.json`` beside ``model.onnx``.
 
+Beside ``model.safetensors`` it is ``config.json``, as huggingface_hub expects.
+
 Without it nobody could tell how images must be resized and normalised, what similarity means the
 same person, and whether an index was made by the same network.
 """
@@ -17,7 +19,15 @@ from typing import Any
 from ..common.files import write_atomically
 from ..common.text import printable
 from ..runs.threshold import LEVELS, NO_VERDICT, RunVerdict
-from .graph import IMAGENET_MEAN, IMAGENET_STD, INPUT_NAME, INPUTS, OUTPUT_NAME, ExportError
+from .graph import (
+    FORMAT_NAMES,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    INPUT_NAME,
+    INPUTS,
+    OUTPUT_NAME,
+    ExportError,
+)
 from .precision import PRECISIONS
 
 # Raised by whatever an older version would misread. 2: training is known to have gone wrong
@@ -36,7 +46,8 @@ _NORMALISATION = {
 class Sidecar:
     """Content of a sidecar.
 
-    ``digest`` (BLAKE2b, 32 hex digits) is the exported file's, ``kind`` "onnx" or "torchscript".
+    ``digest`` (BLAKE2b, 32 hex digits) is the exported file's, ``kind`` "onnx", "torchscript" or
+    "safetensors". The last has ``network``: config keys that build it.
     ``shape`` (H, W) is that of the images that the file takes, ``size`` and ``crop`` how
     preprocessing makes them. ``fingerprint`` is that of the file's embeddings, ``run`` that of the
     network that was exported: the two are one in float32. ``statistics`` is what the network's pair
@@ -64,6 +75,7 @@ class Sidecar:
     plugin: str
     torch: str
     verdict: RunVerdict = NO_VERDICT
+    network: dict[str, Any] | None = None
 
     def write(self, path: Path) -> None:
         """Writes it beside the exported file ``path``.
@@ -80,12 +92,16 @@ class Sidecar:
                              "normalisation": _NORMALISATION[self.convention]},
                    "output": {"name": OUTPUT_NAME, "shape": ["batch", self.dim],
                               "normalisation": "L2"}}
+        if self.network is None:
+            del content["network"]
         text = json.dumps(content, indent=1, allow_nan=False) + "\n"
         write_atomically(beside(path), text)
 
 
 def beside(path: Path) -> Path:
     """Where the sidecar of a file lies."""
+    if path.suffix == ".safetensors":
+        return path.with_name("config.json")
     return path.with_name(f"{path.name}.json")
 
 
@@ -172,7 +188,7 @@ def _checked(found: dict[str, Any], place: Path) -> Sidecar:
                 and all(type(part) is int and 0 < part <= 10_000 for part in value))
 
     good = {
-        "kind": lambda v: v in ("onnx", "torchscript"), "digest": is_hex, "fingerprint": is_hex,
+        "kind": lambda v: v in FORMAT_NAMES, "digest": is_hex, "fingerprint": is_hex,
         "run": is_hex, "name": lambda v: isinstance(v, str),
         "dim": lambda v: type(v) is int and v > 0,
         "convention": lambda v: v in INPUTS, "shape": lambda v: is_sizes(v, (2,)),
@@ -191,6 +207,11 @@ def _checked(found: dict[str, Any], place: Path) -> Sidecar:
             or verdict["level"] not in LEVELS or not isinstance(verdict["reason"], str)):
         raise ExportError(f"{printable(place)} is damaged: its verdict is "
                           f"{printable(repr(verdict)[:60])}. {AGAIN}")
-    values = {name: found[name] for name in good} | {"verdict": RunVerdict(**verdict)}
+    network = found.get("network")
+    if found["kind"] == "safetensors" and not isinstance(network, dict):
+        raise ExportError(f"{printable(place)} is damaged: its network is "
+                          f"{printable(repr(network)[:60])}. {AGAIN}")
+    values = {name: found[name] for name in good} | {
+        "verdict": RunVerdict(**verdict), "network": network}
     sizes = {name: tuple(found[name]) for name in ("shape", "size", "crop")}
     return Sidecar(**{**values, **sizes})

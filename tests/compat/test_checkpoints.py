@@ -859,6 +859,41 @@ def test_pretrained_weights_of_another_network_are_refused(cfg, tmp_path):
         backbones.build_backbone(cfg)  # random weights, and no word
 
 
+@pytest.mark.parametrize("of_file, depth, said", [
+    ("101x", "50x", "a ResNet-101 of 3, 4, 23, 3 blocks, and the network is a ResNet-50 of 3, 4, "),
+    ("18x", "50x", "a ResNet-18 of 2, 2, 2, 2 blocks, and the network is a ResNet-50 of 3, 4, ")])
+def test_weights_of_another_depth_are_refused_with_both_keys(cfg, monkeypatch, messages, of_file,
+                                                             depth, said):
+    """In LUPerson's layout; a deeper network's file has all tensors of the shallower one."""
+    def build(depth):
+        cfg.MODEL.BACKBONE.DEPTH = depth
+        with torch.device("meta"):  # no random weights, which take time
+            return backbones.build_backbone(cfg)
+
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.PRETRAIN = "build_resnet_backbone", False
+    state = {f"module.encoder_{encoder}.{name}": value for encoder in "kq"
+             for name, value in build(of_file).state_dict().items()}
+    cfg.MODEL.BACKBONE.PRETRAIN, cfg.MODEL.BACKBONE.PRETRAIN_PATH = True, "w.pth"
+    monkeypatch.setattr(compat.weights, "_load_pretrained", lambda path: {"state_dict": state})
+    with pytest.raises(ValueError, match=r"^w\.pth .* Set MODEL\.BACKBONE\.PRETRAIN_PATH or "
+                       rf"MODEL\.BACKBONE\.DEPTH \({depth}\) so that both .* file holds {said}"):
+        build(depth)
+    assert "w.pth: weights in the layout of MoCo (LUPerson)." in messages
+
+
+def test_a_transformer_of_images_that_are_not_square(cfg, tmp_path):
+    """The toolbox's own resizing takes their positions for those of a square."""
+    cfg.merge_from_list(["MODEL.BACKBONE.NAME", "build_vit_backbone", "MODEL.BACKBONE.DEPTH",
+                         "small", "MODEL.BACKBONE.PRETRAIN_PATH", str(tmp_path / "w.pth"),
+                         "INPUT.SIZE_TRAIN", [64, 32], "MODEL.BACKBONE.STRIDE_SIZE", [16, 16]])
+    state = {"pos_embed": torch.ones(1, 129, 384), "blocks.0.attn.qkv.weight": torch.ones(3, 3)}
+    torch.save(state, tmp_path / "w.pth")
+    cfg.MODEL.BACKBONE.PRETRAIN = True
+    with pytest.raises(ValueError, match=r"w\.pth has 0 of .*a transformer of 1 blocks, and the "
+                                         "network is a transformer of 8 blocks"):
+        backbones.build_backbone(cfg)
+
+
 def test_weights_given_by_name_are_downloaded_once(tmp_path, monkeypatch):
     source, calls = tmp_path / "source.pth", []
     torch.save({"a": torch.ones(2)}, source)
