@@ -83,8 +83,8 @@ class CamSepHead(EmbeddingHead):
 
     Raises:
         ValueError: on construction for losses that this head or the meta-architecture cannot
-            serve; in training with attention if the feature map is 1 x 1 (a vision transformer's
-            class token), where there are no places to attend to.
+            serve; in training with attention if the feature map is 1 x 1 (the class token of the
+            toolbox's vision transformer), where there are no places to attend to.
     """
 
     @configurable
@@ -136,8 +136,11 @@ class CamSepHead(EmbeddingHead):
         if self.training and features.shape[2:] == (1, 1):
             raise UserError(
                 "MODEL.HEADS.CAMSEP.ATTENTION 'harmonious' needs a feature map with more than one "
-                "place, and MODEL.BACKBONE.NAME gives 1 x 1: set ATTENTION 'none' (a vision "
-                "transformer gives only its class token), or enlarge INPUT.SIZE_TRAIN.")
+                "place, and MODEL.BACKBONE.NAME gives 1 x 1. build_vit_backbone gives only its "
+                "class token: take build_timm_backbone with MODEL.BACKBONE.TIMM.NAME "
+                "vit_base_patch16_224 or vit_small_patch16_224, which give a map of their "
+                "patches, or set ATTENTION 'none'. With another backbone enlarge "
+                "INPUT.SIZE_TRAIN.")
         # detached, the mask still learns, but leads no gradient into the backbone
         seen = features.detach() if self.detach else features
         mask = self.mask(seen)

@@ -6,12 +6,16 @@ built.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import difflib
+import functools
 import importlib
 import logging
+import math
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,14 +24,25 @@ from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from torch import nn
 
 from ..common.errors import MissingPackage, UserError
-from ..common.safe_load import CodeInFile, DamagedFile, load_tensors
-from ..common.weights import load_matching, unwrap
+from ..common.safe_load import CodeInFile, DamagedFile
+from ..common.weights import (
+    LEAST_SHARE,
+    load_matching,
+    read_weights,
+    strip,
+    two_architectures,
+    unwrap,
+)
 
 logger = logging.getLogger("fastreid.caureid")
 
 # what timm has been seen to raise for options, images and files that do not suit a model
 _REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError,
              RuntimeError, TypeError, ValueError)
+# arguments of timm that other keys give, or that would load weights unseen
+_OTHER_KEYS = ("cache_dir", "checkpoint_path", "embed_layer", "features_only", "img_size",
+               "in_chans", "num_classes", "output_stride", "pretrained", "pretrained_cfg",
+               "pretrained_cfg_overlay")
 
 
 class TimmBackbone(nn.Module):
@@ -38,20 +53,30 @@ class TimmBackbone(nn.Module):
     are frozen: DistributedDataParallel would wait for their gradients. Batch norms that timm joins
     with their activation are taken apart, so that MODEL.BN_GROUP_SIZE reaches them.
 
+    With cameras, a vision transformer learns a vector for each of them. In training the vector of
+    an image's camera is added to all of its tokens (TransReID's side information embedding, He et
+    al., ICCV 2021, https://arxiv.org/abs/2102.04378). In evaluation nothing is added, whichever
+    camera an image is of. That is the mean camera: the vectors' mean is subtracted from them.
+
     Args:
         network: a timm model without classifier; changed in place.
         size: (H, W) of the images.
+        cameras: number of cameras in training; 0: without their vectors.
+        camera_weight: of the vectors (lambda in TransReID).
 
     Attributes:
         channels: C.
         places: (h, w) of the map of such images.
+        camera_embedding: (cameras, C), or None.
 
     Shape:
-        - input: (B, 3, H, W), normalised
+        - images: (B, 3, H, W), normalised
+        - camids: (B,) integers from 0 to cameras - 1, in training with cameras
         - output: (B, C, h, w)
 
     Raises:
-        ValueError: the model gives no map of such images.
+        ValueError: the model gives no map of such images; in training with cameras, the images
+            come without one or with one that is not counted.
 
     Example:
         >>> import timm
@@ -60,8 +85,11 @@ class TimmBackbone(nn.Module):
         (512, (4, 2))
     """
 
-    def __init__(self, network: Any, size: tuple[int, int]) -> None:
+    def __init__(self, network: Any, size: tuple[int, int], *, cameras: int = 0,
+                 camera_weight: float = 1.0) -> None:
         super().__init__()
+        self.eval()
+        self.camera_embedding: nn.Parameter | None = None
         _split_norms(network)
         self.network = network.eval()
         images = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
@@ -82,12 +110,42 @@ class TimmBackbone(nn.Module):
         self.train()
         self.channels, *places = found.shape[1:]
         self.places: tuple[int, ...] = tuple(places)
+        self._camera_weight = camera_weight
+        if cameras:  # drawn as TransReID does
+            vectors = torch.empty(cameras, self.channels)
+            self.camera_embedding = nn.Parameter(nn.init.trunc_normal_(vectors, std=0.02))
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, camids: torch.Tensor | None = None) -> torch.Tensor:
+        if self.camera_embedding is None or not self.training:
+            return self._map(images)
+        centred = self.camera_embedding - self.camera_embedding.mean(dim=0)
+        added = self._camera_weight * centred[_known_cameras(camids, len(centred))][:, None]
+        # the tokens are then patches with positions, and the class token
+        with self.network.pos_drop.register_forward_pre_hook(
+                lambda module, tokens: (tokens[0] + added,)):
+            return self._map(images)
+
+    def _map(self, images: torch.Tensor) -> torch.Tensor:
         if self._is_map:
             return self.network.forward_features(images)
         return self.network.forward_intermediates(
             images, indices=1, norm=self._norm, output_fmt="NCHW", intermediates_only=True)[-1]
+
+
+def _known_cameras(camids: Any, number: int) -> torch.Tensor:
+    """The cameras of a batch; refuses what are none of ``number``."""
+    if not isinstance(camids, torch.Tensor) or camids.is_floating_point() or camids.is_complex():
+        found = camids.dtype if isinstance(camids, torch.Tensor) else type(camids).__name__
+        raise UserError(
+            "MODEL.BACKBONE.TIMM.CAMERA_EMBEDDING needs the camera of each training image, an "
+            f"integer, and got {found}: set MODEL.META_ARCHITECTURE CAUReID, which hands the "
+            "batch's 'camids' on, and take a dataset with cameras, or set CAMERA_EMBEDDING False.")
+    if camids.numel() and not 0 <= int(camids.min()) <= int(camids.max()) < number:
+        raise UserError(
+            f"The batch has cameras from {int(camids.min())} to {int(camids.max())}, and "
+            "MODEL.BACKBONE.TIMM.CAMERA_EMBEDDING has a vector for 0 to "
+            f"{number - 1}: set MODEL.HEADS.CAMSEP.NUM_CAMERAS to their number.")
+    return camids.long()
 
 
 def _split_norms(module: nn.Module) -> None:
@@ -121,6 +179,12 @@ def build_timm_backbone(cfg: CfgNode) -> TimmBackbone:
     Reads of MODEL.BACKBONE:
 
     - TIMM.NAME: the model, with or without a tag that names its weights.
+    - TIMM.OPTIONS: of the model, in place of those that its name stands for.
+    - TIMM.STRIDE: of a vision transformer's patches. Below their side P they overlap (TransReID,
+      section 3.1) and the map has ((H - P) // STRIDE + 1, (W - P) // STRIDE + 1) places. The
+      positions of weights are resampled to it.
+    - TIMM.CAMERA_EMBEDDING, SIE_COE: a vision transformer's vectors of the cameras, as many as
+      MODEL.HEADS.CAMSEP.NUM_CAMERAS, and their weight; see :class:`TimmBackbone`.
     - FEAT_DIM: the channels of its map; an error names the right number.
     - LAST_STRIDE: 2 leaves the model as it is, mostly of stride 32; 1 asks for stride 16, by
       dilation of the last stage. A transformer has the stride of its patches.
@@ -137,8 +201,9 @@ def build_timm_backbone(cfg: CfgNode) -> TimmBackbone:
     Raises:
         ImportError: timm is not installed.
         ValueError: there is no such model (names similar ones); it gives no map, or none of these
-            channels, stride or sizes; IBN, SE, non-local blocks or another norm are asked for; a
-            file of weights that belongs to another network or is damaged.
+            channels, stride or sizes; IBN, SE, non-local blocks or another norm are asked for;
+            overlapping patches or vectors of cameras of what is no vision transformer; a file of
+            weights that belongs to another network or is damaged.
         FileNotFoundError: there is no such file of weights, or no way to download them (says where
             they are).
     """
@@ -150,27 +215,29 @@ def build_timm_backbone(cfg: CfgNode) -> TimmBackbone:
     backbone, name = cfg.MODEL.BACKBONE, cfg.MODEL.BACKBONE.TIMM.NAME
     _check_keys(backbone)
     known = _known(timm, name)
-    options: dict[str, Any] = {"num_classes": 0}
+    options: dict[str, Any] = {"num_classes": 0, **_options(backbone.TIMM.OPTIONS)}
     if known.fixed_input_size:
         options["img_size"] = tuple(cfg.INPUT.SIZE_TRAIN)
     # a model with patches of 16 has that stride without being asked
     elif backbone.LAST_STRIDE == 1:
         options["output_stride"] = 16
-    try:
-        network = timm.create_model(name, **options)
-    except _REFUSALS as error:
-        raise UserError(
-            f"MODEL.BACKBONE.TIMM.NAME {name!r} cannot be built for INPUT.SIZE_TRAIN "
-            f"{list(cfg.INPUT.SIZE_TRAIN)} and MODEL.BACKBONE.LAST_STRIDE {backbone.LAST_STRIDE} "
-            f"(1 asks for stride 16): {_first_line(error)}.") from error
+    network = _create(timm, cfg, options)
+    for key in ("STRIDE", "CAMERA_EMBEDDING"):
+        if backbone.TIMM[key]:
+            _check_transformer(network, f"MODEL.BACKBONE.TIMM.{key}", backbone.TIMM[key], name)
+    if backbone.TIMM.STRIDE:
+        _check_stride(backbone.TIMM.STRIDE, network, name)
+        options["embed_layer"] = functools.partial(_overlapping, backbone.TIMM.STRIDE)
+        network = _create(timm, cfg, options)
     found = _checked(network, cfg)  # before weights are fetched
     if not backbone.PRETRAIN:
         return found
     if backbone.PRETRAIN_PATH:
         network = timm.create_model(name, **options)
-        _load(network, backbone.PRETRAIN_PATH, f"MODEL.BACKBONE.TIMM.NAME {name!r}")
+        _load(network, backbone.PRETRAIN_PATH, f"MODEL.BACKBONE.TIMM.NAME {name!r}",
+              tuple(cfg.INPUT.SIZE_TRAIN))
     else:
-        network = _pretrained(timm, known, name, options)
+        network = _pretrained(timm, known, name, options, backbone.TIMM.OPTIONS)
     _compare_pixels(known, cfg)
     return _checked(network, cfg)
 
@@ -204,13 +271,88 @@ def _known(timm: Any, name: str) -> Any:
                         f"{', '.join(tags)}.") from error
 
 
+def _options(text: str) -> dict[str, Any]:
+    """The arguments in MODEL.BACKBONE.TIMM.OPTIONS: {"depth": 4} of "depth=4"."""
+    key, found = f"MODEL.BACKBONE.TIMM.OPTIONS {text!r}", {}
+    for part in text.split():
+        name, sign, value = part.partition("=")
+        if not sign or not name.isidentifier():
+            raise UserError(f"{key}: {part!r} is no option of the form name=value. Several are "
+                            "separated by blanks, as in \"patch_size=8 depth=4\".")
+        if name in _OTHER_KEYS:
+            raise UserError(f"{key}: {name} is not given here, but by INPUT.SIZE_TRAIN and the "
+                            "other keys of MODEL.BACKBONE. Take it out.")
+        try:
+            found[name] = ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            found[name] = value
+    return found
+
+
+def _create(timm: Any, cfg: CfgNode, options: Mapping[str, Any]) -> Any:
+    backbone = cfg.MODEL.BACKBONE
+    try:
+        return timm.create_model(backbone.TIMM.NAME, **options)
+    except _REFUSALS as error:
+        asked = (f" with MODEL.BACKBONE.TIMM.OPTIONS {backbone.TIMM.OPTIONS!r}"
+                 if backbone.TIMM.OPTIONS else "")
+        raise UserError(
+            f"MODEL.BACKBONE.TIMM.NAME {backbone.TIMM.NAME!r} cannot be built{asked} for "
+            f"INPUT.SIZE_TRAIN {list(cfg.INPUT.SIZE_TRAIN)} and MODEL.BACKBONE.LAST_STRIDE "
+            f"{backbone.LAST_STRIDE} (1 asks for stride 16): {_first_line(error)}.") from error
+
+
+def _check_transformer(network: Any, key: str, value: Any, name: str) -> None:
+    kind = importlib.import_module("timm.models.vision_transformer").VisionTransformer
+    patches = importlib.import_module("timm.layers").PatchEmbed
+    if (not isinstance(network, kind) or type(network.patch_embed) is not patches
+            or network.pos_embed is None):
+        raise UserError(
+            f"{key} {value} is for a vision transformer with plain patches and learnt positions, "
+            f"and MODEL.BACKBONE.TIMM.NAME {name!r} is none: set {key} {type(value)()}, or "
+            "TIMM.NAME to one, such as vit_small_patch16_224.")
+
+
+# ------------------------------------------------------------------------ overlapping patches ----
+
+
+def _check_stride(stride: int, network: Any, name: str) -> None:
+    side = min(network.patch_embed.patch_size)
+    if not 1 <= stride <= side:
+        raise UserError(
+            f"MODEL.BACKBONE.TIMM.STRIDE {stride} must be from 1 to {side}, the side of the "
+            f"patches of MODEL.BACKBONE.TIMM.NAME {name!r}: no patch would see the pixels between "
+            "them. 0 is the side.")
+
+
+def _overlapping(stride: int, **options: Any) -> Any:
+    """timm's patches with a stride of their own; it takes the place of the class PatchEmbed."""
+    patches: Any = importlib.import_module("timm.layers").PatchEmbed(**options)
+    patches.proj.stride = stride, stride
+    # whoever resamples positions to the map, or makes a map of the tokens, asks for these
+    patches.dynamic_feat_size = functools.partial(_places, patches.patch_size, stride)
+    patches.grid_size = patches.dynamic_feat_size(patches.img_size)
+    patches.num_patches = math.prod(patches.grid_size)
+    return patches
+
+
+def _places(side: tuple[int, int], stride: int, size: tuple[int, int]) -> tuple[int, ...]:
+    """(h, w), how many patches of this side and stride an image of a size (H, W) has."""
+    return tuple((pixels - patch) // stride + 1
+                 for pixels, patch in zip(size, side, strict=True))
+
+
+# ----------------------------------------------------------------------------- the backbone ----
+
+
 def _checked(network: Any, cfg: CfgNode) -> TimmBackbone:
     """The model as a backbone, which has the channels and sizes of the config."""
     keys = cfg.MODEL.BACKBONE
     sizes = [tuple(cfg.INPUT.SIZE_TRAIN), tuple(cfg.INPUT.SIZE_TEST)]
     key = f"MODEL.BACKBONE.TIMM.NAME {keys.TIMM.NAME!r}"
+    cameras = _cameras(cfg)
     try:
-        backbone = TimmBackbone(network, sizes[0])
+        backbone = TimmBackbone(network, sizes[0], cameras=cameras, camera_weight=keys.SIE_COE)
     except _REFUSALS as error:
         raise UserError(f"{key} gives no feature map of images of INPUT.SIZE_TRAIN "
                         f"{list(sizes[0])}: {_first_line(error)}. Set TIMM.NAME or the size to "
@@ -232,6 +374,19 @@ def _checked(network: Any, cfg: CfgNode) -> TimmBackbone:
     return backbone
 
 
+def _cameras(cfg: CfgNode) -> int:
+    """How many cameras have a vector."""
+    if not cfg.MODEL.BACKBONE.TIMM.CAMERA_EMBEDDING:
+        return 0
+    number: int = cfg.MODEL.HEADS.CAMSEP.NUM_CAMERAS
+    if number < 2:
+        raise UserError(
+            "MODEL.BACKBONE.TIMM.CAMERA_EMBEDDING needs MODEL.HEADS.CAMSEP.NUM_CAMERAS, the number "
+            f"of cameras in the training images, at least 2; it is {number}. With a single camera "
+            "set CAMERA_EMBEDDING False.")
+    return number
+
+
 def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0].rstrip(".")
@@ -251,7 +406,7 @@ def _compare_pixels(known: Any, cfg: CfgNode) -> None:
 # ------------------------------------------------------------------------------------ weights ----
 
 
-def _pretrained(timm: Any, known: Any, name: str, options: dict[str, Any]) -> Any:
+def _pretrained(timm: Any, known: Any, name: str, options: dict[str, Any], asked: str) -> Any:
     """The model with the weights that timm downloads, or has downloaded before."""
     key = f"MODEL.BACKBONE.TIMM.NAME {name!r}"
     if not known.has_weights:
@@ -266,6 +421,11 @@ def _pretrained(timm: Any, known: Any, name: str, options: dict[str, Any]) -> An
     # the same model has been built without weights: what fails is about them, and may be of any of
     # the libraries with which timm's hub fetches them
     except Exception as error:
+        if asked and isinstance(error, RuntimeError):  # of load_state_dict
+            raise UserError(
+                f"MODEL.BACKBONE.TIMM.OPTIONS {asked!r} makes a network that timm's weights of "
+                f"{key} do not fit: set OPTIONS to what leaves its layers as they are, or "
+                "MODEL.BACKBONE.PRETRAIN False to begin with random weights.") from error
         place = (f"{known.hf_hub_filename or 'model.safetensors'} of the model {known.hf_hub_id} "
                  "on the Hugging Face Hub" if known.hf_hub_id else str(known.url))
         raise FileNotFoundError(
@@ -284,23 +444,54 @@ def _ask_hub(model: str, file: str) -> None:
         hub.get_hf_file_metadata(hub.hf_hub_url(model, file))
 
 
-def _load(network: Any, path: str, model: str) -> None:
+def _load(network: Any, path: str, model: str, size: tuple[int, int]) -> None:
     """Loads a file of weights: of timm's hub, or of ``torch.save``."""
     key = "MODEL.BACKBONE.PRETRAIN_PATH"
     if not os.path.isfile(path):  # reading a FIFO would wait for ever
         raise FileNotFoundError(f"{path} is no file of weights of {model}. Check {key}.")
     # timm's own conversion of weights of other authors and sizes, of the modules that have one
     convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    state: Any = {}
     try:
-        if path.endswith(".safetensors"):
-            state = importlib.import_module("safetensors.torch").load_file(path)
-        else:
-            state = unwrap(load_tensors(path), path)
-        state = {name.removeprefix("module."): value for name, value in state.items()}
+        state = unwrap(read_weights(path), path)
+        state = _with_own_positions(network, _with_own_names(network, state), size)
         state = state if convert is None else convert(state, network)
     except (DamagedFile, CodeInFile) as error:
         raise type(error)(f"{error} Check {key}, the weights of {model}.") from error
-    except Exception as error:  # SafetensorError is a plain Exception
-        raise UserError(f"{key} {path} cannot be read as weights of {model}: "
-                        f"{_first_line(error)}.") from error
+    except _REFUSALS as error:
+        why = two_architectures(state, network.state_dict()) or _first_line(error)
+        raise UserError(f"{key} {path} cannot be read as weights of {model}: {why}.") from error
     load_matching(network, state, path, f"{key} or {model}")
+
+
+def _with_own_names(network: nn.Module, state: Mapping[str, torch.Tensor]
+                    ) -> dict[str, torch.Tensor]:
+    """Weights without the prefix before their names, by which timm's conversion knows them."""
+    own = network.state_dict().keys()
+    found, _ = strip(state, own)
+    if len(found.keys() & own) >= LEAST_SHARE * len(own):
+        return found
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def _with_own_positions(network: Any, state: dict[str, torch.Tensor], size: tuple[int, int]
+                        ) -> dict[str, torch.Tensor]:
+    """Weights of images as high and wide as ``size`` with positions resampled to the network's map.
+
+    timm does so for weights of square images, and takes all others for square, too.
+    """
+    positions, own = state.get("pos_embed"), getattr(network, "pos_embed", None)
+    if own is None or positions is None or positions.ndim != 3:
+        return state
+    prefix = 0 if network.no_embed_class else network.num_prefix_tokens
+    patches = positions.shape[1] - prefix
+    if positions.shape == own.shape or math.isqrt(max(patches, 0)) ** 2 == patches:
+        return state
+    rows = math.isqrt(patches * size[0] // size[1])
+    columns = patches // max(rows, 1)
+    if rows * columns != patches or rows * size[1] != columns * size[0]:
+        raise UserError(f"its positions are of {patches} patches, which make no map of the sides "
+                        f"of INPUT.SIZE_TRAIN {list(size)} and no square")
+    resample = importlib.import_module("timm.layers").resample_abs_pos_embed
+    return {**state, "pos_embed": resample(positions, list(network.patch_embed.grid_size),
+                                           [rows, columns], prefix)}

@@ -29,6 +29,8 @@ TRAINING_ONLY = ("weight", "cls_layer", "camera_pool", "camera_neck", "camera_cl
 _SHAPING = ("BACKBONE.NAME", "BACKBONE.DEPTH", "BACKBONE.LAST_STRIDE", "BACKBONE.WITH_IBN",
             "BACKBONE.WITH_SE", "BACKBONE.WITH_NL", "BACKBONE.STRIDE_SIZE", "HEADS.NAME",
             "HEADS.POOL_LAYER", "HEADS.CAMSEP.ATTENTION", "HEADS.CAMSEP.RANGE")
+# keys of later versions, left out where they are as they were before
+_SHAPING_SINCE = {"BACKBONE.TIMM.OPTIONS": "", "BACKBONE.TIMM.STRIDE": 0}
 # a key of earlier versions, so that what was indexed or exported with them is still compared
 _GONE = {"HEADS.CAMSEP.GAIN": "1.0"}
 
@@ -143,6 +145,8 @@ def fingerprint(network: EmbeddingNetwork, cfg: CfgNode, preprocessing: Preproce
     the same for checkpoints that differ in what only training needs.
     """
     shaping = _GONE | {key: str(attrgetter(key)(cfg.MODEL)) for key in _SHAPING}
+    shaping |= {key: str(attrgetter(key)(cfg.MODEL)) for key, before in _SHAPING_SINCE.items()
+                if attrgetter(key)(cfg.MODEL) != before}
     plan = json.dumps([shaping, dataclasses.asdict(preprocessing)], sort_keys=True)
     digest = hashlib.blake2b(plan.encode("ascii"), digest_size=16)
     for name, value in sorted(network.state_dict().items()):

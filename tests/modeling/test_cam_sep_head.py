@@ -154,7 +154,8 @@ def test_what_it_cannot_do_is_refused(make_cfg, key, value, message):
 def test_attention_needs_more_than_one_place_to_learn_from(make_cfg):
     head = make_head(make_cfg(*SMALL))
     token = torch.randn(6, 12, 1, 1).double()
-    with pytest.raises(ValueError, match="needs a feature map with more than one place.*'none'"):
+    with pytest.raises(ValueError, match="needs a feature map with more than one place.*take "
+                       "build_timm_backbone with MODEL.BACKBONE.TIMM.NAME vit_base.*'none'"):
         head(token)
     assert head.eval()(token).shape == (6, 12)
     column = random_map()[:, :, :2, :1]

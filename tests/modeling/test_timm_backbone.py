@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+import torch.nn.functional as F
 from caureid_plugin import load_run
 from caureid_plugin.common.safe_load import CodeInFile, DamagedFile
 from caureid_plugin.export import export_network
@@ -22,6 +23,8 @@ from PIL import Image
 from timm.models.hiera import Hiera
 
 BACKBONE = "MODEL.BACKBONE."
+STRIDE, OPTIONS, VECTORS = (BACKBONE + "TIMM." + key for key in (
+    "STRIDE", "OPTIONS", "CAMERA_EMBEDDING"))
 # model -> channels of its map; those of timm's own tests are the smallest
 MODELS = {
     "lcnet_035": 176,  # a convolution behind the pooling
@@ -161,6 +164,189 @@ def test_another_size_to_test_with(timm_cfg):
     assert backbone.training and backbone(random_images(size=(96, 64))).shape == (4, 96, 3, 2)
 
 
+def test_options_of_a_model(timm_cfg):
+    backbone = build(timm_cfg("test_vit", OPTIONS, "patch_size=8 depth=2 drop_path_rate=0.5"))
+    assert backbone.places == (8, 4) and len(backbone.network.blocks) == 2
+    assert backbone.network.blocks[1].drop_path1.drop_prob == 0.5
+    torch.testing.assert_close(
+        backbone.eval()(random_images()),
+        map_of(alone("test_vit", patch_size=8, depth=2, img_size=tuple(SIZE)).eval(),
+               random_images()))
+
+
+# ------------------------------------------------------------------- overlapping patches ----
+
+
+def tokens_by_hand(network, images, stride, added=0):
+    """(B, 1 + h w, C) of a ViT with patches of 16, patch by patch."""
+    (height, width), patches = images.shape[2:], []
+    for top in range(0, height - 15, stride):
+        for left in range(0, width - 15, stride):
+            patch = images[:, :, top:top + 16, left:left + 16].flatten(1)
+            patches.append(patch @ network.patch_embed.proj.weight.flatten(1).T
+                           + network.patch_embed.proj.bias)
+    tokens = [network.cls_token[0].expand(len(images), -1), *patches]
+    tokens = [token + network.pos_embed[:, i] + added for i, token in enumerate(tokens)]
+    return network.norm(network.blocks(torch.stack(tokens, dim=1)))
+
+
+def as_map(tokens, rows, columns):
+    assert tokens.shape[1] == 1 + rows * columns
+    return torch.stack([torch.stack([tokens[:, 1 + y * columns + x] for x in range(columns)], 2)
+                        for y in range(rows)], dim=2)
+
+
+@pytest.mark.parametrize("stride, size, places", [
+    (8, [64, 32], (7, 3)), (12, [64, 32], (5, 2)), (11, [64, 48], (5, 3)), (16, [64, 32], (4, 2))])
+def test_overlapping_patches_by_hand(timm_cfg, stride, size, places):
+    """A margin that no whole patch fits into is left out, as in TransReID."""
+    backbone = build(timm_cfg("test_vit", STRIDE, stride, "INPUT.SIZE_TRAIN", size,
+                              "INPUT.SIZE_TEST", size)).eval()
+    assert backbone.places == backbone.network.patch_embed.grid_size == places
+    assert backbone.network.patch_embed.num_patches == places[0] * places[1]
+    images = random_images(size=size)
+    found = backbone(images)
+    torch.testing.assert_close(
+        found, as_map(tokens_by_hand(backbone.network, images, stride), *places))
+
+
+@pytest.mark.parametrize("stride, places", [(12, (21, 10)), (11, (22, 11)), (0, (16, 8))])
+def test_maps_of_the_papers_size(timm_cfg, stride, places):
+    """TransReID's images of 256 x 128 and strides."""
+    size = [256, 128]
+    backbone = build(timm_cfg("test_vit", STRIDE, stride, "INPUT.SIZE_TRAIN", size,
+                              "INPUT.SIZE_TEST", size, OPTIONS, "depth=1"))
+    assert backbone.places == places
+    assert backbone.network.pos_embed.shape == (1, 1 + places[0] * places[1], 64)
+
+
+def resampled(positions, old, new):
+    """Positions (1, 1 + h w, C) of a map of another size, the class token's as it is."""
+    grid = positions[:, 1:].transpose(1, 2).unflatten(2, old)
+    grid = F.interpolate(grid, size=new, mode="bicubic", antialias=True)
+    return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+@pytest.mark.parametrize("source, trained_on, prefix", [
+    ("name", (160, 160), ""), ("file", (160, 160), ""), ("file", (160, 160), "backbone."),
+    ("file", (128, 64), "module."), ("file", (64, 32), "")])
+def test_positions_are_resampled_to_overlapping_patches(
+        timm_cfg, downloads, tmp_path, source, trained_on, prefix):
+    state = alone("test_vit", img_size=trained_on).state_dict()
+    options = [BACKBONE + "PRETRAIN", True, STRIDE, 8]
+    if source == "name":
+        downloads(state)
+    else:
+        torch.save({prefix + name: value for name, value in state.items()}, tmp_path / "w.pth")
+        options += [BACKBONE + "PRETRAIN_PATH", str(tmp_path / "w.pth")]
+    torch.manual_seed(8)
+    network = build_timm_backbone(timm_cfg("test_vit", *options)).network
+    expected = resampled(state["pos_embed"], [side // 16 for side in trained_on], (7, 3))
+    torch.testing.assert_close(network.pos_embed.detach(), expected)
+    for name, value in network.state_dict().items():
+        assert name == "pos_embed" or torch.equal(value, state[name]), name
+
+
+def test_positions_of_a_map_that_is_as_large(timm_cfg, tmp_path):
+    """They are taken as they are; others that make no map of these sides are refused."""
+    for size, fits in (((64, 32), True), ((96, 16), False)):
+        state = alone("test_vit", img_size=size).state_dict()
+        torch.save(state, tmp_path / "w.pth")
+        cfg = timm_cfg("test_vit", BACKBONE + "PRETRAIN", True,
+                       BACKBONE + "PRETRAIN_PATH", str(tmp_path / "w.pth"))
+        if fits:
+            network = build_timm_backbone(cfg).network
+            assert torch.equal(network.pos_embed, state["pos_embed"])
+            continue
+        with pytest.raises(ValueError, match=r"w.pth cannot be read .*of 6 patches, which make no "
+                           r"map of the sides of INPUT.SIZE_TRAIN \[64, 32\] and no square"):
+            build_timm_backbone(cfg)
+
+
+# ------------------------------------------------------------------- a vector per camera ----
+
+
+@pytest.fixture
+def with_cameras(timm_cfg):
+    """A backbone with vectors of three cameras that have left their start, in training."""
+    backbone = build(timm_cfg("test_vit", VECTORS, True, BACKBONE + "SIE_COE", 2.5))
+    torch.nn.init.normal_(backbone.camera_embedding)
+    assert backbone.camera_embedding.shape == (3, 64) and backbone.training
+    return backbone
+
+
+def test_vectors_of_cameras_by_hand(with_cameras):
+    """In training each image has its camera's, less their mean; in evaluation none."""
+    images, cameras = random_images(), [2, 0, 0, 1]
+    found = with_cameras(images, torch.tensor(cameras))
+    vectors = with_cameras.camera_embedding
+    mean = (vectors[0] + vectors[1] + vectors[2]) / 3
+    added = torch.stack([2.5 * (vectors[camera] - mean) for camera in cameras])
+    torch.testing.assert_close(
+        found, as_map(tokens_by_hand(with_cameras.network, images, 16, added), 4, 2))
+    plain = as_map(tokens_by_hand(with_cameras.network, images, 16), 4, 2)
+    assert (found - plain).abs().amax(dim=(1, 2, 3)).min() > 0.1
+    with_cameras.eval()
+    torch.testing.assert_close(with_cameras(images), plain)
+    assert torch.equal(with_cameras(images, torch.tensor(cameras)), with_cameras(images))
+
+
+def test_vectors_start_small(timm_cfg):
+    backbone = build(timm_cfg("test_vit", VECTORS, True))
+    assert 0.01 < backbone.camera_embedding.std() < 0.03
+
+
+@pytest.mark.parametrize("cameras, message", [
+    (None, "CAMERA_EMBEDDING needs the camera of each .*got NoneType.*META_ARCHITECTURE CAUReID"),
+    (["c1"] * 4, "got list"), (torch.zeros(4), "got torch.float32"),
+    (torch.tensor([0, 1, 2, 3]), "cameras from 0 to 3, .* 0 to 2: set .*CAMSEP.NUM_CAMERAS"),
+    (torch.tensor([0, 1, -1, 2]), "cameras from -1 to 2")])
+def test_cameras_that_have_no_vector(with_cameras, cameras, message):
+    with pytest.raises(ValueError, match=message):
+        with_cameras(random_images(), cameras)
+
+
+@pytest.mark.parametrize("number", [-1, 0, 1])
+def test_vectors_need_a_number_of_cameras(timm_cfg, number):
+    with pytest.raises(ValueError, match="^MODEL.BACKBONE.TIMM.CAMERA_EMBEDDING needs MODEL.HEADS."
+                       f"CAMSEP.NUM_CAMERAS.* at least 2; it is {number}.*False"):
+        build_timm_backbone(timm_cfg("test_vit", VECTORS, True,
+                                     "MODEL.HEADS.CAMSEP.NUM_CAMERAS", number))
+
+
+def test_the_model_hands_cameras_on(timm_cfg, make_batch, make_bank):
+    """With the attention of CamSepHead on the map of overlapping patches."""
+    torch.manual_seed(3)
+    model = build_model(timm_cfg("test_vit", VECTORS, True, STRIDE, 8))
+    model.memory, maps = make_bank(64), []
+    model.heads.register_forward_pre_hook(lambda module, inputs: maps.append(inputs[0]))
+    batch = {**make_batch(), "images": 255 * torch.rand(8, 3, *SIZE)}
+    with EventStorage(0):
+        total = model(batch)
+    images = model.preprocess_image(batch)
+    assert maps[0].shape == model.heads.mask(maps[0]).shape == (8, 64, 7, 3)
+    torch.testing.assert_close(maps[0], model.backbone(images, batch["camids"]))
+    assert (maps[0] - model.backbone(images, batch["camids"].flip(0))).abs().max() > 1e-3
+    sum(total.values()).backward()
+    assert [name for name, p in model.named_parameters()
+            if p.requires_grad and p.grad is None] == []
+    assert model.backbone.camera_embedding.grad.abs().min() > 0
+    model.eval()
+    changed = {**batch, "camids": batch["camids"].flip(0) + 7}  # test cameras, numbered otherwise
+    assert torch.equal(model(batch), model(changed))
+    assert torch.equal(model(batch), model({"images": batch["images"]}))
+
+
+def test_baseline_hands_no_cameras_on(timm_cfg, make_batch):
+    model = build_model(timm_cfg(
+        "test_vit", VECTORS, True, "MODEL.META_ARCHITECTURE", "Baseline",
+        "MODEL.HEADS.NUM_CLASSES", 4, "MODEL.LOSSES.NAME", ("CrossEntropyLoss",)))
+    batch = {**make_batch(), "images": 255 * torch.rand(8, 3, *SIZE)}
+    with pytest.raises(ValueError, match="CAMERA_EMBEDDING .*set MODEL.META_ARCHITECTURE CAUReID"):
+        model(batch)
+    assert model.eval()(batch).shape == (8, 64)
+
+
 # ------------------------------------------------------------------------------- refusals ----
 
 
@@ -179,6 +365,18 @@ def test_another_size_to_test_with(timm_cfg):
      "gives no map of stride 16, as MODEL.BACKBONE.LAST_STRIDE 1 asks for: set it to 2"),
     ("vit_tiny_patch16_224", [BACKBONE + "FEAT_DIM", 192, "INPUT.SIZE_TEST", [96, 64]],
      r"SIZE_TRAIN \[64, 32\].* set INPUT.SIZE_TEST \[96, 64\] to the same"),
+    ("test_vit", [STRIDE, 17], "STRIDE 17 must be from 1 to 16, the side of the patches"),
+    ("test_vit", [STRIDE, -1], "STRIDE -1 must be from 1 to 16"),
+    ("test_vit", [STRIDE, 8, OPTIONS, "patch_size=4"], "STRIDE 8 must be from 1 to 4"),
+    ("test_vit", [STRIDE, 12, "INPUT.SIZE_TRAIN", [8, 32]], r"INPUT.SIZE_TRAIN \[8, 32\]"),
+    ("test_resnet", [STRIDE, 12], "STRIDE 12 is for a vision transformer .*'test_resnet' is none"),
+    ("test_mambaout", [STRIDE, 12], "set .*TIMM.STRIDE 0, or TIMM.NAME .* vit_small_patch16_224"),
+    ("test_convnext", [VECTORS, True], "CAMERA_EMBEDDING True is for a vision transformer .*False"),
+    ("vit_tiny_r_s16_p8_224", [STRIDE, 8], "with plain patches and learnt positions"),
+    ("test_vit", [OPTIONS, "pos_embed=none", VECTORS, True], "with plain patches and learnt pos"),
+    ("test_vit", [OPTIONS, "depth 4"], "OPTIONS 'depth 4': 'depth' is no option .*name=value"),
+    ("test_vit", [OPTIONS, "num_classes=3"], "OPTIONS 'num_classes=3': num_classes is not given"),
+    ("test_vit", [OPTIONS, "deep=3"], "cannot be built with .*OPTIONS 'deep=3'.*'deep'"),
 ])
 def test_what_it_cannot_build_is_named(timm_cfg, name, options, message):
     with pytest.raises(ValueError, match=message):
@@ -325,7 +523,7 @@ def test_files_that_cannot_be_read(timm_cfg, tmp_path):
             ("none.pth", None, FileNotFoundError, "none.pth is no file of weights"),
             ("cut.pth", b"PK\x03\x04abc", DamagedFile, "cut.pth is damaged"),
             ("bomb.pth", Bomb(fired), CodeInFile, "bomb.pth is refused"),
-            ("cut.safetensors", b"abc", ValueError, "cut.safetensors cannot be read"),
+            ("cut.safetensors", b"abc", DamagedFile, "cut.safetensors is damaged"),
             ("list.pth", [1], ValueError, "list.pth .*holds no tensors")):
         if isinstance(content, bytes):
             (tmp_path / name).write_bytes(content)
@@ -362,6 +560,15 @@ def test_a_model_without_weights(timm_cfg):
         build_timm_backbone(cfg)
 
 
+def test_options_that_the_weights_do_not_fit(timm_cfg, downloads):
+    downloads(alone("test_vit").state_dict())
+    build_timm_backbone(timm_cfg("test_vit", BACKBONE + "PRETRAIN", True,
+                                 OPTIONS, "drop_path_rate=0.1"))
+    with pytest.raises(ValueError, match="OPTIONS 'mlp_ratio=2' makes a network that timm's"):
+        build_timm_backbone(timm_cfg("test_vit", BACKBONE + "PRETRAIN", True,
+                                     OPTIONS, "mlp_ratio=2"))
+
+
 def test_pixels_that_the_weights_were_not_trained_with(timm_cfg, downloads, messages):
     downloads(alone("test_vit").state_dict())
     build_timm_backbone(timm_cfg("test_vit"))  # random weights were trained with none
@@ -380,13 +587,24 @@ def test_pixels_that_the_weights_were_not_trained_with(timm_cfg, downloads, mess
 # ------------------------------------------------------------------------------- export ----
 
 
-@pytest.mark.parametrize("name", ["lcnet_035", "test_vit"])
-def test_it_is_exported(small_run, tmp_path, name):
-    embedder = load_run(small_run(
+PLAIN = ("MODEL.HEADS.CAMSEP.ATTENTION", "none", "MODEL.LOSSES.NAME", ("InfoNCELoss", "CACCLoss"))
+
+
+# The attention reads the mean over channels, which a new layer norm makes the same everywhere: what
+# is left is rounding, which the batch norms of this run enlarge.
+ATTENTIVE = (STRIDE, 8, OPTIONS, "final_norm=False")
+
+
+@pytest.mark.parametrize("name, options", [
+    ("lcnet_035", PLAIN), ("test_vit", PLAIN), ("test_vit", ATTENTIVE)])
+def test_it_is_exported(small_run, tmp_path, name, options):
+    run = small_run(
         BACKBONE + "NAME", "build_timm_backbone", BACKBONE + "TIMM.NAME", name,
         BACKBONE + "FEAT_DIM", MODELS[name], BACKBONE + "WITH_IBN", False,
-        "MODEL.HEADS.CAMSEP.ATTENTION", "none", "MODEL.LOSSES.NAME", ("InfoNCELoss", "CACCLoss"),
-        "INPUT.SIZE_TRAIN", [32, 16], "INPUT.SIZE_TEST", [32, 16]))
+        "INPUT.SIZE_TRAIN", [32, 16], "INPUT.SIZE_TEST", [32, 16], *options)
+    if options is ATTENTIVE:
+        _add_vectors(run)
+    embedder = load_run(run)
     rng = np.random.default_rng(0)
     paths = [tmp_path / f"{i}.png" for i in range(5)]
     for path in paths:
@@ -398,3 +616,18 @@ def test_it_is_exported(small_run, tmp_path, name):
     found, = session.run(None, {"images": images})
     found /= np.linalg.norm(found, axis=1, keepdims=True)
     np.testing.assert_allclose(found, embedder.embed(paths), atol=1e-4)
+    export_network(embedder, tmp_path / "net.torchscript")
+    program = torch.jit.load(tmp_path / "net.torchscript")
+    found = program(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(found, embedder.embed(paths), atol=1e-4)
+
+
+def _add_vectors(run):
+    """Makes a run one with vectors of two cameras, of which its embeddings know nothing."""
+    text = (run / "config.yaml").read_text()
+    assert text.count("CAMERA_EMBEDDING: false") == 1
+    (run / "config.yaml").write_text(
+        text.replace("CAMERA_EMBEDDING: false", "CAMERA_EMBEDDING: true"))
+    content = torch.load(run / "model_final.pth", weights_only=True)
+    content["model"]["backbone.camera_embedding"] = torch.randn(2, 64)
+    torch.save(content, run / "model_final.pth")

@@ -424,13 +424,15 @@ def test_fingerprint(run):
     others = {whole}
     for keys in (("INPUT.SIZE_TEST", "[64,32]"), ("MODEL.PIXEL_MEAN", "[1,2,3]"),
                  ("MODEL.HEADS.CAMSEP.RANGE", "half", "MODEL.HEADS.CAMSEP.UNIFORM_START", "False"),
-                 ("MODEL.HEADS.POOL_LAYER", "GlobalMaxPool")):
+                 ("MODEL.HEADS.POOL_LAYER", "GlobalMaxPool"),
+                 ("MODEL.BACKBONE.TIMM.OPTIONS", "num_heads=2"),
+                 ("MODEL.BACKBONE.TIMM.STRIDE", "4")):
         others.add(load_run(run, opts=keys).fingerprint)
     for name in ("heads.bottleneck.0.running_mean", "heads.attention.combine.0.weight"):
         content["model"][f"module.{name}"].view(-1)[0] += 1e-3
         torch.save(content, run / "model_final.pth")
         others.add(load_run(run).fingerprint)
-    assert len(others) == 7
+    assert len(others) == 9
     for value in content["model"].values():
         value.fill_(0.5)
     torch.save(content, run / "model_final.pth")
