@@ -56,6 +56,16 @@ def _add_backbone(cfg: CN) -> None:
     # number); LAST_STRIDE 1 asks for stride 16, 2 for the model's own; PRETRAIN True downloads its
     # weights, or reads them from PRETRAIN_PATH.
     cfg.MODEL.BACKBONE.TIMM.NAME = ""
+    # Options of the model, which replace what its name stands for: name=value, with blanks between:
+    # "patch_size=8 depth=4 drop_path_rate=0.1". "": none. They are arguments of timm.create_model.
+    cfg.MODEL.BACKBONE.TIMM.OPTIONS = ""
+    # Of a vision transformer: pixels from a patch to the next. Below the patches' side they overlap
+    # (TransReID: 12 or 11 for patches of 16), which costs time and memory. 0: their side.
+    cfg.MODEL.BACKBONE.TIMM.STRIDE = 0
+    # Of a vision transformer under CAUReID: a learnt vector for each of the NUM_CAMERAS cameras,
+    # added to the tokens in training (TransReID's SIE) with the weight MODEL.BACKBONE.SIE_COE.
+    # Evaluation, clustering, search and exported files take the mean camera for every image.
+    cfg.MODEL.BACKBONE.TIMM.CAMERA_EMBEDDING = False
 
 
 def _add_head(cfg: CN) -> None:
@@ -104,6 +114,34 @@ def _add_losses(cfg: CN) -> None:
     cfg.MODEL.LOSSES.CACC.ANCHOR = "centre"
     # L2-normalise camera centres, the bank's and the batch's.
     cfg.MODEL.LOSSES.CACC.NORMALIZE = True
+    _add_losses_of_peers(cfg)
+
+
+def _add_losses_of_peers(cfg: CN) -> None:
+    # CAPLoss (arXiv 2012.10674): within a camera, and across cameras. SCALE: of both together.
+    cfg.MODEL.LOSSES.CAP = CN()
+    cfg.MODEL.LOSSES.CAP.SCALE = 1.0
+    # t of both.
+    cfg.MODEL.LOSSES.CAP.TEMPERATURE = 0.07
+    # Across cameras: nearest proxies of other clusters.
+    cfg.MODEL.LOSSES.CAP.NUM_NEGATIVES = 50
+    # Weight of the loss across cameras (CAP, ICE).
+    cfg.MODEL.LOSSES.CAP.INTER_SCALE = 0.5
+    # First epoch, counted from 0, in which CAPLoss uses it.
+    cfg.MODEL.LOSSES.CAP.INTER_EPOCH = 5
+    # ICELoss (arXiv 2103.16364). SCALE: of all its parts together. Its loss against camera proxies
+    # takes TEMPERATURE, NUM_NEGATIVES and INTER_SCALE of MODEL.LOSSES.CAP.
+    cfg.MODEL.LOSSES.ICE = CN()
+    cfg.MODEL.LOSSES.ICE.SCALE = 1.0
+    # t against the centroids of clusters, of features that are not normalised.
+    cfg.MODEL.LOSSES.ICE.TEMPERATURE = 0.5
+    # t against the hardest key of the cluster and the keys of others.
+    cfg.MODEL.LOSSES.ICE.HARD_TEMPERATURE = 0.1
+    # t of the similarities that views of the images have in common, and the weight of that loss.
+    cfg.MODEL.LOSSES.ICE.SOFT_TEMPERATURE = 0.4
+    cfg.MODEL.LOSSES.ICE.SOFT_SCALE = 10.0
+    # alpha, [0, 1): weight of the OLD value in the teacher, which is averaged after every step.
+    cfg.MODEL.LOSSES.ICE.MOMENTUM = 0.999
 
 
 def _add_unsupervised(cfg: CN) -> None:
@@ -124,6 +162,14 @@ def _add_unsupervised(cfg: CN) -> None:
     node.MEMORY = CN()
     # mu in eq. 1: weight of the OLD value. 0.2 for Market-1501, 0.1 for DukeMTMC-reID.
     node.MEMORY.MOMENTUM = 0.2
+    # How centroids and camera centres move between clusterings. Options:
+    #   "mean": they are the means of the bank's features (SpCL, CA-UReID).
+    #   "momentum": vectors of their own, moved by every image of a batch, as in eq. 1
+    #               (ClusterContrast, CAP).
+    #   "hard": the same, moved only by the image of a batch that is least similar to them
+    #           (ClusterContrast with hard instances).
+    #   "fixed": not at all (ICE).
+    node.MEMORY.CENTRES = "mean"
 
     node.CLUSTER = CN()
     # k1: neighbours in the k-reciprocal encoding; k2: neighbours in its query expansion. Where the

@@ -11,6 +11,8 @@ import torch
 from caureid_plugin import add_caureid_config
 from caureid_plugin.ablation.runs import plan
 from caureid_plugin.cli import ablation
+from caureid_plugin.modeling import build_memory_bank, build_teacher
+from caureid_plugin.modeling.teacher import VIEWS
 from fastreid.config import get_cfg
 from fastreid.engine.hooks import LRScheduler
 from fastreid.modeling import build_model
@@ -38,8 +40,11 @@ Market/caureid.yml Market/caureid_paper.yml Market/caureid_osnet.yml Synthetic/c
 Market/caureid_cap.yml Market/caureid_cajaccard.yml Market/caureid_best.yml
 Market/infonce_best.yml Market/caureid_ibn_gem.yml OwnData/caureid.yml OwnData/caureid_cpu.yml
 Synthetic/caureid_fine_map.yml Mix/bagtricks_camsep.yml Mix/caureid_osnet.yml
-Mix/caureid_repvgg.yml Mix/caureid_resnest.yml Mix/caureid_vit.yml Mix/embedding_head.yml
+Mix/caureid_repvgg.yml Mix/caureid_resnest.yml Mix/caureid_vit.yml Mix/caureid_vit_small.yml
+Mix/embedding_head.yml Synthetic/caureid_vit.yml
 Mix/mgn_camsep.yml Mix/moco_camsep.yml Mix/supervised_camsep_loss.yml
+Peers/spcl.yml Peers/cluster_contrast.yml Peers/cluster_contrast_hard.yml Peers/cap.yml
+Peers/ice.yml
 """.split()
 NETWORKS += [f"synthetic {row}" for row in ("baseline", "cacc", "css", "sample")]
 
@@ -109,13 +114,16 @@ def test_the_network_takes_a_step(name):
     cfg.INPUT.SIZE_TRAIN = cfg.INPUT.SIZE_TEST = [height, 16]  # a ViT takes no other
     model = build_model(cfg).train()
     camids, labels = torch.arange(4) % 2, torch.arange(4) // 2
-    if not supervised:
-        dim = cfg.MODEL.BACKBONE.FEAT_DIM
-        model.memory = caureid_plugin.MemoryBank(camids, dim, momentum=cfg.CAUREID.MEMORY.MOMENTUM)
-        model.memory.reset(torch.randn(4, dim))
-        model.memory.relabel(labels)
     batch = {"images": torch.rand(4, 3, height, 16) * 255, "targets": labels,
              "camids": camids, "indexes": torch.arange(4)}
+    if not supervised:
+        model.teacher = build_teacher(cfg, model)
+        if model.teacher:
+            batch |= dict.fromkeys(VIEWS, batch["images"])
+        model.memory = build_memory_bank(cfg, camids, "cpu")
+        model.memory.epoch = cfg.SOLVER.MAX_EPOCH
+        model.memory.reset(torch.randn(model.memory.features.shape))
+        model.memory.relabel(labels)
     with EventStorage():  # the toolbox's losses write there
         losses = model(batch)
     assert len(losses) >= len(cfg.MODEL.LOSSES.NAME)
@@ -230,6 +238,53 @@ def test_what_the_recipe_of_ca_jaccard_changes(configs):
     assert (theirs.SOLVER.OPT, theirs.SOLVER.BASE_LR, theirs.SOLVER.MAX_EPOCH) == (
         "Adam", 3.5e-4, 50)
     assert theirs.MODEL.LOSSES.INFONCE.TEMPERATURE == 0.05
+
+
+@pytest.mark.parametrize("name, expected", {
+    "spcl": {"MODEL.HEADS.CAMSEP.NUM_CAMERAS": 0, "MODEL.LOSSES.NAME": ("InfoNCELoss",),
+             "CAUREID.LABELS": "bank", "CAUREID.CLUSTER.EPS": 0.6},
+    "cluster_contrast": {
+        "MODEL.HEADS.CAMSEP.NUM_CAMERAS": 0, "MODEL.LOSSES.NAME": ("InfoNCELoss",),
+        "MODEL.BN_GROUP_SIZE": 64, "MODEL.HEADS.POOL_LAYER": "GeneralizedMeanPoolingP",
+        "DATALOADER.NUM_INSTANCE": 16, "SOLVER.IMS_PER_BATCH": 256, "SOLVER.ITERS_PER_EPOCH": 200,
+        "CAUREID.MEMORY.MOMENTUM": 0.1, "CAUREID.MEMORY.CENTRES": "momentum",
+        "CAUREID.CLUSTER.EPS": 0.6},
+    "cluster_contrast_hard": {
+        "MODEL.HEADS.CAMSEP.NUM_CAMERAS": 0, "MODEL.LOSSES.NAME": ("InfoNCELoss",),
+        "MODEL.BN_GROUP_SIZE": 64, "DATALOADER.NUM_INSTANCE": 16, "SOLVER.IMS_PER_BATCH": 256,
+        "SOLVER.ITERS_PER_EPOCH": 200, "CAUREID.MEMORY.MOMENTUM": 0.1,
+        "CAUREID.MEMORY.CENTRES": "hard", "CAUREID.CLUSTER.EPS": 0.4},
+    "cap": {"MODEL.LOSSES.NAME": ("CAPLoss",), "MODEL.BN_GROUP_SIZE": 32,
+            "DATALOADER.CAMERAS": "one", "SOLVER.IMS_PER_BATCH": 32, "SOLVER.WARMUP_FACTOR": 0.01,
+            "SOLVER.WARMUP_ITERS": 4000, "SOLVER.STEPS": (10, 30),
+            "CAUREID.MEMORY.CENTRES": "momentum", "CAUREID.CLUSTER.K1": 20},
+    "ice": {"MODEL.LOSSES.NAME": ("ICELoss",), "MODEL.BN_GROUP_SIZE": 8, "INPUT.REA.PROB": 0.6,
+            "SOLVER.IMS_PER_BATCH": 32, "SOLVER.MAX_EPOCH": 40,
+            "SOLVER.WARMUP_ITERS": 4000, "SOLVER.GAMMA": 1.0, "CAUREID.MEMORY.CENTRES": "fixed",
+            "CAUREID.CLUSTER.EPS": 0.55},
+}.items())
+def test_what_the_recipes_of_the_peers_change(configs, name, expected):
+    assert difference(configs[f"Peers/{name}.yml"], configs["Market/caureid.yml"]) == {
+        **NO_ATTENTION, "CAUREID.CLUSTER.CAMERA_AWARE": False, "OUTPUT_DIR": f"logs/peers/{name}",
+        **expected}
+
+
+def test_values_of_the_peers_that_are_the_defaults(configs):
+    cap, ice = (configs[f"Peers/{name}.yml"] for name in ("cap", "ice"))
+    for cfg in (cap, ice):
+        node = cfg.MODEL.LOSSES.CAP
+        assert (node.TEMPERATURE, node.NUM_NEGATIVES, node.INTER_SCALE) == (0.07, 50, 0.5)
+    assert cap.MODEL.LOSSES.CAP.INTER_EPOCH == 5 and cap.CAUREID.MEMORY.MOMENTUM == 0.2
+    assert ice.SOLVER.WARMUP_FACTOR == 0.1
+    node = ice.MODEL.LOSSES.ICE
+    assert (node.TEMPERATURE, node.HARD_TEMPERATURE, node.SOFT_TEMPERATURE, node.SOFT_SCALE,
+            node.MOMENTUM) == (0.5, 0.1, 0.4, 10.0, 0.999)
+
+
+def test_the_family_of_peers_is_every_config_of_the_folder():
+    names = {path.stem for path in FILES if path.parent.name == "Peers"}
+    assert {*ablation.PEERS} == {*names, "caureid"}
+    assert all((CONFIGS / path).is_file() for path in ablation.PEERS.values())
 
 
 # ------------------------------------------------------------------------------------- keys ----

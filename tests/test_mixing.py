@@ -50,6 +50,8 @@ SMALLER = {
     "bagtricks_camsep.yml": RESNET18,
     "caureid_osnet.yml": ["MODEL.BACKBONE.DEPTH", "x0_25", "MODEL.BACKBONE.FEAT_DIM", 128],
     "caureid_vit.yml": ["MODEL.BACKBONE.DEPTH", "small"],
+    "caureid_vit_small.yml": ["MODEL.BACKBONE.TIMM.NAME", "test_vit",
+                              "MODEL.BACKBONE.FEAT_DIM", 64],
     "embedding_head.yml": PLAIN,
     "joint.yml": [*PLAIN, NUM_CAMERAS, 5],
     "market_to_msmt17.yml": [*PLAIN, NUM_CAMERAS, 3],
@@ -219,6 +221,17 @@ def test_trains_and_evaluates(start, check_run, tiny_msmt17, name):
     assert isinstance(memory, caureid_plugin.MemoryBank) == (name not in SUPERVISED)
 
 
+@pytest.mark.parametrize("name, losses, options", [  # a single one is logged as the total only
+    ("spcl", (), ["CAUREID.LABELS", "bank"]), ("cluster_contrast", (), []),
+    ("cluster_contrast_hard", (), []),
+    ("cap", {"cap_intra", "cap_inter"}, ["MODEL.LOSSES.CAP.INTER_EPOCH", 0]),
+    ("ice", {"ice_cluster", "ice_camera", "ice_hard", "ice_soft"}, [])])
+def test_methods_of_others_train(start, check_run, name, losses, options):
+    trainer = start(f"Peers/{name}.yml", *PLAIN, "DATALOADER.NUM_INSTANCE", 4, *options)
+    check_run(trainer, {f"loss_{loss}" for loss in losses})
+    assert math.isfinite(trainer.storage.latest()["total_loss"][0])
+
+
 @pytest.mark.parametrize("name, cameras, layout", [
     ("MSMT17", (), None), ("VeRi", (1, 9, 20), _veri), ("PersonX", (3, 10, 11), _personx)])
 def test_other_data_sets(start, check_run, tiny_market, tiny_msmt17, name, cameras, layout):
@@ -274,7 +287,8 @@ def test_each_head_of_mgn_has_its_own_mask(cfg):
 
 
 @pytest.mark.parametrize("architecture, loss", [
-    ("MGN", "CameraSeparationLoss"), ("MoCo", "InfoNCELoss")])
+    ("MGN", "CameraSeparationLoss"), ("MoCo", "InfoNCELoss"), ("Distiller", "CAPLoss"),
+    ("MGN", "ICELoss")])
 def test_the_toolboxs_architectures_do_not_know_our_losses(cfg, architecture, loss):
     """MGN would train without it, and the others would fail at their first step."""
     cfg.merge_from_file(str(CONFIGS / "Mix" / "bagtricks_camsep.yml"))

@@ -34,7 +34,7 @@ from ..engine import extract_features
 from ..engine.checks import eps_at, eps_gap, eps_key, naming_cluster_keys, why_not_to_train
 from ..engine.setup import build_network
 from ..inspection import clustering_seconds, neighbor_memory, sample_rows, training_cost
-from ..modeling import CAUReID, MemoryBank
+from ..modeling import CAUReID, build_memory_bank, build_teacher
 from .words import WRONG, Data, Report, Section, duration, share
 
 MOST_IMAGES = 5000  # that pass the network
@@ -152,11 +152,12 @@ def time_step(cfg: CfgNode, model: Any, items: list[Any], camids: np.ndarray,
     """Mean seconds of a training step on the sample: loading, network, losses, optimizer, bank."""
     if cfg.CAUREID.LABELS == "bank":
         labels = outliers_to_singletons(labels)
-    bank = model.memory = MemoryBank(torch.from_numpy(camids), features.shape[1],
-                                     momentum=cfg.CAUREID.MEMORY.MOMENTUM, device=model.device)
+    teacher = model.teacher = build_teacher(cfg, model)
+    bank = model.memory = build_memory_bank(cfg, torch.from_numpy(camids), model.device)
     bank.reset(features)
     bank.relabel(torch.from_numpy(labels))
-    loader: Any = build_pseudo_label_loader(cfg, items, labels, max(cfg.SEED, 0))
+    loader: Any = build_pseudo_label_loader(cfg, items, labels, max(cfg.SEED, 0),
+                                            views=teacher is not None)
     trainer_type = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
     seconds: list[float] = []
     try:
@@ -167,6 +168,8 @@ def time_step(cfg: CfgNode, model: Any, items: list[Any], camids: np.ndarray,
                 start = time.perf_counter()
                 trainer.run_step()
                 bank.update(*model.pop_seen())
+                if teacher is not None:
+                    teacher.update(model)
                 if model.device.type == "cuda":
                     torch.cuda.synchronize(model.device)
                 seconds.append(time.perf_counter() - start)

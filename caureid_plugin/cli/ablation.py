@@ -27,6 +27,10 @@ ROWS = {
     "sample": ("full, CACC on samples", [_ANCHOR, "sample"]),
     "centre": ("full, CACC on centres", [_ANCHOR, "centre"]),  # the default: the same as full
 }
+# table 1 of the paper in this harness: methods of others, and the full one
+PEERS = {**{row: f"Peers/{row}.yml" for row in (
+    "spcl", "cluster_contrast", "cluster_contrast_hard", "cap", "ice")},
+    "caureid": "Market/caureid.yml"}
 OWN_KEYS = {"SEED": "--seeds", "OUTPUT_DIR": "--output"}  # set for each run
 
 
@@ -45,12 +49,14 @@ def _seeds(ctx: click.Context, param: click.Parameter, value: tuple[int, ...]) -
 
 
 @click.command("ablation", cls=_Ablation)
-@click.option("--family", type=click.Choice(sorted(FAMILIES)),
-              help="compare the rows of the paper's table 2 on this dataset")
+@click.option("--family", type=click.Choice([*sorted(FAMILIES), "peers"]),
+              help="compare the rows of the paper's table 2 on this dataset; peers: methods of "
+                   "others, on Market-1501")
 @click.option("--configs", cls=Several, type=ConfigFile(), metavar="FILE...",
               help="compare these configs")
-@click.option("--rows", cls=Several, type=click.Choice(list(ROWS)), metavar="ROW...",
-              help=f"rows of the family: {', '.join(ROWS)}  [default: all]")
+@click.option("--rows", cls=Several, type=click.Choice([*ROWS, *PEERS]), metavar="ROW...",
+              help=f"rows of the family: {', '.join(ROWS)}; of peers: {', '.join(PEERS)}  "
+                   "[default: all]")
 @click.option("--seeds", cls=Several, type=click.IntRange(0), default=(1, 2, 3), metavar="N...",
               callback=_seeds, help="random seeds: each row is trained with each  [default: 1 2 3]")
 @click.option("--baseline", metavar="ROW",
@@ -68,7 +74,8 @@ def command(line: str, /, **options: Any) -> int:
         caureid ablation --family synthetic --rows baseline full --seeds 1 2
         caureid ablation --configs plain.yml own.yml --output logs/own
 
-    A family is table 2 of the paper (arXiv 2112.10089) on one dataset. Each run is a call of
+    A family is table 2 of the paper (arXiv 2112.10089) on one dataset, or, as peers, the methods of
+    others in configs/Peers. Each run is a call of
     caureid train with the row's config and keys, a seed, and the keys given here. The output folder
     holds a folder ROW-seedN and a log for each run. The log begins with that call.
 
@@ -99,10 +106,14 @@ def _find_rows(args: Any) -> None:
     if bool(args.family) == bool(args.configs):
         raise click.UsageError("give either --family or --configs")
     if args.family:
-        base = FAMILIES[args.family]
-        args.recipes = {row: (get_config_file(base), keys) for row, (_, keys) in ROWS.items()}
-        args.titles = {row: title for row, (title, _) in ROWS.items()}
-        args.source = f"family {args.family}, configs/{base}"
+        if args.family == "peers":
+            args.recipes = {row: (get_config_file(path), []) for row, path in PEERS.items()}
+            args.titles, args.source = dict(PEERS), "family peers"
+        else:
+            base = FAMILIES[args.family]
+            args.recipes = {row: (get_config_file(base), keys) for row, (_, keys) in ROWS.items()}
+            args.titles = {row: title for row, (title, _) in ROWS.items()}
+            args.source = f"family {args.family}, configs/{base}"
         args.output = args.output or Path("logs/ablation", args.family)
     else:
         args.titles = {Path(path).stem: path for path in args.configs}
@@ -116,6 +127,9 @@ def _find_rows(args: Any) -> None:
             raise click.UsageError(
                 "--configs needs --output, and no --rows: its files are the rows")
     args.rows = list(args.rows or args.recipes)
+    if unknown := [row for row in args.rows if row not in args.recipes]:
+        raise click.BadParameter(f"{unknown[0]!r} is not one of "
+                                 f"{', '.join(map(repr, args.recipes))}", param_hint="'--rows'")
     args.baseline = args.baseline or next(iter(args.recipes))
     if args.baseline not in args.recipes:
         raise click.UsageError(f"--baseline {args.baseline!r} is unknown, known are "

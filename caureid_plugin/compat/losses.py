@@ -30,9 +30,10 @@ from .repair import Patches, repair
 TOOLBOX_LOSSES = ("CrossEntropyLoss", "TripletLoss", "CircleLoss", "Cosface")
 MGN_LOSSES = TOOLBOX_LOSSES[:2]  # its chain leaves the pairwise ones out
 """Names that the toolbox's meta-architectures understand in ``MODEL.LOSSES.NAME``."""
-PLUGIN_LOSSES = {"CACCLoss": "loss_cacc", "CameraSeparationLoss": "loss_camsep",
+PLUGIN_LOSSES = {"CACCLoss": "loss_cacc", "CAPLoss": "loss_cap_intra",
+                 "CameraSeparationLoss": "loss_camsep", "ICELoss": "loss_ice_hard",
                  "InfoNCELoss": "loss_infonce"}
-"""The plugin's, and the names of their scalars."""
+"""The plugin's, and the name of a scalar that each always gives."""
 
 
 @repair(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,13 +31,14 @@ class UnlabelledImages(Dataset[dict[str, Any]]):
             :class:`.track_source.Sighting`, tells what a tracker knows of it.
         transform: image -> tensor.
         labels: (N,) pseudo labels, -1 for outliers; None: all -1.
+        views: more of each image by other transforms, {name in the item: image -> tensor}.
 
     Attributes:
         camids: (N,) int64, the cameras numbered in the order of their names.
         camera_names: C names, in that order.
         num_cameras: C.
 
-    An item is a dict: images (3, H, W), targets, camids, indexes (its row), img_paths.
+    An item is a dict: images (3, H, W), targets, camids, indexes (its row), img_paths, and views.
 
     Raises:
         ValueError: no image; an image without a camera, or with what is no name of one (names it).
@@ -45,7 +46,8 @@ class UnlabelledImages(Dataset[dict[str, Any]]):
 
     def __init__(self, items: Sequence[tuple[Any, ...]],
                  transform: Callable[[Any], torch.Tensor],
-                 labels: np.ndarray | None = None) -> None:
+                 labels: np.ndarray | None = None, *,
+                 views: Mapping[str, Callable[[Any], torch.Tensor]] | None = None) -> None:
         if not items:
             raise UserError("The training set has no image: check DATASETS.NAMES and the "
                             "environment variable FASTREID_DATASETS.")
@@ -61,6 +63,7 @@ class UnlabelledImages(Dataset[dict[str, Any]]):
         self._seen = [item[2] if len(item) > 2 else None for item in items]
         self.num_cameras = len(self.camera_names)
         self.transform = transform
+        self.views = dict(views or {})
         self.labels = np.full(len(items), -1) if labels is None else np.asarray(labels)
 
     @functools.cached_property
@@ -78,9 +81,10 @@ class UnlabelledImages(Dataset[dict[str, Any]]):
         index, seed = draw if isinstance(draw, Draw) else (int(draw), None)
         image = read_image(self.paths[index])
         with contextlib.nullcontext() if seed is None else _seeded(seed):
-            image = self.transform(image)
+            images = {name: transform(image)
+                      for name, transform in {"images": self.transform, **self.views}.items()}
         return {
-            "images": image,
+            **images,
             "targets": int(self.labels[index]),
             "camids": int(self.camids[index]),
             "indexes": index,
@@ -105,8 +109,8 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def build_pseudo_label_loader(cfg: CfgNode, items: Sequence[tuple[Any, ...]], labels: np.ndarray,
-                              seed: int | Sequence[int], *, skip_batches: int = 0
-                              ) -> DataLoader[dict[str, Any]]:
+                              seed: int | Sequence[int], *, skip_batches: int = 0,
+                              views: bool = False) -> DataLoader[dict[str, Any]]:
     """Endless P x K training loader over pseudo labels, through the toolbox's builder.
 
     Args:
@@ -115,9 +119,13 @@ def build_pseudo_label_loader(cfg: CfgNode, items: Sequence[tuple[Any, ...]], la
         labels: (N,) pseudo labels, -1 is not drawn.
         seed: the same on every process.
         skip_batches: batches to leave out at the start, where a run goes on within an epoch.
+        views: each image twice more, for a teacher: "second_images", augmented anew, and
+            "plain_images", as in evaluation.
     """
-    train_set = UnlabelledImages(
-        items, toolbox_transforms.build_transforms(cfg, is_train=True), labels)
+    augmented = toolbox_transforms.build_transforms(cfg, is_train=True)
+    more = {"second_images": augmented,
+            "plain_images": toolbox_transforms.build_transforms(cfg, is_train=False)}
+    train_set = UnlabelledImages(items, augmented, labels, views=more if views else None)
     sampler = ClusterSampler(
         labels, train_set.camids,
         tracks=None if train_set.tracks is None else train_set.tracks.of_image,

@@ -22,7 +22,13 @@ from ..common.errors import NotFinite, UserError
 from ..data import build_extraction_loader, build_pseudo_label_loader
 from ..data.sampler import check_batch
 from ..inspection import least_images, short_names, summarize_cameras
-from ..modeling import CAUReID, MemoryBank, needs_memory
+from ..modeling import (
+    CAUReID,
+    build_memory_bank,
+    build_teacher,
+    camera_losses,
+    needs_memory,
+)
 from ..modeling.gather import average_running_statistics, gather_batch
 from ..modeling.memory_bank import NotFiniteError
 from .checks import (
@@ -63,6 +69,10 @@ def check_cameras(cfg: CfgNode, num_images: int, num_cameras: int) -> None:
         raise UserError(
             f"{found}, and CameraSeparationLoss needs at least two: take it out of "
             "MODEL.LOSSES.NAME and set MODEL.HEADS.CAMSEP.ATTENTION none.")
+    if num_cameras < 2 and (names := camera_losses(cfg)):
+        raise UserError(
+            f"{found}, and {' and '.join(names)} of MODEL.LOSSES.NAME compares cameras: set "
+            "MODEL.LOSSES.NAME \"('InfoNCELoss',)\".")
     if num_cameras < 2 and cfg.CAUREID.CLUSTER.CAMERA_AWARE and needs_memory(cfg):
         raise UserError(f"{found}, and camera-aware neighbours need at least two: set "
                         "CAUREID.CLUSTER.CAMERA_AWARE False.")
@@ -123,6 +133,7 @@ class UnsupervisedHook(HookBase):
         self._items = [(path, *rest) for path, _, *rest in listed]
         if self._cfg.CAUREID.DIAGNOSTICS:
             self._identities = [str(item[1]) for item in listed]
+        self._model.teacher = build_teacher(self._cfg, self._model)
         self._attach_bank()
 
     def _check_config(self) -> None:
@@ -162,12 +173,12 @@ class UnsupervisedHook(HookBase):
         check_size(cfg, images.camids, self._tracks)
         check_cameras(cfg, len(images), images.num_cameras)
         self._log_cameras(images)
-        dim = cfg.MODEL.HEADS.EMBEDDING_DIM or cfg.MODEL.BACKBONE.FEAT_DIM
-        self._bank = MemoryBank(torch.from_numpy(images.camids), dim,
-                                momentum=cfg.CAUREID.MEMORY.MOMENTUM, device=self._model.device)
+        self._bank = build_memory_bank(cfg, torch.from_numpy(images.camids), self._model.device)
         self._model.memory = self._bank
         kept = self._host.checkpointer.checkpointables
         kept["memory_bank"] = self._bank
+        if self._model.teacher is not None:
+            kept["teacher"] = self._model.teacher
         kept["training_images"] = TrainingImages(images.paths, cfg.DATASETS.NAMES, self._tracks)
 
     def _log_cameras(self, images: Any) -> None:
@@ -180,17 +191,21 @@ class UnsupervisedHook(HookBase):
             logger.warning("%s", warning)
 
     def before_train(self) -> None:
-        if self._bank.is_filled:  # from a checkpoint
+        teacher = self._model.teacher
+        if self._bank.is_filled and (teacher is None or teacher.is_filled):  # from a checkpoint
             return
         if self.trainer.run_state.is_resumed or self.trainer.start_epoch > 0:
+            part = "teacher" if self._bank.is_filled else "memory bank"
             raise RuntimeError(
-                f"The run goes on at epoch {self.trainer.start_epoch}, but its memory bank was not "
+                f"The run goes on at epoch {self.trainer.start_epoch}, but its {part} was not "
                 "restored: register UnsupervisedHook before trainer.resume_or_load().")
+        if teacher is not None:
+            teacher.reset(self._model)
         logger.info("Filling the memory bank with %d images", len(self._bank))
         self._bank.reset(self._extract())
 
     def before_epoch(self) -> None:
-        epoch = self.trainer.epoch
+        epoch = self._bank.epoch = self.trainer.epoch
         done = self.trainer.iter - epoch * self.trainer.iters_per_epoch
         is_due = (epoch % self._cfg.CAUREID.CLUSTER_PERIOD == 0
                   or not (self._bank.labels >= 0).any())
@@ -199,7 +214,8 @@ class UnsupervisedHook(HookBase):
         # anew for every epoch, so that a resumed run draws what an uninterrupted one does
         loader = build_pseudo_label_loader(
             self._cfg, self._items, self._bank.labels.cpu().numpy(),
-            (self.trainer.run_state.seed, epoch), skip_batches=done)
+            (self.trainer.run_state.seed, epoch), skip_batches=done,
+            views=self._model.teacher is not None)
         wanted = self._cfg.SOLVER.IMS_PER_BATCH // self._cfg.DATALOADER.NUM_INSTANCE
         batches: Any = loader.batch_sampler
         found = batches.sampler.num_units
@@ -218,6 +234,8 @@ class UnsupervisedHook(HookBase):
             self._bank.update(features, rows)
         # in every step, so that a checkpoint, which the first process writes, holds all of them
         average_running_statistics(self._model)
+        if self._model.teacher is not None:
+            self._model.teacher.update(self._model)
 
     def after_train(self) -> None:
         self.trainer.data_loader.shutdown()
@@ -251,8 +269,10 @@ class UnsupervisedHook(HookBase):
         self._bank.relabel(torch.from_numpy(found))
 
     def _extract(self) -> torch.Tensor:
+        teacher = self._model.teacher
+        network = self.trainer.model if teacher is None else teacher.network
         with self._not_finite_explained():
-            return extract_features(self.trainer.model, self._extraction,
+            return extract_features(network, self._extraction,
                                     after_batch=lambda: compat.stop_point(self.trainer,
                                                                            together=True))
 

@@ -22,7 +22,7 @@ from ..data import CameraFolder, build_dataset
 logger = logging.getLogger("fastreid.caureid")
 
 OWN_DATA = CameraFolder.__name__  # in DATASETS
-CAMERA_LOSSES = ("CameraSeparationLoss", "CACCLoss")
+CAMERA_LOSSES = ("CameraSeparationLoss", "CACCLoss", "CAPLoss", "ICELoss")
 # is told the level of logging and the text of each thing that is decided
 Notify = Callable[[int, str], None]
 
@@ -104,7 +104,8 @@ def _fit_cameras(cfg: CfgNode, notify: Notify) -> None:
             f"{' and '.join(CAMERA_LOSSES)}, none is left in MODEL.LOSSES.NAME "
             f"{list(cfg.MODEL.LOSSES.NAME)}: add InfoNCELoss.")
     off = {"MODEL.LOSSES.NAME": names, "MODEL.HEADS.CAMSEP.ATTENTION": "none",
-           "MODEL.HEADS.CAMSEP.NUM_CAMERAS": 0, "CAUREID.CLUSTER.CAMERA_AWARE": False}
+           "MODEL.HEADS.CAMSEP.NUM_CAMERAS": 0, "CAUREID.CLUSTER.CAMERA_AWARE": False,
+           "MODEL.BACKBONE.TIMM.CAMERA_EMBEDDING": False}
     changed = {key: value for key, value in off.items() if attrgetter(key)(cfg) != value}
     cfg.merge_from_list([part for item in changed.items() for part in item])
     notify(logging.WARNING,

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from fastreid.config import CfgNode, configurable
 from fastreid.modeling import losses as toolbox
 from fastreid.utils.registry import Registry
+from torch import nn
 
 from .. import losses
 from ..common.errors import UserError
@@ -18,6 +19,7 @@ from ..common.text import naming_keys
 from ..compat import registered_names
 from .gather import gather_batch
 from .memory_bank import MemoryBank
+from .teacher import VIEWS, Teacher
 
 Outputs = dict[str, torch.Tensor]
 
@@ -25,7 +27,8 @@ LOSS_REGISTRY = Registry("LOSSES")
 LOSS_REGISTRY.__doc__ = """
 Losses of CAUReID. A registered class is called with ``cfg``; its instances with ``(outputs, batch,
 memory)`` and return a dict of named scalars. ``needs_memory`` says whether the loss needs the
-memory bank, and with it the UnsupervisedHook.
+memory bank, and with it the UnsupervisedHook; ``needs_cameras``, whether it needs several cameras;
+``needs_teacher``, whether it needs the features of a :class:`.Teacher`.
 """
 
 
@@ -37,7 +40,7 @@ class Loss:
         kwargs: options of the loss function.
     """
 
-    needs_memory = False
+    needs_memory = needs_cameras = needs_teacher = False
 
     @configurable
     def __init__(self, *, scale: float = 1.0, **kwargs: Any) -> None:
@@ -69,21 +72,29 @@ class MemoryLoss(Loss):
     def __call__(self, outputs: Outputs, batch: dict[str, Any],
                  memory: MemoryBank | None) -> Outputs:
         if memory is None:
-            raise UserError(
-                f"{type(self).__name__} needs pseudo labels and a memory bank: add "
-                "`trainer.register_hooks([caureid_plugin.UnsupervisedHook(cfg)])` after the "
-                "trainer is built.")
+            raise self._needs("pseudo labels and a memory bank")
         features = F.normalize(self._output(outputs, "features"), dim=1)
         return self.compare(features, batch["targets"], batch["camids"], memory)
+
+    def _needs(self, what: str) -> UserError:
+        return UserError(f"{type(self).__name__} needs {what}: add "
+                         "`trainer.register_hooks([caureid_plugin.UnsupervisedHook(cfg)])` after "
+                         "the trainer is built.")
 
     def compare(self, features: torch.Tensor, labels: torch.Tensor, camids: torch.Tensor,
                 memory: MemoryBank) -> Outputs:
         raise NotImplementedError
 
 
-def _check_temperature(name: str, node: CfgNode) -> None:
-    if node.TEMPERATURE <= 0:
-        raise UserError(f"MODEL.LOSSES.{name}.TEMPERATURE {node.TEMPERATURE} must be positive.")
+def _check_temperature(name: str, node: CfgNode, key: str = "TEMPERATURE") -> None:
+    if node[key] <= 0:
+        raise UserError(f"MODEL.LOSSES.{name}.{key} {node[key]} must be positive.")
+
+
+def _check_not_negative(name: str, node: CfgNode, *keys: str) -> None:
+    for key in keys:
+        if node[key] < 0:
+            raise UserError(f"MODEL.LOSSES.{name}.{key} {node[key]} must not be negative.")
 
 
 @LOSS_REGISTRY.register()
@@ -124,9 +135,7 @@ class CACCLoss(MemoryLoss):
             raise UserError(
                 f"MODEL.LOSSES.CACC.ANCHOR {node.ANCHOR!r} is unknown, known are {cls.ANCHORS}.")
         _check_temperature("CACC", node)
-        if node.NUM_NEGATIVES < 0:
-            raise UserError(
-                f"MODEL.LOSSES.CACC.NUM_NEGATIVES {node.NUM_NEGATIVES} must not be negative.")
+        _check_not_negative("CACC", node, "NUM_NEGATIVES")
         return {
             "scale": node.SCALE, "temperature": node.TEMPERATURE, "anchor": node.ANCHOR,
             "num_negatives": node.NUM_NEGATIVES, "normalize": node.NORMALIZE,
@@ -140,6 +149,100 @@ class CACCLoss(MemoryLoss):
         loss = losses.cacc_loss(
             features, labels, *memory.camera_centres(normalize=self.normalize), **self.kwargs)
         return {"loss_cacc": loss * self.scale}
+
+
+def _proxy_options(cfg: CfgNode) -> dict[str, Any]:
+    """Options of the loss between images and the proxies of all cameras."""
+    node = cfg.MODEL.LOSSES.CAP
+    _check_temperature("CAP", node)
+    _check_not_negative("CAP", node, "NUM_NEGATIVES", "INTER_SCALE", "INTER_EPOCH")
+    return {"temperature": node.TEMPERATURE, "num_negatives": node.NUM_NEGATIVES}
+
+
+@LOSS_REGISTRY.register()
+class CAPLoss(MemoryLoss):
+    """CAP: :func:`.intra_camera_loss`, and later in training :func:`.inter_camera_loss` with it.
+
+    The proxies are the bank's camera centres; CAP's move by CAUREID.MEMORY.CENTRES momentum. With
+    several processes the losses are computed over the whole batch, as they are means over cameras.
+    """
+
+    needs_cameras = True
+
+    @configurable
+    def __init__(self, *, inter_scale: float, inter_epoch: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.inter_scale = inter_scale
+        self.inter_epoch = inter_epoch
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        node = cfg.MODEL.LOSSES.CAP
+        return {**_proxy_options(cfg), "scale": node.SCALE, "inter_scale": node.INTER_SCALE,
+                "inter_epoch": node.INTER_EPOCH}
+
+    def compare(self, features: torch.Tensor, labels: torch.Tensor, camids: torch.Tensor,
+                memory: MemoryBank) -> Outputs:
+        features, labels, camids = gather_batch(features, labels, camids)
+        centres, clusters = memory.camera_centres()
+        found = {"loss_cap_intra": losses.intra_camera_loss(
+            features, labels, camids, centres, clusters, memory.centre_camids,
+            temperature=self.kwargs["temperature"])}
+        if memory.epoch >= self.inter_epoch:
+            found["loss_cap_inter"] = self.inter_scale * losses.inter_camera_loss(
+                features, labels, camids, centres, clusters, **self.kwargs)
+        return {name: loss * self.scale for name, loss in found.items()}
+
+
+@LOSS_REGISTRY.register()
+class ICELoss(MemoryLoss):
+    """ICE: against centroids and camera proxies, and against the teacher's keys of the batch.
+
+    The four are :func:`.info_nce_loss` with features of any length, :func:`.inter_camera_loss` by
+    the keys of MODEL.LOSSES.CAP, :func:`.hard_instance_loss` and :func:`.soft_consistency_loss`.
+    ICE's centroids and proxies stay as they are between clusterings: CAUREID.MEMORY.CENTRES fixed.
+    With several processes the losses are computed over the whole batch.
+    """
+
+    needs_cameras = needs_teacher = True
+    SMOOTHING = 0.1  # of the labels, against centroids
+
+    @configurable
+    def __init__(self, *, proxies: dict[str, Any], camera_scale: float, temperatures:
+                 dict[str, float], soft_scale: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.proxies, self.camera_scale = proxies, camera_scale
+        self.temperatures, self.soft_scale = temperatures, soft_scale
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        node = cfg.MODEL.LOSSES.ICE
+        keys = {"cluster": "TEMPERATURE", "hard": "HARD_TEMPERATURE", "soft": "SOFT_TEMPERATURE"}
+        for key in keys.values():
+            _check_temperature("ICE", node, key)
+        return {"scale": node.SCALE, "soft_scale": node.SOFT_SCALE,
+                "temperatures": {name: node[key] for name, key in keys.items()},
+                "proxies": _proxy_options(cfg), "camera_scale": cfg.MODEL.LOSSES.CAP.INTER_SCALE}
+
+    def __call__(self, outputs: Outputs, batch: dict[str, Any],
+                 memory: MemoryBank | None) -> Outputs:
+        if memory is None or any(view not in outputs for view in VIEWS):
+            raise self._needs("pseudo labels, a memory bank and a teacher")
+        raw, keys, plain, labels, camids = gather_batch(
+            self._output(outputs, "features"), *(outputs[view] for view in VIEWS),
+            batch["targets"], batch["camids"])
+        features = F.normalize(raw, dim=1)
+        found = {
+            "loss_ice_cluster": losses.info_nce_loss(
+                raw, labels, memory.centroids, temperature=self.temperatures["cluster"],
+                smoothing=self.SMOOTHING),
+            "loss_ice_camera": self.camera_scale * losses.inter_camera_loss(
+                features, labels, camids, *memory.camera_centres(), **self.proxies),
+            "loss_ice_hard": losses.hard_instance_loss(
+                features, labels, keys, temperature=self.temperatures["hard"]),
+            "loss_ice_soft": self.soft_scale * losses.soft_consistency_loss(
+                features, keys, plain, temperature=self.temperatures["soft"])}
+        return {name: loss * self.scale for name, loss in found.items()}
 
 
 @LOSS_REGISTRY.register()
@@ -254,3 +357,15 @@ def build_losses(cfg: CfgNode) -> list[Loss]:
 def needs_memory(cfg: CfgNode) -> bool:
     """Whether a loss of ``MODEL.LOSSES.NAME`` needs the memory bank (and the UnsupervisedHook)."""
     return any(_loss_class(name).needs_memory for name in cfg.MODEL.LOSSES.NAME)
+
+
+def camera_losses(cfg: CfgNode) -> list[str]:
+    """Names in ``MODEL.LOSSES.NAME`` whose losses compare cameras, and need several."""
+    return [name for name in cfg.MODEL.LOSSES.NAME if _loss_class(name).needs_cameras]
+
+
+def build_teacher(cfg: CfgNode, network: nn.Module) -> Teacher | None:
+    """The teacher of a network, None if no loss of ``MODEL.LOSSES.NAME`` needs one."""
+    if not any(_loss_class(name).needs_teacher for name in cfg.MODEL.LOSSES.NAME):
+        return None
+    return Teacher(network, momentum=cfg.MODEL.LOSSES.ICE.MOMENTUM)

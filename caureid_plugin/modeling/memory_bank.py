@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from fastreid.config import CfgNode
 
 from ..common.errors import UserError
+
+CENTRES = ("mean", "momentum", "hard", "fixed")
 
 
 class NotFiniteError(FloatingPointError):
@@ -23,15 +26,26 @@ class NotFiniteError(FloatingPointError):
 class MemoryBank:
     """Features of the N training images with cluster centroids and camera centres kept up to date.
 
-    Centroids and camera centres are held as sums: rebuilt at each :meth:`relabel` and adjusted by
-    the difference of the changed rows at each :meth:`update`, so that a step costs
-    O(batch x D), whatever N. The bank is training state, not model weights: it is saved with the
-    checkpoint as an object of its own and never exported.
+    Each :meth:`relabel` computes centroids and camera centres anew, each :meth:`update` moves them
+    by the batch, so that a step costs O(batch x D), whatever N. How they move is ``centres``:
+
+    - "mean": they are the means of the bank's features (SpCL, CA-UReID), held as sums, which move
+      by the difference of the changed rows.
+    - "momentum": each is a vector of its own, at first the normalised mean, and every image of the
+      batch moves it in turn, ``c <- normalise(mu c + (1 - mu) f)`` (ClusterContrast, arXiv
+      2103.11568, for clusters; CAP, arXiv 2012.10674, for the cameras of a cluster).
+    - "hard": the same, but of a batch only the image that is least similar to it moves it
+      (ClusterContrast's other variant).
+    - "fixed": they stay the means of the last clustering (ICE, arXiv 2103.16364).
+
+    The bank is training state, not model weights: it is saved with the checkpoint as an object of
+    its own and never exported.
 
     Args:
         camids: (N,) camera of each training image, >= 0.
         dim: D.
         momentum: mu of eq. 1, the weight of the OLD value, 0 <= mu < 1.
+        centres: "mean", "momentum", "hard" or "fixed".
         device: where the bank lives.
 
     Attributes:
@@ -41,20 +55,25 @@ class MemoryBank:
         num_clusters: K.
         threshold: of :func:`caureid_plugin.clustering.reliable_labels`, which the first clustering
             sets for the whole run; None before it, or if the criterion is off.
+        epoch: of the training, which the UnsupervisedHook tells it.
         is_filled: whether it has been given features, by :meth:`reset` or from a checkpoint.
 
     Raises:
-        ValueError: momentum outside [0, 1).
+        ValueError: momentum outside [0, 1), or ``centres`` is unknown.
     """
 
-    def __init__(self, camids: torch.Tensor, dim: int, *, momentum: float,
+    def __init__(self, camids: torch.Tensor, dim: int, *, momentum: float, centres: str = "mean",
                  device: torch.device | str = "cpu") -> None:
         if not 0.0 <= momentum < 1.0:
             raise UserError(f"CAUREID.MEMORY.MOMENTUM {momentum} must be in [0, 1).")
+        if centres not in CENTRES:
+            raise UserError(f"CAUREID.MEMORY.CENTRES {centres!r} is unknown, known are {CENTRES}.")
+        self._rule, self._own_vectors = centres, centres in ("momentum", "hard")
         self.camids = torch.as_tensor(camids, dtype=torch.int64, device=device)
         self.momentum = momentum
         self.features = torch.zeros(len(self.camids), dim, device=device)
         self.is_filled = False
+        self.epoch = 0
         self.threshold: float | None = None
         self.labels = torch.full_like(self.camids, -1)
         self.relabel(self.labels)
@@ -114,13 +133,18 @@ class MemoryBank:
         self._cluster_sums, self._cluster_sizes = totals(self.labels[inlier], self.num_clusters)
         self._centre_sums, self._centre_sizes = totals(
             self._centre_of[inlier], len(self.centre_labels))
+        if self._own_vectors:  # in the place of sums of one
+            for sums, sizes in ((self._cluster_sums, self._cluster_sizes),
+                                (self._centre_sums, self._centre_sizes)):
+                sums.copy_(F.normalize(sums, dim=1))
+                sizes.fill_(1)
 
     @torch.no_grad()
     def update(self, features: torch.Tensor, indexes: torch.Tensor) -> None:
         """Eq. 1 for the images of a batch: ``M[i] <- normalise(mu M[i] + (1 - mu) f_i)``.
 
         An image that occurs several times in the batch is updated once for each time, in the
-        order of the batch.
+        order of the batch. Centroids and camera centres move by their rule.
 
         Args:
             features: (B, D) L2-normalised features.
@@ -139,11 +163,27 @@ class MemoryBank:
         _check_finite(features, indexes)
         rows = torch.unique(indexes)
         before = self.features[rows]
-        for turn in _turns(indexes):
-            chosen = indexes[turn]
-            mixed = self.momentum * self.features[chosen] + (1.0 - self.momentum) * features[turn]
-            self.features[chosen] = F.normalize(mixed, dim=1)
-        self._shift_sums(rows, self.features[rows] - before)
+        self._move(self.features, indexes, features)
+        if self._rule == "mean":
+            self._shift_sums(rows, self.features[rows] - before)
+        elif self._own_vectors:
+            self._move_centres(features, indexes)
+
+    def _move_centres(self, features: torch.Tensor, indexes: torch.Tensor) -> None:
+        inlier = self.labels[indexes] >= 0
+        features, indexes = features[inlier], indexes[inlier]
+        for vectors, groups in ((self._cluster_sums, self.labels[indexes]),
+                                (self._centre_sums, self._centre_of[indexes])):
+            chosen = (_least_similar(features, vectors[groups], groups) if self._rule == "hard"
+                      else slice(None))
+            self._move(vectors, groups[chosen], features[chosen])
+
+    def _move(self, vectors: torch.Tensor, rows: torch.Tensor, features: torch.Tensor) -> None:
+        """Moves a vector by each feature of its row, in order."""
+        for turn in _turns(rows):
+            chosen = rows[turn]
+            mixed = self.momentum * vectors[chosen] + (1.0 - self.momentum) * features[turn]
+            vectors[chosen] = F.normalize(mixed, dim=1)
 
     def _shift_sums(self, rows: torch.Tensor, change: torch.Tensor) -> None:
         inlier = self.labels[rows] >= 0
@@ -153,31 +193,36 @@ class MemoryBank:
 
     @property
     def centroids(self) -> torch.Tensor:
-        """(K, D) mean feature of each cluster, not normalised."""
+        """(K, D) each cluster's mean feature, not normalised, or its vector of length 1."""
         return self._cluster_sums / self._cluster_sizes[:, None]
 
     def camera_centres(self, *, normalize: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean feature of each (cluster, camera) pair (eq. 6): centres (M, D), clusters (M,)."""
+        """One of each (cluster, camera) pair (eq. 6): centres (M, D), clusters (M,).
+
+        Mean features, or vectors of length 1 of their own.
+        """
         if normalize:  # a sum has its mean's direction
             return F.normalize(self._centre_sums, dim=1), self.centre_labels
         return self._centre_sums / self._centre_sizes[:, None], self.centre_labels
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Everything a resumed run needs; the sums as well, so that it goes on bit for bit."""
-        state = {
-            "features": self.features, "labels": self.labels, "camids": self.camids,
-            "cluster_sums": self._cluster_sums, "centre_sums": self._centre_sums,
-        }
+        state = {"features": self.features, "labels": self.labels, "camids": self.camids,
+                 **self._sums()}
         if self.threshold is not None:
             state["threshold"] = torch.tensor(self.threshold, dtype=torch.float64)
         return state
+
+    def _sums(self) -> dict[str, torch.Tensor]:
+        kind = "vectors" if self._own_vectors else "sums"
+        return {f"cluster_{kind}": self._cluster_sums, f"centre_{kind}": self._centre_sums}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Restores :meth:`state_dict`, also one of before there were thresholds.
 
         Raises:
-            ValueError: the saved bank belongs to other images, cameras or another dimension, or its
-                sums do not fit its clusters.
+            ValueError: the saved bank belongs to other images, cameras, another dimension or
+                another rule of the centres, or its sums do not fit its clusters.
             NotFiniteError: some of its features are NaN or infinite.
         """
         saved, own = tuple(state["features"].shape), tuple(self.features.shape)
@@ -185,11 +230,15 @@ class MemoryBank:
             raise UserError(
                 f"The checkpoint's memory bank has shape {saved}, this run's {own}, or their "
                 "cameras differ: resume with the same DATASETS.NAMES and files.")
+        if not self._sums().keys() <= state.keys():
+            kind = "means" if self._own_vectors else "vectors of their own"
+            raise UserError(
+                f"The centres of the checkpoint's memory bank are {kind}, and this run's "
+                f"CAUREID.MEMORY.CENTRES is {self._rule}: resume with the same.")
         _check_finite(state["features"], torch.arange(len(self)))
         self.features = state["features"].to(self.features, copy=True)
         self.relabel(state["labels"])
-        for field, sums in (("cluster_sums", self._cluster_sums),
-                            ("centre_sums", self._centre_sums)):
+        for field, sums in self._sums().items():
             saved, own = tuple(state[field].shape), tuple(sums.shape)
             if saved != own or not torch.isfinite(state[field]).all():
                 raise UserError(
@@ -199,6 +248,20 @@ class MemoryBank:
             sums.copy_(state[field])
         self.threshold = float(state["threshold"]) if "threshold" in state else None
         self.is_filled = True
+
+
+def build_memory_bank(cfg: CfgNode, camids: torch.Tensor, device: torch.device | str
+                      ) -> MemoryBank:
+    """An empty bank for the embedding of a config, by CAUREID.MEMORY.
+
+    Args:
+        cfg: CAUREID.MEMORY, MODEL.HEADS.EMBEDDING_DIM and MODEL.BACKBONE.FEAT_DIM.
+        camids: (N,) camera of each training image, >= 0.
+        device: where the bank lives.
+    """
+    dim = cfg.MODEL.HEADS.EMBEDDING_DIM or cfg.MODEL.BACKBONE.FEAT_DIM
+    return MemoryBank(camids, dim, momentum=cfg.CAUREID.MEMORY.MOMENTUM,
+                      centres=cfg.CAUREID.MEMORY.CENTRES, device=device)
 
 
 def _check_finite(features: torch.Tensor, indexes: torch.Tensor) -> None:
@@ -220,3 +283,11 @@ def _turns(indexes: torch.Tensor) -> list[torch.Tensor]:
             rounds.append([])
         rounds[turn].append(position)
     return [torch.tensor(r, device=indexes.device) for r in rounds]
+
+
+def _least_similar(features: torch.Tensor, vectors: torch.Tensor, groups: torch.Tensor
+                   ) -> torch.Tensor:
+    """Of each group the place of the feature least similar to its vector, the first of several."""
+    order = (features * vectors).sum(dim=1).argsort(stable=True)
+    turns = _turns(groups[order])
+    return order[turns[0]] if turns else order

@@ -18,6 +18,7 @@ from ..layers import convert_grouped_batch_norm
 from .heads import CamSepHead
 from .losses import Loss, build_losses
 from .memory_bank import MemoryBank
+from .teacher import Teacher
 
 
 def _head_is(cfg: CfgNode, kind: type) -> bool:
@@ -49,10 +50,11 @@ class CAUReID(Baseline):
 
     Attributes:
         memory: the memory bank; set by the UnsupervisedHook, None in supervised training.
+        teacher: the moving average of this network, for losses that need it; set by the hook.
 
     Input of ``forward`` (a dict): "images" (B, 3, H, W) in 0..255; in training also "targets" (B,)
     (pseudo labels, or identities in supervised training), "camids" (B,), and, with a memory bank,
-    "indexes" (B,).
+    "indexes" (B,), with a teacher also "second_images" and "plain_images".
     """
 
     @configurable
@@ -66,6 +68,7 @@ class CAUReID(Baseline):
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._losses = losses
         self.memory: MemoryBank | None = None
+        self.teacher: Teacher | None = None  # no module: neither a weight nor in a checkpoint
         self._seen: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @classmethod
@@ -98,13 +101,17 @@ class CAUReID(Baseline):
         if isinstance(batched_inputs, dict):
             batched_inputs = to_device(batched_inputs, self.device)
         images = self.preprocess_image(batched_inputs).contiguous(memory_format=self._layout)
-        features = self.backbone(images)
         if not self.training:
-            return self.heads(features)
+            return self.heads(self.backbone(images))
+        cameras = ({"camids": batched_inputs.get("camids")}
+                   if getattr(self.backbone, "camera_embedding", None) is not None else {})
+        features = self.backbone(images, **cameras)
         targets = batched_inputs["targets"]
         if self.memory is None:
             targets = targets.clamp(min=0)  # FastReID's PreciseBN marks its batches with -1
         outputs = self.heads(features, targets)
+        if self.teacher is not None:
+            outputs.update(self.teacher.keys(batched_inputs))
         return self.losses(outputs, {**batched_inputs, "targets": targets})
 
     def losses(self, outputs: dict[str, torch.Tensor],

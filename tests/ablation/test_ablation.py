@@ -485,6 +485,8 @@ def test_own_configs_as_rows(tool, tmp_path):
 
 @pytest.mark.parametrize("words, message", [
     ("--family duke --rows css ccs", "'--rows': 'ccs' is not one of 'baseline', 'css', 'cacc'"),
+    ("--family duke --rows css ice", "'--rows': 'ice' is not one of 'baseline', 'css', 'cacc'"),
+    ("--family peers --rows css", "'--rows': 'css' is not one of 'spcl', 'cluster_contrast'"),
     ("--family duke --seeds 1 2 1", "'--seeds': 1 2 1: a number stands there twice"),
     ("--family duke --seeds 1 -2", "-2 is not in the range x>=0"),
     ("--family duke --baseline no", "--baseline 'no' is unknown, known are baseline, css, cacc"),

@@ -204,6 +204,27 @@ def test_batches_hold_what_the_training_needs(cfg, items):
         not torch.equal(views[0], views[1]) for views in repeated), "each time another view"
 
 
+def test_views_are_the_same_image_augmented_anew_and_as_in_evaluation(cfg, items):
+    seen = {}
+    for views in (False, True):
+        loader = build_pseudo_label_loader(cfg, items, LABELS, 3, views=views)
+        seen[views] = next(iter(loader))
+        loader.shutdown()
+    plain, batch = seen[False], seen[True]
+    assert batch.keys() - plain.keys() == {"second_images", "plain_images"}
+    # what is trained on is what it is without the views
+    assert torch.equal(batch["images"], plain["images"])
+    assert torch.equal(batch["indexes"], plain["indexes"])
+    evaluated = {}
+    for other in build_extraction_loader(cfg, items):
+        evaluated.update(zip(other["indexes"].tolist(), other["images"], strict=True))
+    for row, image in zip(batch["indexes"].tolist(), batch["plain_images"], strict=True):
+        assert torch.equal(image, evaluated[row])
+    assert batch["second_images"].shape == batch["images"].shape
+    different = (batch["second_images"] != batch["images"]).flatten(1).any(dim=1)
+    assert different.any(), "augmented by the same random numbers"
+
+
 def test_extraction_gives_every_image_once_in_order(cfg, items):
     loader = build_extraction_loader(cfg, items)
     passes = [list(loader) for _ in range(2)]

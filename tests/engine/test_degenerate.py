@@ -220,6 +220,12 @@ CAMERAS = {
         people(cameras=1, images=6), ("MODEL.LOSSES.NAME", ("InfoNCELoss", "CameraSeparationLoss"),
                                       "MODEL.HEADS.CAMSEP.NUM_CAMERAS", 2),
         error="All 48 training images .*one camera, and CameraSeparationLoss needs at least two"),
+    "one camera, CAP": Case(
+        people(cameras=1, images=6), ("MODEL.LOSSES.NAME", ("CAPLoss", "InfoNCELoss")),
+        error="one camera, and CAPLoss of MODEL.LOSSES.NAME compares cameras: set MODEL.LOSSES"),
+    "one camera, ICE": Case(
+        people(cameras=1, images=6), ("MODEL.LOSSES.NAME", ("ICELoss",)),
+        error=r"one camera, and ICELoss of .*: set MODEL.LOSSES.NAME \"\('InfoNCELoss',\)\""),
     "one camera, camera-aware": Case(
         people(cameras=1, images=6), AWARE, error="set CAUREID.CLUSTER.CAMERA_AWARE False"),
     "all but one image in one camera, camera-aware": Case(

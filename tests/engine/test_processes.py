@@ -12,6 +12,14 @@ from helpers.tiny import write_market
 KEYS = ("INPUT.PADDING.ENABLED", True, "INPUT.REA.ENABLED", True, "SOLVER.IMS_PER_BATCH", 32,
         "CAUREID.LABELS", "extract", "DATASETS.TESTS", ())
 
+PEERS = {
+    "ours": (),
+    "cap": ("MODEL.LOSSES.NAME", "('CAPLoss',)", "MODEL.LOSSES.CAP.INTER_EPOCH", 1,
+            "CAUREID.MEMORY.CENTRES", "momentum", "MODEL.HEADS.CAMSEP.ATTENTION", "none"),
+    "ice": ("MODEL.LOSSES.NAME", "('ICELoss',)", "MODEL.LOSSES.ICE.MOMENTUM", 0.5,
+            "CAUREID.MEMORY.CENTRES", "hard", "MODEL.HEADS.CAMSEP.ATTENTION", "none"),
+}
+
 _SCRIPT = '''
 import sys
 
@@ -35,7 +43,8 @@ class Watch(HookBase):
         self.steps.append({
             "losses": torch.tensor([latest[name][0] for name in sorted(latest) if "loss_" in name],
                                    dtype=torch.float64),
-            "labels": model.memory.labels.clone(), "bank": model.memory.features.clone(),
+            "labels": model.memory.labels.clone(), "bank": torch.cat([
+                model.memory.features, model.memory.centroids, model.memory.camera_centres()[0]]),
             "weights": torch.cat([p.detach().flatten() for p in model.parameters()]),
             "statistics": torch.cat([b.flatten() for name, b in model.named_buffers()
                                      if "running" in name])})
@@ -59,8 +68,10 @@ def main(folder, keys):
         trainer, watch = DefaultTrainer(cfg), Watch()
         trainer.register_hooks([caureid_plugin.UnsupervisedHook(cfg), watch])
         model = getattr(trainer.model, "module", trainer.model)
-        model.register_forward_pre_hook(
-            lambda model, inputs: ({**inputs[0], "images": inputs[0]["images"].float()},))
+        for network in (model, *([model.teacher.network] if model.teacher else ())):
+            network.register_forward_pre_hook(lambda network, inputs: ({
+                name: value.float() if "images" in name else value
+                for name, value in inputs[0].items()},))
         trainer.train()
         torch.save({"steps": watch.steps, "state": model.state_dict()},
                    f"{folder}/{precision}{comm.get_rank()}.pth")
@@ -78,19 +89,20 @@ def train(tmp_path_factory, hook_keys):
     write_market(home / "datasets")  # where the toolbox looks, from its working directory
     (home / "script.py").write_text(_SCRIPT)
 
-    def run(count):
-        if count not in runs:
-            folder = home / str(count)
+    def run(count, peer="ours"):
+        if (count, peer) not in runs:
+            folder = home / f"{peer}{count}"
             folder.mkdir()
-            done = warm.run([home / "script.py", count, folder, *hook_keys, *KEYS], home,
+            done = warm.run([home / "script.py", count, folder, *hook_keys, *KEYS, *PEERS[peer]],
+                            home,
                             timeout=200,
                             env=warm.environment(FASTREID_DATASETS="datasets"),
                             prepare=warm.FORKED_RANKS)
             assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-            runs[count] = {precision: [
+            runs[count, peer] = {precision: [
                 torch.load(folder / f"{precision}{rank}.pth", weights_only=True)
                 for rank in range(count)] for precision in ("single", "double")}
-        return runs[count]
+        return runs[count, peer]
 
     return run
 
@@ -136,3 +148,15 @@ def test_any_number_of_processes_trains_as_one(train, count, precision, toleranc
     assert len(ranks) == count
     _assert_equal_ranks(ranks)
     _assert_close(ranks[0], one, tolerance)
+
+
+@pytest.mark.parametrize("peer, losses", [("cap", 0), ("ice", 4)])
+def test_two_processes_train_a_method_of_others_as_one(train, peer, losses):
+    """Six steps in two epochs; CAP has two losses in the second. A single one is not logged."""
+    for precision, tolerance in (("single", 1e-4), ("double", 1e-9)):
+        one, ranks = train(1, peer)[precision][0], train(2, peer)[precision]
+        assert [len(step["losses"]) for step in one["steps"]] == [losses] * 3 + [
+            2 if peer == "cap" else losses] * 3
+        assert not torch.equal(one["steps"][0]["bank"], one["steps"][-1]["bank"])
+        _assert_equal_ranks(ranks)
+        _assert_close(ranks[0], one, tolerance)

@@ -34,8 +34,10 @@ def best_metric(trainer):
 
 def result(trainer):
     """Everything a run ends with."""
-    bank = trainer.model.memory
+    bank, teacher = trainer.model.memory, trainer.model.teacher
     return {
+        **{f"teacher {name}": t.clone() for name, t in (
+            teacher.state_dict() if teacher else {}).items()},
         **{f"model {name}": t.clone() for name, t in trainer.model.state_dict().items()},
         **{f"bank {name}": t.clone() for name, t in bank.state_dict().items()},
         **{f"optimizer {i} {name}": torch.as_tensor(value).clone()
@@ -148,6 +150,32 @@ def test_one_and_two_epochs_are_three(start, whole, resumed, preset, period, wor
     assert threshold == first.model.memory.threshold
     assert (threshold is not None) == (preset == "bank")
     assert_ends_as(trainer, expected)
+
+
+CAP = ("MODEL.LOSSES.NAME", ("CAPLoss",), "MODEL.LOSSES.CAP.INTER_EPOCH", 1,
+       "CAUREID.MEMORY.CENTRES", "momentum")
+ICE = ("MODEL.LOSSES.NAME", ("ICELoss",), "MODEL.LOSSES.ICE.MOMENTUM", 0.9,
+       "CAUREID.MEMORY.CENTRES", "fixed", "MODEL.HEADS.CAMSEP.ATTENTION", "none")
+
+
+@pytest.mark.parametrize("peer, step", [(CAP, 3), (ICE, 1), (ICE, 4)])
+def test_methods_of_others_go_on(start, whole, resumed, peer, step):
+    """Within an epoch: vectors that have moved, the epoch, the teacher and its views."""
+    options = ("CAUREID.LABELS", "extract", *peer)
+    expected = whole("SOLVER.MAX_EPOCH", 3, *options)
+    stopped(start(*OPTIONS, "SOLVER.MAX_EPOCH", 3, *options), step)
+    assert_ends_as(resumed("SOLVER.MAX_EPOCH", 3, *options), expected)
+    assert any(name.startswith("teacher") for name in expected) == (peer is ICE)
+
+
+def test_a_teacher_that_is_not_restored_ends_the_run(start, resumed, tmp_path):
+    start(*OPTIONS, "SOLVER.MAX_EPOCH", 1, *ICE).train()
+    path, = (tmp_path / "out").glob("model_final.pth")
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["teacher"]
+    torch.save(checkpoint, path)
+    with pytest.raises(RuntimeError, match="goes on at epoch 1, but its teacher was not restored"):
+        resumed("SOLVER.MAX_EPOCH", 2, *ICE).train()
 
 
 def test_a_run_with_tracks_goes_on(start, whole, resumed, tiny_market):

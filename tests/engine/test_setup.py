@@ -105,10 +105,12 @@ def test_cameras_of_several_datasets_add_up(cfg, market):
 
 def test_one_camera_switches_off_what_needs_several(cfg, market):
     cfg.merge_from_file(OWN_CONFIG)  # the full method
+    cfg.MODEL.BACKBONE.TIMM.CAMERA_EMBEDDING = True
     fitted, found = decided(cfg, "CAMERA_FOLDER.ROOT", market / "bounding_box_train",
                             "CAMERA_FOLDER.CAMERA", "none", *labels(market))
     expected = {"MODEL.LOSSES.NAME": ("InfoNCELoss",), "MODEL.HEADS.CAMSEP.ATTENTION": "none",
-                CAMERAS: 0, "CAUREID.CLUSTER.CAMERA_AWARE": False}
+                CAMERAS: 0, "CAUREID.CLUSTER.CAMERA_AWARE": False,
+                "MODEL.BACKBONE.TIMM.CAMERA_EMBEDDING": False}
     ((level, text),) = found
     assert level == logging.WARNING and "one camera" in text and "CAMERA_FOLDER.CAMERA" in text
     for key, value in expected.items():

@@ -56,6 +56,57 @@ def test_the_bank_starts_from_one_pass_of_the_network(start):
         torch.testing.assert_close(model.memory.features[row], expected, atol=1e-5, rtol=1e-4)
 
 
+def test_the_centres_move_as_the_config_says(start):
+    trainer = start("CAUREID.MEMORY.CENTRES", "hard")
+    trainer.train()
+    bank = trainer.model.memory
+    torch.testing.assert_close(bank.centroids.norm(dim=1), torch.ones(bank.num_clusters))
+    means = torch.stack([bank.features[bank.labels == k].mean(dim=0)
+                         for k in range(bank.num_clusters)])
+    assert (normalize(means, dim=1) - bank.centroids).abs().max() > 1e-4
+
+
+def test_cap_compares_across_cameras_from_its_epoch(start):
+    trainer = start("MODEL.LOSSES.NAME", ("CAPLoss",), "MODEL.LOSSES.CAP.INTER_EPOCH", 1)
+    trainer.train()
+    steps = [step for _, step in trainer.storage.history("loss_cap_inter").values()]
+    assert steps == [3, 4, 5]
+
+
+def test_the_teacher_is_averaged_after_each_step_and_gives_what_is_clustered(start, clusterings):
+    trainer = start("MODEL.LOSSES.NAME", ("ICELoss",), "MODEL.LOSSES.ICE.MOMENTUM", 0.7,
+                    "CAUREID.LABELS", "extract")
+    model, teacher, seen = trainer.model, trainer.model.teacher, []
+    trainer.model.load_state_dict({name: value + 0.01 for name, value in
+                                   model.state_dict().items()})  # as weights that are loaded
+    update = teacher.update
+
+    def watched(network):
+        before = {name: value.clone() for name, value in teacher.state_dict().items()}
+        update(network)
+        seen.append((before, {n: v.clone() for n, v in network.state_dict().items()},
+                     {n: v.clone() for n, v in teacher.state_dict().items()}))
+
+    teacher.update = watched
+    start_weights = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer.train()
+    assert len(seen) == 6
+    for name, value in seen[0][0].items():
+        assert torch.equal(value, start_weights[name])  # it began as the network
+    for before, network, after in seen:
+        for name, value in after.items():
+            if value.is_floating_point():
+                torch.testing.assert_close(value, 0.7 * before[name] + 0.3 * network[name])
+    teacher.network.load_state_dict(seen[2][2])  # as it was at the second clustering
+    row = 17
+    path = trainer.data_loader.dataset.paths[row]
+    image = torch.from_numpy(np.asarray(Image.open(path).convert("RGB")).copy())
+    with torch.no_grad():
+        expected = teacher.network({"images": image.permute(2, 0, 1).float()[None]})
+    torch.testing.assert_close(clusterings[1][0][row], normalize(expected, dim=1)[0],
+                               atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("preset", ["bank", "extract"])
 def test_batches_carry_the_labels_of_the_last_clustering(start, clusterings, preset):
     trainer, batches = start("CAUREID.LABELS", preset), []
@@ -317,6 +368,9 @@ AWARE = ["CAUREID.CLUSTER.CAMERA_AWARE", True, "CAUREID.CLUSTER.K1_INTRA", 3,
     (["MODEL.LOSSES.INFONCE.TEMPERATURE", 0.0], "INFONCE.TEMPERATURE 0.0"),
     (["MODEL.LOSSES.CACC.NUM_NEGATIVES", -1], "NUM_NEGATIVES -1"),
     (["CAUREID.MEMORY.MOMENTUM", 1.0], "MOMENTUM 1.0"),
+    (["CAUREID.MEMORY.CENTRES", "median"], "CAUREID.MEMORY.CENTRES 'median' is unknown"),
+    (["MODEL.LOSSES.NAME", ("ICELoss",), "MODEL.LOSSES.ICE.MOMENTUM", 1.0],
+     "MODEL.LOSSES.ICE.MOMENTUM 1.0"),
     (["MODEL.META_ARCHITECTURE", "Baseline", "MODEL.HEADS.NUM_CLASSES", 8, "MODEL.LOSSES.NAME",
       ("CrossEntropyLoss",)], "META_ARCHITECTURE CAUReID, the model is a Baseline"),
 ])

@@ -68,3 +68,15 @@ def test_gradient(outliers):
     features, labels, centroids = make(5, 4, 3, 4, outliers)
     assert torch.autograd.gradcheck(
         lambda f: info_nce_loss(f, labels, centroids, temperature=0.3), features.requires_grad_())
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 1.0])
+def test_smoothing_gives_a_share_of_the_target_to_all_clusters(smoothing):
+    features, labels, centroids = make(6, 8, 5, 5, outliers=(2,))
+    shares = [np.mean([plain.cross_entropy([float(f @ c) / 0.5 for c in centroids], place)
+                       for place in range(5)]) for f in features]
+    kept = [share for share, label in zip(shares, labels.tolist(), strict=True) if label != -1]
+    expected = ((1 - smoothing) * plain_loss(features, labels, centroids, 0.5)
+                + smoothing * np.mean(kept))
+    loss = info_nce_loss(features, labels, centroids, temperature=0.5, smoothing=smoothing)
+    assert loss.item() == pytest.approx(expected, abs=1e-12)

@@ -49,10 +49,10 @@ def make_batch():
 def make_bank():
     """A bank of random images, by default sixty of seven clusters and four cameras."""
 
-    def make(dim=16, *, n=60, clusters=7, momentum=0.2, outliers=5):
+    def make(dim=16, *, n=60, clusters=7, momentum=0.2, outliers=5, centres="mean"):
         generator = torch.Generator().manual_seed(0)
         bank = caureid_plugin.MemoryBank(
-            torch.randint(4, (n,), generator=generator), dim, momentum=momentum)
+            torch.randint(4, (n,), generator=generator), dim, momentum=momentum, centres=centres)
         bank.reset(torch.randn(n, dim, generator=generator))
         labels = torch.arange(n) % clusters
         labels[torch.randperm(n, generator=generator)[:outliers]] = -1

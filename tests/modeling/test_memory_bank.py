@@ -5,8 +5,8 @@ import copy
 import numpy as np
 import pytest
 import torch
-from caureid_plugin.modeling import MemoryBank
-from caureid_plugin.modeling.memory_bank import NotFiniteError
+from caureid_plugin.modeling import MemoryBank, build_memory_bank
+from caureid_plugin.modeling.memory_bank import CENTRES, NotFiniteError
 
 from helpers import plain
 
@@ -36,6 +36,26 @@ def assert_sums_are_right(bank, atol):
         np.testing.assert_allclose(centres, list(expected.values()), rtol=0, atol=tolerance)
     pairs = zip(bank.centre_labels.tolist(), bank.centre_camids.tolist(), strict=True)
     assert list(pairs) == list(expected)
+
+
+def plain_centres(bank, batch, indexes, momentum, hard):
+    """{(cluster, camera): vector}, moved from the normalised means; camera None: of the cluster."""
+    labels, camids = bank.labels.tolist(), bank.camids.tolist()
+    rows = bank.features.double().numpy()
+    groups = {}
+    for row, (label, camera) in enumerate(zip(labels, camids, strict=True)):
+        if label != -1:
+            for pair in ((label, None), (label, camera)):
+                groups.setdefault(pair, []).append(row)
+    centres = {pair: unit(np.mean(rows[members], axis=0)) for pair, members in groups.items()}
+    for pair, members in groups.items():
+        given = [feature for feature, index in zip(batch, indexes, strict=True)
+                 if index in members]
+        if hard and given:
+            given = [min(given, key=lambda feature: feature @ centres[pair])]
+        for feature in given:
+            centres[pair] = unit(momentum * centres[pair] + (1 - momentum) * feature)
+    return centres
 
 
 def random_step(bank, batch, seed):
@@ -75,6 +95,55 @@ def test_centroids_after_hundreds_of_updates(make_bank):
     fresh.relabel(labels)
     assert torch.equal(bank.centroids, fresh.centroids), "relabelling leaves no drift behind"
     assert torch.equal(bank.camera_centres()[0], fresh.camera_centres()[0])
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.1, 0.7])
+@pytest.mark.parametrize("batch", [8, 100])  # 100 in a bank of 60: every batch has duplicates
+@pytest.mark.parametrize("rule", ["momentum", "hard"])
+def test_centres_that_are_vectors_of_their_own_by_loops(make_bank, rule, batch, momentum):
+    bank = make_bank(momentum=momentum, centres=rule)
+    expected_rows = bank.features.double().numpy()
+    for step in range(2):
+        bank.relabel(bank.labels)  # begins at the normalised means again
+        features, indexes = random_step(bank, batch, step)
+        plain_batch = features.double().numpy(), indexes.tolist()
+        expected = plain_centres(bank, *plain_batch, momentum, rule == "hard")
+        expected_rows = plain_update(expected_rows, *plain_batch, momentum)
+        before = bank.centroids
+        bank.update(features.requires_grad_(), indexes)  # the bank keeps no graph
+        assert not torch.equal(bank.centroids, before)
+        np.testing.assert_allclose(
+            bank.centroids, [expected[label, None] for label in range(bank.num_clusters)],
+            rtol=0, atol=1e-6)
+        pairs = list(zip(bank.centre_labels.tolist(), bank.centre_camids.tolist(), strict=True))
+        assert pairs == sorted(pair for pair in expected if pair[1] is not None)
+        for normalize in (True, False):
+            centres, labels = bank.camera_centres(normalize=normalize)
+            assert torch.equal(labels, bank.centre_labels)
+            np.testing.assert_allclose(centres, [expected[pair] for pair in pairs],
+                                       rtol=0, atol=1e-6)
+        np.testing.assert_allclose(bank.features, expected_rows, rtol=0, atol=1e-6)
+
+
+def test_of_images_that_are_equally_hard_the_first_moves_the_centre():
+    bank = MemoryBank(torch.tensor([0, 0, 1]), 2, momentum=0.5, centres="hard")
+    bank.reset(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+    bank.relabel(torch.tensor([0, 0, -1]))  # the third is an outlier and moves nothing
+    bank.update(torch.tensor([[0.6, 0.8], [0.6, -0.8], [0.0, -1.0]]), torch.tensor([1, 0, 2]))
+    np.testing.assert_allclose(bank.centroids, [unit(np.array([0.8, 0.4]))], rtol=0, atol=1e-6)
+
+
+def test_fixed_centres_wait_for_the_next_clustering(make_bank):
+    bank, moving = make_bank(centres="fixed"), make_bank()
+    before = bank.centroids, bank.camera_centres()[0]
+    for either in (bank, moving):
+        either.update(*random_step(bank, 16, 0))
+    assert torch.equal(bank.centroids, before[0])
+    assert torch.equal(bank.camera_centres()[0], before[1])
+    assert torch.equal(bank.features, moving.features)  # which move, for the next one
+    bank.relabel(bank.labels)
+    assert_sums_are_right(bank, 1e-6)
+    assert not torch.equal(bank.centroids, before[0])
 
 
 def test_relabel_changes_the_number_of_clusters(make_bank):
@@ -161,20 +230,43 @@ def test_momentum_outside_its_range(momentum):
         MemoryBank(torch.zeros(3), 4, momentum=momentum)
 
 
-def test_state_dict_round_trip_goes_on_bit_for_bit(make_bank):
-    bank = make_bank()
+@pytest.mark.parametrize("rule", CENTRES)
+def test_state_dict_round_trip_goes_on_bit_for_bit(make_bank, rule):
+    bank = make_bank(centres=rule)
     for step in range(50):
         bank.update(*random_step(bank, 16, step))
-    resumed = MemoryBank(bank.camids, 16, momentum=0.2)
+    resumed = MemoryBank(bank.camids, 16, momentum=0.2, centres=rule)
     resumed.load_state_dict(bank.state_dict())
     after = []
     for either in (resumed, bank):  # one after the other: they share no memory
         for step in range(50, 55):
             either.update(*random_step(bank, 16, step))
-        assert_sums_are_right(either, 1e-5)
+        if rule == "mean":
+            assert_sums_are_right(either, 1e-5)
         after.append(copy.deepcopy(either.state_dict()))
     torch.testing.assert_close(*after, rtol=0, atol=0)
     assert resumed.num_clusters == bank.num_clusters
+
+
+@pytest.mark.parametrize("saved, rule", [("mean", "hard"), ("momentum", "fixed")])
+def test_centres_of_another_kind_are_not_loaded(make_bank, saved, rule):
+    bank, kind = make_bank(centres=rule), {"mean": "means", "momentum": "vectors of their own"}
+    with pytest.raises(ValueError, match=f"bank are {kind[saved]}.*CAUREID.MEMORY.CENTRES is "
+                       f"{rule}: resume with the same"):
+        bank.load_state_dict(make_bank(centres=saved, clusters=3).state_dict())
+    assert bank.num_clusters == 7  # it is as it was
+
+
+def test_the_config_says_how_the_centres_move(make_cfg):
+    cfg = make_cfg("CAUREID.MEMORY.CENTRES", "hard", "CAUREID.MEMORY.MOMENTUM", 0.5,
+                   "MODEL.HEADS.EMBEDDING_DIM", 4)
+    bank = build_memory_bank(cfg, torch.tensor([0, 1]), "cpu")
+    assert bank.features.shape == (2, 4) and bank.momentum == 0.5
+    assert "cluster_vectors" in bank.state_dict()
+    cfg.CAUREID.MEMORY.CENTRES = "means"
+    with pytest.raises(ValueError, match="CAUREID.MEMORY.CENTRES 'means' .*'mean', 'momentum', "
+                       "'hard', 'fixed'"):
+        build_memory_bank(cfg, torch.tensor([0, 1]), "cpu")
 
 
 def test_the_threshold_is_restored_exactly_and_may_be_missing(make_bank):
@@ -201,17 +293,18 @@ def test_a_bank_of_other_images_is_not_loaded(make_bank, make_other):
     assert not other.features.any() and other.num_clusters == 0
 
 
-@pytest.mark.parametrize("field", ["cluster_sums", "centre_sums"])
+@pytest.mark.parametrize("rule, field", [
+    ("mean", "cluster_sums"), ("mean", "centre_sums"), ("hard", "centre_vectors")])
 @pytest.mark.parametrize("change", [
     lambda sums: sums[:-1], lambda sums: sums[:, :1], lambda sums: sums[0],
     lambda sums: sums.sum(), lambda sums: sums[:, :, None], lambda sums: sums * float("nan")])
-def test_sums_of_other_clusters_are_not_loaded(make_bank, field, change):
+def test_sums_of_other_clusters_are_not_loaded(make_bank, rule, field, change):
     """One row would be added to all, where it is broadcast."""
-    state = make_bank().state_dict()
+    state = make_bank(centres=rule).state_dict()
     state[field] = change(state[field])
     with pytest.raises(ValueError, match=f"memory bank is damaged: {field} has shape .* ask for "
                        r"finite ones of \(\d+, 16\).*Resume from another"):
-        make_bank().load_state_dict(state)
+        make_bank(centres=rule).load_state_dict(state)
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 2], [1, 1, 1]])

@@ -28,6 +28,8 @@ import caureid_plugin  # first: it makes the toolbox importable
 import numpy as np
 import torch
 from caureid_plugin import MemoryBank, needs_memory
+from caureid_plugin.modeling import build_memory_bank, build_teacher
+from caureid_plugin.modeling.teacher import VIEWS
 from fastreid.config import get_cfg
 from fastreid.engine.train_loop import AMPTrainer, SimpleTrainer
 from fastreid.modeling import build_model
@@ -93,6 +95,8 @@ class Side:
         self.trainer.run_step()
         if self.bank is not None:
             self.bank.update(*self.trainer.model.pop_seen())
+            if self.trainer.model.teacher is not None:
+                self.trainer.model.teacher.update(self.trainer.model)
 
     def note_losses(self, model, inputs, losses) -> None:
         """A forward hook: notes the losses' precision."""
@@ -123,10 +127,10 @@ def make_bank(cfg, args: argparse.Namespace, device: torch.device) -> MemoryBank
     """A bank of random rows; image k + jK is of cluster k and of camera j modulo the cameras."""
     order = torch.arange(args.images)
     cameras = max(1, cfg.MODEL.HEADS.CAMSEP.NUM_CAMERAS)
-    dim = cfg.MODEL.HEADS.EMBEDDING_DIM or cfg.MODEL.BACKBONE.FEAT_DIM
-    bank = MemoryBank(order // args.clusters % cameras, dim,
-                      momentum=cfg.CAUREID.MEMORY.MOMENTUM, device=device)
-    bank.reset(torch.randn(args.images, dim, generator=torch.Generator().manual_seed(args.seed)))
+    bank = build_memory_bank(cfg, order // args.clusters % cameras, device)
+    bank.epoch = cfg.SOLVER.MAX_EPOCH  # every loss takes part
+    bank.reset(torch.randn(bank.features.shape,
+                           generator=torch.Generator().manual_seed(args.seed)))
     bank.relabel(order % args.clusters)
     return bank
 
@@ -159,7 +163,7 @@ def draw_batches(cfg, args: argparse.Namespace, device: torch.device) -> list[di
 def side_batches(side_name: str, layout: str, batches: list[dict]) -> list[dict]:
     """The batches as a side takes them."""
     if side_name != BASELINE:
-        return batches
+        return [{**batch, **dict.fromkeys(VIEWS, batch["images"])} for batch in batches]
     # CAUReID lays out its images itself; Baseline has no key for it and follows its input
     memory_format = torch.channels_last if LAYOUTS[layout] else torch.contiguous_format
     return [{**batch, "targets": batch["identities"],
@@ -179,6 +183,7 @@ def build_side(cfg, args: argparse.Namespace, name: str, precision: str, layout:
         model.backbone.load_state_dict(backbone)
     bank = None
     if name != BASELINE:
+        model.teacher = build_teacher(cfg, model)
         bank = model.memory = make_bank(cfg, args, device)
     optimizer, wrapper = build_optimizer(cfg, model)
     loader = itertools.cycle(side_batches(name, layout, batches))
