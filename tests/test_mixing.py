@@ -62,8 +62,9 @@ SMALLER = {
     "supervised_camsep_loss.yml": PLAIN,
 }
 SCALARS = {
-    "CACCLoss": "loss_cacc", "CameraSeparationLoss": "loss_camsep",
-    "CrossEntropyLoss": "loss_cls", "InfoNCELoss": "loss_infonce", "TripletLoss": "loss_triplet",
+    "CACCLoss": "loss_cacc", "CAPLoss": "loss_cap_intra", "CameraSeparationLoss": "loss_camsep",
+    "CrossEntropyLoss": "loss_cls", "ICELoss": "loss_ice_hard", "InfoNCELoss": "loss_infonce",
+    "TripletLoss": "loss_triplet",
 }
 # scalars that the toolbox's architectures name themselves
 OWN_SCALARS = {
