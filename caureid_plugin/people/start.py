@@ -314,6 +314,8 @@ def _check_outputs(args: SimpleNamespace, mot: Sequence[MotFile]) -> None:
             raise UserError(f"{option} would write {printable(path)}, which this command reads or "
                             "writes for something else: give --output another name or folder.")
         taken.add(os.path.realpath(path))
+        if args.known:  # from here on: --output, which comes first, may replace it
+            taken.add(os.path.realpath(args.known))
 
 
 def _write(people: People, args: SimpleNamespace, mot: Sequence[MotFile]) -> None:

@@ -205,7 +205,9 @@ def test_what_is_read_is_not_written_over(people, crops, tmp_path, capsys):
             (tmp_path / "t.csv", ["--truth", tmp_path / "t.csv"], "--output"),
             (tmp_path / "t.csv", ["CAMERA_FOLDER.CSV", tmp_path / "t.csv"], "--output"),
             (tmp_path / "people.csv", ["--mot", f"north={tmp_path / 't.csv'}",
-                                       f"south={tmp_path / 'people_t.csv'}"], "--mot")]:
+                                       f"south={tmp_path / 'people_t.csv'}"], "--mot"),
+            (tmp_path / "people.csv", ["--known", tmp_path / "people_t.csv", "--mot",
+                                       f"north={tmp_path / 't.csv'}"], "--mot")]:
         before = {path: path.read_text() for path in [*tmp_path.glob("*.csv"), crops / "crops.csv"]}
         said = refusal(command, [people.run, crops, "--output", output, *words], capsys)
         assert f"{option} would write" in said and "another name" in said
